@@ -1,0 +1,264 @@
+"""Modules and stores: adopt a module, capture one while it is built, and mend what came loose.
+
+A parameter is bound by `param.data = view`: it stays the same object, so optimizers, hooks, tied modules and the flat
+weights of RNNs keep working, and it keeps a version counter of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+
+from .errors import AliasError, SpecError
+from .registry import Registry, variable_of
+from .spec import VarSpec, contiguous_stride, is_dense
+
+Initializer = Callable[[nn.Module], object]
+
+# Keeps a registry alive as long as a module it was made from, so that an optimizer finds it by the parameters alone.
+_adopted: weakref.WeakKeyDictionary[nn.Module, Registry] = weakref.WeakKeyDictionary()
+
+
+@dataclass
+class Found:
+    """A tensor of a module, with every name and owner it has there."""
+
+    tensor: Tensor
+    names: list[str] = field(default_factory=list)
+    owners: list[tuple[weakref.ref[nn.Module], str]] = field(default_factory=list)
+
+
+def find_tensors(module: nn.Module, prefix: str, buffers: bool) -> list[Found]:
+    """Parameters in registration order, then buffers if asked for; tied ones once, with all their names."""
+    found: dict[int, Found] = {}
+    for kind in ("_parameters", "_buffers") if buffers else ("_parameters",):
+        for path, owner in module.named_modules(prefix=prefix, remove_duplicate=False):
+            for attribute, tensor in getattr(owner, kind).items():
+                if tensor is None:
+                    continue
+                entry = found.setdefault(id(tensor), Found(tensor))
+                entry.names.append(f"{path}.{attribute}" if path else attribute)
+                if not any(ref() is owner and name == attribute for ref, name in entry.owners):
+                    entry.owners.append((weakref.ref(owner), attribute))
+    return list(found.values())
+
+
+def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
+    """The spec of a module's tensor.
+
+    Raises:
+        SpecError: a lazy, sparse, quantized, complex or subclassed tensor.
+    """
+    tensor, name = found.tensor, found.names[0]
+    if isinstance(tensor, UninitializedTensorMixin):
+        raise SpecError(f"{name!r} is a lazy parameter without a shape yet; run one forward pass before adopting")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise SpecError(f"{name!r} is {tensor.layout} and quantized={tensor.is_quantized}; only dense tensors are held")
+    if tensor.is_complex():
+        raise SpecError(f"{name!r} is {tensor.dtype}; hold torch.view_as_real of it as a parameter instead")
+    if type(tensor.data) is not Tensor:
+        raise SpecError(
+            f"{name!r} holds a {type(tensor.data).__name__}, a tensor subclass with its own memory; adopt plain tensors"
+        )
+    shape, stride = tuple(tensor.shape), tensor.stride()
+    # An expanded or sliced tensor does not fill its memory: it becomes row-major, with the same values.
+    stride = stride if is_dense(shape, stride) else contiguous_stride(shape)
+    kind = tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype
+    return VarSpec(name, shape, kind, stride, trainable=tensor.requires_grad)
+
+
+def check_memory(found: list[Found]) -> None:
+    """Raises where a tensor belongs to a store already, or two share memory without being one object."""
+    ranges: list[tuple[int, int, int, str]] = []
+    for entry in found:
+        owner = variable_of(entry.tensor)
+        if owner is not None:
+            raise SpecError(
+                f"{entry.names[0]!r} belongs to a store already, as {owner[1].name!r}; one parameter lies in one "
+                "buffer: use that store, or adopt a deepcopy of the module"
+            )
+        tensor = entry.tensor
+        if isinstance(tensor, UninitializedTensorMixin) or tensor.layout != torch.strided:
+            continue
+        if tensor.numel() and not tensor.is_meta:
+            reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            first = tensor.data_ptr()
+            ranges.append(
+                (first, first + reach * tensor.element_size(), tensor.untyped_storage().data_ptr(), entry.names[0])
+            )
+    ranges.sort()
+    for (_, stop, storage, name), (first, _, other_storage, other) in itertools.pairwise(ranges):
+        if first < stop and storage == other_storage:
+            raise SpecError(
+                f"{name!r} and {other!r} share memory but are different objects, so they would come apart in the "
+                "store; tie them by assigning one Parameter to both modules"
+            )
+
+
+def adopt(
+    registry: Registry,
+    module: nn.Module,
+    make: Callable[..., object],
+    *,
+    prefix: str = "",
+    dtype: torch.dtype | None = None,
+    buffers: bool = False,
+    init: Initializer | None = None,
+) -> None:
+    """Moves a module's tensors into the registry; see `VarStore.from_module`. Nothing changes if it raises."""
+    found = find_tensors(module, prefix, buffers)
+    specs = [make_spec(entry, dtype) for entry in found]
+    check_memory(found)
+    on_meta = [entry for entry in found if entry.tensor.is_meta]
+    initialize = plan_initialization(module, on_meta, init)
+    names = [entry.names for entry in found]
+    params = [entry.tensor for entry in found]
+    registry.extend(specs, params, names, make)  # type: ignore[arg-type]
+    for entry in found:
+        registry.by_name[entry.names[0]].owners = entry.owners
+    _adopted[module] = registry
+    if on_meta:
+        materialize_buffers(module, registry.device)
+        with torch.no_grad():
+            initialize()
+
+
+def plan_initialization(module: nn.Module, on_meta: list[Found], init: Initializer | None) -> Callable[[], object]:
+    """How tensors that come from the meta device get values; refused before anything is carved if there is no way."""
+    if init is not None:
+        return lambda: module.apply(init)  # type: ignore[arg-type]
+    meta = {id(entry.tensor) for entry in on_meta}
+    needing = [
+        (path, owner)
+        for path, owner in module.named_modules()
+        if any(id(p) in meta for p in owner._parameters.values())
+        or any(b is not None and b.is_meta for b in owner._buffers.values())
+    ]
+    for path, owner in needing:
+        if not callable(getattr(owner, "reset_parameters", None)):
+            raise SpecError(
+                f"module {path!r} ({type(owner).__name__}) is on the meta device and has no reset_parameters(), so its "
+                "values are unknown; pass init=, a function that is applied to every submodule and writes them"
+            )
+    return lambda: [owner.reset_parameters() for _, owner in needing]  # type: ignore[operator]
+
+
+def materialize_buffers(module: nn.Module, device: torch.device) -> None:
+    """Gives meta buffers that the store did not take memory of their own; initialization writes them."""
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                owner._buffers[name] = torch.zeros_like(buffer, device=device)
+
+
+@contextmanager
+def building() -> Iterator[list[nn.Module]]:
+    """Notes the modules that are built in this context; after it, the list holds those with no parent among them."""
+    built: dict[int, nn.Module] = {}
+    children: set[int] = set()
+
+    def on_parameter(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        built[id(module)] = module
+
+    def on_module(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        built[id(module)] = module
+        if child is not None:
+            built[id(child)] = child
+            children.add(id(child))
+
+    handles = [
+        torch_module.register_module_parameter_registration_hook(on_parameter),
+        torch_module.register_module_module_registration_hook(on_module),
+    ]
+    roots: list[nn.Module] = []
+    try:
+        yield roots
+    finally:
+        for handle in handles:
+            handle.remove()
+        roots.extend(module for key, module in built.items() if key not in children)
+
+
+def check_owners(registry: Registry, indices: list[int]) -> None:
+    """Raises AliasError for a variable that its modules no longer hold.
+
+    Asked only for variables without a gradient: that is how a replaced Parameter shows, and in a step where all have
+    one it costs nothing.
+    """
+    for index in indices:
+        variable = registry.variables[index]
+        for reference, attribute in variable.owners:
+            owner = reference()
+            if owner is None:
+                continue
+            current = owner._parameters.get(attribute, owner._buffers.get(attribute))
+            if current is variable.param or current is None:
+                # Gone from the attribute: pruning and parametrizations keep the object under another name.
+                continue
+            if not any(p is variable.param for p in owner.parameters()):
+                raise AliasError(
+                    f"variable {variable.name!r} is no longer used: {type(owner).__name__}.{attribute} holds another "
+                    f"Parameter of shape {tuple(current.shape)} and dtype {current.dtype}, which the store does not "
+                    "train. Call store.rebind() to take the new one in under the same name"
+                )
+
+
+def rebind(registry: Registry) -> list[str]:
+    """Takes in what replaced the store's memory or parameters; see `VarStore.rebind`."""
+    changed: list[str] = []
+    replaced: dict[int, Tensor] = {}
+    specs = []
+    devices = set()
+    for variable in registry.variables:
+        param = _current(variable.owners, variable.param)
+        if param is not variable.param:
+            replaced[variable.index] = param
+        if tuple(param.shape) != tuple(variable.shape):
+            raise AliasError(
+                f"variable {variable.name!r} now has shape {tuple(param.shape)} instead of {tuple(variable.shape)}; "
+                "a store keeps shapes: adopt the changed module into a new VarStore"
+            )
+        devices.add(param.device)
+        specs.append(dataclasses.replace(variable.span.spec, dtype=param.dtype))
+    if len(devices) > 1:
+        raise AliasError(f"variables now lie on several devices ({devices}); move the whole module to one of them")
+    device = devices.pop() if devices else registry.device
+    current = {v.index: replaced.get(v.index, v.param) for v in registry.variables}
+    holders = {
+        i: p.detach()
+        for i, p in current.items()
+        if p.data_ptr() != registry.view("values", registry.variables[i]).data_ptr()
+    }
+    changed = [registry.variables[i].name for i in holders]
+    for i, param in replaced.items():
+        registry.variables[i].param = param
+    registry.recarve(specs, device)
+    for i, values in holders.items():
+        variable = registry.variables[i]
+        registry.view("values", variable).copy_(values)
+        registry.claim(variable)
+    return changed
+
+
+def _current(owners: list[tuple[weakref.ref[nn.Module], str]], param: Tensor) -> Tensor:
+    """What the owners hold now: another Parameter only if all of them agree on it and none holds the old one."""
+    held = []
+    for reference, attribute in owners:
+        owner = reference()
+        if owner is not None:
+            tensor = owner._parameters.get(attribute, owner._buffers.get(attribute))
+            if tensor is None or any(p is param for p in owner.parameters()):
+                return param
+            held.append(tensor)
+    if held and all(tensor is held[0] for tensor in held):
+        return held[0]
+    return param

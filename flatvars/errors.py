@@ -1,0 +1,34 @@
+"""Errors of flatvars. Each message says what was found, what was needed and which call mends it."""
+
+from __future__ import annotations
+
+from .kernels.errors import FlatvarsError, GradientError
+
+__all__ = [
+    "AliasError",
+    "FlatvarsError",
+    "ForeignParameterError",
+    "GradientError",
+    "NameTakenError",
+    "SpecError",
+]
+
+
+class SpecError(FlatvarsError, ValueError):
+    """A variable that no store can hold: a bad name, shape, dtype or layout."""
+
+
+class NameTakenError(FlatvarsError, KeyError):
+    """A name that the store already holds, or does not hold."""
+
+    def __str__(self) -> str:
+        # KeyError prints the repr of its argument, which would put a sentence in quotes.
+        return str(self.args[0])
+
+
+class AliasError(FlatvarsError, RuntimeError):
+    """A parameter no longer lies in its store's buffer: training on would update memory the model does not use."""
+
+
+class ForeignParameterError(FlatvarsError, ValueError):
+    """A parameter that belongs to no store, or to another one."""

@@ -1,0 +1,324 @@
+"""Gradients: where they lie, which variables have one, and what is taken of them before a step.
+
+Autograd leaves a gradient per parameter in `.grad`. In the default mode ("gather") those stay where they are, and norm
+and step read them through a pointer table: no gradient buffer exists, and everything users do to `.grad` keeps its
+meaning. `accumulate()` moves them into the flat stream instead (float32 for low-precision variables), which is how
+micro-batches add up in full precision; `.grad` is None afterwards. A step ends the cycle: the next `accumulate()`
+overwrites. In the mode "views", `.grad` is a view of the stream from the start and autograd adds into it in place.
+
+None is not zero: a variable without a gradient is untouched. In "views" mode every view has a version counter of its
+own, and a view that was written since `zero_grad()` has moved on: no hook is needed to know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import GradientError, NameTakenError
+from .plans import PlanSet
+from .registry import Registry
+from .streams import GRADS, view_of
+from .variable import Variable
+
+
+@dataclass
+class Collected:
+    """The gradients of some variables: scattered, or in the flat stream for those that are touched."""
+
+    grads: Sequence[Tensor | None] | None
+    touched: list[bool]
+
+    def touched_of(self, plans: PlanSet) -> list[bool]:
+        """Which of the variables have a gradient."""
+        if self.grads is None:
+            return self.touched
+        return [grad is not None for grad in self.grads]
+
+
+class Gradients:
+    """The gradients of all variables of a registry.
+
+    Args:
+        mode: "gather" or "views".
+    """
+
+    def __init__(self, registry: Registry, mode: str = "gather") -> None:
+        if mode not in ("gather", "views"):
+            raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
+        self.registry = registry
+        self.mode = mode
+        self.touched: set[int] = set()  # ids of the variables whose stream span holds a gradient of this cycle
+        self.spent = False  # a step has used the stream: the next accumulate starts anew
+        self.exposed = False  # the stream was handed out: its norm may have changed behind our back
+        self.fresh = False  # the norm of `plans` is that of the stream
+        self._plans: PlanSet | None = None
+        self._attached: dict[int, tuple[Tensor, int]] = {}  # "views": the view of a variable, its version when zeroed
+        registry.recarved.append(self._follow)
+
+    # The stream ---------------------------------------------------------------------------------------------------
+
+    def stream(self, region: torch.dtype) -> Tensor:
+        """The flat gradients of a region, [trainable_numel]: float32 for narrower variables, unless they are views."""
+        dtype = region if self.mode == "views" or region.itemsize > 4 else torch.float32
+        return self.registry.streams.get(GRADS, region, dtype)
+
+    def read_stream(self, region: torch.dtype) -> Tensor:
+        """The stream for a user's eyes: what is pending is gathered, what no variable has is zero."""
+        self.flush()
+        if self.mode == "gather" and not self.touched:
+            self.stream(region).zero_()
+        self.exposed = True
+        return self.stream(region)
+
+    def of(self, variable: Variable) -> Tensor | None:
+        """One variable's gradient, or None."""
+        if self.mode == "gather" and variable.id in self.touched:
+            if variable.param.grad is None:
+                self.exposed = True
+                return view_of(self.stream(variable.dtype), variable.span)
+            if not self.spent:
+                self.accumulate()
+                return self.of(variable)
+        if self.mode == "views":
+            return variable.param.grad if self.collect([variable]).touched[0] else None
+        return variable.param.grad
+
+    def plans(self) -> PlanSet:
+        """Plans over all variables that can have a gradient."""
+        if self._plans is None or self._plans.generation != self.registry.generation:
+            self._plans = PlanSet(self.registry, self.registry.trainable())
+            self.fresh = False
+        if not self._plans.all_require_grad():
+            self.registry.sync_masks()
+            return self.plans()
+        return self._plans
+
+    def _follow(self) -> None:
+        """After a re-carve: spans moved, so views must be made anew; what was written stays written."""
+        self.fresh = False
+        if self.mode == "views":
+            written = {v.id for v in self.registry.trainable() if self._is_written(v)}
+            self._attach(written)
+
+    # Collecting ---------------------------------------------------------------------------------------------------
+
+    def collect(self, variables: Sequence[Variable]) -> Collected:
+        """The gradients a step of these variables would use now."""
+        if self.mode == "views":
+            return Collected(None, [self._settle(v) for v in variables])
+        pending = [v.param.grad for v in variables]
+        return self.choose(variables, pending)
+
+    def collect_for(self, plans: PlanSet) -> Collected:
+        """The same for the variables of some plans, without a turn of Python per variable beyond reading `.grad`."""
+        if self.mode == "views":
+            return self.collect(plans.variables)
+        return self.choose(plans.variables, plans.pending())
+
+    def norm_for(self, plans: PlanSet, collected: Collected, sources: Sequence[Any]) -> Tensor:
+        """The norm of these gradients: what the last accumulate left, if it still holds, else one launch a region."""
+        mine = self._plans
+        same = mine is not None and len(mine.variables) == len(plans.variables)
+        if collected.grads is None and same and mine is not None and self.fresh and not self.exposed:
+            return mine.norm
+        return plans.norm_(sources)
+
+    def choose(self, variables: Sequence[Variable], pending: Sequence[Tensor | None]) -> Collected:
+        """In "gather" mode: the pending gradients, or the stream where one was accumulated."""
+        if not self.touched:
+            return Collected(pending, [])
+        if any(grad is not None for grad in pending):
+            if self.spent:
+                # Gradients of a new cycle that nobody accumulated: the stream's are those of the step before.
+                self.drop()
+                return Collected(pending, [])
+            self.accumulate()
+        return Collected(None, [v.id in self.touched for v in variables])
+
+    def sources(self, plans: PlanSet, collected: Collected) -> list[Any]:
+        """Sources of a launch of these plans."""
+        if collected.grads is not None:
+            return plans.scattered(collected.grads)
+        return plans.gathered(self.stream, collected.touched)
+
+    # "views" mode -------------------------------------------------------------------------------------------------
+
+    def _is_written(self, variable: Variable) -> bool:
+        view, version = self._attached.get(variable.id, (None, 0))
+        grad = variable.param.grad
+        return grad is not None and (grad is not view or grad._version != version)
+
+    def _settle(self, variable: Variable) -> bool:
+        """Whether the variable has a gradient; one that autograd or the user put elsewhere is taken into the stream."""
+        if not self._is_written(variable):
+            return False
+        grad = variable.param.grad
+        view, version = self._attached.get(variable.id, (None, -1))
+        if grad is not view and grad is not None:
+            view = view_of(self.stream(variable.dtype), variable.span).data
+            view.copy_(grad.detach().to_dense() if grad.layout != torch.strided else grad.detach())
+            variable.param.grad = view
+            self._attached[variable.id] = (view, -1)
+        return True
+
+    def _attach(self, written: set[int]) -> None:
+        """Points every `.grad` into the stream; those of `written` variables count as written."""
+        for variable in self.registry.trainable():
+            view = view_of(self.stream(variable.dtype), variable.span).data
+            if variable.id in written and variable.param.grad is not None:
+                view.copy_(variable.param.grad)
+            variable.param.grad = view
+            self._attached[variable.id] = (view, -1 if variable.id in written else view._version)
+
+    # Operations ---------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Takes what is pending into the stream."""
+        if any(v.param.grad is not None for v in self.registry.trainable()):
+            self.accumulate()
+
+    def accumulate(
+        self, grads: Mapping[str, Tensor] | Sequence[Tensor | None] | None = None, scale: float = 1.0
+    ) -> None:
+        """See `VarStore.accumulate`."""
+        plans = self.plans()
+        plans.check()
+        if self.mode == "views":
+            self._accumulate_views(plans, grads, scale)
+            return
+        given = plans.pending() if grads is None else self._aligned(plans, grads)
+        add = bool(self.touched) and not self.spent
+        if all(grad is None for grad in given):
+            return
+        for part, source in zip(plans.parts, plans.scattered(given), strict=True):
+            part.plan.accumulate_(source, self.stream(part.region), float(scale), add)
+        if grads is None:
+            for param in plans.params:
+                param.grad = None
+        if not add:
+            self.touched = set()
+        self.touched.update(v.id for v, grad in zip(plans.variables, given, strict=True) if grad is not None)
+        self.spent = False
+        self.fresh = True
+
+    def _accumulate_views(self, plans: PlanSet, grads: Any, scale: float) -> None:
+        if scale != 1.0:
+            raise GradientError(
+                f"accumulate(scale={scale}) cannot scale gradients that autograd already added in place; "
+                'scale the loss, or make the store with grads="gather"'
+            )
+        if grads is not None:
+            for variable, grad in zip(plans.variables, self._aligned(plans, grads), strict=True):
+                if grad is not None:
+                    _add_grad(variable.param, grad)
+        self.collect(plans.variables)
+
+    def _aligned(self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
+        if isinstance(grads, Mapping):
+            unknown = [name for name in grads if name not in self.registry.by_name]
+            if unknown:
+                raise NameTakenError(f"gradients were given for {unknown}, which the store does not hold")
+            by_id = {self.registry.by_name[name].id: grad for name, grad in grads.items()}
+            return [by_id.get(v.id) for v in plans.variables]
+        if len(grads) != len(plans.variables):
+            raise GradientError(
+                f"{len(grads)} gradients were given for {len(plans.variables)} trainable variables; give one per "
+                "variable in creation order (None where there is none), or a mapping from names"
+            )
+        return list(grads)
+
+    def drop(self) -> None:
+        """Forgets the stream's gradients; no byte is written."""
+        self.touched = set()
+        self.spent = False
+        self.fresh = False
+
+    def zero(self, set_to_none: bool = True) -> None:
+        """See `VarStore.zero_grad`."""
+        trainable = self.registry.trainable()
+        if self.mode == "views":
+            if set_to_none:
+                for region in {v.dtype for v in trainable}:
+                    self.stream(region).zero_()
+                self._attach(set())
+            else:
+                written = [v.param.grad for v in trainable if self._settle(v) and v.param.grad is not None]
+                self._zero_in_place(written)
+            return
+        if set_to_none:
+            for variable in self.registry.variables:
+                variable.param.grad = None
+            self.drop()
+            return
+        self._zero_in_place([v.param.grad for v in trainable if v.param.grad is not None])
+        if self.touched:
+            for region in {v.dtype for v in trainable}:
+                self.stream(region).zero_()
+            self.fresh, self.spent = False, False
+
+    @staticmethod
+    @torch.no_grad()
+    def _zero_in_place(grads: list[Tensor]) -> None:
+        if grads:
+            torch._foreach_zero_(grads)
+
+    # Norms and clipping -------------------------------------------------------------------------------------------
+
+    def norm(self, order: float = 2.0) -> Tensor:
+        """See `VarStore.grad_norm`."""
+        plans = self.plans()
+        plans.check()
+        collected = self.collect(plans.variables)
+        if order != 2.0:
+            norms = plans.variable_norms(self.sources(plans, collected), order, values=False)[1]
+            return torch.linalg.vector_norm(norms, order) if len(norms) else plans.norm.clone()
+        if not (collected.grads is None and self.fresh and not self.exposed):
+            plans.norm_(self.sources(plans, collected))
+        return plans.norm.clone()
+
+    def norms(self, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
+        """See `VarStore.norms`."""
+        plans = self.plans()
+        plans.check()
+        collected = self.collect(plans.variables)
+        has = [g is not None for g in collected.grads] if collected.grads is not None else collected.touched
+        values, grads = plans.variable_norms(self.sources(plans, collected), order, values=True)
+        rows = zip(plans.variables, values.unbind(), grads.unbind(), has, strict=True)
+        return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows}
+
+    def clip_norm_(self, max_norm: float, order: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+        """See `VarStore.clip_grad_norm_`."""
+        self.accumulate()
+        norm = self.norm(order)
+        if error_if_nonfinite and not math.isfinite(float(norm)):
+            raise GradientError(
+                f"the gradient norm of order {order} is {float(norm)}, so gradients cannot be clipped; "
+                "look at store.norms() for the variable, or pass error_if_nonfinite=False"
+            )
+        coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        self._each_stream(lambda stream: stream.mul_(coefficient.to(stream.dtype)))
+        return norm
+
+    def clip_value_(self, clip_value: float) -> None:
+        """See `VarStore.clip_grad_value_`."""
+        self.accumulate()
+        self._each_stream(lambda stream: stream.clamp_(-clip_value, clip_value))
+
+    def _each_stream(self, operation: Any) -> None:
+        for part in self.plans().parts:
+            operation(self.stream(part.region))
+        self.fresh = False
+
+
+@torch.no_grad()
+def _add_grad(param: Tensor, grad: Tensor) -> None:
+    if param.grad is None:
+        param.grad = grad.to(param.dtype)
+    else:
+        param.grad.add_(grad)

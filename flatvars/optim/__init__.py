@@ -1,0 +1,10 @@
+"""Optimizers with torch.optim's names and arguments; one fused step over a store, whatever the number of variables."""
+
+from ..backend import Rule, rule
+from .adam import Adam, AdamW
+from .base import Optimizer
+from .lion import Lion
+from .rule import RuleOptimizer
+from .sgd import SGD
+
+__all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "Rule", "RuleOptimizer", "rule"]

@@ -1,0 +1,265 @@
+"""Optimizer: a real torch.optim.Optimizer whose step is at most two launches over a store.
+
+`param_groups` is the single source of truth: schedulers and users write there, and what changed is copied to the device
+before the next launch. State lives in the store's streams; `state` and `state_dict` show it per parameter, in
+torch.optim's format.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from .. import bind
+from ..backend import Rule
+from ..errors import FlatvarsError, ForeignParameterError
+from ..plans import PlanSet
+from ..registry import Registry, variable_of
+from ..store import VarStore
+from ..variable import Variable
+from .groups import find_registry, resolve_params
+from .state import OptimizerState, load_state_dict, state_dict
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base of all optimizers of flatvars.
+
+    Args:
+        params: A VarStore, parameters that lie in one store, or param groups; `"params"` of a group may be a name
+            pattern or a list of them, and a variable goes to the first group that matches it.
+        defaults: Hyper-parameters of groups that do not set them.
+        store: Needed only where `params` are patterns.
+        max_norm: Clip the norm over all gradients of this optimizer to it, inside the step: gradients are not
+            rewritten.
+        skip_nonfinite: Change nothing, not even step counts, when that norm is NaN or infinite; `skipped` counts it.
+        state_dtype: Of the state streams; the variables' own if not given, as in torch.optim.
+
+    Raises:
+        ForeignParameterError: a parameter of no store, or of two.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        defaults: dict[str, Any],
+        *,
+        store: VarStore | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        if max_norm is not None and not max_norm >= 0.0:
+            raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
+        self._registry: Registry = find_registry(params, store)
+        self._variables: list[list[Variable]] = []  # of each param group
+        self._plans: PlanSet | None = None
+        self._frozen: list[Tensor] = []
+        self._counts: dict[int, int] = {}  # steps taken, by variable id, while there are no plans
+        self._norm: Tensor | None = None
+        self._states: dict[torch.dtype, list[Tensor]] = {}
+        self.max_norm = max_norm
+        self.skip_nonfinite = skip_nonfinite
+        self.state_dtype = state_dtype
+        self._skipped = torch.zeros((), dtype=torch.int32, device=self._registry.device)
+        self._key = self._registry.register_optimizer()
+        super().__init__(resolve_params(params, self._registry, self._taken), defaults)
+        self.state = OptimizerState(self)  # type: ignore[assignment]
+        weakref.finalize(self, self._registry.release_optimizer, self._key)
+
+    def rule(self) -> Rule:
+        """The mathematics of the step, given the param groups as they are."""
+        raise NotImplementedError
+
+    # Groups -------------------------------------------------------------------------------------------------------
+
+    def _taken(self) -> set[int]:
+        return {variable.id for group in self._variables for variable in group}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch.optim's; `"params"` may be name patterns of the store."""
+        resolved = resolve_params([param_group], self._registry, self._taken)[0]
+        super().add_param_group(resolved)
+        variables = []
+        for param in self.param_groups[-1]["params"]:
+            found = variable_of(param)
+            if found is None or found[0] is not self._registry:
+                self.param_groups.pop()
+                raise ForeignParameterError(
+                    f"a parameter of shape {tuple(param.shape)} lies in "
+                    f"{'no store' if found is None else 'another store'}; adopt its module with "
+                    "VarStore.from_module(module) or store.add_module(module) first, and use one optimizer per store"
+                )
+            variables.append(found[1])
+        self._variables.append(variables)
+        self._retire_plans()
+
+    # Plans --------------------------------------------------------------------------------------------------------
+
+    def _current_plans(self) -> PlanSet:
+        """The plans of this optimizer's trainable variables; made anew when spans moved or masks flipped."""
+        plans = self._plans
+        if plans is not None and plans.generation == self._registry.generation:
+            if plans.all_require_grad() and not any(param.requires_grad for param in self._frozen):
+                return plans
+            self._registry.sync_masks()
+        elif any(p.requires_grad and not v.span.spec.trainable for v, p in self._members()):
+            self._registry.sync_masks()
+        self._retire_plans()
+        return self._make_plans()
+
+    def _members(self) -> list[tuple[Variable, Tensor]]:
+        return [(v, v.param) for group in self._variables for v in group]
+
+    def _make_plans(self) -> PlanSet:
+        for group, variables in zip(self.param_groups, self._variables, strict=True):
+            # A Parameter that was assigned to a module took the place of the old one in the store.
+            group["params"] = [v.param for v in variables]
+        members = [(v, g) for g, group in enumerate(self._variables) for v in group]
+        trainable = sorted((m for m in members if m[0].requires_grad), key=lambda m: m[0].index)
+        plans = PlanSet(self._registry, [v for v, _ in trainable], [g for _, g in trainable])
+        self._frozen = [v.param for v, _ in members if not v.requires_grad]
+        for part in plans.parts:
+            counts = [self._counts.get(plans.variables[k].id, 0) for k in part.order]
+            if any(counts):
+                part.plan.load_step_counts(torch.tensor(counts, dtype=torch.int32))
+        self._plans = plans
+        self._states = {}
+        self._skipped = self._skipped.to(self._registry.device)
+        return plans
+
+    def _retire_plans(self) -> None:
+        """Reads the step counts back (this synchronizes) and forgets the plans."""
+        self._counts = self.step_counts()
+        self._plans = None
+
+    def step_counts(self) -> dict[int, int]:
+        """Steps taken by each variable, by variable id. Synchronizes."""
+        counts = dict(self._counts)
+        if self._plans is not None:
+            for part in self._plans.parts:
+                taken = part.plan.step_counts().tolist()
+                counts.update({self._plans.variables[k].id: n for k, n in zip(part.order, taken, strict=True)})
+        return counts
+
+    def state_streams(self, region: torch.dtype) -> list[Tensor]:
+        """The state streams of a region, in the rule's order; made of zeros when first asked for."""
+        if region not in self._states:
+            dtype = self.state_dtype or region
+            names = self.rule().states
+            self._states[region] = [self._registry.streams.get(f"{self._key}.{n}", region, dtype) for n in names]
+        return self._states[region]
+
+    # Stepping -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.
+
+        Args:
+            closure: Computes the loss and its gradients; its value is returned.
+
+        Raises:
+            AliasError: a parameter no longer lies in the store, or its module holds another one.
+            GradientError: a gradient of a wrong shape or kind.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plans = self._current_plans()
+        plans.check()
+        gradients = self._registry.gradients
+        collected = gradients.collect_for(plans)
+        touched = collected.touched_of(plans)
+        if not all(touched):
+            bind.check_owners(
+                self._registry, [v.index for v, hit in zip(plans.variables, touched, strict=True) if not hit]
+            )
+        sources = gradients.sources(plans, collected)
+        needs_norm = self.max_norm is not None or self.skip_nonfinite
+        norm = plans.norm
+        if needs_norm:
+            self._norm = norm = gradients.norm_for(plans, collected, sources)
+        rule = self.rule()
+        for part, source in zip(plans.parts, sources, strict=True):
+            part.plan.step_(
+                source,
+                rule,
+                plans.values(part),
+                self.state_streams(part.region),
+                self.param_groups,
+                norm=norm,
+                max_norm=self.max_norm,
+                skip=self.skip_nonfinite,
+                skipped=self._skipped,
+            )
+        gradients.spent = True
+        # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
+        # before this step would silently use the new ones.
+        stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
+        torch.autograd.graph.increment_version(stepped)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim's, and drops what `store.accumulate` gathered for these variables' store."""
+        self._registry.gradients.zero(set_to_none)
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """The gradient norm that the last step clipped or checked by, before clipping: a device scalar, no sync."""
+        if self._norm is None:
+            raise FlatvarsError(
+                "no step of this optimizer has taken a norm; pass max_norm= or skip_nonfinite=True, or call "
+                "store.grad_norm()"
+            )
+        return self._norm
+
+    @property
+    def skipped(self) -> Tensor:
+        """How many steps `skip_nonfinite` skipped: a device scalar, no sync."""
+        return self._skipped
+
+    def upload_hyperparameters(self) -> None:
+        """Copies changed `param_groups` to the device now. Call it before replaying a captured CUDA graph of `step`."""
+        for part in self._current_plans().parts:
+            if part.plan.backend == "triton":
+                part.plan.upload_hyper(self.rule(), self.param_groups, self.max_norm)
+
+    # State --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """torch.optim's format: it loads there, and theirs loads here. Synchronizes to read step counts."""
+        return state_dict(self)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Copies a state dict of this class or of torch.optim's namesake into the streams, in the streams' dtype.
+
+        Raises:
+            ValueError: other numbers of groups or parameters; nothing has changed then.
+        """
+        load_state_dict(self, state_dict)
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__} is bound to a store's memory and cannot be pickled or copied; save state_dict() "
+            "and load it into an optimizer over the other store"
+        )
+
+
+def check_at_least(minimum: float, **numbers: Any) -> None:
+    """Raises ValueError, in torch's words, for a hyper-parameter below a minimum (or NaN)."""
+    for name, number in numbers.items():
+        if not isinstance(number, Tensor) and not number >= minimum:
+            raise ValueError(f"Invalid {name} value: {number}; it must be at least {minimum}")
+
+
+def check_betas(betas: Iterable[float]) -> None:
+    """Raises ValueError, in torch's words, for a beta outside [0, 1)."""
+    for i, beta in enumerate(betas):
+        if not 0.0 <= float(beta) < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")

@@ -1,0 +1,70 @@
+"""SGD with torch.optim's arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import SGD as SGD_RULE
+from ..backend import SGD_MOMENTUM, Rule
+from ..store import VarStore
+from .base import Optimizer, check_at_least
+from .flags import refuse_differentiable
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, dampening and Nesterov's form.
+
+    Arguments are torch.optim.SGD's, and those of `Optimizer`. The momentum stream exists only where a group has
+    momentum.
+
+    Raises:
+        ValueError: a hyper-parameter out of range, or nesterov without momentum or with dampening.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        store: VarStore | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        check_at_least(0.0, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        refuse_differentiable(differentiable)
+        if nesterov and (momentum <= 0.0 or dampening != 0.0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(
+            params,
+            defaults,
+            store=store,
+            max_norm=max_norm,
+            skip_nonfinite=skip_nonfinite,
+            state_dtype=state_dtype,
+        )
+
+    def rule(self) -> Rule:
+        return SGD_MOMENTUM if any(group["momentum"] for group in self.param_groups) else SGD_RULE

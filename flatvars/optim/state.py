@@ -1,0 +1,145 @@
+"""Optimizer state per parameter: views of the streams, and torch.optim's state dict both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..registry import variable_of
+from ..streams import view_of
+from ..variable import Variable
+
+if TYPE_CHECKING:
+    from .base import Optimizer
+
+
+class OptimizerState(MutableMapping[Tensor, dict[str, Any]]):
+    """`optimizer.state`: parameter to a dict of its step count and views of its state; {} before its first step.
+
+    Looking synchronizes: step counts live on the device. Writing a dict copies it into the streams.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def __getitem__(self, param: Tensor) -> dict[str, Any]:
+        return read_state(self._optimizer, self._variable(param), self._optimizer.step_counts())
+
+    def __setitem__(self, param: Tensor, state: dict[str, Any]) -> None:
+        write_states(self._optimizer, {self._variable(param).id: state})
+
+    def __delitem__(self, param: Tensor) -> None:
+        self[param] = {}
+
+    def __iter__(self) -> Iterator[Tensor]:
+        counts = self._optimizer.step_counts()
+        return (
+            p for group in self._optimizer.param_groups for p in group["params"] if counts.get(self._variable(p).id)
+        )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _variable(self, param: Tensor) -> Variable:
+        found = variable_of(param)
+        if found is None or found[0] is not self._optimizer._registry:
+            raise KeyError("the parameter lies in another store, or in none, so this optimizer has no state for it")
+        return found[1]
+
+
+def read_state(optimizer: Optimizer, variable: Variable, counts: Mapping[int, int]) -> dict[str, Any]:
+    """One variable's state with torch's keys; views, so they follow every step."""
+    count = counts.get(variable.id, 0)
+    if not count or not variable.span.spec.trainable:
+        return {}
+    rule = optimizer.rule()
+    streams = optimizer.state_streams(variable.dtype)
+    state: dict[str, Any] = {"step": torch.tensor(float(count))} if rule.keeps_step else {}
+    state.update({name: view_of(s, variable.span) for name, s in zip(rule.states, streams, strict=True)})
+    return state
+
+
+def write_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]]) -> None:
+    """Copies states by variable id into the streams; what a state does not name becomes zero.
+
+    Raises:
+        ValueError: a state of another shape; nothing has changed then.
+    """
+    variables = {v.id: v for group in optimizer._variables for v in group}
+    names = optimizer.rule().states
+    for key, state in states.items():
+        for name in names:
+            value = state.get(name)
+            if value is not None and tuple(value.shape) != tuple(variables[key].shape):
+                raise ValueError(
+                    f"{name!r} of variable {variables[key].name!r} has shape {tuple(value.shape)}, "
+                    f"but the variable has {tuple(variables[key].shape)}"
+                )
+    optimizer._retire_plans()
+    for key, state in states.items():
+        variable = variables[key]
+        if not variable.span.spec.trainable:
+            continue
+        for name, stream in zip(names, optimizer.state_streams(variable.dtype), strict=True):
+            value = state.get(name)
+            target = view_of(stream, variable.span)
+            target.zero_() if value is None else target.copy_(value)
+        # torch's SGD saves no count; a momentum buffer says that a first step was taken.
+        known = any(state.get(name) is not None for name in names)
+        optimizer._counts[key] = int(state["step"]) if "step" in state else int(known)
+
+
+def state_dict(optimizer: Optimizer) -> dict[str, Any]:
+    """torch.optim's format, by its hooks' rules."""
+    for pre_hook in optimizer._optimizer_state_dict_pre_hooks.values():
+        pre_hook(optimizer)
+    counts = optimizer.step_counts()
+    state: dict[int, dict[str, Any]] = {}
+    groups = []
+    index = 0
+    for group, variables in zip(optimizer.param_groups, optimizer._variables, strict=True):
+        packed = {key: value for key, value in group.items() if key != "params"}
+        packed["params"] = list(range(index, index + len(variables)))
+        groups.append(packed)
+        for variable in variables:
+            entry = read_state(optimizer, variable, counts)
+            if entry:
+                state[index] = entry
+            index += 1
+    result: dict[str, Any] = {"state": state, "param_groups": groups}
+    for post_hook in optimizer._optimizer_state_dict_post_hooks.values():
+        changed = post_hook(optimizer, result)
+        result = result if changed is None else changed
+    return result
+
+
+def load_state_dict(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """Loads torch.optim's format; group hyper-parameters are replaced, states copied."""
+    state_dict = dict(state_dict)
+    for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = pre_hook(optimizer, state_dict)
+        state_dict = state_dict if changed is None else changed
+    saved_groups = deepcopy(state_dict["param_groups"])
+    if len(saved_groups) != len(optimizer.param_groups):
+        raise ValueError("loaded state dict has a different number of parameter groups")
+    order: dict[Any, Variable] = {}
+    for saved, variables in zip(saved_groups, optimizer._variables, strict=True):
+        if len(saved["params"]) != len(variables):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
+            )
+        order.update(zip(saved["params"], variables, strict=True))
+    absent: dict[str, Any] = {}
+    states = {variable.id: state_dict["state"].get(key, absent) for key, variable in order.items()}
+    write_states(optimizer, states)
+    for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
+        names = group.get("param_names")
+        group.update({key: value for key, value in saved.items() if key != "params"})
+        if names is not None:
+            group["param_names"] = names
+    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        post_hook(optimizer)

@@ -1,0 +1,94 @@
+"""Streams: contiguous buffers over a layout. Allocate, view, re-carve; no meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import Layout, Span
+
+VALUES = "values"
+GRADS = "grads"
+
+
+def view_of(stream: Tensor, span: Span) -> Tensor:
+    """The variable's own shape over a stream, in its memory order."""
+    return stream.as_strided(span.spec.shape, span.spec.stride, span.offset)
+
+
+def flat_of(stream: Tensor, span: Span) -> Tensor:
+    """The variable's elements in memory order, [numel], without padding."""
+    return stream[span.offset : span.offset + span.numel]
+
+
+class Streams:
+    """All buffers of a store: `values` over whole regions, every other stream over their trainable parts.
+
+    Padding is zero when a stream is made and stays zero: nothing but kernels writes there, and they store zeros.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device) -> None:
+        self.layout = layout
+        self.device = device
+        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        for region in layout.regions:
+            self._buffers[VALUES, region.dtype] = self._zeros(region.numel, region.dtype)
+
+    def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(numel, dtype=dtype, device=self.device)
+
+    def __contains__(self, key: tuple[str, torch.dtype]) -> bool:
+        return key in self._buffers
+
+    def values(self, region: torch.dtype) -> Tensor:
+        return self._buffers[VALUES, region]
+
+    def get(self, name: str, region: torch.dtype, dtype: torch.dtype) -> Tensor:
+        """The stream `name` of a region, [trainable_numel]; made of zeros of `dtype` when first asked for."""
+        key = (name, region)
+        if key not in self._buffers:
+            self._buffers[key] = self._zeros(self.layout.region_of[region].trainable_numel, dtype)
+        return self._buffers[key]
+
+    def drop(self, name: str) -> None:
+        """Frees a stream in all regions."""
+        for key in [key for key in self._buffers if key[0] == name]:
+            del self._buffers[key]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers, padding included."""
+        return sum(buffer.nbytes for buffer in self._buffers.values())
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for name, _ in self._buffers))
+
+    def recarve(self, layout: Layout, device: torch.device, source: Mapping[int, int], skip: Sequence[str]) -> Streams:
+        """The same streams over another layout, and on another device if it differs; this object is left as it was.
+
+        Args:
+            layout: The new layout. A variable whose dtype changed takes its values and state along, rounded.
+            device: Of the new buffers.
+            source: New span index to old span index, for the variables that existed before.
+            skip: Streams not to be copied nor made.
+
+        Returns:
+            New streams. What has no predecessor is zero.
+        """
+        new = Streams(layout, device)
+        for (name, region), old in self._buffers.items():
+            if name in skip:
+                continue
+            for to, origin in source.items():
+                span, before = layout.spans[to], self.layout.spans[origin]
+                if before.spec.dtype != region or not span.numel:
+                    continue
+                if name != VALUES and not (span.spec.trainable and before.spec.trainable):
+                    continue
+                # A state as wide as its region follows the region's dtype; one of its own dtype keeps it.
+                dtype = span.spec.dtype if old.dtype == region else old.dtype
+                target = new.values(span.spec.dtype) if name == VALUES else new.get(name, span.spec.dtype, dtype)
+                view_of(target, span).copy_(view_of(old, before))
+        return new

@@ -1,0 +1,1 @@
+"""Kernels of flatvars: Triton on GPUs, `kernels.eager` on torch everywhere else. Import as `flatvars.kernels`."""

@@ -1,0 +1,1 @@
+"""The torch backend: the same operations and signatures as the Triton plan, no triton."""

@@ -1,0 +1,176 @@
+"""The torch backend: the plan of `kernels/plan.py` with the same methods, on torch operators.
+
+Numerics: rules in float32 (float64 for float64 regions); hyper-parameters and step counts are Python floats, so bias
+corrections are computed in double precision. Regions in float32 and float64 go through torch's fused operator where the
+rule names one; everything else runs the rule itself on chunks that stay in cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rules import Rule
+from ..segments import Segments
+from ..sources import flat, in_memory_order
+from .runs import Gather, Run, merge
+from .step import Step
+
+# Elements summed in one go; the sums of chunks are added in double precision.
+NORM_CHUNK = 262_144
+
+
+@dataclass
+class Sources:
+    """Gradients of a launch: scattered (`grads`) or in the flat stream, for the variables that are touched."""
+
+    grads: Sequence[Tensor | None]
+    stream: Tensor | None
+    touched: list[bool]
+    runs: list[Run] | None = None
+
+
+class Plan:
+    """Runs and counts of some variables of one region. Arguments as in `kernels/plan.py`."""
+
+    backend = "torch"
+
+    def __init__(self, segments: Segments, device: torch.device, norm: Tensor, sums: Tensor, slot: int) -> None:
+        self.segments = segments
+        self.device = device
+        self.norm_out, self.sums, self.slot = norm, sums, slot
+        self.counts = np.zeros(len(segments), dtype=np.int64)
+        # Runs of the pattern of touched variables seen last: one for scattered gradients, one for the flat stream.
+        self._pattern: list[bool] = []
+        self._touched = np.zeros(0, dtype=np.int64)
+        self._gather: Gather | None = None
+        self._flat: list[Run] | None = None
+
+    # Which gradients a launch reads -------------------------------------------------------------------------------
+
+    def scattered(self, grads: Sequence[Tensor | None]) -> Sources:
+        return Sources(grads, None, [grad is not None for grad in grads])
+
+    def gathered(self, stream: Tensor, touched: Sequence[bool]) -> Sources:
+        return Sources([], stream, list(touched))
+
+    def _runs(self, sources: Sources) -> list[Run]:
+        """The runs of a launch, each pointed at its gradient; computed once for norm and step."""
+        if sources.runs is not None:
+            return sources.runs
+        if sources.touched != self._pattern:
+            # Counts of touched and untouched variables part here: runs of the old pattern no longer agree.
+            self._pattern, self._gather, self._flat = sources.touched, None, None
+            self._touched = np.flatnonzero(sources.touched)
+        if sources.stream is None:
+            if self._gather is None:
+                self._gather = Gather(self.segments, self._touched.tolist(), self.counts)
+            sources.runs = self._gather.fill(sources.grads)
+        else:
+            if self._flat is None:
+                self._flat = merge(self.segments, self._touched.tolist(), self.counts, None)
+            for run in self._flat:
+                run.grad = run.of(sources.stream)
+            sources.runs = self._flat
+        return sources.runs
+
+    # Launches -----------------------------------------------------------------------------------------------------
+
+    def norm_(self, sources: Sources) -> None:
+        """Writes the L2 norm of the gradients to `norm`."""
+        self._write_norm([run.grad for run in self._runs(sources) if run.grad is not None])
+
+    def _write_norm(self, grads: list[Tensor]) -> None:
+        sums = self.sums.tolist()[: self.slot]
+        square_sum = math.fsum(_square_sum(grad) for grad in grads)
+        self.sums[self.slot] = square_sum
+        self.norm_out.fill_(math.sqrt(square_sum + sum(sums)))
+
+    def accumulate_(self, sources: Sources, stream: Tensor, scale: float, add: bool) -> None:
+        """Gathers into the flat stream and writes the norm of what it then holds to `norm`."""
+        segments = self.segments
+        for i, grad in enumerate(sources.grads):
+            start = segments.starts[i]
+            if grad is None:
+                if not add:
+                    stream[start : segments.stops[i]].zero_()
+                continue
+            grad = in_memory_order(segments.names[i], grad, segments.shapes[i], segments.strides[i])
+            span = stream[start : start + segments.numels[i]]
+            if add:
+                span.add_(flat(grad), alpha=scale)
+            else:
+                span.copy_(flat(grad)).mul_(scale)
+        whole = merge(segments, range(len(segments)), np.zeros(len(segments)), None)
+        self._write_norm([run.of(stream) for run in whole])
+
+    def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
+        """Norms of every variable, [variables, 2]: of its value and of its gradient; 0 for what is not given."""
+        out = torch.zeros((len(self.segments), 2), dtype=self.segments.compute_dtype)
+        for i, (start, numel) in enumerate(zip(self.segments.starts, self.segments.numels, strict=True)):
+            if not numel:
+                continue
+            if values is not None:
+                out[i, 0] = torch.linalg.vector_norm(values[start : start + numel], order, dtype=out.dtype)
+            if sources is not None and sources.touched[i]:
+                grad = sources.grads[i] if sources.stream is None else sources.stream[start : start + numel]
+                assert grad is not None
+                out[i, 1] = torch.linalg.vector_norm(grad, order, dtype=torch.promote_types(out.dtype, grad.dtype))
+        return out
+
+    def step_(
+        self,
+        sources: Sources,
+        rule: Rule,
+        values: Tensor,
+        states: Sequence[Tensor],
+        groups: Sequence[Mapping[str, Any]],
+        *,
+        norm: Tensor,
+        max_norm: float | None,
+        skip: bool,
+        skipped: Tensor,
+    ) -> None:
+        """Updates values and states of all variables that have a gradient. Arguments as in `kernels/plan.py`."""
+        if skip and not math.isfinite(float(norm)):
+            if self.slot == 0:
+                skipped.add_(1)
+            return
+        runs = self._runs(sources)
+        for index in sorted({run.group for run in runs}):
+            group = groups[index]
+            chosen = [run for run in runs if run.group == index]
+            coefficient = 1.0 if max_norm is None else clip_coefficient(norm, max_norm)
+            step = Step(rule, group, coefficient, values, states, self.segments)
+            step.apply(chosen, [int(self.counts[run.variables[0]]) + 1 for run in chosen])
+        self.counts[self._touched] += 1
+
+    # Counts -------------------------------------------------------------------------------------------------------
+
+    def step_counts(self) -> Tensor:
+        """Steps taken by each variable, [variables] int32."""
+        return torch.from_numpy(self.counts).to(torch.int32)
+
+    def load_step_counts(self, counts: Tensor) -> None:
+        """Sets the steps taken, [variables] int32."""
+        self.counts = counts.cpu().numpy().astype(np.int64)
+        self._pattern, self._gather, self._flat = [], None, None
+
+
+def _square_sum(grad: Tensor) -> float:
+    total = 0.0
+    for chunk in torch.split(grad, NORM_CHUNK):
+        chunk = chunk if chunk.dtype in (torch.float32, torch.float64) else chunk.float()
+        total += float(torch.dot(chunk, chunk))
+    return total
+
+
+def clip_coefficient(norm: Tensor, max_norm: float) -> float:
+    """torch.nn.utils.clip_grad_norm_'s, in its own float32 arithmetic; NaN where the norm is NaN."""
+    return float(torch.clamp(max_norm / (norm + 1e-6), max=1.0))

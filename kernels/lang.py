@@ -1,0 +1,130 @@
+"""Whether Triton is here, and the two lives of a device function.
+
+This is the only module of the library that asks. With Triton, `device_function` is `triton.jit` and `tl` is
+`triton.language`. Without it, `tl` is `EagerMath`, the same names over torch, so that a rule can be written, imported
+and run on any machine. `eager_twin` gives, in both cases, the function as plain Python over torch tensors.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class EagerMath:
+    """The names of `triton.language` that a rule may use, over torch tensors and Python floats."""
+
+    @staticmethod
+    def sqrt_rn(x: Any) -> Any:
+        return torch.sqrt(x) if isinstance(x, torch.Tensor) else math.sqrt(x)
+
+    @staticmethod
+    def div_rn(x: Any, y: Any) -> Any:
+        return x / y
+
+    @staticmethod
+    def exp(x: Any) -> Any:
+        return torch.exp(x) if isinstance(x, torch.Tensor) else math.exp(x)
+
+    @staticmethod
+    def log(x: Any) -> Any:
+        return torch.log(x) if isinstance(x, torch.Tensor) else math.log(x)
+
+    @staticmethod
+    def abs(x: Any) -> Any:
+        return abs(x)
+
+    @staticmethod
+    def where(condition: Any, x: Any, y: Any) -> Any:
+        if isinstance(condition, torch.Tensor):
+            return torch.where(condition, x, y)
+        return x if condition else y
+
+    @staticmethod
+    def maximum(x: Any, y: Any) -> Any:
+        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
+            return torch.maximum(x, y)
+        if isinstance(x, torch.Tensor):
+            return x.clamp(min=y)
+        return y.clamp(min=x) if isinstance(y, torch.Tensor) else max(x, y)
+
+    @staticmethod
+    def minimum(x: Any, y: Any) -> Any:
+        return -EagerMath.maximum(-x, -y)
+
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:
+    triton: Any = None  # type: ignore[no-redef]
+    tl: Any = EagerMath  # type: ignore[no-redef]
+    HAS_TRITON = False
+
+if HAS_TRITON:
+
+    @triton.jit
+    def sqrt_rn(x):  # type: ignore[no-untyped-def]
+        """IEEE square root of any width; `tl.sqrt_rn` takes float32 alone, and `tl.sqrt` is exact in float64."""
+        if x.dtype == tl.float64:
+            root = tl.sqrt(x)
+        else:
+            root = tl.sqrt_rn(x)
+        return root
+
+    @triton.jit
+    def div_rn(x, y):  # type: ignore[no-untyped-def]
+        """IEEE quotient of any width."""
+        if x.dtype == tl.float64:
+            quotient = x / y
+        else:
+            quotient = tl.div_rn(x, y)
+        return quotient
+
+else:
+    sqrt_rn = EagerMath.sqrt_rn
+    div_rn = EagerMath.div_rn
+
+# Triton reads the same variable when a kernel is decorated: the kernels of this process then run on CPU tensors.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """Makes `function` callable from a Triton kernel; without Triton, returns it as it is.
+
+    The body may use its arguments, arithmetic, comparisons, tuples, other device functions, and of `tl` the names of
+    `EagerMath`: then `eager_twin` runs it on torch tensors as well.
+    """
+    return triton.jit(function) if HAS_TRITON else function
+
+
+@functools.cache
+def eager_twin(function: Any) -> Callable[..., Any]:
+    """Returns a device function as plain Python over torch tensors: same code, with `tl` and its callees replaced."""
+    plain = getattr(function, "fn", function)
+    names = {name: _eager_value(value) for name, value in plain.__globals__.items() if name in plain.__code__.co_names}
+    twin = types.FunctionType(plain.__code__, {**plain.__globals__, **names}, plain.__name__, plain.__defaults__)
+    twin.__doc__ = plain.__doc__
+    return twin
+
+
+def _eager_value(value: Any) -> Any:
+    if value is tl:
+        return EagerMath
+    if value is sqrt_rn:
+        return EagerMath.sqrt_rn
+    if value is div_rn:
+        return EagerMath.div_rn
+    if hasattr(value, "fn") and isinstance(value.fn, types.FunctionType):  # a triton.jit function
+        return eager_twin(value)
+    if HAS_TRITON and isinstance(value, tl.constexpr):
+        return value.value
+    return value

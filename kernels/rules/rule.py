@@ -1,0 +1,64 @@
+"""What a rule is: the mathematics of one optimizer on one tile, and the names of what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..lang import device_function
+
+
+def _same_names(names: tuple[str, ...]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    def row(group: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(group[name] for name in names)
+
+    return row
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One optimizer's update.
+
+    Attributes:
+        name: What error messages and state dicts call it.
+        function: Device function `(p, g, state, hyper, step) -> (p, state)` on float32 tiles (float64 for a float64
+            region); `state` and `hyper` are tuples, `step` the number of this update, counted from 1.
+        states: Names of the state streams, in the order of the `state` tuple; they are the keys of `state_dict`.
+        hyper: Maps a param group to the row of numbers that `function` unpacks. Computed on the host in double
+            precision and rounded once. A number may be a one-element tensor: it is copied without a synchronization.
+        keeps_step: Whether the step count is part of the saved state, as torch's Adam does and its SGD does not.
+        native: torch's fused operator for the same update, or None; `kernels/eager/native.py` says how it is called.
+    """
+
+    name: str
+    function: Any
+    states: tuple[str, ...]
+    hyper: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    native: Callable[..., None] | None = None
+    keeps_step: bool = True
+
+
+def rule(*, states: Sequence[str] = (), hyper: Sequence[str] = ("lr",)) -> Callable[[Callable[..., Any]], Rule]:
+    """Turns a function into a `Rule` that the fused, masked, multi-tensor step runs.
+
+    Args:
+        states: Names of the state streams the function reads and returns; they start as zeros.
+        hyper: Names of the param-group entries it unpacks from `hyper`, all of them numbers.
+
+    Returns:
+        A decorator. The function is `(p, g, state, hyper, step) -> (p, state)`; see `device_function` for what its
+        body may use.
+
+    Example:
+        >>> @rule(states=("momentum",), hyper=("lr", "beta"))
+        ... def signum(p, g, state, hyper, step):
+        ...     lr, beta = hyper
+        ...     m = beta * state[0] + (1.0 - beta) * g
+        ...     return p - lr * tl.where(m > 0.0, 1.0, -1.0), (m,)
+    """
+
+    def decorate(function: Callable[..., Any]) -> Rule:
+        return Rule(function.__name__, device_function(function), tuple(states), _same_names(tuple(hyper)))
+
+    return decorate

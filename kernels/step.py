@@ -1,0 +1,100 @@
+"""One optimizer step over all tiles of a region: one launch for any rule, any number of variables and groups.
+
+    g <- gradient * clip        clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
+    p, state <- RULE(p, g, state, hyper[group], step)
+
+Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter. The tile
+table adds 40 B and the counts 8 B a tile of `BLOCK` elements.
+Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
+even.
+Aliasing: values, states and counts in place; padding is stored as zero whatever the rule makes of it. A variable whose
+source is 0 is untouched: no byte of it is read or written, its count stays. With SKIP and a norm that is not finite,
+nothing changes but `skipped`.
+
+Counts are kept per tile, not per variable: each program reads and writes only its own, so a launch needs no second pass
+and no ordering between programs, and a variable's count is that of its first tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .lang import div_rn
+from .tiles import load_source, padded_mask, round_to, tile_row
+
+
+@triton.jit
+def load_hyper(hyper_ptr, group, COLUMNS: tl.constexpr):
+    """Row of a group as a tuple, without column 0, which is max_norm."""
+    row = ()
+    for column in tl.static_range(1, COLUMNS):
+        row = row + (tl.load(hyper_ptr + group * COLUMNS + column),)
+    return row
+
+
+@triton.jit
+def clip_coefficient(norm, max_norm):
+    """torch's: at most 1, and NaN where the norm is NaN."""
+    coefficient = div_rn(max_norm, norm + 1e-6)
+    return tl.where(coefficient > 1.0, 1.0, coefficient)
+
+
+@triton.jit
+def load_states(states_ptr, offset, mask, COMPUTE: tl.constexpr):
+    states = ()
+    for i in tl.static_range(len(states_ptr)):
+        states = states + (tl.load(states_ptr[i] + offset, mask=mask, other=0.0).to(COMPUTE),)
+    return states
+
+
+@triton.jit
+def store_tile(pointer, tile, real, mask):
+    tl.store(pointer, round_to(tl.where(real, tile, 0.0), pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def step_kernel(
+    tiles_ptr,  # [tiles, 5] int64
+    sources_ptr,  # [variables, 2] int64: address (0: untouched) and dtype code
+    hyper_ptr,  # [groups, COLUMNS]: max_norm, then what the rule unpacks
+    counts_ptr,  # [tiles] in/out: steps taken
+    norm_ptr,  # [] float32
+    skipped_ptr,  # [] int32 in/out
+    values_ptr,  # [numel] in/out
+    states_ptr,  # tuple of [numel] in/out
+    RULE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CLIP: tl.constexpr,
+    SKIP: tl.constexpr,
+    COUNT_SKIPS: tl.constexpr,
+    SOURCE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    tile = tl.program_id(0).to(tl.int64)
+    if SKIP:
+        finite = tl.abs(tl.load(norm_ptr)) < float("inf")
+        if not finite:
+            if COUNT_SKIPS and tile == 0:
+                tl.store(skipped_ptr, tl.load(skipped_ptr) + 1)
+            return
+    lane = tl.arange(0, BLOCK)
+    start, local, length, variable, group = tile_row(tiles_ptr, tile)
+    if tl.load(sources_ptr + variable * 2) == 0:
+        return
+    grad, _ = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
+    if CLIP:
+        grad = grad * clip_coefficient(tl.load(norm_ptr).to(COMPUTE), tl.load(hyper_ptr + group * COLUMNS))
+    offset = start + lane
+    mask = padded_mask(lane, length)
+    value = tl.load(values_ptr + offset, mask=mask, other=0.0).to(COMPUTE)
+    states = load_states(states_ptr, offset, mask, COMPUTE)
+    count = tl.load(counts_ptr + tile) + 1
+    value, states = RULE(value, grad, states, load_hyper(hyper_ptr, group, COLUMNS), count.to(COMPUTE))
+    real = lane < length
+    store_tile(values_ptr + offset, value, real, mask)
+    for i in tl.static_range(len(states_ptr)):
+        store_tile(states_ptr[i] + offset, states[i], real, mask)
+    tl.store(counts_ptr + tile, count)
