@@ -58,6 +58,8 @@ class Gradients:
         self.exposed = False  # the stream was handed out: its norm may have changed behind our back
         self.fresh = False  # the norm of `plans` is that of the stream
         self._plans: PlanSet | None = None
+        self._all_params: list[Tensor] = []
+        self._listed = -1
         self._attached: dict[int, tuple[Tensor, int]] = {}  # "views": the view of a variable, its version when zeroed
         registry.recarved.append(self._follow)
 
@@ -98,6 +100,13 @@ class Gradients:
             self.registry.sync_masks()
             return self.plans()
         return self._plans
+
+    def _params(self) -> list[Tensor]:
+        """All parameters of the registry; the list is kept, since `zero_grad` walks it every step."""
+        if len(self._all_params) != len(self.registry.variables) or self._listed != self.registry.generation:
+            self._all_params = [v.param for v in self.registry.variables]
+            self._listed = self.registry.generation
+        return self._all_params
 
     def _follow(self) -> None:
         """After a re-carve: spans moved, so views must be made anew; what was written stays written."""
@@ -241,6 +250,11 @@ class Gradients:
 
     def zero(self, set_to_none: bool = True) -> None:
         """See `VarStore.zero_grad`."""
+        if self.mode == "gather" and set_to_none:
+            for param in self._params():
+                param.grad = None
+            self.drop()
+            return
         trainable = self.registry.trainable()
         if self.mode == "views":
             if set_to_none:
@@ -250,11 +264,6 @@ class Gradients:
             else:
                 written = [v.param.grad for v in trainable if self._settle(v) and v.param.grad is not None]
                 self._zero_in_place(written)
-            return
-        if set_to_none:
-            for variable in self.registry.variables:
-                variable.param.grad = None
-            self.drop()
             return
         self._zero_in_place([v.param.grad for v in trainable if v.param.grad is not None])
         if self.touched:

@@ -103,7 +103,7 @@ class Optimizer(torch.optim.Optimizer):
         """The plans of this optimizer's trainable variables; made anew when spans moved or masks flipped."""
         plans = self._plans
         if plans is not None and plans.generation == self._registry.generation:
-            if plans.all_require_grad() and not any(param.requires_grad for param in self._frozen):
+            if not any(param.requires_grad for param in self._frozen):
                 return plans
             self._registry.sync_masks()
         elif any(p.requires_grad and not v.span.spec.trainable for v, p in self._members()):

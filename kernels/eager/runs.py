@@ -8,10 +8,8 @@ one scratch buffer, so that ten thousand of them cost one operator call and not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
-from itertools import pairwise
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,8 +21,6 @@ from ..sources import flat, in_memory_order
 
 # Below, gathering (about 1 us a tensor and a copy of its bytes) beats a call of its own (about 10 us).
 LARGE = 65_536
-# Elements of a gather that pay for a second thread.
-SPLIT = 262_144
 
 
 @dataclass
@@ -33,16 +29,12 @@ class Run:
 
     Attributes:
         variables: Positions in the segments.
-        grad: [stop - start], in the memory order of the values.
-        owned: Whether `grad` is scratch that may be overwritten.
     """
 
     start: int
     stop: int
     group: int
     variables: list[int]
-    grad: Tensor | None = None
-    owned: bool = False
     _slices: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, stream: Tensor) -> Tensor:
@@ -59,6 +51,20 @@ class Run:
             first = segments.starts[i] - self.start
             real[first : first + segments.numels[i]] = True
         return torch.nonzero(~real).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A run with its gradient of this step.
+
+    Attributes:
+        grad: [stop - start], in the memory order of the values.
+        owned: Whether `grad` is scratch that may be overwritten.
+    """
+
+    run: Run
+    grad: Tensor
+    owned: bool
 
 
 def merge(segments: Segments, chosen: Sequence[int], counts: np.ndarray, limit: int | None) -> list[Run]:
@@ -91,83 +97,71 @@ class Gather:
     def __init__(self, segments: Segments, chosen: Sequence[int], counts: np.ndarray) -> None:
         self.segments = segments
         self.runs = merge(segments, chosen, counts, LARGE)
-        self.large = [run for run in self.runs if segments.numels[run.variables[0]] >= LARGE]
         small = [run for run in self.runs if segments.numels[run.variables[0]] < LARGE]
         self.small = [i for run in small for i in run.variables]
         self.scratch = torch.zeros(sum(run.stop - run.start for run in small), dtype=segments.compute_dtype)
-        self._places: list[tuple[int, int]] = []  # offset in the scratch, end with padding
+        self._gathered: dict[int, Loaded] = {}  # by the start of the run
+        # What is concatenated into the scratch: a slot for each gradient, and zeros between neighbors.
+        self._template: list[Tensor | None] = []
+        self._slots: list[int] = []
+        self._offsets: list[int] = []
         base = 0
         for run in small:
-            run.grad, run.owned = self.scratch[base : base + run.stop - run.start], True
-            ends = [*(segments.starts[i] for i in run.variables[1:]), run.stop]
-            for i, end in zip(run.variables, ends, strict=True):
-                self._places.append((base + segments.starts[i] - run.start, base + end - run.start))
+            self._gathered[run.start] = Loaded(run, self.scratch[base : base + run.stop - run.start], owned=True)
+            self._place(run, base)
             base += run.stop - run.start
+        # One operator call either way: `cat` takes vectors alone, and copies them at twice the speed.
         self._vectors = all(len(segments.shapes[i]) == 1 for i in self.small)
-        self._parts = self._split()
 
-    def _split(self) -> list[tuple[int, int]]:
-        """Ranges of `small`, one a thread."""
-        threads = torch.get_num_threads() if len(self.scratch) >= SPLIT else 1
-        bounds = [len(self.small) * t // threads for t in range(threads + 1)]
-        return [(a, b) for a, b in pairwise(bounds) if b > a]
+    def _place(self, run: Run, base: int) -> None:
+        ends = [*(self.segments.starts[i] for i in run.variables[1:]), run.stop]
+        for i, end in zip(run.variables, ends, strict=True):
+            start, numel = self.segments.starts[i], self.segments.numels[i]
+            self._slots.append(len(self._template))
+            self._offsets.append(base + start - run.start)
+            self._template.append(None)
+            if end - start > numel:
+                self._template.append(torch.zeros(end - start - numel))
 
-    def fill(self, grads: Sequence[Tensor | None]) -> list[Run]:
-        """Points every run at its gradient: copies the small ones, borrows the large ones."""
-        names, shapes, strides = self.segments.names, self.segments.shapes, self.segments.strides
-        for run in self.large:
-            i = run.variables[0]
-            grad = grads[i]
-            assert grad is not None
-            run.grad = flat(in_memory_order(names[i], grad, shapes[i], strides[i]))
-        small = [grads[i] for i in self.small]
-        if len(self._parts) > 1:
-            list(_threads(len(self._parts)).map(lambda part: self._fill(small, *part), self._parts))
-        elif self._parts:
-            self._fill(small, *self._parts[0])
-        return self.runs
+    @cached_property
+    def _views(self) -> list[Tensor]:
+        shapes, strides = self.segments.shapes, self.segments.strides
+        places = zip(self.small, self._offsets, strict=True)
+        return [self.scratch.as_strided(shapes[i], strides[i], offset) for i, offset in places]
 
-    def _fill(self, small: list[Tensor | None], first: int, last: int) -> None:
+    def load(self, grads: Sequence[Tensor | None]) -> list[Loaded]:
+        """The runs with their gradients: copies the small ones, borrows the large ones."""
+        if self.small:
+            self._copy(grads if len(self.small) == len(grads) else [grads[i] for i in self.small])
+        return [self._gathered.get(run.start) or self._borrow(run, grads[run.variables[0]]) for run in self.runs]
+
+    def _borrow(self, run: Run, grad: Tensor | None) -> Loaded:
+        assert grad is not None
+        i = run.variables[0]
+        segments = self.segments
+        grad = in_memory_order(segments.names[i], grad, segments.shapes[i], segments.strides[i])
+        return Loaded(run, flat(grad), owned=False)
+
+    def _copy(self, small: Sequence[Tensor | None]) -> None:
         try:
             if self._vectors:
-                self._concatenate(small, first, last)
+                self._concatenate(small)
             else:
-                torch._foreach_copy_(self._views()[first:last], small[first:last])  # type: ignore[arg-type]
+                torch._foreach_copy_(self._views, small)  # type: ignore[arg-type]
         except (RuntimeError, GradientError):
-            # A sparse or foreign gradient among them: find it, mend it or say which.
-            for view, i, grad in zip(self._views()[first:last], self.small[first:last], small[first:last], strict=True):
+            # A sparse or foreign gradient among them: mend it, or say which.
+            for view, i, grad in zip(self._views, self.small, small, strict=True):
                 assert grad is not None
                 shape, stride = self.segments.shapes[i], self.segments.strides[i]
                 view.copy_(in_memory_order(self.segments.names[i], grad, shape, stride))
 
-    def _concatenate(self, small: list[Tensor | None], first: int, last: int) -> None:
-        pieces: list[Tensor | None] = []
-        for k in range(first, last):
-            pieces.append(small[k])
-            gap = self._places[k][1] - self._places[k][0] - self.segments.numels[self.small[k]]
-            if gap:
-                pieces.append(_zeros(gap))
-        out = self.scratch[self._places[first][0] : self._places[last - 1][1]]
-        length = len(out)
-        torch.cat(pieces, out=out)  # type: ignore[arg-type]
-        if len(out) != length:
+    def _concatenate(self, small: Sequence[Tensor | None]) -> None:
+        pieces = small
+        if len(self._template) > len(self._slots):
+            pieces = self._template.copy()
+            for slot, grad in zip(self._slots, small, strict=True):
+                pieces[slot] = grad
+        length = len(self.scratch)
+        torch.cat(pieces, out=self.scratch)  # type: ignore[arg-type]
+        if len(self.scratch) != length:
             raise GradientError("gradients do not have the shapes of their variables")
-
-    def _views(self) -> list[Tensor]:
-        if not hasattr(self, "_cached_views"):
-            shapes, strides = self.segments.shapes, self.segments.strides
-            self._cached_views = [
-                self.scratch.as_strided(shapes[i], strides[i], place)
-                for i, (place, _) in zip(self.small, self._places, strict=True)
-            ]
-        return self._cached_views
-
-
-@cache
-def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="flatvars-gather")
-
-
-@cache
-def _zeros(count: int) -> Tensor:
-    return torch.zeros(count)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..lang import eager_twin
 from ..rules import Rule
 from ..segments import Segments
-from .runs import Run
+from .runs import Loaded, Run
 
 # Elements a rule works on at a time: its temporaries stay in cache.
 RULE_CHUNK = 65_536
@@ -44,55 +44,51 @@ class Step:
         same = all(state.dtype == values.dtype for state in states) and values.dtype == self.compute
         self.native = rule.native if same else None
 
-    def apply(self, runs: list[Run], steps: list[int]) -> None:
+    def apply(self, runs: list[Loaded], steps: list[int]) -> None:
         """Updates the runs; `steps` numbers this update of each, from 1."""
         tensors = {step: torch.tensor(float(step)) for step in set(steps)}
-        whole: list[tuple[Run, Tensor]] = []
-        for run, step in zip(runs, steps, strict=True):
-            assert run.grad is not None
-            if self.native is None or run.grad.dtype != self.values.dtype:
-                self._chunks_of_rule(run, float(step))
-            elif self.coefficient == 1.0 or (run.owned and self.compute == torch.float32):
+        whole: list[tuple[Loaded, Tensor]] = []
+        for loaded, step in zip(runs, steps, strict=True):
+            if self.native is None or loaded.grad.dtype != self.values.dtype:
+                self._chunks_of_rule(loaded, float(step))
+            elif self.coefficient == 1.0 or (loaded.owned and self.compute == torch.float32):
                 # The operators read their scale in float32, which is not enough for float64 gradients.
-                whole.append((run, tensors[step]))
+                whole.append((loaded, tensors[step]))
             else:
-                self._scaled_chunks(run, tensors[step])
+                self._scaled_chunks(loaded, tensors[step])
         if whole:
-            self._call([run for run, _ in whole], [step for _, step in whole])
+            self._call([loaded for loaded, _ in whole], [step for _, step in whole])
         if self.native is None or self.group.get("eps") == 0.0:
-            self._zero_padding(runs)
+            self._zero_padding([loaded.run for loaded in runs])
 
-    def _call(self, runs: list[Run], steps: list[Tensor]) -> None:
+    def _call(self, runs: list[Loaded], steps: list[Tensor]) -> None:
         """One call of the fused operator over all runs; it may overwrite gradients only where they are scratch."""
         assert self.native is not None
-        scale = (
-            None if self.coefficient == 1.0 else torch.tensor(1.0 / self.coefficient if self.coefficient else torch.inf)
-        )
-        states = [[run.of(state) for run in runs] for state in self.states]
-        grads = [run.grad for run in runs]
-        self.native([run.of(self.values) for run in runs], grads, states, steps, self.group, scale)
+        scale = None
+        if self.coefficient != 1.0:
+            scale = torch.tensor(1.0 / self.coefficient if self.coefficient else torch.inf)
+        states = [[loaded.run.of(state) for loaded in runs] for state in self.states]
+        values = [loaded.run.of(self.values) for loaded in runs]
+        self.native(values, [loaded.grad for loaded in runs], states, steps, self.group, scale)
 
-    def _scaled_chunks(self, run: Run, step: Tensor) -> None:
+    def _scaled_chunks(self, loaded: Loaded, step: Tensor) -> None:
         """The fused operator on a borrowed gradient, scaled chunk by chunk into scratch that stays in cache."""
         assert self.native is not None
-        assert run.grad is not None
-        scratch = torch.empty(min(CLIP_CHUNK, len(run.grad)), dtype=run.grad.dtype)
-        values, states = run.of(self.values), [run.of(state) for state in self.states]
-        for first in range(0, len(run.grad), CLIP_CHUNK):
-            chunk = slice(first, min(first + CLIP_CHUNK, len(run.grad)))
-            grad = torch.mul(run.grad[chunk], self.coefficient, out=scratch[: chunk.stop - first])
-            self.native([values[chunk]], [grad], [[state[chunk]] for state in states], [step], self.group, None)
+        grad = loaded.grad
+        scratch = torch.empty(min(CLIP_CHUNK, len(grad)), dtype=grad.dtype)
+        values, *states = [torch.split(loaded.run.of(stream), CLIP_CHUNK) for stream in (self.values, *self.states)]
+        for k, chunk in enumerate(torch.split(grad, CLIP_CHUNK)):
+            scaled = torch.mul(chunk, self.coefficient, out=scratch[: len(chunk)])
+            self.native([values[k]], [scaled], [[state[k]] for state in states], [step], self.group, None)
 
-    def _chunks_of_rule(self, run: Run, step: float) -> None:
-        assert run.grad is not None
+    def _chunks_of_rule(self, loaded: Loaded, step: float) -> None:
         function = eager_twin(self.rule.function)
         hyper = tuple(float(x) for x in self.rule.hyper(self.group))
-        streams = [run.of(self.values), *(run.of(state) for state in self.states)]
-        for first in range(0, len(run.grad), RULE_CHUNK):
-            chunk = slice(first, min(first + RULE_CHUNK, len(run.grad)))
-            stored = [stream[chunk] for stream in streams]
+        streams = [torch.split(loaded.run.of(stream), RULE_CHUNK) for stream in (self.values, *self.states)]
+        for k, chunk in enumerate(torch.split(loaded.grad, RULE_CHUNK)):
+            stored = [stream[k] for stream in streams]
             value, *states = [x.to(self.compute) for x in stored]
-            grad = run.grad[chunk].to(self.compute) * self.coefficient
+            grad = chunk.to(self.compute) * self.coefficient
             value, states = function(value, grad, tuple(states), hyper, step)
             for target, result in zip(stored, (value, *states), strict=True):
                 target.copy_(result)
