@@ -4,7 +4,7 @@ from ..backend import Rule, rule
 from .adam import Adam, AdamW
 from .base import Optimizer
 from .lion import Lion
-from .rule import RuleOptimizer
+from .own_rule import RuleOptimizer
 from .sgd import SGD
 
 __all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "Rule", "RuleOptimizer", "rule"]

@@ -1,0 +1,1 @@
+"""Benchmarks of flatvars; each runs as a module, for example ``python -m bench.train``."""

@@ -1,0 +1,1 @@
+"""Tests. Run from the checkout with `python -m pytest`, which puts it on the path: helpers are `tests.support.*`."""

@@ -1,0 +1,1 @@
+"""What tests share: references, tolerances, guarded memory, launch counts, compiled code."""

@@ -1,0 +1,156 @@
+"""A plan over some shapes with guarded streams: what the tests of the kernels drive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from flatvars.kernels.rules import Rule
+from flatvars.kernels.segments import Segments
+from flatvars.layout import plan_layout
+from flatvars.spec import VarSpec
+from torch import Tensor
+
+from .memory import Guarded
+
+Shape = tuple[int, ...]
+CPU = torch.device("cpu")
+
+
+def lay_out(
+    shapes: Sequence[Shape],
+    dtype: torch.dtype = torch.float32,
+    strides: Sequence[Shape] | None = None,
+    groups: Sequence[int] | None = None,
+) -> tuple[Segments, int]:
+    """Segments of these variables, in this order, and the elements of their region with padding."""
+    strides = strides or [()] * len(shapes)
+    specs = [VarSpec(f"v{i}", s, dtype, t) for i, (s, t) in enumerate(zip(shapes, strides, strict=True))]
+    layout = plan_layout(specs)
+    order, segments = layout.segments(range(len(specs)), groups)
+    assert order == list(range(len(specs)))
+    return segments, layout.regions[0].numel
+
+
+def plan_of(backend: str, *args: Any) -> Any:
+    """The plan of a backend; imported here, so that a process without Triton can use the other."""
+    if backend == "triton":
+        from flatvars.kernels.plan import Plan
+
+        return Plan(*args)
+    from flatvars.kernels.eager.plan import Plan as EagerPlan
+
+    return EagerPlan(*args)
+
+
+class Rig:
+    """Streams over a few variables, and the plan that works on them.
+
+    Args:
+        shapes, dtype, strides, groups: Of the variables, in the order of their offsets.
+        rule: Decides how many state streams there are.
+        state_dtype: Of those; `dtype` if not given.
+        fill: Whether values and states start as random numbers (states positive, as averages of squares are).
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        dtype: torch.dtype = torch.float32,
+        *,
+        rule: Rule | None = None,
+        strides: Sequence[Shape] | None = None,
+        groups: Sequence[int] | None = None,
+        state_dtype: torch.dtype | None = None,
+        backend: str = "triton",
+        device: torch.device = CPU,
+        fill: bool = True,
+    ) -> None:
+        self.segments, self.numel = lay_out(shapes, dtype, strides, groups)
+        self.dtype, self.device, self.rule = dtype, device, rule
+        self.compute = self.segments.compute_dtype
+        self.norm = torch.zeros((), dtype=self.compute, device=device)
+        self.skipped = torch.zeros((), dtype=torch.int32, device=device)
+        sums = torch.zeros(1, dtype=self.compute, device=device)
+        self.plan = plan_of(backend, self.segments, device, self.norm, sums, 0)
+        self.values = Guarded(self.numel, dtype, device)
+        self.grads = Guarded(self.numel, self.compute, device)
+        names = rule.states if rule is not None else ()
+        self.states = [Guarded(self.numel, state_dtype or dtype, device) for _ in names]
+        if fill:
+            for span in self.spans(self.values.stream):
+                span.copy_(torch.randn(span.shape))
+            for state in self.states:
+                for span in self.spans(state.stream):
+                    span.copy_(torch.rand(span.shape))
+
+    def spans(self, stream: Tensor) -> list[Tensor]:
+        """The elements of every variable in memory order, [numel] each."""
+        pairs = zip(self.segments.starts, self.segments.numels, strict=True)
+        return [stream[start : start + numel] for start, numel in pairs]
+
+    def copies(self, stream: Tensor) -> list[Tensor]:
+        """The same as float64 copies on the CPU, for the truth to start from."""
+        return [span.detach().cpu().double().clone() for span in self.spans(stream)]
+
+    def random_grads(self, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """A gradient of every variable, in its memory order."""
+        pairs = zip(self.segments.shapes, self.segments.strides, strict=True)
+        return [
+            torch.empty_strided(shape, stride, dtype=dtype or self.dtype, device=self.device).copy_(torch.randn(shape))
+            for shape, stride in pairs
+        ]
+
+    def step(
+        self,
+        grads: Sequence[Tensor | None],
+        groups: Sequence[Mapping[str, Any]],
+        *,
+        max_norm: float | None = None,
+        skip: bool = False,
+    ) -> None:
+        """One step from scattered gradients, with a norm launch where clipping or skipping needs one."""
+        assert self.rule is not None
+        sources = self.plan.scattered(grads)
+        if max_norm is not None or skip:
+            self.plan.norm_(sources)
+        self.plan.step_(
+            sources,
+            self.rule,
+            self.values.stream,
+            [state.stream for state in self.states],
+            groups,
+            norm=self.norm,
+            max_norm=max_norm,
+            skip=skip,
+            skipped=self.skipped,
+        )
+
+    def accumulate(self, grads: Sequence[Tensor | None], scale: float = 1.0, *, add: bool = False) -> None:
+        self.plan.accumulate_(self.plan.scattered(grads), self.grads.stream, scale, add)
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of everything a step may write, guards and padding included."""
+        streams = [guarded.storage for guarded in self.guarded()]
+        return [tensor.clone() for tensor in (*streams, self.plan.step_counts(), self.skipped)]
+
+    def guarded(self) -> list[Guarded]:
+        return [self.values, *self.states, self.grads]
+
+    def assert_clean(self) -> None:
+        """Fails if memory around a stream was written, or padding is not zero."""
+        padding = torch.ones(self.numel, dtype=torch.bool, device=self.device)
+        for span in self.spans(padding):
+            span.fill_(False)
+        for guarded in self.guarded():
+            guarded.assert_intact()
+            assert bool((guarded.stream[padding] == 0).all()), "padding is not zero"
+
+
+def memory_order(grad: Tensor, segments: Segments, index: int) -> Tensor:
+    """A gradient's elements in its variable's memory order, [numel], on the CPU in float64."""
+    shape, stride = segments.shapes[index], segments.strides[index]
+    dense = grad.detach().cpu().to_dense() if grad.layout != torch.strided else grad.detach().cpu()
+    ordered = torch.empty_strided(shape, stride, dtype=torch.float64).copy_(dense)
+    return ordered.as_strided((ordered.numel(),), (1,))

@@ -1,0 +1,120 @@
+"""The package: what importing it needs, what a wheel holds, and that the README tells the truth."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(code: str, *, cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def code_blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def test_import_and_train_without_triton() -> None:
+    blocked = "import sys; sys.modules['triton'] = None\n"
+    out = run(
+        blocked
+        + "import torch, flatvars as fv\n"
+        + "model = torch.nn.Linear(3, 2); store = fv.VarStore.from_module(model)\n"
+        + "for make in (fv.optim.SGD, fv.optim.Adam, fv.optim.AdamW, fv.optim.Lion):\n"
+        + "    optimizer = make(store, lr=0.1); model(torch.ones(1, 3)).sum().backward(); optimizer.step()\n"
+        + "    optimizer.zero_grad()\n"
+        + "store.check(); print('trained')\n"
+    )
+    assert out == "trained\n"
+
+
+def test_importing_does_not_import_triton_kernels() -> None:
+    assert (
+        run("import sys, flatvars; print('flatvars.kernels.plan' in sys.modules, 'kernels' in sys.modules)")
+        == "False False\n"
+    )
+
+
+def test_nothing_imports_the_bare_name_kernels() -> None:
+    pattern = re.compile(r"^\s*(import kernels\b|from kernels\b)", re.MULTILINE)
+    sources = [p for folder in ("flatvars", "kernels", "tests", "bench") for p in (ROOT / folder).rglob("*.py")]
+    assert len(sources) > 40
+    assert [str(p) for p in sources if pattern.search(p.read_text())] == []
+
+
+def test_kernels_is_a_tracked_link() -> None:
+    link = ROOT / "flatvars" / "kernels"
+    assert link.is_symlink()
+    assert str(link.readlink()) == "../kernels"
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_file_once(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "setuptools" in built.stderr and built.returncode:
+        command.remove("--no-build-isolation")
+        built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    packed = {n for n in names if n.endswith(".py")}
+    expected = {str(p.relative_to(ROOT)) for p in (ROOT / "flatvars").rglob("*.py") if "kernels" not in p.parts[-3:]}
+    expected |= {f"flatvars/{p.relative_to(ROOT)}" for p in (ROOT / "kernels").rglob("*.py")}
+    assert packed == {e for e in expected if "__pycache__" not in e}
+    assert len(names) == len(set(names))
+    assert "flatvars/py.typed" in names
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    (example,) = code_blocks(ROOT / "README.md", "python")
+    out = run(example)
+    loss, norm = re.match(r"loss (\S+), gradient norm (\S+), 6 variables", out).groups()  # type: ignore[union-attr]
+    assert float(loss) < 2.0
+    assert 0.0 < float(norm) < 100.0
+
+
+def test_the_rule_of_the_kernels_page_runs(tmp_path: Path) -> None:
+    (example,) = code_blocks(ROOT / "kernels" / "README.md", "python")
+    script = tmp_path / "own_rule.py"
+    use = "model(torch.ones(1, 4)).sum().backward()\nbefore = model.bias.detach().clone()\noptimizer.step()\n"
+    script.write_text(example + use + "print(bool((model.bias - before + 1e-3).abs().max() < 1e-7))\n")
+    assert run(f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(script)!r})") == "True\n"
+
+
+def test_ci_calls_the_test_command_of_the_readme() -> None:
+    commands = [line for block in code_blocks(ROOT / "README.md", "") for line in block.splitlines()]
+    (test_command,) = [line for line in commands if "-m tests" in line]
+    assert test_command in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "flatvars/README.md", "kernels/README.md", "bench/README.md"])
+def test_pages_name_files_that_exist(page: str) -> None:
+    text = (ROOT / page).read_text()
+    named = set(re.findall(r"`([\w./-]+\.py|[\w-]+/)`", text))
+    folder = (ROOT / page).parent
+    missing = [name for name in named if not any((base / name).exists() for base in (folder, ROOT))]
+    assert named
+    assert missing == []
