@@ -14,6 +14,7 @@ from .errors import FlatvarsError
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.rules import ADAM, ADAMW, AMSGRAD, AMSGRADW, LION, SGD, SGD_MOMENTUM, Rule, rule
 from .kernels.segments import Segments, round_up
+from .kernels.sources import in_memory_order
 
 __all__ = [
     "ADAM",
@@ -26,6 +27,7 @@ __all__ = [
     "Rule",
     "Segments",
     "backend_for",
+    "in_memory_order",
     "make_plan",
     "round_up",
     "rule",

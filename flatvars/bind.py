@@ -19,8 +19,10 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from .errors import AliasError, SpecError
-from .registry import Registry, variable_of
+from .owners import current_param
+from .registry import Registry, lies_in_span, variable_of
 from .spec import VarSpec, contiguous_stride, is_dense
+from .streams import VALUES
 
 Initializer = Callable[[nn.Module], object]
 
@@ -120,11 +122,16 @@ def adopt(
     check_memory(found)
     on_meta = [entry for entry in found if entry.tensor.is_meta]
     initialize = plan_initialization(module, on_meta, init)
+    registry.check_names([name for entry in found for name in entry.names])
+    for entry in on_meta:
+        if weakref.getweakrefcount(entry.tensor):
+            leave_meta(entry, registry.device)
     names = [entry.names for entry in found]
-    params = [entry.tensor for entry in found]
-    registry.extend(specs, params, names, make)  # type: ignore[arg-type]
+    registry.extend(specs, [entry.tensor for entry in found], names, make)  # type: ignore[arg-type]
     for entry in found:
         registry.by_name[entry.names[0]].owners = entry.owners
+        for reference, _ in entry.owners:
+            _adopted[reference()] = registry  # type: ignore[index]
     _adopted[module] = registry
     if on_meta:
         materialize_buffers(module, registry.device)
@@ -150,6 +157,15 @@ def plan_initialization(module: nn.Module, on_meta: list[Found], init: Initializ
                 "values are unknown; pass init=, a function that is applied to every submodule and writes them"
             )
     return lambda: [owner.reset_parameters() for _, owner in needing]  # type: ignore[operator]
+
+
+def leave_meta(entry: Found, device: torch.device) -> None:
+    """Replaces a Parameter on meta that cannot keep its identity: RNNs hold weak references to theirs."""
+    fresh = nn.Parameter(torch.empty(0, dtype=entry.tensor.dtype, device=device), entry.tensor.requires_grad)
+    fresh.__dict__.update(entry.tensor.__dict__)
+    for reference, attribute in entry.owners:
+        setattr(reference(), attribute, fresh)
+    entry.tensor = fresh
 
 
 def materialize_buffers(module: nn.Module, device: torch.device) -> None:
@@ -188,77 +204,30 @@ def building() -> Iterator[list[nn.Module]]:
         roots.extend(module for key, module in built.items() if key not in children)
 
 
-def check_owners(registry: Registry, indices: list[int]) -> None:
-    """Raises AliasError for a variable that its modules no longer hold.
-
-    Asked only for variables without a gradient: that is how a replaced Parameter shows, and in a step where all have
-    one it costs nothing.
-    """
-    for index in indices:
-        variable = registry.variables[index]
-        for reference, attribute in variable.owners:
-            owner = reference()
-            if owner is None:
-                continue
-            current = owner._parameters.get(attribute, owner._buffers.get(attribute))
-            if current is variable.param or current is None:
-                # Gone from the attribute: pruning and parametrizations keep the object under another name.
-                continue
-            if not any(p is variable.param for p in owner.parameters()):
-                raise AliasError(
-                    f"variable {variable.name!r} is no longer used: {type(owner).__name__}.{attribute} holds another "
-                    f"Parameter of shape {tuple(current.shape)} and dtype {current.dtype}, which the store does not "
-                    "train. Call store.rebind() to take the new one in under the same name"
-                )
-
-
+@torch.no_grad()
 def rebind(registry: Registry) -> list[str]:
     """Takes in what replaced the store's memory or parameters; see `VarStore.rebind`."""
-    changed: list[str] = []
-    replaced: dict[int, Tensor] = {}
+    params = [current_param(variable) for variable in registry.variables]
     specs = []
-    devices = set()
-    for variable in registry.variables:
-        param = _current(variable.owners, variable.param)
-        if param is not variable.param:
-            replaced[variable.index] = param
+    for variable, param in zip(registry.variables, params, strict=True):
         if tuple(param.shape) != tuple(variable.shape):
             raise AliasError(
                 f"variable {variable.name!r} now has shape {tuple(param.shape)} instead of {tuple(variable.shape)}; "
                 "a store keeps shapes: adopt the changed module into a new VarStore"
             )
-        devices.add(param.device)
         specs.append(dataclasses.replace(variable.span.spec, dtype=param.dtype))
+    devices = {param.device for param in params} or {registry.device}
     if len(devices) > 1:
         raise AliasError(f"variables now lie on several devices ({devices}); move the whole module to one of them")
-    device = devices.pop() if devices else registry.device
-    current = {v.index: replaced.get(v.index, v.param) for v in registry.variables}
-    holders = {
-        i: p.detach()
-        for i, p in current.items()
-        if p.data_ptr() != registry.view("values", registry.variables[i]).data_ptr()
+    strayed = {
+        variable.index: param.detach()
+        for variable, param in zip(registry.variables, params, strict=True)
+        if not lies_in_span(registry, variable, param)
     }
-    changed = [registry.variables[i].name for i in holders]
-    for i, param in replaced.items():
-        registry.variables[i].param = param
-    registry.recarve(specs, device)
-    for i, values in holders.items():
-        variable = registry.variables[i]
-        registry.view("values", variable).copy_(values)
-        registry.claim(variable)
-    return changed
-
-
-def _current(owners: list[tuple[weakref.ref[nn.Module], str]], param: Tensor) -> Tensor:
-    """What the owners hold now: another Parameter only if all of them agree on it and none holds the old one."""
-    held = []
-    for reference, attribute in owners:
-        owner = reference()
-        if owner is not None:
-            tensor = owner._parameters.get(attribute, owner._buffers.get(attribute))
-            if tensor is None or any(p is param for p in owner.parameters()):
-                return param
-            held.append(tensor)
-    if held and all(tensor is held[0] for tensor in held):
-        return held[0]
-    return param
+    for variable, param in zip(registry.variables, params, strict=True):
+        variable.param = param
+    registry.recarve(specs, devices.pop(), check=False)
+    for i, values in strayed.items():
+        registry.view(VALUES, registry.variables[i]).copy_(values)
+        registry.claim(registry.variables[i])
+    return [registry.variables[i].name for i in strayed]

@@ -13,6 +13,7 @@ own, and a view that was written since `zero_grad()` has moved on: no hook is ne
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 from .errors import GradientError, NameTakenError
 from .plans import PlanSet
 from .registry import Registry
-from .streams import GRADS, view_of
+from .streams import GRADS, flat_of, same_dtype, view_of
 from .variable import Variable
 
 
@@ -51,25 +52,30 @@ class Gradients:
     def __init__(self, registry: Registry, mode: str = "gather") -> None:
         if mode not in ("gather", "views"):
             raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
-        self.registry = registry
+        # Weak: the registry owns this object, and buffers must go with the last handle, not with the next collection.
+        self._registry = weakref.ref(registry)
         self.mode = mode
         self.touched: set[int] = set()  # ids of the variables whose stream span holds a gradient of this cycle
         self.spent = False  # a step has used the stream: the next accumulate starts anew
         self.exposed = False  # the stream was handed out: its norm may have changed behind our back
         self.fresh = False  # the norm of `plans` is that of the stream
         self._plans: PlanSet | None = None
-        self._all_params: list[Tensor] = []
-        self._listed = -1
         self._attached: dict[int, tuple[Tensor, int]] = {}  # "views": the view of a variable, its version when zeroed
         registry.recarved.append(self._follow)
+
+    @property
+    def registry(self) -> Registry:
+        registry = self._registry()
+        assert registry is not None
+        return registry
 
     # The stream ---------------------------------------------------------------------------------------------------
 
     def stream(self, region: torch.dtype) -> Tensor:
         """The flat gradients of a region, [trainable_numel]: float32 for narrower variables, unless they are views."""
-        dtype = region if self.mode == "views" or region.itemsize > 4 else torch.float32
-        return self.registry.streams.get(GRADS, region, dtype)
+        return self.registry.streams.get(GRADS, region, same_dtype if self.mode == "views" else at_least_float32)
 
+    @torch.no_grad()
     def read_stream(self, region: torch.dtype) -> Tensor:
         """The stream for a user's eyes: what is pending is gathered, what no variable has is zero."""
         self.flush()
@@ -78,6 +84,7 @@ class Gradients:
         self.exposed = True
         return self.stream(region)
 
+    @torch.no_grad()
     def of(self, variable: Variable) -> Tensor | None:
         """One variable's gradient, or None."""
         if self.mode == "gather" and variable.id in self.touched:
@@ -101,19 +108,12 @@ class Gradients:
             return self.plans()
         return self._plans
 
-    def _params(self) -> list[Tensor]:
-        """All parameters of the registry; the list is kept, since `zero_grad` walks it every step."""
-        if len(self._all_params) != len(self.registry.variables) or self._listed != self.registry.generation:
-            self._all_params = [v.param for v in self.registry.variables]
-            self._listed = self.registry.generation
-        return self._all_params
-
     def _follow(self) -> None:
         """After a re-carve: spans moved, so views must be made anew; what was written stays written."""
         self.fresh = False
         if self.mode == "views":
             written = {v.id for v in self.registry.trainable() if self._is_written(v)}
-            self._attach(written)
+            self._attach(self.registry.trainable(), written)
 
     # Collecting ---------------------------------------------------------------------------------------------------
 
@@ -133,8 +133,8 @@ class Gradients:
     def norm_for(self, plans: PlanSet, collected: Collected, sources: Sequence[Any]) -> Tensor:
         """The norm of these gradients: what the last accumulate left, if it still holds, else one launch a region."""
         mine = self._plans
-        same = mine is not None and len(mine.variables) == len(plans.variables)
-        if collected.grads is None and same and mine is not None and self.fresh and not self.exposed:
+        holds = collected.grads is None and self.fresh and not self.exposed
+        if mine is not None and holds and mine.generation == plans.generation and mine.variables == plans.variables:
             return mine.norm
         return plans.norm_(sources)
 
@@ -176,9 +176,9 @@ class Gradients:
             self._attached[variable.id] = (view, -1)
         return True
 
-    def _attach(self, written: set[int]) -> None:
+    def _attach(self, variables: Sequence[Variable], written: set[int]) -> None:
         """Points every `.grad` into the stream; those of `written` variables count as written."""
-        for variable in self.registry.trainable():
+        for variable in variables:
             view = view_of(self.stream(variable.dtype), variable.span).data
             if variable.id in written and variable.param.grad is not None:
                 view.copy_(variable.param.grad)
@@ -187,11 +187,13 @@ class Gradients:
 
     # Operations ---------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def flush(self) -> None:
         """Takes what is pending into the stream."""
         if any(v.param.grad is not None for v in self.registry.trainable()):
             self.accumulate()
 
+    @torch.no_grad()
     def accumulate(
         self, grads: Mapping[str, Tensor] | Sequence[Tensor | None] | None = None, scale: float = 1.0
     ) -> None:
@@ -202,11 +204,12 @@ class Gradients:
             self._accumulate_views(plans, grads, scale)
             return
         given = plans.pending() if grads is None else self._aligned(plans, grads)
-        add = bool(self.touched) and not self.spent
         if all(grad is None for grad in given):
             return
-        for part, source in zip(plans.parts, plans.scattered(given), strict=True):
-            part.plan.accumulate_(source, self.stream(part.region), float(scale), add)
+        add = bool(self.touched) and not self.spent
+        ready = plans.in_memory_order(given)
+        for part in plans.parts:
+            part.plan.accumulate_(part.pick(ready), self.stream(part.region), float(scale), add)
         if grads is None:
             for param in plans.params:
                 param.grad = None
@@ -223,9 +226,9 @@ class Gradients:
                 'scale the loss, or make the store with grads="gather"'
             )
         if grads is not None:
-            for variable, grad in zip(plans.variables, self._aligned(plans, grads), strict=True):
+            for param, grad in zip(plans.params, plans.in_memory_order(self._aligned(plans, grads)), strict=True):
                 if grad is not None:
-                    _add_grad(variable.param, grad)
+                    _add_grad(param, grad)
         self.collect(plans.variables)
 
     def _aligned(self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -248,27 +251,42 @@ class Gradients:
         self.spent = False
         self.fresh = False
 
-    def zero(self, set_to_none: bool = True) -> None:
-        """See `VarStore.zero_grad`."""
+    def forget(self, variables: Sequence[Variable]) -> None:
+        """Drops some variables' accumulated gradients: another optimizer's in the same store stay."""
+        if self.touched:
+            gone = {variable.id for variable in variables}
+            if self.touched <= gone:
+                self.drop()
+            elif self.touched & gone:
+                self._zero_spans([v for v in variables if v.id in self.touched])
+                self.touched -= gone
+                self.fresh = False
+
+    def _zero_spans(self, variables: Sequence[Variable]) -> None:
+        for variable in variables:
+            flat_of(self.stream(variable.dtype), variable.span).zero_()
+
+    @torch.no_grad()
+    def zero(self, set_to_none: bool = True, variables: Sequence[Variable] | None = None) -> None:
+        """See `VarStore.zero_grad`; of some variables only, if given."""
+        chosen = self.registry.variables if variables is None else variables
         if self.mode == "gather" and set_to_none:
-            for param in self._params():
-                param.grad = None
-            self.drop()
+            for variable in chosen:
+                variable.param.grad = None
+            self.forget(chosen)
             return
-        trainable = self.registry.trainable()
+        trainable = [v for v in chosen if v.requires_grad and v.span.spec.trainable]
         if self.mode == "views":
             if set_to_none:
-                for region in {v.dtype for v in trainable}:
-                    self.stream(region).zero_()
-                self._attach(set())
+                self._zero_spans(trainable)
+                self._attach(trainable, set())
             else:
                 written = [v.param.grad for v in trainable if self._settle(v) and v.param.grad is not None]
                 self._zero_in_place(written)
             return
         self._zero_in_place([v.param.grad for v in trainable if v.param.grad is not None])
         if self.touched:
-            for region in {v.dtype for v in trainable}:
-                self.stream(region).zero_()
+            self._zero_spans(trainable)
             self.fresh, self.spent = False, False
 
     @staticmethod
@@ -279,11 +297,16 @@ class Gradients:
 
     # Norms and clipping -------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def norm(self, order: float = 2.0) -> Tensor:
         """See `VarStore.grad_norm`."""
         plans = self.plans()
         plans.check()
         collected = self.collect(plans.variables)
+        if not order > 0.0:
+            # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
+            grads = [grad for grad in map(self.of, plans.variables) if grad is not None]
+            return torch.nn.utils.get_total_norm(grads, order)
         if order != 2.0:
             norms = plans.variable_norms(self.sources(plans, collected), order, values=False)[1]
             return torch.linalg.vector_norm(norms, order) if len(norms) else plans.norm.clone()
@@ -291,6 +314,7 @@ class Gradients:
             plans.norm_(self.sources(plans, collected))
         return plans.norm.clone()
 
+    @torch.no_grad()
     def norms(self, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
         """See `VarStore.norms`."""
         plans = self.plans()
@@ -301,6 +325,7 @@ class Gradients:
         rows = zip(plans.variables, values.unbind(), grads.unbind(), has, strict=True)
         return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows}
 
+    @torch.no_grad()
     def clip_norm_(self, max_norm: float, order: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
         """See `VarStore.clip_grad_norm_`."""
         self.accumulate()
@@ -312,8 +337,12 @@ class Gradients:
             )
         coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         self._each_stream(lambda stream: stream.mul_(coefficient.to(stream.dtype)))
+        # A norm that is NaN or infinite makes NaN of the zeros between variables as well, and they count in no norm.
+        for region, padding in self.plans().padding.items():
+            self.stream(region).index_fill_(0, padding, 0.0)
         return norm
 
+    @torch.no_grad()
     def clip_value_(self, clip_value: float) -> None:
         """See `VarStore.clip_grad_value_`."""
         self.accumulate()
@@ -323,6 +352,11 @@ class Gradients:
         for part in self.plans().parts:
             operation(self.stream(part.region))
         self.fresh = False
+
+
+def at_least_float32(region: torch.dtype) -> torch.dtype:
+    """dtype of gathered gradients: sums of micro-batches lose nothing to a narrow type."""
+    return region if region.itemsize > 4 else torch.float32
 
 
 @torch.no_grad()

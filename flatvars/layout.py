@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 
@@ -62,6 +63,18 @@ class Layout:
     def region_of(self) -> dict[torch.dtype, Region]:
         return {region.dtype: region for region in self.regions}
 
+    @cached_property
+    def _next_offset(self) -> list[int]:
+        """Where the span behind each one starts, in its region."""
+        after = [0] * len(self.spans)
+        for region in self.regions:
+            members = [i for i, span in enumerate(self.spans) if span.spec.dtype == region.dtype]
+            members.sort(key=lambda i: (self.spans[i].offset, i))
+            for i, j in pairwise(members):
+                after[i] = self.spans[j].offset
+            after[members[-1]] = region.numel
+        return after
+
     def segments(self, chosen: Iterable[int], groups: Sequence[int] | None = None) -> tuple[list[int], Segments]:
         """The chosen spans of one dtype, ordered by offset, as kernels want them; and their indices in that order.
 
@@ -78,6 +91,7 @@ class Layout:
             starts=tuple(span.offset for span in spans),
             shapes=tuple(span.spec.shape for span in spans),
             strides=tuple(span.spec.stride for span in spans),
+            nexts=tuple(self._next_offset[i] for i, _ in pairs),
             groups=tuple(group for _, group in pairs),
             dtype=spans[0].spec.dtype,
         )

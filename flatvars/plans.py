@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backend import make_plan
-from .errors import AliasError
-from .registry import Registry
+from .backend import in_memory_order, make_plan
+from .owners import check_owners, holders
+from .registry import Registry, check_alias
+from .streams import VALUES
 from .variable import Variable
 
 _address = torch.Tensor.data_ptr
+_stride = torch.Tensor.stride
 _requires_grad = attrgetter("requires_grad")
 
 
@@ -41,11 +45,15 @@ class PlanSet:
     """
 
     def __init__(self, registry: Registry, variables: Sequence[Variable], groups: Sequence[int] | None = None) -> None:
-        self.registry = registry
+        # Weak: the registry keeps these plans through its gradients, and buffers must go with the last handle.
+        self._registry = weakref.ref(registry)
         self.generation = registry.generation
         self.variables = list(variables)
         self.params = [v.param for v in self.variables]
-        self._addresses = list(map(_address, self.params))
+        self._addresses = self._expected()
+        self._matrices = [p for p in self.params if p.dim() > 1]
+        self._strides = [v.span.spec.stride for v in self.variables if len(v.span.spec.shape) > 1]
+        self._held = holders(self.variables)
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
@@ -60,12 +68,42 @@ class PlanSet:
             plan = make_plan(segments, registry.device, self.norm, sums, slot)
             self.parts.append(Part(region, order, plan, order == list(range(len(self.variables)))))
 
+    @property
+    def registry(self) -> Registry:
+        registry = self._registry()
+        assert registry is not None
+        return registry
+
+    def _expected(self) -> list[int]:
+        return [self.registry.view(VALUES, variable).data_ptr() for variable in self.variables]
+
     def check(self) -> None:
-        """Raises AliasError when a parameter left the buffer: one address per variable, compared as a list."""
+        """Raises AliasError when a parameter left the buffer, or its module holds another one now.
+
+        One address per variable, strides of those with two axes or more, and one look into the module's dict.
+        """
         if list(map(_address, self.params)) != self._addresses:
-            for variable, expected in zip(self.variables, self._addresses, strict=True):
-                if variable.param.data_ptr() != expected:
-                    explain_alias(self.registry, variable)
+            # share_memory_() moves a whole buffer with everything in it: that is no parameter gone astray.
+            self._addresses = self._expected()
+        if list(map(_address, self.params)) != self._addresses or list(map(_stride, self._matrices)) != self._strides:
+            for variable in self.variables:
+                check_alias(self.registry, variable)
+        if not all(parameters.get(name) is param for parameters, name, param in self._held):
+            check_owners(self.variables)
+            self._held = holders(self.variables)
+
+    @cached_property
+    def padding(self) -> dict[torch.dtype, Tensor]:
+        """Positions in the trainable part of each region that belong to no variable."""
+        layout = self.registry.layout
+        found = {}
+        for part in self.parts:
+            real = torch.zeros(layout.region_of[part.region].trainable_numel, dtype=torch.bool)
+            for span in layout.spans:
+                if span.spec.dtype == part.region and span.spec.trainable:
+                    real[span.offset : span.offset + span.numel] = True
+            found[part.region] = torch.nonzero(~real).squeeze(1).to(self.registry.device)
+        return found
 
     def all_require_grad(self) -> bool:
         """False when a variable was frozen by plain torch since the plans were made."""
@@ -77,6 +115,14 @@ class PlanSet:
 
     def scattered(self, grads: Sequence[Tensor | None]) -> list[Any]:
         return [part.plan.scattered(part.pick(grads)) for part in self.parts]
+
+    def in_memory_order(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients as kernels want them; refuses those they cannot read before anything is written."""
+        specs = [v.span.spec for v in self.variables]
+        return [
+            None if grad is None else in_memory_order(spec.name, grad, spec.shape, spec.stride)
+            for spec, grad in zip(specs, grads, strict=True)
+        ]
 
     def gathered(self, streams: Callable[[torch.dtype], Tensor], touched: Sequence[bool]) -> list[Any]:
         return [part.plan.gathered(streams(part.region), part.pick(touched)) for part in self.parts]
@@ -101,15 +147,3 @@ class PlanSet:
             else:
                 out[torch.tensor(part.order, device=out.device)] = norms.to(out.dtype)
         return out[:, 0], out[:, 1]
-
-
-def explain_alias(registry: Registry, variable: Variable) -> NoReturn:
-    """Raises the AliasError of a variable whose parameter lies elsewhere."""
-    param = variable.param
-    raise AliasError(
-        f"variable {variable.name!r} no longer lies in its store: its Parameter now holds a {param.dtype} tensor of "
-        f"shape {tuple(param.shape)} on {param.device} at another address (the store holds {variable.dtype}, "
-        f"{tuple(variable.shape)}, {registry.device}). Something replaced its memory: module.to(), half(), double(), "
-        "load_state_dict(assign=True), vector_to_parameters or `.data =`. Call store.rebind() to take the new values "
-        "in, or store.restore_aliases() to go back to the store's"
-    )

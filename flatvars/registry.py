@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .errors import NameTakenError
+from .errors import AliasError, NameTakenError
 from .layout import Layout, plan_layout
 from .spec import VarSpec
 from .streams import VALUES, Streams, view_of
@@ -76,6 +76,7 @@ class Registry:
         """
         with self.lock:
             self.check_names([name for group in names for name in group])
+            self.check_aliases()
             old = len(self.variables)
             self._carve([v.span.spec for v in self.variables] + list(specs), self.device, {i: i for i in range(old)})
             for k, (param, group) in enumerate(zip(params, names, strict=True)):
@@ -100,7 +101,7 @@ class Registry:
     def move_in(self, variable: Variable, param: Tensor) -> None:
         """Copies a parameter's values into the variable's span and binds it; its old memory is released."""
         view = self.view(VALUES, variable)
-        if not param.is_meta:
+        if not param.is_meta and param.shape == view.shape:  # from meta there are no values, maybe not even a shape
             view.copy_(param.detach())
         variable.param = param
         bind(variable, view)
@@ -110,16 +111,26 @@ class Registry:
         """Notes that the variable's parameter belongs to this registry."""
         _owners[id(variable.param)] = (weakref.ref(self), variable.index)
 
-    def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None) -> None:
+    def check_aliases(self) -> None:
+        """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds."""
+        for variable in self.variables:
+            check_alias(self, variable)
+
+    def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None, *, check: bool = True) -> None:
         """Lays the same variables out anew, with other dtypes, masks or device; every handle follows."""
         with self.lock:
+            if check:
+                self.check_aliases()
             device = self.device if device is None else device
             self._carve(specs, device, {i: i for i in range(len(specs))})
             self._notify()
 
     def _carve(self, specs: Sequence[VarSpec], device: torch.device, source: dict[int, int]) -> None:
+        for variable, spec in zip(self.variables, specs, strict=False):
+            # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
+            variable.state_epoch += variable.span.spec.trainable and not spec.trainable
         layout = plan_layout(specs)
-        self.streams = self.streams.recarve(layout, device, source, skip=())
+        self.streams = self.streams.recarve(layout, device, source)
         self.layout, self.device = layout, device
         for variable in self.variables:
             variable.span = layout.spans[variable.index]
@@ -137,7 +148,7 @@ class Registry:
         every other.
         """
         region = variable.dtype
-        buffer = self.streams.values(region) if stream == VALUES else self.streams.get(stream, region, region)
+        buffer = self.streams.values(region) if stream == VALUES else self.streams.get(stream, region)
         return view_of(buffer, variable.span).data
 
     def register_optimizer(self) -> str:
@@ -194,6 +205,26 @@ class Registry:
                     f"such as {', '.join(repr(n) for n in list(self.by_name)[:3])}"
                 )
         return [v for v in self.variables if any(fnmatchcase(n, p) for n in v.names for p in patterns)]
+
+
+def lies_in_span(registry: Registry, variable: Variable, param: Tensor) -> bool:
+    """Whether a tensor is the variable's span: address, strides and dtype."""
+    view = registry.view(VALUES, variable)
+    return param.data_ptr() == view.data_ptr() and param.stride() == view.stride() and param.dtype == view.dtype
+
+
+def check_alias(registry: Registry, variable: Variable) -> None:
+    """Raises AliasError when a variable's parameter is not its span."""
+    param, view = variable.param, registry.view(VALUES, variable)
+    if lies_in_span(registry, variable, param):
+        return
+    raise AliasError(
+        f"variable {variable.name!r} no longer lies in its store: its Parameter now holds a {param.dtype} tensor of "
+        f"shape {tuple(param.shape)} and strides {param.stride()} on {param.device} (the store holds {variable.dtype}, "
+        f"{tuple(variable.shape)}, {view.stride()}, {registry.device}). Something replaced its memory: module.to(), "
+        "half(), double(), load_state_dict(assign=True), vector_to_parameters or `.data =`. Call store.rebind() to "
+        "take the new values in, or store.restore_aliases() to go back to the store's"
+    )
 
 
 def bind(variable: Variable, view: Tensor) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from . import bind
 from .errors import FlatvarsError, NameTakenError
 from .grads import Gradients
 from .layout import Region
-from .plans import explain_alias
+from .owners import check_owners
 from .registry import Registry
 from .registry import bind as bind_param
 from .streams import VALUES
@@ -140,10 +141,11 @@ class VarStore:
         """
         param = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad=False)
         found = bind.Found(param, [name])
-        bind.check_memory([found])
-        param.requires_grad_(trainable)
         spec = dataclasses.replace(bind.make_spec(found, None), trainable=trainable)
+        bind.check_memory([found])
         self._registry.extend([spec], [param], [[name]], self._make())
+        if param.requires_grad != trainable:
+            param.requires_grad_(trainable)
         return param
 
     def _make(self) -> Callable[..., Variable]:
@@ -290,13 +292,8 @@ class VarStore:
 
     def check_aliases(self) -> None:
         """Raises AliasError when a Parameter no longer lies in the store, or its module holds another one."""
-        for variable in self._registry.variables:
-            self._check_alias(variable)
-        bind.check_owners(self._registry, list(range(len(self))))
-
-    def _check_alias(self, variable: Variable) -> None:
-        if variable.param.data_ptr() != self._registry.view(VALUES, variable).data_ptr():
-            explain_alias(self._registry, variable)
+        self._registry.check_aliases()
+        check_owners(self._registry.variables)
 
     def rebind(self) -> list[str]:
         """Takes in what replaced the store's memory: `module.half()`, `.to()`, `.data =`, a new Parameter, ...
@@ -368,6 +365,12 @@ class VarStore:
         """torch.nn.utils.clip_grad_value_ over the flat stream: gathers and clamps to [-clip_value, clip_value]."""
         self._gradients.clip_value_(clip_value)
 
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise TypeError(
+            "a VarStore is bound to its modules' memory and is not copied; deepcopy the module (its copy is free of "
+            "the store) and adopt that: VarStore.from_module(copy.deepcopy(module))"
+        )
+
     # Invariants -------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -402,10 +405,9 @@ def _concrete(device: torch.device | str | None) -> torch.device:
 
 
 def _device_of(module: nn.Module) -> torch.device:
-    devices = {p.device for p in module.parameters()}
+    devices = {p.device for p in module.parameters() if not p.is_meta}
     if len(devices) > 1:
         raise FlatvarsError(
             f"the module lies on several devices ({sorted(map(str, devices))}); pass device=, or one store each"
         )
-    device = devices.pop() if devices else torch.device("cpu")
-    return torch.device("cpu") if device.type == "meta" else device
+    return devices.pop() if devices else torch.device("cpu")

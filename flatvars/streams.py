@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -23,6 +23,13 @@ def flat_of(stream: Tensor, span: Span) -> Tensor:
     return stream[span.offset : span.offset + span.numel]
 
 
+DtypeOf = Callable[[torch.dtype], torch.dtype]
+
+
+def same_dtype(region: torch.dtype) -> torch.dtype:
+    return region
+
+
 class Streams:
     """All buffers of a store: `values` over whole regions, every other stream over their trainable parts.
 
@@ -33,6 +40,7 @@ class Streams:
         self.layout = layout
         self.device = device
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._dtype_of: dict[str, DtypeOf] = {}
         for region in layout.regions:
             self._buffers[VALUES, region.dtype] = self._zeros(region.numel, region.dtype)
 
@@ -45,11 +53,16 @@ class Streams:
     def values(self, region: torch.dtype) -> Tensor:
         return self._buffers[VALUES, region]
 
-    def get(self, name: str, region: torch.dtype, dtype: torch.dtype) -> Tensor:
-        """The stream `name` of a region, [trainable_numel]; made of zeros of `dtype` when first asked for."""
+    def get(self, name: str, region: torch.dtype, dtype_of: DtypeOf = same_dtype) -> Tensor:
+        """The stream `name` of a region, [trainable_numel]; made of zeros when first asked for.
+
+        Args:
+            dtype_of: From the region's dtype to the stream's; asked again when variables change theirs.
+        """
         key = (name, region)
         if key not in self._buffers:
-            self._buffers[key] = self._zeros(self.layout.region_of[region].trainable_numel, dtype)
+            self._dtype_of[name] = dtype_of
+            self._buffers[key] = self._zeros(self.layout.region_of[region].trainable_numel, dtype_of(region))
         return self._buffers[key]
 
     def drop(self, name: str) -> None:
@@ -65,30 +78,27 @@ class Streams:
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for name, _ in self._buffers))
 
-    def recarve(self, layout: Layout, device: torch.device, source: Mapping[int, int], skip: Sequence[str]) -> Streams:
+    @torch.no_grad()
+    def recarve(self, layout: Layout, device: torch.device, source: Mapping[int, int]) -> Streams:
         """The same streams over another layout, and on another device if it differs; this object is left as it was.
 
         Args:
             layout: The new layout. A variable whose dtype changed takes its values and state along, rounded.
             device: Of the new buffers.
             source: New span index to old span index, for the variables that existed before.
-            skip: Streams not to be copied nor made.
 
         Returns:
             New streams. What has no predecessor is zero.
         """
         new = Streams(layout, device)
         for (name, region), old in self._buffers.items():
-            if name in skip:
-                continue
             for to, origin in source.items():
                 span, before = layout.spans[to], self.layout.spans[origin]
                 if before.spec.dtype != region or not span.numel:
                     continue
                 if name != VALUES and not (span.spec.trainable and before.spec.trainable):
                     continue
-                # A state as wide as its region follows the region's dtype; one of its own dtype keeps it.
-                dtype = span.spec.dtype if old.dtype == region else old.dtype
-                target = new.values(span.spec.dtype) if name == VALUES else new.get(name, span.spec.dtype, dtype)
+                kind = span.spec.dtype
+                target = new.values(kind) if name == VALUES else new.get(name, kind, self._dtype_of[name])
                 view_of(target, span).copy_(view_of(old, before))
         return new

@@ -29,6 +29,7 @@ class Variable:
         self.id = id
         self.index = index
         self.param = param
+        self.state_epoch = 0  # grows when the room for its gradient and state is given up
         self.span = span
         self.names = names
         self.owners: list[tuple[weakref.ref[nn.Module], str]] = []

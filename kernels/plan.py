@@ -71,9 +71,9 @@ class Plan:
         """Writes the L2 norm of the gradients to `norm`. One launch."""
         self._accumulate(sources, self._partials, 1.0, store=False, add=False)
 
-    def accumulate_(self, sources: Sources, stream: Tensor, scale: float, add: bool) -> None:
+    def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`. One launch."""
-        self._accumulate(sources, stream, scale, store=True, add=add)
+        self._accumulate(self.scattered(grads), stream, scale, store=True, add=add)
 
     def _accumulate(self, sources: Sources, stream: Tensor, scale: float, *, store: bool, add: bool) -> None:
         accumulate_kernel[(self.programs,)](

@@ -20,6 +20,7 @@ class Segments:
         names: For error messages.
         starts: Offset of each variable in the region, in elements; multiples of `LANES`.
         shapes, strides: The memory order of each variable; dense, so a variable occupies `numel` elements.
+        nexts: Where the next span of the region starts, of whatever variable; the region's end for the last.
         groups: Row of each variable in the hyper-parameter table.
         dtype: Of the region.
     """
@@ -28,6 +29,7 @@ class Segments:
     starts: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
     strides: tuple[tuple[int, ...], ...]
+    nexts: tuple[int, ...]
     groups: tuple[int, ...]
     dtype: torch.dtype
 

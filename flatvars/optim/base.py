@@ -9,20 +9,33 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from .. import bind
 from ..backend import Rule
 from ..errors import FlatvarsError, ForeignParameterError
 from ..plans import PlanSet
 from ..registry import Registry, variable_of
 from ..store import VarStore
+from ..streams import same_dtype
 from ..variable import Variable
 from .groups import find_registry, resolve_params
 from .state import OptimizerState, load_state_dict, state_dict
+
+# A variable and how often its state was given up: a count belongs to the state it counted.
+CountKey = tuple[int, int]
+
+
+def count_key(variable: Variable) -> CountKey:
+    return variable.id, variable.state_epoch
+
+
+def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
+    """For streams that do not follow the dtype of their region."""
+    return dtype
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -54,13 +67,15 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         if max_norm is not None and not max_norm >= 0.0:
             raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
+        params = params if isinstance(params, (VarStore, Tensor, str, dict, list, tuple)) else list(params)
         self._registry: Registry = find_registry(params, store)
         self._variables: list[list[Variable]] = []  # of each param group
         self._plans: PlanSet | None = None
         self._frozen: list[Tensor] = []
-        self._counts: dict[int, int] = {}  # steps taken, by variable id, while there are no plans
+        self._counts: dict[CountKey, int] = {}  # steps taken, while there are no plans
         self._norm: Tensor | None = None
-        self._states: dict[torch.dtype, list[Tensor]] = {}
+        self._states: dict[tuple[torch.dtype, str], list[Tensor]] = {}
+        self._states_generation = -1
         self.max_norm = max_norm
         self.skip_nonfinite = skip_nonfinite
         self.state_dtype = state_dtype
@@ -123,11 +138,11 @@ class Optimizer(torch.optim.Optimizer):
         plans = PlanSet(self._registry, [v for v, _ in trainable], [g for _, g in trainable])
         self._frozen = [v.param for v, _ in members if not v.requires_grad]
         for part in plans.parts:
-            counts = [self._counts.get(plans.variables[k].id, 0) for k in part.order]
+            counts = [self._counts.get(count_key(plans.variables[k]), 0) for k in part.order]
             if any(counts):
                 part.plan.load_step_counts(torch.tensor(counts, dtype=torch.int32))
         self._plans = plans
-        self._states = {}
+        self._plan_keys = [count_key(variable) for variable in plans.variables]
         self._skipped = self._skipped.to(self._registry.device)
         return plans
 
@@ -136,22 +151,29 @@ class Optimizer(torch.optim.Optimizer):
         self._counts = self.step_counts()
         self._plans = None
 
-    def step_counts(self) -> dict[int, int]:
-        """Steps taken by each variable, by variable id. Synchronizes."""
+    def step_counts(self) -> dict[CountKey, int]:
+        """Steps taken by each variable, by `count_key`. Synchronizes."""
         counts = dict(self._counts)
         if self._plans is not None:
             for part in self._plans.parts:
                 taken = part.plan.step_counts().tolist()
-                counts.update({self._plans.variables[k].id: n for k, n in zip(part.order, taken, strict=True)})
+                counts.update({self._plan_keys[k]: n for k, n in zip(part.order, taken, strict=True)})
         return counts
 
     def state_streams(self, region: torch.dtype) -> list[Tensor]:
         """The state streams of a region, in the rule's order; made of zeros when first asked for."""
-        if region not in self._states:
-            dtype = self.state_dtype or region
-            names = self.rule().states
-            self._states[region] = [self._registry.streams.get(f"{self._key}.{n}", region, dtype) for n in names]
-        return self._states[region]
+        if self._states_generation != self._registry.generation:
+            self._states, self._states_generation = {}, self._registry.generation
+        rule = self.rule()
+        key = (region, rule.name)
+        if key not in self._states:
+            self._states[key] = [self._stream(name, region) for name in rule.states]
+        return self._states[key]
+
+    def _stream(self, name: str, region: torch.dtype) -> Tensor:
+        fixed = self.state_dtype
+        dtype_of = same_dtype if fixed is None else partial(always, fixed)
+        return self._registry.streams.get(f"{self._key}.{name}", region, dtype_of)
 
     # Stepping -----------------------------------------------------------------------------------------------------
 
@@ -175,10 +197,6 @@ class Optimizer(torch.optim.Optimizer):
         gradients = self._registry.gradients
         collected = gradients.collect_for(plans)
         touched = collected.touched_of(plans)
-        if not all(touched):
-            bind.check_owners(
-                self._registry, [v.index for v, hit in zip(plans.variables, touched, strict=True) if not hit]
-            )
         sources = gradients.sources(plans, collected)
         needs_norm = self.max_norm is not None or self.skip_nonfinite
         norm = plans.norm
@@ -205,8 +223,14 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As torch.optim's, and drops what `store.accumulate` gathered for these variables' store."""
-        self._registry.gradients.zero(set_to_none)
+        """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
+        gradients = self._registry.gradients
+        if gradients.mode == "gather" and set_to_none and not gradients.touched:
+            for group in self.param_groups:
+                for param in group["params"]:
+                    param.grad = None
+        else:
+            gradients.zero(set_to_none, [v for group in self._variables for v in group])
 
     @property
     def grad_norm(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,14 @@ class OptimizerState(MutableMapping[Tensor, dict[str, Any]]):
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
+        # Weak: the optimizer owns this object.
+        self._reference = weakref.ref(optimizer)
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        optimizer = self._reference()
+        assert optimizer is not None
+        return optimizer
 
     def __getitem__(self, param: Tensor) -> dict[str, Any]:
         return read_state(self._optimizer, self._variable(param), self._optimizer.step_counts())
@@ -37,12 +45,13 @@ class OptimizerState(MutableMapping[Tensor, dict[str, Any]]):
 
     def __iter__(self) -> Iterator[Tensor]:
         counts = self._optimizer.step_counts()
-        return (
-            p for group in self._optimizer.param_groups for p in group["params"] if counts.get(self._variable(p).id)
-        )
+        return (p for group in self._optimizer.param_groups for p in group["params"] if self._count(p, counts))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def _count(self, param: Tensor, counts: Mapping[tuple[int, int], int]) -> int:
+        return steps_of(self._variable(param), counts)
 
     def _variable(self, param: Tensor) -> Variable:
         found = variable_of(param)
@@ -51,9 +60,13 @@ class OptimizerState(MutableMapping[Tensor, dict[str, Any]]):
         return found[1]
 
 
-def read_state(optimizer: Optimizer, variable: Variable, counts: Mapping[int, int]) -> dict[str, Any]:
+def steps_of(variable: Variable, counts: Mapping[tuple[int, int], int]) -> int:
+    return counts.get((variable.id, variable.state_epoch), 0)
+
+
+def read_state(optimizer: Optimizer, variable: Variable, counts: Mapping[tuple[int, int], int]) -> dict[str, Any]:
     """One variable's state with torch's keys; views, so they follow every step."""
-    count = counts.get(variable.id, 0)
+    count = steps_of(variable, counts)
     if not count or not variable.span.spec.trainable:
         return {}
     rule = optimizer.rule()
@@ -63,6 +76,18 @@ def read_state(optimizer: Optimizer, variable: Variable, counts: Mapping[int, in
     return state
 
 
+def check_shapes(variables: Mapping[int, Variable], states: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raises ValueError for a state of another shape than its variable's."""
+    for key, state in states.items():
+        for name, value in state.items():
+            shape = tuple(variables[key].shape)
+            if isinstance(value, Tensor) and name != "step" and tuple(value.shape) != shape:
+                raise ValueError(
+                    f"{name!r} of variable {variables[key].name!r} has shape {tuple(value.shape)}, "
+                    f"but the variable has {shape}"
+                )
+
+
 def write_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]]) -> None:
     """Copies states by variable id into the streams; what a state does not name becomes zero.
 
@@ -70,15 +95,8 @@ def write_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]]) 
         ValueError: a state of another shape; nothing has changed then.
     """
     variables = {v.id: v for group in optimizer._variables for v in group}
+    check_shapes(variables, states)
     names = optimizer.rule().states
-    for key, state in states.items():
-        for name in names:
-            value = state.get(name)
-            if value is not None and tuple(value.shape) != tuple(variables[key].shape):
-                raise ValueError(
-                    f"{name!r} of variable {variables[key].name!r} has shape {tuple(value.shape)}, "
-                    f"but the variable has {tuple(variables[key].shape)}"
-                )
     optimizer._retire_plans()
     for key, state in states.items():
         variable = variables[key]
@@ -90,7 +108,7 @@ def write_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]]) 
             target.zero_() if value is None else target.copy_(value)
         # torch's SGD saves no count; a momentum buffer says that a first step was taken.
         known = any(state.get(name) is not None for name in names)
-        optimizer._counts[key] = int(state["step"]) if "step" in state else int(known)
+        optimizer._counts[variable.id, variable.state_epoch] = int(state["step"]) if "step" in state else int(known)
 
 
 def state_dict(optimizer: Optimizer) -> dict[str, Any]:
@@ -135,11 +153,13 @@ def load_state_dict(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None
         order.update(zip(saved["params"], variables, strict=True))
     absent: dict[str, Any] = {}
     states = {variable.id: state_dict["state"].get(key, absent) for key, variable in order.items()}
-    write_states(optimizer, states)
+    check_shapes({variable.id: variable for variable in order.values()}, states)
+    # The groups first: they say which rule, and so which states there are.
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
         names = group.get("param_names")
         group.update({key: value for key, value in saved.items() if key != "params"})
         if names is not None:
             group["param_names"] = names
+    write_states(optimizer, states)
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Sources:
     grads: Sequence[Tensor | None]
     stream: Tensor | None
     touched: list[bool]
-    runs: list[Loaded] | None = None
+    runs: list[Loaded] = field(default_factory=list)
 
 
 class Plan:
@@ -56,15 +56,13 @@ class Plan:
     # Which gradients a launch reads -------------------------------------------------------------------------------
 
     def scattered(self, grads: Sequence[Tensor | None]) -> Sources:
-        return Sources(grads, None, [grad is not None for grad in grads])
+        return self._load(Sources(grads, None, [grad is not None for grad in grads]))
 
     def gathered(self, stream: Tensor, touched: Sequence[bool]) -> Sources:
-        return Sources([], stream, list(touched))
+        return self._load(Sources([], stream, list(touched)))
 
-    def _runs(self, sources: Sources) -> list[Loaded]:
-        """The runs of a launch, each pointed at its gradient; computed once for norm and step."""
-        if sources.runs is not None:
-            return sources.runs
+    def _load(self, sources: Sources) -> Sources:
+        """Points the runs of a launch at their gradients; here a gradient that cannot be read is refused."""
         if sources.touched != self._pattern:
             # Counts of touched and untouched variables part here: runs of the old pattern no longer agree.
             self._pattern, self._gather, self._flat = sources.touched, None, None
@@ -77,13 +75,13 @@ class Plan:
             if self._flat is None:
                 self._flat = merge(self.segments, self._touched.tolist(), self.counts, None)
             sources.runs = [Loaded(run, run.of(sources.stream), owned=False) for run in self._flat]
-        return sources.runs
+        return sources
 
     # Launches -----------------------------------------------------------------------------------------------------
 
     def norm_(self, sources: Sources) -> None:
         """Writes the L2 norm of the gradients to `norm`."""
-        self._write_norm([loaded.grad for loaded in self._runs(sources)])
+        self._write_norm([loaded.grad for loaded in sources.runs])
 
     def _write_norm(self, grads: list[Tensor]) -> None:
         sums = self.sums.tolist()[: self.slot]
@@ -91,16 +89,15 @@ class Plan:
         self.sums[self.slot] = square_sum
         self.norm_out.fill_(math.sqrt(square_sum + sum(sums)))
 
-    def accumulate_(self, sources: Sources, stream: Tensor, scale: float, add: bool) -> None:
+    def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`."""
         segments = self.segments
-        for i, grad in enumerate(sources.grads):
+        for i, grad in enumerate(grads):
             start = segments.starts[i]
             if grad is None:
                 if not add:
                     stream[start : segments.stops[i]].zero_()
                 continue
-            grad = in_memory_order(segments.names[i], grad, segments.shapes[i], segments.strides[i])
             span = stream[start : start + segments.numels[i]]
             if add:
                 span.add_(flat(grad), alpha=scale)
@@ -118,10 +115,17 @@ class Plan:
             if values is not None:
                 out[i, 0] = torch.linalg.vector_norm(values[start : start + numel], order, dtype=out.dtype)
             if sources is not None and sources.touched[i]:
-                grad = sources.grads[i] if sources.stream is None else sources.stream[start : start + numel]
-                assert grad is not None
+                grad = self._source(sources, i)
                 out[i, 1] = torch.linalg.vector_norm(grad, order, dtype=torch.promote_types(out.dtype, grad.dtype))
         return out
+
+    def _source(self, sources: Sources, i: int) -> Tensor:
+        segments = self.segments
+        if sources.stream is not None:
+            return sources.stream[segments.starts[i] : segments.starts[i] + segments.numels[i]]
+        grad = sources.grads[i]
+        assert grad is not None
+        return in_memory_order(segments.names[i], grad, segments.shapes[i], segments.strides[i])
 
     def step_(
         self,
@@ -141,7 +145,7 @@ class Plan:
             if self.slot == 0:
                 skipped.add_(1)
             return
-        runs = self._runs(sources)
+        runs = sources.runs
         for index in sorted({loaded.run.group for loaded in runs}):
             group = groups[index]
             chosen = [loaded for loaded in runs if loaded.run.group == index]

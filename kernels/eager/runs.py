@@ -86,9 +86,8 @@ def merge(segments: Segments, chosen: Sequence[int], counts: np.ndarray, limit: 
 
 
 def _adjacent(segments: Segments, left: int, right: int, counts: np.ndarray) -> bool:
-    # Spans are aligned to 128 bytes, so up to 127 elements of padding may lie between neighbors; more is a variable.
-    gap = segments.starts[right] - segments.stops[left]
-    return right == left + 1 and gap < 128 and counts[left] == counts[right]
+    # Between them may lie padding, but no variable: one that is frozen or another optimizer's must not be stepped.
+    return segments.nexts[left] == segments.starts[right] and bool(counts[left] == counts[right])
 
 
 class Gather:
@@ -97,17 +96,17 @@ class Gather:
     def __init__(self, segments: Segments, chosen: Sequence[int], counts: np.ndarray) -> None:
         self.segments = segments
         self.runs = merge(segments, chosen, counts, LARGE)
-        small = [run for run in self.runs if segments.numels[run.variables[0]] < LARGE]
-        self.small = [i for run in small for i in run.variables]
-        self.scratch = torch.zeros(sum(run.stop - run.start for run in small), dtype=segments.compute_dtype)
-        self._gathered: dict[int, Loaded] = {}  # by the start of the run
+        small = {k: run for k, run in enumerate(self.runs) if segments.numels[run.variables[0]] < LARGE}
+        self.small = [i for run in small.values() for i in run.variables]
+        self.scratch = torch.zeros(sum(run.stop - run.start for run in small.values()), dtype=segments.compute_dtype)
+        self._gathered: dict[int, Loaded] = {}  # by position in the runs
         # What is concatenated into the scratch: a slot for each gradient, and zeros between neighbors.
         self._template: list[Tensor | None] = []
         self._slots: list[int] = []
         self._offsets: list[int] = []
         base = 0
-        for run in small:
-            self._gathered[run.start] = Loaded(run, self.scratch[base : base + run.stop - run.start], owned=True)
+        for k, run in small.items():
+            self._gathered[k] = Loaded(run, self.scratch[base : base + run.stop - run.start], owned=True)
             self._place(run, base)
             base += run.stop - run.start
         # One operator call either way: `cat` takes vectors alone, and copies them at twice the speed.
@@ -133,7 +132,7 @@ class Gather:
         """The runs with their gradients: copies the small ones, borrows the large ones."""
         if self.small:
             self._copy(grads if len(self.small) == len(grads) else [grads[i] for i in self.small])
-        return [self._gathered.get(run.start) or self._borrow(run, grads[run.variables[0]]) for run in self.runs]
+        return [self._gathered.get(k) or self._borrow(run, grads[run.variables[0]]) for k, run in enumerate(self.runs)]
 
     def _borrow(self, run: Run, grad: Tensor | None) -> Loaded:
         assert grad is not None
@@ -148,7 +147,7 @@ class Gather:
                 self._concatenate(small)
             else:
                 torch._foreach_copy_(self._views, small)  # type: ignore[arg-type]
-        except (RuntimeError, GradientError):
+        except (RuntimeError, TypeError, GradientError):
             # A sparse or foreign gradient among them: mend it, or say which.
             for view, i, grad in zip(self._views, self.small, small, strict=True):
                 assert grad is not None
