@@ -44,9 +44,14 @@ def check_owners(variables: Sequence[Variable]) -> None:
         for owner, attribute in pairs:
             places = [(owner, attribute)] if _home(owner, attribute).get(attribute) is variable.param else None
             moved += [(weakref.ref(module), name) for module, name in places or _search(owner, variable.param)]
-        if pairs and not moved:
+        if pairs and not moved and not all(_is_none(owner, attribute) for owner, attribute in pairs):
             _explain(variable, *pairs[0])
         variable.owners = moved
+
+
+def _is_none(owner: nn.Module, attribute: str) -> bool:
+    """`module.bias = None`: the user took the parameter out on purpose."""
+    return attribute in owner._parameters and owner._parameters[attribute] is None
 
 
 def _search(root: nn.Module, param: Tensor) -> list[tuple[nn.Module, str]]:
@@ -59,7 +64,7 @@ def _explain(variable: Variable, owner: nn.Module, attribute: str) -> NoReturn:
     if current is None:
         raise AliasError(
             f"variable {variable.name!r} is no longer used: {place} is not a parameter any more (weight_norm and other "
-            "reparametrizations make new ones). Reparametrize before adopting the module; or call "
+            "reparametrizations make new ones). Reparametrize first and adopt the module into a new VarStore; or call "
             f"store.freeze({variable.name!r}) and store.add(name, parameter) for the new ones"
         )
     raise AliasError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -69,6 +70,9 @@ class Adam(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
         )
+
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return self._rules[bool(group["amsgrad"])].states
 
     def rule(self) -> Rule:
         return self._rules[any(group["amsgrad"] for group in self.param_groups)]

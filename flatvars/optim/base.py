@@ -89,6 +89,10 @@ class Optimizer(torch.optim.Optimizer):
         """The mathematics of the step, given the param groups as they are."""
         raise NotImplementedError
 
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The states that a param group has: torch keeps no momentum buffer for a group without momentum."""
+        return self.rule().states
+
     # Groups -------------------------------------------------------------------------------------------------------
 
     def _taken(self) -> set[int]:

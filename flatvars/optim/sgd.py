@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -65,6 +66,9 @@ class SGD(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
         )
+
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return self.rule().states if group["momentum"] else ()
 
     def rule(self) -> Rule:
         return SGD_MOMENTUM if any(group["momentum"] for group in self.param_groups) else SGD_RULE

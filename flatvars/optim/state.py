@@ -35,7 +35,11 @@ class OptimizerState(MutableMapping[Tensor, dict[str, Any]]):
         return optimizer
 
     def __getitem__(self, param: Tensor) -> dict[str, Any]:
-        return read_state(self._optimizer, self._variable(param), self._optimizer.step_counts())
+        optimizer, variable = self._optimizer, self._variable(param)
+        for group, variables in zip(optimizer.param_groups, optimizer._variables, strict=True):
+            if any(v is variable for v in variables):
+                return read_state(optimizer, variable, group, optimizer.step_counts())
+        return {}
 
     def __setitem__(self, param: Tensor, state: dict[str, Any]) -> None:
         write_states(self._optimizer, {self._variable(param).id: state})
@@ -64,7 +68,9 @@ def steps_of(variable: Variable, counts: Mapping[tuple[int, int], int]) -> int:
     return counts.get((variable.id, variable.state_epoch), 0)
 
 
-def read_state(optimizer: Optimizer, variable: Variable, counts: Mapping[tuple[int, int], int]) -> dict[str, Any]:
+def read_state(
+    optimizer: Optimizer, variable: Variable, group: Mapping[str, Any], counts: Mapping[tuple[int, int], int]
+) -> dict[str, Any]:
     """One variable's state with torch's keys; views, so they follow every step."""
     count = steps_of(variable, counts)
     if not count or not variable.span.spec.trainable:
@@ -72,7 +78,9 @@ def read_state(optimizer: Optimizer, variable: Variable, counts: Mapping[tuple[i
     rule = optimizer.rule()
     streams = optimizer.state_streams(variable.dtype)
     state: dict[str, Any] = {"step": torch.tensor(float(count))} if rule.keeps_step else {}
-    state.update({name: view_of(s, variable.span) for name, s in zip(rule.states, streams, strict=True)})
+    of_group = optimizer.state_names(group)
+    pairs = zip(rule.states, streams, strict=True)
+    state.update({name: view_of(stream, variable.span) for name, stream in pairs if name in of_group})
     return state
 
 
@@ -124,7 +132,7 @@ def state_dict(optimizer: Optimizer) -> dict[str, Any]:
         packed["params"] = list(range(index, index + len(variables)))
         groups.append(packed)
         for variable in variables:
-            entry = read_state(optimizer, variable, counts)
+            entry = read_state(optimizer, variable, group, counts)
             if entry:
                 state[index] = entry
             index += 1
