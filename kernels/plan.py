@@ -15,13 +15,14 @@ import triton
 from torch import Tensor
 
 from .accumulate import accumulate_kernel
+from .errors import FlatvarsError
 from .launch import TILE, program_limit
 from .norm import ORDER_INF, ORDER_OTHER, variable_norms_kernel
 from .pointers import PointerTable, Sources
 from .rules import Rule
 from .segments import Segments
 from .step import step_kernel
-from .tiles import DTYPES, tile_table, upload
+from .tiles import DTYPES, is_capturing, tile_table, upload
 
 
 class Plan:
@@ -178,6 +179,12 @@ class Plan:
             shape = (len(rows), len(rows[0]))
             self._hyper = torch.zeros(shape, dtype=self.segments.compute_dtype, device=self.device)
         if rows != self._hyper_rows:
+            if is_capturing(self._hyper):
+                # A captured copy would put today's numbers back at every replay.
+                raise FlatvarsError(
+                    "param_groups changed since the last step, or no step was taken yet, while a CUDA graph is being "
+                    "captured; call optimizer.upload_hyperparameters() before the capture and before each replay"
+                )
             upload(self._hyper, torch.tensor(rows, dtype=self._hyper.dtype))
             self._hyper_rows = rows
         for i, j, x in tensors:

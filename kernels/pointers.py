@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import FlatvarsError
 from .segments import Segments
 from .sources import SOURCE_DTYPES, in_memory_order
-from .tiles import DTYPES, upload
+from .tiles import DTYPES, is_capturing, upload
 
 # Address of a gradient without elements: not 0, which means untouched, and never read.
 EMPTY = 16
@@ -44,6 +45,7 @@ class PointerTable:
         # Alive until the next upload: copies made of gradients, and memory that a captured graph copies from.
         self._kept: list[Tensor] = []
         self._captured: list[Tensor] = []
+        self._spare: Tensor | None = None
 
     def scattered(self, grads: Sequence[Tensor | None]) -> Sources:
         """Points at gradients wherever they lie; None leaves its variable untouched.
@@ -77,13 +79,11 @@ class PointerTable:
         )
 
     def _point(self, seen: list[Any]) -> Sources:
-        if seen == self._seen:
+        # Once a graph was captured, a replay may have put its own addresses into the table: what was seen is no proof.
+        if seen == self._seen and not self._captured:
             return self._sources
         rows = [(address, 0 if dtype is None else SOURCE_DTYPES.index(dtype)) for address, dtype in seen]
-        staging = upload(self.table, torch.tensor(rows, dtype=torch.int64).reshape(-1, 2))
-        if self.table.is_cuda and torch.cuda.is_current_stream_capturing():
-            # A replay copies from this memory again: it must live, unchanged, as long as the graph may.
-            self._captured.append(staging)
+        self._upload(torch.tensor(rows, dtype=torch.int64).reshape(-1, 2))
         dtypes = {dtype for _, dtype in seen if dtype is not None}
         aligned = all(address % 16 == 0 for address, _ in seen)
         uniform = DTYPES[next(iter(dtypes))] if len(dtypes) == 1 else None
@@ -91,6 +91,21 @@ class PointerTable:
         self._seen = seen
         self.uploads += 1
         return self._sources
+
+    def _upload(self, host: Tensor) -> None:
+        if not is_capturing(self.table):
+            upload(self.table, host)
+            if self.table.is_cuda and self._spare is None:
+                self._spare = torch.empty_like(host, pin_memory=True)
+            return
+        # A replay copies from this memory again, so it must live, unchanged, as long as the graph may; and page-locked
+        # memory cannot be allocated during a capture, so it was set aside before.
+        if self._spare is None:
+            raise FlatvarsError("a step was captured in a CUDA graph before it ran once; run a few steps first")
+        self._spare.copy_(host)
+        self.table.copy_(self._spare, non_blocking=True)
+        self._captured.append(self._spare)
+        self._spare = None
 
 
 def _is_plain(grad: Tensor) -> bool:

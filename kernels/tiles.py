@@ -122,12 +122,14 @@ def arrive(counter_ptr):
     return last
 
 
-def upload(table: Tensor, host: Tensor) -> Tensor:
-    """Copies a host table to its device buffer without a synchronization; returns the staging memory.
+def upload(table: Tensor, host: Tensor) -> None:
+    """Copies a host table to its device buffer without a synchronization.
 
     Page-locked memory from torch's caching allocator is not handed out again before the copy has run.
     """
-    if table.device.type == "cuda":
-        host = host.pin_memory()
-    table.copy_(host, non_blocking=True)
-    return host
+    table.copy_(host.pin_memory() if table.is_cuda else host, non_blocking=True)
+
+
+def is_capturing(table: Tensor) -> bool:
+    """Whether work on this tensor's device is being captured in a CUDA graph."""
+    return table.is_cuda and torch.cuda.is_current_stream_capturing()
