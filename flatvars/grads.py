@@ -185,6 +185,16 @@ class Gradients:
             variable.param.grad = view
             self._attached[variable.id] = (view, -1 if variable.id in written else view._version)
 
+    def _reset(self, variables: Sequence[Variable]) -> None:
+        """Every `.grad` is its view again, and counts as not written."""
+        for variable in variables:
+            if variable.id not in self._attached:  # trained again since; it had room, so nothing was carved
+                self._attach([variable], set())
+            view, _ = self._attached[variable.id]
+            if variable.param.grad is not view:
+                variable.param.grad = view
+            self._attached[variable.id] = (view, view._version)
+
     # Operations ---------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -279,7 +289,7 @@ class Gradients:
         if self.mode == "views":
             if set_to_none:
                 self._zero_spans(trainable)
-                self._attach(trainable, set())
+                self._reset(trainable)
             else:
                 written = [v.param.grad for v in trainable if self._settle(v) and v.param.grad is not None]
                 self._zero_in_place(written)

@@ -35,6 +35,8 @@ class Sources:
     stream: Tensor | None
     touched: list[bool]
     runs: list[Loaded] = field(default_factory=list)
+    # The same gradients in as few pieces as they come in: what a norm is taken over.
+    pieces: list[Tensor] = field(default_factory=list)
 
 
 class Plan:
@@ -71,17 +73,20 @@ class Plan:
             if self._gather is None:
                 self._gather = Gather(self.segments, self._touched.tolist(), self.counts)
             sources.runs = self._gather.load(sources.grads)
+            borrowed = [loaded.grad for loaded in sources.runs if not loaded.owned]
+            sources.pieces = [self._gather.scratch, *borrowed]
         else:
             if self._flat is None:
                 self._flat = merge(self.segments, self._touched.tolist(), self.counts, None)
             sources.runs = [Loaded(run, run.of(sources.stream), owned=False) for run in self._flat]
+            sources.pieces = [loaded.grad for loaded in sources.runs]
         return sources
 
     # Launches -----------------------------------------------------------------------------------------------------
 
     def norm_(self, sources: Sources) -> None:
         """Writes the L2 norm of the gradients to `norm`."""
-        self._write_norm([loaded.grad for loaded in sources.runs])
+        self._write_norm(sources.pieces)
 
     def _write_norm(self, grads: list[Tensor]) -> None:
         sums = self.sums.tolist()[: self.slot]
@@ -146,10 +151,10 @@ class Plan:
                 skipped.add_(1)
             return
         runs = sources.runs
+        coefficient = 1.0 if max_norm is None else clip_coefficient(norm, max_norm)
         for index in sorted({loaded.run.group for loaded in runs}):
             group = groups[index]
             chosen = [loaded for loaded in runs if loaded.run.group == index]
-            coefficient = 1.0 if max_norm is None else clip_coefficient(norm, max_norm)
             step = Step(rule, group, coefficient, values, states, self.segments)
             step.apply(chosen, [int(self.counts[loaded.run.variables[0]]) + 1 for loaded in chosen])
         self.counts[self._touched] += 1
