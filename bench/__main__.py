@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from bench import host
 from bench.cases import CASES, QUICK, TAILS, gate, give_grads, make_grads
 from bench.kernels import copy_case, kernel_cases
 from bench.measure import time_in_turn
@@ -89,6 +90,8 @@ def main() -> None:
     rounds = 5 if options.quick else 15
     names = options.case or list(QUICK if options.quick else CASES)
     results: dict[str, Any] = {"machine": facts, "tails": measure_tails(names, options.device, rounds)}
+    print("Host time of the parts of a step that walk the variables:")
+    results["host"] = host.table()
     if options.device == "cpu":
         print("Kernels are measured on a GPU alone: on a CPU the torch backend runs.")
     else:

