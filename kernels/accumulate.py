@@ -62,12 +62,14 @@ def accumulate_kernel(
     total = tl.zeros([BLOCK], COMPUTE)
     for tile in range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0)):
         start, local, length, variable, _ = tile_row(tiles_ptr, tile)
-        grad, _ = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
-        grad = grad * scale
+        grad, address = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
+        # Not `grad * scale` alone: an infinite scale would make NaN of padding and of variables without a gradient.
+        grad = tl.where((lane < length) & (address != 0), grad * scale, 0.0)
         if STORE:
             mask = padded_mask(lane, length)
             if ADD:
                 grad += tl.load(grads_ptr + start + lane, mask=mask, other=0.0)
+                mask = mask & (address != 0)
             tl.store(grads_ptr + start + lane, grad, mask=mask)
         total += grad * grad
     reduce_square_sum(total, partials_ptr, counter_ptr, sums_ptr, norm_ptr, slot, PROGRAMS)

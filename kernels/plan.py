@@ -15,7 +15,7 @@ import triton
 from torch import Tensor
 
 from .accumulate import accumulate_kernel
-from .errors import FlatvarsError
+from .errors import FlatvarsError, check_order
 from .launch import TILE, program_limit
 from .norm import ORDER_INF, ORDER_OTHER, variable_norms_kernel
 from .pointers import PointerTable, Sources
@@ -100,6 +100,7 @@ class Plan:
 
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
         """Norms of every variable, [variables, 2]: of its value and of its gradient; 0 for what is not given."""
+        check_order(order)
         out = torch.empty((len(self.segments), 2), dtype=self.segments.compute_dtype, device=self.device)
         variable_norms_kernel[(len(self.tiles),)](
             self.tiles,

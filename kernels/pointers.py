@@ -56,11 +56,11 @@ class PointerTable:
             GradientError: names the variable whose gradient no kernel can read.
         """
         kept: list[Tensor] = []
-        strides = self.segments.strides
+        shapes, strides = self.segments.shapes, self.segments.strides
         ready = list(grads)
         for i, grad in enumerate(ready):
-            if grad is not None and (grad.dtype not in DTYPES or not _is_plain(grad) or grad.stride() != strides[i]):
-                ready[i] = in_memory_order(self.segments.names[i], grad, self.segments.shapes[i], strides[i])
+            if grad is not None and not _is_ready(grad, shapes[i], strides[i]):
+                ready[i] = in_memory_order(self.segments.names[i], grad, shapes[i], strides[i])
                 if ready[i] is not grad:
                     kept.append(ready[i])  # type: ignore[arg-type]
         seen = [(0, None) if g is None else (g.data_ptr() or EMPTY, g.dtype) for g in ready]
@@ -108,5 +108,7 @@ class PointerTable:
         self._spare = None
 
 
-def _is_plain(grad: Tensor) -> bool:
-    return grad.layout == torch.strided
+def _is_ready(grad: Tensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether a kernel can read the gradient where it lies."""
+    plain = grad.dtype in DTYPES and grad.layout == torch.strided and not grad.is_neg()
+    return plain and grad.stride() == stride and grad.shape == shape

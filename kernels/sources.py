@@ -32,6 +32,7 @@ def in_memory_order(name: str, grad: Tensor, shape: tuple[int, ...], stride: tup
         )
     if grad.layout != torch.strided:
         grad = grad.to_dense()
+    grad = grad.resolve_neg()
     if same_order(grad.shape, grad.stride(), stride):
         return grad
     return torch.empty_strided(shape, stride, dtype=grad.dtype, device=grad.device).copy_(grad)

@@ -105,7 +105,7 @@ def round_to(x, DTYPE: tl.constexpr):
     if ROUND_BITS and tl.bfloat16 == DTYPE and x.dtype == tl.float32:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-        bits = tl.where(x == x, rounded, bits | 0x00400000)
+        bits = tl.where(x == x, rounded, 0x7FC00000).to(tl.uint32)
         x = bits.to(tl.float32, bitcast=True)
     return x.to(DTYPE)
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import check_order
 from ..rules import Rule
 from ..segments import Segments
 from ..sources import flat, in_memory_order
@@ -113,6 +114,7 @@ class Plan:
 
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
         """Norms of every variable, [variables, 2]: of its value and of its gradient; 0 for what is not given."""
+        check_order(order)
         out = torch.zeros((len(self.segments), 2), dtype=self.segments.compute_dtype)
         for i, (start, numel) in enumerate(zip(self.segments.starts, self.segments.numels, strict=True)):
             if not numel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,8 @@ class Step:
                 self._scaled_chunks(loaded, tensors[step])
         if whole:
             self._call([loaded for loaded, _ in whole], [step for _, step in whole])
-        if self.native is None or self.group.get("eps") == 0.0:
+        # Where a rule or NaN makes something of the zeros between variables, they are put back.
+        if self.native is None or self.group.get("eps") == 0.0 or math.isnan(self.coefficient):
             self._zero_padding([loaded.run for loaded in runs])
 
     def _call(self, runs: list[Loaded], steps: list[Tensor]) -> None:
