@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -156,7 +157,20 @@ def plan_initialization(module: nn.Module, on_meta: list[Found], init: Initializ
                 f"module {path!r} ({type(owner).__name__}) is on the meta device and has no reset_parameters(), so its "
                 "values are unknown; pass init=, a function that is applied to every submodule and writes them"
             )
-    return lambda: [owner.reset_parameters() for _, owner in needing]  # type: ignore[operator]
+    # A layer that lies on meta in part keeps the values it has.
+    real = [(p, p.detach().clone()) for _, owner in needing for p in owner._parameters.values() if has_values(p)]
+
+    def reset() -> None:
+        for _, owner in needing:
+            owner.reset_parameters()  # type: ignore[operator]
+        for param, values in real:
+            param.copy_(values)
+
+    return reset
+
+
+def has_values(param: nn.Parameter | None) -> TypeGuard[nn.Parameter]:
+    return param is not None and not param.is_meta
 
 
 def leave_meta(entry: Found, device: torch.device) -> None:
@@ -215,7 +229,8 @@ def rebind(registry: Registry) -> list[str]:
                 f"variable {variable.name!r} now has shape {tuple(param.shape)} instead of {tuple(variable.shape)}; "
                 "a store keeps shapes: adopt the changed module into a new VarStore"
             )
-        specs.append(dataclasses.replace(variable.span.spec, dtype=param.dtype))
+        stride = param.stride() if is_dense(tuple(param.shape), param.stride()) else variable.span.spec.stride
+        specs.append(dataclasses.replace(variable.span.spec, dtype=param.dtype, stride=stride))
     devices = {param.device for param in params} or {registry.device}
     if len(devices) > 1:
         raise AliasError(f"variables now lie on several devices ({devices}); move the whole module to one of them")

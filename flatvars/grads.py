@@ -100,12 +100,11 @@ class Gradients:
 
     def plans(self) -> PlanSet:
         """Plans over all variables that can have a gradient."""
+        if self.registry.masks_moved():
+            self.registry.sync_masks()
         if self._plans is None or self._plans.generation != self.registry.generation:
             self._plans = PlanSet(self.registry, self.registry.trainable())
             self.fresh = False
-        if not self._plans.all_require_grad():
-            self.registry.sync_masks()
-            return self.plans()
         return self._plans
 
     def _follow(self) -> None:
@@ -285,7 +284,7 @@ class Gradients:
                 variable.param.grad = None
             self.forget(chosen)
             return
-        trainable = [v for v in chosen if v.requires_grad and v.span.spec.trainable]
+        trainable = [v for v in chosen if v.span.spec.trainable and not v.frozen]
         if self.mode == "views":
             if set_to_none:
                 self._zero_spans(trainable)

@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from .variable import Variable
 
 _address = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
-_requires_grad = attrgetter("requires_grad")
 
 
 @dataclass(frozen=True)
@@ -105,10 +103,6 @@ class PlanSet:
                     real[span.offset : span.offset + span.numel] = True
             found[part.region] = torch.nonzero(~real).squeeze(1).to(self.registry.device)
         return found
-
-    def all_require_grad(self) -> bool:
-        """False when a variable was frozen by plain torch since the plans were made."""
-        return all(map(_requires_grad, self.params))
 
     def pending(self) -> list[Tensor | None]:
         """What autograd left: `.grad` of every parameter."""

@@ -167,6 +167,8 @@ class Registry:
     def sync_masks(self) -> None:
         """Follows `requires_grad` flags, flipped here or by plain torch; re-carves where a variable lacks room."""
         with self.lock:
+            for variable in self.variables:
+                variable.frozen = variable.frozen and not variable.requires_grad
             specs = [
                 dataclasses.replace(v.span.spec, trainable=v.span.spec.trainable or v.requires_grad)
                 for v in self.variables
@@ -186,8 +188,12 @@ class Registry:
     # Looking up ---------------------------------------------------------------------------------------------------
 
     def trainable(self) -> list[Variable]:
-        """Variables that require gradients and have room for them, in creation order."""
-        return [v for v in self.variables if v.requires_grad and v.span.spec.trainable]
+        """Variables with room for gradients and state that the store has not frozen, in creation order."""
+        return [v for v in self.variables if v.span.spec.trainable and not v.frozen]
+
+    def masks_moved(self) -> bool:
+        """Whether plain torch made a variable trainable that the store has frozen, or has no room for."""
+        return any(v.requires_grad for v in self.variables if v.frozen or not v.span.spec.trainable)
 
     def matching(self, patterns: str | Iterable[str] | None) -> list[Variable]:
         """Variables with a name that matches one of the globs; all for None.

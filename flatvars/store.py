@@ -52,7 +52,6 @@ class VarStore:
         self._registry = Registry(_concrete(device))
         self._gradients = Gradients(self._registry, grads)
         self._registry.gradients = self._gradients
-        self._frozen_here: set[int] = set()
         self.dtype = dtype
         self.seed = seed
 
@@ -197,7 +196,7 @@ class VarStore:
 
     def trainable_variables(self) -> list[Variable]:
         """The variables that require gradients, in creation order."""
-        return self._registry.trainable()
+        return [variable for variable in self._registry.variables if variable.requires_grad]
 
     def __getitem__(self, name: str) -> Variable:
         try:
@@ -234,7 +233,7 @@ class VarStore:
         for variable in self._registry.matching(patterns):
             if variable.requires_grad:
                 variable.param.requires_grad_(False)
-                self._frozen_here.add(variable.id)
+                variable.frozen = True
             variable.param.grad = None
             self._gradients.touched.discard(variable.id)
         self._registry.sync_masks()
@@ -246,10 +245,9 @@ class VarStore:
         re-carved, and everything is kept.
         """
         for variable in self._registry.matching(patterns):
-            mine = patterns is not None and isinstance(variable.param, nn.Parameter)
-            if mine or variable.id in self._frozen_here:
+            can = isinstance(variable.param, nn.Parameter) and variable.dtype.is_floating_point
+            if variable.frozen or (patterns is not None and can):
                 variable.param.requires_grad_(True)
-                self._frozen_here.discard(variable.id)
         self._registry.sync_masks()
 
     def compact(self) -> None:
@@ -365,10 +363,10 @@ class VarStore:
         """torch.nn.utils.clip_grad_value_ over the flat stream: gathers and clamps to [-clip_value, clip_value]."""
         self._gradients.clip_value_(clip_value)
 
-    def __deepcopy__(self, memo: object) -> NoReturn:
+    def __getstate__(self) -> NoReturn:
         raise TypeError(
-            "a VarStore is bound to its modules' memory and is not copied; deepcopy the module (its copy is free of "
-            "the store) and adopt that: VarStore.from_module(copy.deepcopy(module))"
+            "a VarStore is bound to its modules' memory and is neither copied nor pickled; deepcopy the module (its copy "
+            "is free of the store) and adopt that, or save module.state_dict() and optimizer.state_dict()"
         )
 
     # Invariants -------------------------------------------------------------------------------------------------------

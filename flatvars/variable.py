@@ -29,6 +29,9 @@ class Variable:
         self.id = id
         self.index = index
         self.param = param
+        self.frozen = (
+            False  # by the store; plain requires_grad_(False) leaves what `.grad` holds to be stepped, as in torch
+        )
         self.state_epoch = 0  # grows when the room for its gradient and state is given up
         self.span = span
         self.names = names

@@ -33,6 +33,10 @@ def count_key(variable: Variable) -> CountKey:
     return variable.id, variable.state_epoch
 
 
+def is_trained(variable: Variable) -> bool:
+    return variable.span.spec.trainable and not variable.frozen
+
+
 def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
     """For streams that do not follow the dtype of their region."""
     return dtype
@@ -125,22 +129,22 @@ class Optimizer(torch.optim.Optimizer):
             if not any(param.requires_grad for param in self._frozen):
                 return plans
             self._registry.sync_masks()
-        elif any(p.requires_grad and not v.span.spec.trainable for v, p in self._members()):
+        elif any(v.requires_grad and not is_trained(v) for v in self._members()):
             self._registry.sync_masks()
         self._retire_plans()
         return self._make_plans()
 
-    def _members(self) -> list[tuple[Variable, Tensor]]:
-        return [(v, v.param) for group in self._variables for v in group]
+    def _members(self) -> list[Variable]:
+        return [v for group in self._variables for v in group]
 
     def _make_plans(self) -> PlanSet:
         for group, variables in zip(self.param_groups, self._variables, strict=True):
             # A Parameter that was assigned to a module took the place of the old one in the store.
             group["params"] = [v.param for v in variables]
         members = [(v, g) for g, group in enumerate(self._variables) for v in group]
-        trainable = sorted((m for m in members if m[0].requires_grad), key=lambda m: m[0].index)
+        trainable = sorted((m for m in members if is_trained(m[0])), key=lambda m: m[0].index)
         plans = PlanSet(self._registry, [v for v, _ in trainable], [g for _, g in trainable])
-        self._frozen = [v.param for v, _ in members if not v.requires_grad]
+        self._frozen = [v.param for v, _ in members if not is_trained(v)]
         for part in plans.parts:
             counts = [self._counts.get(count_key(plans.variables[k]), 0) for k in part.order]
             if any(counts):
@@ -234,7 +238,7 @@ class Optimizer(torch.optim.Optimizer):
                 for param in group["params"]:
                     param.grad = None
         else:
-            gradients.zero(set_to_none, [v for group in self._variables for v in group])
+            gradients.zero(set_to_none, self._members())
 
     @property
     def grad_norm(self) -> Tensor:
