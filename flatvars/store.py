@@ -365,8 +365,8 @@ class VarStore:
 
     def __getstate__(self) -> NoReturn:
         raise TypeError(
-            "a VarStore is bound to its modules' memory and is neither copied nor pickled; deepcopy the module (its copy "
-            "is free of the store) and adopt that, or save module.state_dict() and optimizer.state_dict()"
+            "a VarStore is bound to its modules' memory and is neither copied nor pickled; deepcopy the module (its "
+            "copy is free of the store) and adopt that, or save module.state_dict() and optimizer.state_dict()"
         )
 
     # Invariants -------------------------------------------------------------------------------------------------------

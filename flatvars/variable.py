@@ -29,9 +29,8 @@ class Variable:
         self.id = id
         self.index = index
         self.param = param
-        self.frozen = (
-            False  # by the store; plain requires_grad_(False) leaves what `.grad` holds to be stepped, as in torch
-        )
+        # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
+        self.frozen = False
         self.state_epoch = 0  # grows when the room for its gradient and state is given up
         self.span = span
         self.names = names

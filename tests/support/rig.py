@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from flatvars.kernels.rules import Rule
 from flatvars.kernels.segments import Segments
 from flatvars.layout import plan_layout
 from flatvars.spec import VarSpec
-from torch import Tensor
 
 from .memory import Guarded
 
@@ -128,7 +129,7 @@ class Rig:
         )
 
     def accumulate(self, grads: Sequence[Tensor | None], scale: float = 1.0, *, add: bool = False) -> None:
-        self.plan.accumulate_(self.plan.scattered(grads), self.grads.stream, scale, add)
+        self.plan.accumulate_(grads, self.grads.stream, scale, add)
 
     def snapshot(self) -> list[Tensor]:
         """Copies of everything a step may write, guards and padding included."""
