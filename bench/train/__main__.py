@@ -1,0 +1,105 @@
+"""The main job: train one GPT on real text twice, with flatvars and with torch's own optimizer, and compare.
+
+    python -m bench.train                           # a small GPT, about two minutes on two CPU cores
+    python -m bench.train --preset gpt2             # 124M parameters, for a GPU
+    python -m bench.train --quick                   # 30 steps, to see that everything works
+
+Both runs start from the same weights and see the same batches, step by step in turn. The text is the source of
+Python's standard library, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from bench.train import checkpoint, plot, report
+from bench.train.gpt import generate
+from bench.train.loop import Record, bits_per_byte, train
+from bench.train.options import Job, JobError, parse_job
+from bench.train.progress import Progress
+from bench.train.sides import Side, build_sides
+from bench.train.text import Text, read_text
+
+PROMPT = b"class "
+SAMPLE_BYTES = 400
+
+
+def _make_deterministic() -> None:
+    # cuBLAS reads this when it starts; torch refuses deterministic matrix products without it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Filling every new tensor finds reads of uninitialized memory, but would be timed with the rest.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def _start(job: Job, sides: list[Side], generator: torch.Generator, text: Text) -> tuple[int, dict[str, Record]]:
+    if job.resume:
+        step, records = checkpoint.resume(job.resume, sides, generator, job)
+        print(f"Resumed {job.resume} after step {step}.")
+        return step, records
+    return 0, {side.name: Record(bits_before=bits_per_byte(side, text, job)) for side in sides}
+
+
+def _run(job: Job, sides: list[Side], text: Text) -> dict[str, Record]:
+    generator = torch.Generator().manual_seed(job.seed)
+    first_step, records = _start(job, sides, generator, text)
+    if first_step >= job.stop_at:
+        raise JobError(f"{first_step} steps are done already; give a larger --steps or --stop-at than {job.stop_at}")
+
+    with Progress(job.stop_at, first_step) as progress:
+
+        def after_step(done: int) -> None:
+            losses = "  ".join(f"{name} {record.losses[-1]:.3f}" for name, record in records.items())
+            progress.update(done, f"loss: {losses}")
+            is_due = job.save_every and done % job.save_every == 0
+            if job.save and (is_due or done == job.stop_at):
+                checkpoint.save(job.save, sides, records, generator, job, done)
+
+        train(sides, records, text, generator, job, first_step, after_step)
+    for side in sides:
+        records[side.name] = replace(records[side.name], bits_after=bits_per_byte(side, text, job))
+    return records
+
+
+def _sample(side: Side, seed: int) -> str:
+    written = generate(side.model, PROMPT, SAMPLE_BYTES, seed).decode("utf-8", "replace")
+    # A model that has not learned much writes control characters, which a terminal would obey.
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in written)
+
+
+def main(argv: list[str]) -> int:
+    """Run the job the command line describes, and return the exit status."""
+    start = time.perf_counter()
+    job = parse_job(argv)
+    if job.deterministic:
+        _make_deterministic()
+    try:
+        text = read_text(job.device)
+        print(f"Text: {text.describe()}")
+        sides = build_sides(job)
+        parameters = sum(param.numel() for param in sides[0].model.parameters())
+        print(f"Model: {parameters:,} parameters, {job.preset} preset, on {job.device.type}")
+        records = _run(job, sides, text)
+    except (JobError, FileNotFoundError) as error:
+        print(f"bench.train: {error}", file=sys.stderr)
+        return 2
+    sample = _sample(sides[-1], job.seed)
+    result = report.figures(job, records, parameters, text.describe(), time.perf_counter() - start)
+    figures_path = job.out / f"{job.label}.json"
+    report.write_json(result, records, figures_path)
+    print(f"\n{report.table(result)}")
+    print(f"\nWritten by the {sides[-1].name} model:\n\n{sample}\n\nFigures: {figures_path}")
+    if job.plot:
+        title = f"GPT, {parameters:,} parameters, {job.device.type}, batch {job.batch} x {job.model.context} bytes"
+        print(plot.draw(records, title, figures_path.with_suffix(".png")))
+    print(f"Total: {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
