@@ -40,3 +40,14 @@ def test_options_work_together(tmp_path: Path) -> None:
     result = train(tmp_path, "--micro-batches", "2", "--freeze", "blocks.0.*", "--steps", "6", "--no-plot")
     assert result["agreement"]["largest_loss_difference"] < 1e-4
     assert not list(tmp_path.glob("*.png"))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    run = ("--steps", "6", "--no-plot")
+    whole = train(tmp_path / "whole", *run)
+    saved = str(tmp_path / "checkpoint.pt")
+    train(tmp_path / "first", *run, "--stop-at", "3", "--save", saved)
+    resumed = train(tmp_path / "second", *run, "--resume", saved)
+    assert resumed["losses"] == whole["losses"]
+    assert len(whole["losses"]["flatvars"]) == 6
