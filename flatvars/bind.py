@@ -158,19 +158,20 @@ def plan_initialization(module: nn.Module, on_meta: list[Found], init: Initializ
                 "values are unknown; pass init=, a function that is applied to every submodule and writes them"
             )
     # A layer that lies on meta in part keeps the values it has.
-    real = [(p, p.detach().clone()) for _, owner in needing for p in owner._parameters.values() if has_values(p)]
+    tensors = [t for _, owner in needing for t in (*owner._parameters.values(), *owner._buffers.values())]
+    real = [(tensor, tensor.detach().clone()) for tensor in tensors if has_values(tensor)]
 
     def reset() -> None:
         for _, owner in needing:
             owner.reset_parameters()  # type: ignore[operator]
-        for param, values in real:
-            param.copy_(values)
+        for tensor, values in real:
+            tensor.copy_(values)
 
     return reset
 
 
-def has_values(param: nn.Parameter | None) -> TypeGuard[nn.Parameter]:
-    return param is not None and not param.is_meta
+def has_values(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    return tensor is not None and not tensor.is_meta
 
 
 def leave_meta(entry: Found, device: torch.device) -> None:

@@ -247,12 +247,14 @@ class Gradients:
                 raise NameTakenError(f"gradients were given for {unknown}, which the store does not hold")
             by_id = {self.registry.by_name[name].id: grad for name, grad in grads.items()}
             return [by_id.get(v.id) for v in plans.variables]
-        if len(grads) != len(plans.variables):
+        trainable = [v for v in self.registry.variables if v.requires_grad]
+        if len(grads) != len(trainable):
             raise GradientError(
-                f"{len(grads)} gradients were given for {len(plans.variables)} trainable variables; give one per "
+                f"{len(grads)} gradients were given for {len(trainable)} trainable variables; give one per "
                 "variable in creation order (None where there is none), or a mapping from names"
             )
-        return list(grads)
+        given = {v.id: grad for v, grad in zip(trainable, grads, strict=True)}
+        return [given.get(v.id) for v in plans.variables]
 
     def drop(self) -> None:
         """Forgets the stream's gradients; no byte is written."""
@@ -332,7 +334,7 @@ class Gradients:
         has = [g is not None for g in collected.grads] if collected.grads is not None else collected.touched
         values, grads = plans.variable_norms(self.sources(plans, collected), order, values=True)
         rows = zip(plans.variables, values.unbind(), grads.unbind(), has, strict=True)
-        return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows}
+        return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows if v.requires_grad}
 
     @torch.no_grad()
     def clip_norm_(self, max_norm: float, order: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:

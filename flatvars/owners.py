@@ -65,6 +65,7 @@ def _search(root: nn.Module, param: Tensor) -> list[tuple[nn.Module, str]]:
 def _explain(variable: Variable, owner: nn.Module, attribute: str) -> NoReturn:
     current = _home(owner, attribute).get(attribute)
     place = f"{type(owner).__name__}.{attribute}"
+    kind = "Parameter" if isinstance(variable.param, nn.Parameter) else "buffer"
     if current is None:
         raise AliasError(
             f"variable {variable.name!r} is no longer used: {place} is not a parameter any more (weight_norm and other "
@@ -72,8 +73,8 @@ def _explain(variable: Variable, owner: nn.Module, attribute: str) -> NoReturn:
             f"store.freeze({variable.name!r}) and store.add(name, parameter) for the new ones"
         )
     raise AliasError(
-        f"variable {variable.name!r} is no longer used: {place} holds another Parameter of shape "
-        f"{tuple(current.shape)} and dtype {current.dtype}, which the store does not train. Call store.rebind() to "
+        f"variable {variable.name!r} is no longer used: {place} holds another {kind} of shape "
+        f"{tuple(current.shape)} and dtype {current.dtype}, which the store does not hold. Call store.rebind() to "
         "take the new one in under the same name"
     )
 

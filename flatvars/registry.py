@@ -35,6 +35,14 @@ def variable_of(param: Tensor) -> tuple[Registry, Variable] | None:
     return registry, registry.variables[index]
 
 
+def _disown(ids: list[int]) -> None:
+    """Forgets parameters of a registry that is gone, unless another one owns an object of the same identity by now."""
+    for key in ids:
+        reference, _ = _owners.get(key, (None, 0))
+        if reference is not None and reference() is None:
+            del _owners[key]
+
+
 class Registry:
     """Variables in creation order over one set of streams.
 
@@ -54,6 +62,8 @@ class Registry:
         self.recarved: list[Callable[[], None]] = []
         self.gradients: Gradients  # set by the store that owns both
         self._next_id = 0
+        self._claimed: list[int] = []
+        weakref.finalize(self, _disown, self._claimed)
         self._optimizers = 0
 
     # Carving ------------------------------------------------------------------------------------------------------
@@ -110,6 +120,7 @@ class Registry:
     def claim(self, variable: Variable) -> None:
         """Notes that the variable's parameter belongs to this registry."""
         _owners[id(variable.param)] = (weakref.ref(self), variable.index)
+        self._claimed.append(id(variable.param))
 
     def check_aliases(self) -> None:
         """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds."""
@@ -240,6 +251,8 @@ def bind(variable: Variable, view: Tensor) -> None:
     if param.is_meta:
         fresh = nn.Parameter(view, param.requires_grad) if isinstance(param, nn.Parameter) else view
         fresh.__dict__.update(param.__dict__)
+        for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+            setattr(fresh, hooks, getattr(param, hooks))
         torch.utils.swap_tensors(param, fresh)  # type: ignore[no-untyped-call]
         return
     if grad is not None and (grad.dtype != view.dtype or grad.device != view.device):

@@ -35,7 +35,8 @@ class Variable:
         self.span = span
         self.names = names
         self.owners: list[tuple[weakref.ref[nn.Module], str]] = []
-        self._gradients = gradients
+        # Weak: what looks after the gradients holds the variables.
+        self._reference = weakref.ref(gradients)
 
     @property
     def name(self) -> str:
@@ -49,7 +50,8 @@ class Variable:
     @property
     def grad(self) -> Tensor | None:
         """The gradient, [shape], wherever it lies, or None: which is not zeros."""
-        return self._gradients.of(self)
+        gradients = self._reference()
+        return self.param.grad if gradients is None else gradients.of(self)
 
     @property
     def shape(self) -> torch.Size:

@@ -80,7 +80,8 @@ class PointerTable:
 
     def _point(self, seen: list[Any]) -> Sources:
         # Once a graph was captured, a replay may have put its own addresses into the table: what was seen is no proof.
-        if seen == self._seen and not self._captured:
+        # And a graph must bring its addresses itself, also those that are there while it is captured.
+        if seen == self._seen and not self._captured and not is_capturing(self.table):
             return self._sources
         rows = [(address, 0 if dtype is None else SOURCE_DTYPES.index(dtype)) for address, dtype in seen]
         self._upload(torch.tensor(rows, dtype=torch.int64).reshape(-1, 2))

@@ -25,7 +25,7 @@ from .step import Step
 
 # Elements whose squares are summed in float32; rows are added in double precision. Norms of rows run at the speed of
 # memory, a norm over everything at half of it, and `dot` stalls for milliseconds when other processes use the cores.
-NORM_ROW = 16_384
+NORM_ROW = 2_048
 
 
 @dataclass

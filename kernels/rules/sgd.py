@@ -27,8 +27,10 @@ def sgd_momentum(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
     g = sign * g + weight_decay * p
     buffer = tl.where(step == 1.0, g, momentum * state[0] + keep * g)
     update = tl.where(nesterov != 0.0, g + momentum * buffer, buffer)
-    # A group without momentum keeps no buffer in torch: its dampening must not touch the update.
-    return p - lr * tl.where(momentum != 0.0, update, g), (buffer,)
+    # A group without momentum keeps no buffer in torch: its dampening must not touch the update, nor the update a
+    # buffer that may be asked for later.
+    update = tl.where(momentum != 0.0, update, g)
+    return p - lr * update, (tl.where(momentum != 0.0, buffer, state[0]),)
 
 
 def sgd_hyper(group: Mapping[str, Any]) -> tuple[Any, ...]:

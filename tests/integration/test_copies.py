@@ -1,0 +1,160 @@
+"""Copies: of an adopted module they are free, of a store and an optimizer there are none."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import flatvars as fv
+from tests.support.models import TiedLanguageModel
+
+from .training import adopted, assert_same, backward, linear, values
+
+
+def through_pickle(module: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(module))
+
+
+def through_a_file(module: nn.Module) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": through_pickle,
+    "file": through_a_file,
+}
+
+
+@pytest.mark.parametrize("mode", ["gather", "views"])
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_a_copy_of_a_module_is_independent(duplicate: Callable[[nn.Module], nn.Module], mode: str) -> None:
+    module, store, opt = adopted(mode)
+    twin = duplicate(module)
+    before = values(module)
+    assert_same(values(twin), before)
+    backward(module)
+    opt.step()
+    assert_same(values(twin), before)
+    moved = values(module)
+    with torch.no_grad():
+        twin.weight.fill_(7.0)
+    assert_same(values(module), moved)
+    store.check()
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+def test_a_copy_lies_in_no_store_and_can_be_adopted(duplicate: Callable[[nn.Module], nn.Module]) -> None:
+    module, _, _ = adopted()
+    twin = duplicate(module)
+    with pytest.raises(fv.ForeignParameterError, match="lies in no store"):
+        fv.optim.SGD(twin.parameters())
+    store = fv.VarStore.from_module(twin)
+    assert store.values.data_ptr() != module.weight.data_ptr()
+    opt = fv.optim.SGD(twin.parameters(), lr=0.1)
+    backward(twin)
+    opt.step()
+    assert not torch.equal(twin.weight, module.weight)
+    store.check()
+
+
+def test_a_deepcopy_holds_its_own_bytes_only() -> None:
+    module = nn.Sequential(nn.Linear(100, 100), nn.Linear(2, 2))
+    fv.VarStore.from_module(module)
+    part = copy.deepcopy(module[1])
+    assert part.weight.untyped_storage().nbytes() == 4 * 4
+
+
+def test_a_deepcopy_keeps_ties() -> None:
+    module = TiedLanguageModel()
+    fv.VarStore.from_module(module)
+    twin = copy.deepcopy(module)
+    assert twin.head.weight is twin.embed.weight
+    assert twin.head.weight is not module.head.weight
+
+
+def test_a_state_dict_in_a_file_is_as_large_as_the_model() -> None:
+    """All views share one storage, and torch saves a storage once."""
+    module = nn.Sequential(*(nn.Linear(64, 64) for _ in range(8)))
+    plain, flat = io.BytesIO(), io.BytesIO()
+    torch.save(module.state_dict(), plain)
+    fv.VarStore.from_module(module)
+    torch.save(module.state_dict(), flat)
+    assert flat.tell() < 1.05 * plain.tell()
+    flat.seek(0)
+    assert_same(torch.load(flat), {name: value.clone() for name, value in module.state_dict().items()})
+
+
+def test_an_averaged_model_follows_the_training() -> None:
+    module, _, opt = adopted(steps=0)
+    plain = linear()
+    reference = torch.optim.AdamW(plain.parameters(), lr=0.1)
+    averages = [AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9)) for net in (module, plain)]
+    for _ in range(5):
+        for net, optimizer, average in zip((module, plain), (opt, reference), averages, strict=True):
+            optimizer.zero_grad()
+            backward(net)
+            optimizer.step()
+            average.update_parameters(net)
+    for ours, theirs in zip(averages[0].parameters(), averages[1].parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=5e-6, atol=5e-7)
+    assert not torch.equal(averages[0].module.weight, module.weight)
+
+
+STORE = r"VarStore is bound to its modules' memory.*adopt that"
+OPTIMIZER = r"AdamW is bound to a store's memory.*save state_dict\(\)"
+
+
+def save(item: Any) -> None:
+    torch.save(item, io.BytesIO())
+
+
+@pytest.mark.parametrize(
+    ("which", "call", "message"),
+    [
+        ("store", copy.deepcopy, STORE),
+        ("store", pickle.dumps, "VarStore is bound to its modules' memory"),
+        ("store", save, "VarStore is bound to its modules' memory"),
+        ("optimizer", copy.deepcopy, OPTIMIZER),
+        ("optimizer", copy.copy, OPTIMIZER),
+        ("optimizer", pickle.dumps, OPTIMIZER),
+        ("optimizer", save, OPTIMIZER),
+    ],
+    ids=lambda value: getattr(value, "__name__", value if value in ("store", "optimizer") else ""),
+)
+def test_what_cannot_be_copied_says_what_to_do(which: str, call: Callable[[Any], object], message: str) -> None:
+    module, store, opt = adopted()
+    before = values(module)
+    with pytest.raises(TypeError, match=message):
+        call(store if which == "store" else opt)
+    assert_same(values(module), before)
+    backward(module)
+    opt.step()
+    assert opt.state[module.weight]["step"] == 2
+
+
+def test_the_way_an_optimizer_is_moved_to_a_copy() -> None:
+    """What the error advises."""
+    module, _, opt = adopted(steps=3)
+    twin = copy.deepcopy(module)
+    store = fv.VarStore.from_module(twin)
+    other = fv.optim.AdamW(store, lr=1.0)
+    other.load_state_dict(opt.state_dict())
+
+    def weight(net: nn.Linear, optimizer: fv.optim.AdamW) -> Tensor:
+        backward(net)
+        optimizer.step()
+        return net.weight.detach()
+
+    assert torch.equal(weight(module, opt), weight(twin, other))

@@ -1,0 +1,73 @@
+"""share_memory(): one buffer for several processes, as for Hogwild training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import flatvars as fv
+
+from .training import adopted, assert_same, backward, states, values
+
+
+def train_in_a_child(module: nn.Module) -> None:
+    """Runs in another process, where the parameters lie in no store; writes what the parent must see."""
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        for param in module.parameters():
+            param.fill_(param.numel())
+
+
+def test_another_process_writes_the_values_of_the_store() -> None:
+    module, store, opt = adopted()
+    module.share_memory()
+    store.check()
+    child = torch.multiprocessing.get_context("spawn").Process(target=train_in_a_child, args=(module,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert torch.equal(module.weight.detach(), torch.full((2, 3), 6.0))
+    assert torch.equal(store["bias"].value, torch.full((2,), 2.0))
+    assert store.values.sum() == 6 * 6 + 2 * 2
+    backward(module)
+    opt.step()
+    assert not torch.equal(module.weight.detach(), torch.full((2, 3), 6.0))
+    store.check()
+
+
+@pytest.mark.parametrize("mode", ["gather", "views"])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_training_goes_on_bit_for_bit(steps: int, mode: str) -> None:
+    (module, store, opt), (twin, _, other) = adopted(mode, steps), adopted(mode, steps)
+    module.share_memory()
+    assert all(param.is_shared() for param in module.parameters())
+    for net, optimizer in ((module, opt), (twin, other)):
+        backward(net)
+        optimizer.step()
+    assert_same(values(module), values(twin))
+    assert_same(states(opt), states(other))
+    store.check()
+
+
+def test_a_store_may_grow_afterwards() -> None:
+    """The new buffer is the process's own again; values and state stay."""
+    module, store, opt = adopted(steps=2)
+    module.share_memory()
+    before, before_states = values(module), states(opt)
+    store.add("later", torch.ones(3))
+    assert_same(values(module), before)
+    assert_same(states(opt), before_states)
+    assert not module.weight.is_shared()
+    store.check()
+
+
+def test_a_shared_module_can_be_adopted() -> None:
+    module = nn.Linear(3, 2).share_memory()
+    store = fv.VarStore.from_module(module)
+    opt = fv.optim.SGD(store, lr=0.1)
+    before = module.weight.detach().clone()
+    backward(module)
+    opt.step()
+    assert not torch.equal(module.weight, before)
+    store.check()
