@@ -241,6 +241,19 @@ class Gradients:
         self.collect(plans.variables)
 
     def _aligned(self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients that a user gave, one for each variable of the plans."""
+        aligned = self._by_variable(plans, grads)
+        for variable, grad in zip(plans.variables, aligned, strict=True):
+            if grad is not None and grad.device != self.registry.device:
+                raise GradientError(
+                    f"the gradient of {variable.name!r} lies on {grad.device}, but the store on "
+                    f"{self.registry.device}; move it there first"
+                )
+        return aligned
+
+    def _by_variable(
+        self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
         if isinstance(grads, Mapping):
             unknown = [name for name in grads if name not in self.registry.by_name]
             if unknown:

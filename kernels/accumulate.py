@@ -47,7 +47,7 @@ def accumulate_kernel(
     counter_ptr,  # [1] int32, zero between launches
     sums_ptr,  # [regions] out
     norm_ptr,  # [] float32 out
-    scale,
+    scale: tl.float64,  # without the annotation a launch passes floats as float32
     tiles,
     slot,
     STORE: tl.constexpr,
@@ -60,11 +60,12 @@ def accumulate_kernel(
 ):
     lane = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], COMPUTE)
+    factor = tl.full([], scale, COMPUTE)
     for tile in range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0)):
         start, local, length, variable, _ = tile_row(tiles_ptr, tile)
         grad, address = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
         # Not `grad * scale` alone: an infinite scale would make NaN of padding and of variables without a gradient.
-        grad = tl.where((lane < length) & (address != 0), grad * scale, 0.0)
+        grad = tl.where((lane < length) & (address != 0), grad * factor, 0.0)
         if STORE:
             mask = padded_mask(lane, length)
             if ADD:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .accumulate import accumulate_kernel
 from .errors import FlatvarsError, check_order
-from .launch import TILE, program_limit
+from .launch import TILE, on, program_limit
 from .norm import ORDER_INF, ORDER_OTHER, variable_norms_kernel
 from .pointers import PointerTable, Sources
 from .rules import Rule
@@ -77,49 +77,51 @@ class Plan:
         self._accumulate(self.scattered(grads), stream, scale, store=True, add=add)
 
     def _accumulate(self, sources: Sources, stream: Tensor, scale: float, *, store: bool, add: bool) -> None:
-        accumulate_kernel[(self.programs,)](
-            self.tiles,
-            sources.table,
-            stream,
-            self._partials,
-            self._arrived,
-            self.sums,
-            self.norm_out,
-            scale,
-            len(self.tiles),
-            self.slot,
-            STORE=store,
-            ADD=add,
-            SOURCE=sources.dtype,
-            ALIGNED=sources.aligned,
-            COMPUTE=self._compute,
-            PROGRAMS=triton.next_power_of_2(self.programs),
-            BLOCK=TILE.block,
-            **TILE.options,
-        )
+        with on(self.device):
+            accumulate_kernel[(self.programs,)](
+                self.tiles,
+                sources.table,
+                stream,
+                self._partials,
+                self._arrived,
+                self.sums,
+                self.norm_out,
+                scale,
+                len(self.tiles),
+                self.slot,
+                STORE=store,
+                ADD=add,
+                SOURCE=sources.dtype,
+                ALIGNED=sources.aligned,
+                COMPUTE=self._compute,
+                PROGRAMS=triton.next_power_of_2(self.programs),
+                BLOCK=TILE.block,
+                **TILE.options(),
+            )
 
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
         """Norms of every variable, [variables, 2]: of its value and of its gradient; 0 for what is not given."""
         check_order(order)
         out = torch.empty((len(self.segments), 2), dtype=self.segments.compute_dtype, device=self.device)
-        variable_norms_kernel[(len(self.tiles),)](
-            self.tiles,
-            self._ranges,
-            self.pointers.table if sources is None else sources.table,
-            self._partials if values is None else values,
-            torch.empty((2, len(self.tiles)), dtype=out.dtype, device=self.device),
-            self._variables_arrived,
-            out,
-            float(order),
-            VALUES=values is not None,
-            GRADS=sources is not None,
-            ORDER={2.0: 2, 1.0: 1, math.inf: ORDER_INF.value}.get(order, ORDER_OTHER.value),
-            SOURCE=None if sources is None else sources.dtype,
-            ALIGNED=sources is not None and sources.aligned,
-            COMPUTE=self._compute,
-            BLOCK=TILE.block,
-            **TILE.options,
-        )
+        with on(self.device):
+            variable_norms_kernel[(len(self.tiles),)](
+                self.tiles,
+                self._ranges,
+                self.pointers.table if sources is None else sources.table,
+                self._partials if values is None else values,
+                torch.empty((2, len(self.tiles)), dtype=out.dtype, device=self.device),
+                self._variables_arrived,
+                out,
+                float(order),
+                VALUES=values is not None,
+                GRADS=sources is not None,
+                ORDER={2.0: 2, 1.0: 1, math.inf: ORDER_INF.value}.get(order, ORDER_OTHER.value),
+                SOURCE=None if sources is None else sources.dtype,
+                ALIGNED=sources is not None and sources.aligned,
+                COMPUTE=self._compute,
+                BLOCK=TILE.block,
+                **TILE.options(),
+            )
         return out
 
     def step_(
@@ -144,26 +146,27 @@ class Plan:
             skip: Leave everything as it is when `norm` is not finite, and count it in `skipped`.
         """
         hyper = self.upload_hyper(rule, groups, max_norm)
-        step_kernel[(len(self.tiles),)](
-            self.tiles,
-            sources.table,
-            hyper,
-            self.counts,
-            norm,
-            skipped,
-            values,
-            tuple(states),
-            RULE=rule.function,
-            COLUMNS=hyper.shape[1],
-            CLIP=max_norm is not None,
-            SKIP=skip,
-            COUNT_SKIPS=self.slot == 0,
-            SOURCE=sources.dtype,
-            ALIGNED=sources.aligned,
-            COMPUTE=self._compute,
-            BLOCK=TILE.block,
-            **TILE.options,
-        )
+        with on(self.device):
+            step_kernel[(len(self.tiles),)](
+                self.tiles,
+                sources.table,
+                hyper,
+                self.counts,
+                norm,
+                skipped,
+                values,
+                tuple(states),
+                RULE=rule.function,
+                COLUMNS=hyper.shape[1],
+                CLIP=max_norm is not None,
+                SKIP=skip,
+                COUNT_SKIPS=self.slot == 0,
+                SOURCE=sources.dtype,
+                ALIGNED=sources.aligned,
+                COMPUTE=self._compute,
+                BLOCK=TILE.block,
+                **TILE.options(),
+            )
 
     # Numbers on the device ----------------------------------------------------------------------------------------
 

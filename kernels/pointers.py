@@ -17,6 +17,9 @@ from .tiles import DTYPES, is_capturing, upload
 # Address of a gradient without elements: not 0, which means untouched, and never read.
 EMPTY = 16
 
+# Uploads that one capture may hold: of accumulate for each of several micro-batches, of norm and step.
+SPARES = 8
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -45,7 +48,7 @@ class PointerTable:
         # Alive until the next upload: copies made of gradients, and memory that a captured graph copies from.
         self._kept: list[Tensor] = []
         self._captured: list[Tensor] = []
-        self._spare: Tensor | None = None
+        self._spares: list[Tensor] = []
 
     def scattered(self, grads: Sequence[Tensor | None]) -> Sources:
         """Points at gradients wherever they lie; None leaves its variable untouched.
@@ -96,17 +99,20 @@ class PointerTable:
     def _upload(self, host: Tensor) -> None:
         if not is_capturing(self.table):
             upload(self.table, host)
-            if self.table.is_cuda and self._spare is None:
-                self._spare = torch.empty_like(host, pin_memory=True)
+            while self.table.is_cuda and len(self._spares) < SPARES:
+                self._spares.append(torch.empty_like(host, pin_memory=True))
             return
         # A replay copies from this memory again, so it must live, unchanged, as long as the graph may; and page-locked
         # memory cannot be allocated during a capture, so it was set aside before.
-        if self._spare is None:
-            raise FlatvarsError("a step was captured in a CUDA graph before it ran once; run a few steps first")
-        self._spare.copy_(host)
-        self.table.copy_(self._spare, non_blocking=True)
-        self._captured.append(self._spare)
-        self._spare = None
+        if not self._spares:
+            raise FlatvarsError(
+                f"a CUDA graph captured a step before it ran once, or more than {SPARES} steps of one store; run a few "
+                "steps first, and capture fewer at a time"
+            )
+        spare = self._spares.pop()
+        spare.copy_(host)
+        self.table.copy_(spare, non_blocking=True)
+        self._captured.append(spare)
 
 
 def _is_ready(grad: Tensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

@@ -1,7 +1,8 @@
 """`python -m tests`: every lane, each in a process of its own.
 
 Triton decides when a kernel is decorated whether it is interpreted, so the interpreter needs a process with
-TRITON_INTERPRET=1 and the compiler one without. GPU tests are part of the second lane and run where a GPU is.
+TRITON_INTERPRET=1 and the compiler one without. On a GPU the second lane runs the GPU tests, and those of the kernels
+once more, compiled; elsewhere it says why it skips them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 LANES = {
     "interpreter": (["tests/kernels"], {"TRITON_INTERPRET": "1"}),
-    "library": (["tests", "--ignore=tests/kernels"], {"TRITON_INTERPRET": "0"}),
+    "library": (["tests"], {"TRITON_INTERPRET": "0"}),
 }
 
 

@@ -18,11 +18,9 @@ def sgd(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update
     """torch.optim.SGD, after Sutskever et al. 2013."""
     g = _signed(g, group) + group["weight_decay"] * p
     momentum = group["momentum"]
-    if not states:
-        return p - group["lr"] * g, ()
-    buffer = g if step == 1 else momentum * states[0] + (1 - group["dampening"]) * g
     if momentum == 0:
-        return p - group["lr"] * g, (buffer,)
+        return p - group["lr"] * g, states  # torch neither makes a buffer nor touches one
+    buffer = g if step == 1 else momentum * states[0] + (1 - group["dampening"]) * g
     update = g + momentum * buffer if group["nesterov"] else buffer
     return p - group["lr"] * update, (buffer,)
 

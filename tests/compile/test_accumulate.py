@@ -1,0 +1,80 @@
+"""The accumulate kernel as compiled: full-width streams, a norm in the same launch, reduced by the last program."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from flatvars.kernels.launch import TILE
+from tests.support.catch import PROGRAMS, accumulate_launch
+from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threads
+
+CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
+# Tiles read and written besides the source.
+STREAMS = {"overwrite": (0, 1), "add": (1, 1), "norm": (0, 0)}
+
+
+def wide(target, itemsize):
+    return TILE.block // (threads(target)) * itemsize // 16
+
+
+def check(code, mode, source):
+    read, written = STREAMS[mode]
+    assert code.wide("ld") == wide(code.target, source.itemsize) + read * wide(code.target, 4)
+    assert code.wide("st") == written * wide(code.target, 4)
+    # A partial sum, the counter, the region's sum, the norm.
+    assert [width for width in code.widths["st"] if width != 16] == [4] * 4
+    assert code.spilled == 0
+
+
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", STREAMS)
+@pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
+def test_cuda(target, mode, source):
+    code = compile_for(target, accumulate_launch(mode, source))
+    check(code, mode, source)
+    assert code.double_arithmetic() == []
+    assert ".local" not in code.assembly
+    assert "fma." not in code.assembly
+    assert code.narrow_products() == []
+
+
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", STREAMS)
+def test_amd(mode, source):
+    check(compile_for(GFX942, accumulate_launch(mode, source)), mode, source)
+
+
+def test_misaligned_sources_leave_the_stream_wide():
+    code = compile_for(SM90, accumulate_launch("add", shift=1))
+    assert code.wide("ld") == wide(SM90, 4)
+    assert code.wide("st") == wide(SM90, 4)
+
+
+def test_last_program_sees_what_the_others_stored():
+    """Release and acquire at device scope, then loads that bypass the L1 cache."""
+    code = compile_for(SM90, accumulate_launch("norm"))
+    assert re.findall(r"atom\.global\.gpu\.acq_rel\.add", code.assembly)
+    padded = 1 << (PROGRAMS - 1).bit_length()
+    assert len(re.findall(r"@%p\d+ ld\.global\.cg\.b32", code.assembly)) == padded // threads(SM90)
+
+
+@pytest.mark.parametrize("mode", STREAMS)
+def test_float64_is_summed_in_double(mode):
+    code = compile_for(SM90, accumulate_launch(mode, torch.float64))
+    assert {"add.f64", "add.rn.f64"} & set(code.double_arithmetic())
+    assert not re.findall(r"\b(?:add|mul)\.(?:rn\.)?f32", code.assembly)
+
+
+def test_float64_gets_its_scale_in_double():
+    """A Python float becomes float32 in a launch: 0.1 would be wrong from the ninth digit."""
+    assert compile_for(SM90, accumulate_launch("add", torch.float64)).signature["scale"] == "fp64"
+
+
+def test_neither_slot_nor_number_of_tiles_is_compiled_in():
+    """Triton specializes integers that are 1 or multiples of 16: every store would compile its own kernel."""
+    signature = compile_for(SM90, accumulate_launch("norm")).signature
+    assert signature["tiles"] == "i32"
+    assert signature["slot"] == "i32"

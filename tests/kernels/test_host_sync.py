@@ -1,0 +1,124 @@
+"""A step reads no number back: found on CPU tensors, where a synchronization would go unnoticed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import flatvars as fv
+from flatvars.backend import use_backend
+from tests.support.host_sync import HostSynchronizationError, no_host_sync
+from tests.support.stores import set_grads, store_of
+from tests.support.tolerances import assert_same_bits
+
+CONTROLS = {
+    "item": lambda t: t.item(),
+    "tolist": lambda t: t.tolist(),
+    "bool": lambda t: bool(t),
+    "if": lambda t: 1 if t else 0,
+    "float": lambda t: float(t),
+    "int": lambda t: int(t),
+    "index": lambda t: [1, 2][t.long()],
+    "cpu": lambda t: t.cpu(),
+    "numpy": lambda t: t.numpy(),
+    "asarray": lambda t: np.asarray(t),
+    "to": lambda t: t.to("cpu"),
+    "to-device": lambda t: t.to(torch.device("cpu")),
+    "to-keyword": lambda t: t.to(device="cpu"),
+    "nonzero": lambda t: t.reshape(1).nonzero(),
+    "equal": lambda t: torch.equal(t, t),
+    "contains": lambda t: 1.0 in t.reshape(1),
+    "mask": lambda t: torch.masked_select(t, t == t),
+}
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with use_backend("triton"):
+        yield
+
+
+@pytest.mark.parametrize("read", CONTROLS.values(), ids=CONTROLS)
+def test_the_guard_catches(read):
+    with pytest.raises(HostSynchronizationError), no_host_sync():
+        read(torch.zeros(()))
+
+
+def test_the_guard_allows_what_stays_on_the_device():
+    with no_host_sync():
+        x = torch.zeros(3)
+        x.add_(1.0)
+        x = x.to(torch.float64)
+    assert x.tolist() == [1.0] * 3
+
+
+def test_the_guard_is_gone_afterwards():
+    with pytest.raises(HostSynchronizationError), no_host_sync():
+        torch.zeros(()).item()
+    assert torch.zeros(()).item() == 0.0
+
+
+OPTIONS = {
+    "plain": {},
+    "clip": {"max_norm": 1.0},
+    "skip": {"skip_nonfinite": True},
+    "both": {"max_norm": 0.1, "skip_nonfinite": True},
+}
+
+
+@pytest.mark.parametrize("grads", ["gather", "views"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("make", [fv.optim.SGD, fv.optim.AdamW, fv.optim.Lion])
+def test_step(make, options, grads, device):
+    store = store_of(device=device, grads=grads)
+    optimizer = make(store, **options)
+    set_grads(store)
+    optimizer.step()  # lays out tables and reads step counts once
+    before = store.values.clone()
+    with no_host_sync():
+        optimizer.step()
+    assert not torch.equal(store.values, before)
+
+
+def test_new_gradients_new_numbers_and_a_missing_one(device):
+    store = store_of(dtypes=(torch.float32, torch.bfloat16), device=device)
+    optimizer = fv.optim.AdamW(store, max_norm=1.0, skip_nonfinite=True)
+    set_grads(store)
+    optimizer.step()
+    set_grads(store)
+    store["v1"].param.grad = None
+    kept = store["v1"].value.clone()
+    optimizer.param_groups[0]["lr"] = 0.5
+    with no_host_sync():
+        optimizer.step()
+    assert_same_bits(store["v1"].value, kept)
+
+
+def test_accumulate_norms_and_zero(device):
+    store = store_of(device=device)
+    optimizer = fv.optim.AdamW(store, max_norm=1.0)
+    grads = set_grads(store)
+    optimizer.step()
+    store.accumulate(grads)
+    optimizer.step()
+    with no_host_sync():
+        store.accumulate(grads, scale=0.5)
+        store.accumulate(grads, scale=0.5)
+        norm = store.grad_norm()
+        norms = store.norms()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert norm.item() > 0.0
+    assert norms["v0"][1].item() > 0.0
+
+
+def test_a_skipped_step_is_not_looked_at(device):
+    store = store_of(device=device)
+    optimizer = fv.optim.AdamW(store, skip_nonfinite=True)
+    set_grads(store)
+    optimizer.step()
+    set_grads(store, scale=torch.nan)
+    with no_host_sync():
+        optimizer.step()
+    assert optimizer.skipped.item() == 1

@@ -1,0 +1,123 @@
+"""How many kernels one optimizer step is, whatever the number of variables and groups."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import flatvars as fv
+from flatvars.backend import use_backend
+from tests.support.launches import count_launches
+from tests.support.stores import set_grads, store_of
+
+NORM, STEP = "accumulate_kernel", "step_kernel"
+
+
+@pytest.fixture(autouse=True)
+def _triton():
+    with use_backend("triton"):
+        yield
+
+
+def launches_of(call):
+    """The launches of a call once everything is made: the first step lays out tables."""
+    call()
+    with count_launches() as launches:
+        call()
+    return launches
+
+
+def groups_of(store, count):
+    names = list(store)
+    return [{"params": names[i::count], "lr": 0.01 * (i + 1)} for i in range(count)]
+
+
+@pytest.mark.parametrize(("variables", "groups"), [(1, 1), (12, 1), (40, 5)])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, [STEP]), ({"max_norm": 1.0}, [NORM, STEP]), ({"skip_nonfinite": True}, [NORM, STEP])],
+    ids=["plain", "clip", "skip"],
+)
+def test_step(options, expected, variables, groups, device):
+    store = store_of([(3, i % 4) for i in range(variables)], device=device)
+    optimizer = fv.optim.AdamW(groups_of(store, groups), store=store, **options)
+    set_grads(store)
+    launches = launches_of(optimizer.step)
+    assert launches.kernels == expected
+    assert launches.operators == []
+
+
+@pytest.mark.parametrize("make", [fv.optim.SGD, fv.optim.Adam, fv.optim.Lion])
+def test_every_optimizer_is_one_launch(make, device):
+    store = store_of(device=device)
+    optimizer = make(store)
+    set_grads(store)
+    assert launches_of(optimizer.step).kernels == [STEP]
+
+
+def test_accumulate_and_clipped_step(device):
+    """The norm is taken while gradients are gathered: no launch of its own."""
+    store = store_of(device=device)
+    optimizer = fv.optim.AdamW(store, max_norm=1.0)
+    grads = set_grads(store)
+
+    def cycle():
+        store.accumulate(grads)
+        optimizer.step()
+
+    cycle()
+    launches = launches_of(cycle)
+    assert launches.kernels == [NORM, STEP]
+    assert launches.operators == []
+
+
+def test_views_mode(device):
+    """Autograd adds into the stream; nothing is gathered, and nothing copied."""
+    store = store_of(device=device, grads="views")
+    optimizer = fv.optim.AdamW(store, max_norm=1.0)
+    store.zero_grad()
+    for variable in store.trainable_variables():
+        variable.param.grad.add_(1.0)
+    launches = launches_of(optimizer.step)
+    assert launches.kernels == [NORM, STEP]
+    assert launches.operators == []
+
+
+def test_zero_grad_is_free(device):
+    store = store_of(device=device)
+    optimizer = fv.optim.AdamW(store)
+    set_grads(store)
+    launches = launches_of(optimizer.zero_grad)
+    assert launches.kernels == []
+    assert launches.operators == []
+
+
+def test_regions_are_launched_one_by_one(device):
+    store = store_of(dtypes=(torch.float32, torch.bfloat16), device=device)
+    optimizer = fv.optim.AdamW(store, max_norm=1.0)
+    set_grads(store)
+    assert launches_of(optimizer.step).kernels == [NORM, NORM, STEP, STEP]
+
+
+def test_variable_norms_are_one_launch(device):
+    store = store_of(device=device)
+    set_grads(store)
+    assert launches_of(store.norms).kernels == ["variable_norms_kernel"]
+
+
+def test_a_changed_learning_rate_is_one_copy(device):
+    store = store_of(device=device)
+    optimizer = fv.optim.AdamW(store)
+    set_grads(store)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    with count_launches() as launches:
+        optimizer.step()
+    assert launches.kernels == [STEP]
+    assert [name for name in launches.operators if "copy" in name] == ["copy_"]
+
+
+def test_the_counter_sees_operators(device):
+    with count_launches() as launches:
+        torch.ones(3, device=device).mul_(2.0)
+    assert "mul_" in launches.operators

@@ -1,0 +1,85 @@
+"""Every kernel over every length that a tile can have, alone and side by side."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flatvars.kernels.launch import TILE
+from tests.support import reference
+from tests.support.memory import in_poison
+from tests.support.rig import Rig
+from tests.support.rules import CASES
+from tests.support.stepping import step_and_check
+from tests.support.tolerances import assert_norm, assert_same_bits
+
+B = TILE.block
+SHAPES = {
+    "scalar": [()],
+    "empty": [(0,)],
+    "one": [(1,)],
+    "31": [(31,)],
+    "prime": [(1009,)],
+    "block-1": [(B - 1,)],
+    "block": [(B,)],
+    "block+1": [(B + 1,)],
+    "blocks": [(3 * B + 17,)],
+    "matrix": [(37, 41)],
+    "mixed": [(), (0,), (1,), (31,), (2, 0, 3), (B - 1,), (5, 7), (B + 1,), (16,), (2, 3, 4, 5)],
+    "all-empty": [(0,), (4, 0)],
+}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+each_shape = pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def rig_of(shapes, dtype, device):
+    return Rig(shapes, dtype, rule=CASES["adamw"].rule, device=device)
+
+
+@each_dtype
+@each_shape
+def test_step(shapes, dtype, device):
+    rig = rig_of(shapes, dtype, device)
+    step_and_check(rig, [in_poison(grad) for grad in rig.random_grads()], [CASES["adamw"]])
+    rig.assert_clean()
+    assert rig.plan.step_counts().tolist() == [1] * len(shapes)
+
+
+@each_dtype
+@each_shape
+def test_accumulate(shapes, dtype, device):
+    rig = rig_of(shapes, dtype, device)
+    for span in rig.spans(rig.grads.stream):
+        span.fill_(torch.nan)  # an overwrite reads nothing
+    first, second = [[in_poison(grad) for grad in rig.random_grads()] for _ in range(2)]
+    rig.accumulate(first)
+    rig.accumulate(second, 0.5, add=True)
+    for span, a, b in zip(rig.spans(rig.grads.stream), first, second, strict=True):
+        assert_same_bits(span, (a.to(rig.compute) + b.to(rig.compute) * 0.5).flatten())
+    assert_norm(rig.norm, reference.norm_of(rig.spans(rig.grads.stream)), rig.compute)
+    rig.assert_clean()
+
+
+@each_dtype
+@each_shape
+def test_norm(shapes, dtype, device):
+    rig = rig_of(shapes, dtype, device)
+    grads = [in_poison(grad) for grad in rig.random_grads()]
+    before = rig.snapshot()
+    rig.plan.norm_(rig.plan.scattered(grads))
+    assert_norm(rig.norm, reference.norm_of(grads), dtype)
+    for kept, now in zip(before, rig.snapshot(), strict=True):
+        assert_same_bits(now, kept)
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0])
+@each_shape
+def test_variable_norms(shapes, order, device):
+    rig = rig_of(shapes, torch.float32, device)
+    grads = [in_poison(grad) for grad in rig.random_grads()]
+    norms = rig.plan.variable_norms(rig.values.stream, rig.plan.scattered(grads), order)
+    truth = [
+        [reference.norm_of([x], order) for x in pair] for pair in zip(rig.spans(rig.values.stream), grads, strict=True)
+    ]
+    assert_norm(norms, torch.tensor(truth, dtype=torch.float64), torch.float32)

@@ -1,0 +1,155 @@
+"""Compiled code without a GPU: what a launcher would launch, for any target."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from flatvars.kernels.launch import TILE
+
+SM80, SM90, SM100 = (GPUTarget("cuda", capability, 32) for capability in (80, 90, 100))
+GFX942 = GPUTarget("hip", "gfx942", 64)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A launch that was caught on its way to the device: kernel, arguments, options."""
+
+    kernel: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@contextmanager
+def _caught(launches: list[Captured]) -> Iterator[None]:
+    run = JITFunction.run
+
+    def catch(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append(Captured(kernel, args, kwargs))
+
+    JITFunction.run = catch
+    try:
+        yield
+    finally:
+        JITFunction.run = run
+
+
+def captured(launch: Callable[[], object]) -> Captured:
+    """The one launch that a call makes; nothing runs."""
+    launches: list[Captured] = []
+    with _caught(launches):
+        launch()
+    assert len(launches) == 1, f"{len(launches)} launches instead of one"
+    return launches[0]
+
+
+def threads(target: GPUTarget) -> int:
+    """Threads of a program."""
+    return (TILE.hip_warps if target.backend == "hip" else TILE.warps) * target.warp_size
+
+
+def compile_for(target: GPUTarget, launch: Captured) -> Code:
+    """Compiles a launch as Triton would on that target: same specialization of pointers and integers, same options."""
+    kernel, backend = launch.kernel, make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    kwargs = {**launch.kwargs, **TILE.options(target.backend == "hip"), "debug": False}
+    bound, specialization, options = bind(*launch.args, **kwargs)
+    options, signature, constexprs, attrs = kernel._pack_args(backend, kwargs, bound, specialization, options)
+    source = ASTSource(kernel, signature, constexprs, attrs)
+    return Code(target, triton.compile(source, target=target, options=options.__dict__), signature)
+
+
+@dataclass(frozen=True)
+class Code:
+    """What came out of the compiler.
+
+    Attributes:
+        signature: Type of every argument, as the launcher's values decide it.
+    """
+
+    target: GPUTarget
+    compiled: Any
+    signature: dict[str, Any]
+
+    @property
+    def ttir(self) -> str:
+        return self.compiled.asm["ttir"]
+
+    @property
+    def assembly(self) -> str:
+        """PTX, or AMD's assembly."""
+        return self.compiled.asm["ptx" if self.target.backend == "cuda" else "amdgcn"]
+
+    def wide(self, kind: str) -> int:
+        """How many 16-byte accesses of a kind ("ld" or "st") a thread makes, in all branches together."""
+        return self.widths[kind].count(16)
+
+    @cached_property
+    def widths(self) -> dict[str, list[int]]:
+        """Bytes of every global load and store instruction, by "ld" and "st"."""
+        widths: dict[str, list[int]] = {"ld": [], "st": []}
+        if self.target.backend == "cuda":
+            pattern = r"\b(ld|st)\.global(?:\.[\w:]+?)*?(?:\.v(\d))?\.[bfsu](\d+)\b"
+            for kind, vector, bits in re.findall(pattern, self.assembly):
+                widths[kind].append(int(vector or 1) * int(bits) // 8)
+        else:
+            pattern = r"\b(?:global|buffer|flat)_(load|store)_(dwordx(\d)|dword|ushort|short|ubyte|byte|u16|b16)"
+            for kind, name, count in re.findall(pattern, self.assembly):
+                size = 4 * int(count or 1) if name.startswith("dword") else 1 if "byte" in name else 2
+                widths["ld" if kind == "load" else "st"].append(size)
+        return widths
+
+    def masked_scalars(self, itemsize: int) -> int:
+        """PTX: loads of one element behind a predicate, as a ragged end needs."""
+        return len(re.findall(rf"@%p\d+ ld\.global\.b{8 * itemsize} ", self.assembly))
+
+    def double_arithmetic(self) -> list[str]:
+        """PTX: instructions that compute in double precision; a conversion from it does not."""
+        named = set(re.findall(r"^\s*(?:@!?%p\d+ )?(\w+[\w.]*\.f64)\b", self.assembly, re.MULTILINE))
+        return sorted(name for name in named if not name.startswith(("cvt.", "ld.", "st.", "mov.")))
+
+    def narrow_products(self) -> list[str]:
+        """Multiplications of 32-bit integers in Triton's own language: where an offset would wrap."""
+        return re.findall(r"arith\.muli [^\n]*[:x ]i32\b", self.ttir)
+
+    @cached_property
+    def spilled(self) -> int:
+        """Bytes (on AMD: registers) that do not fit into registers."""
+        if self.target.backend == "hip":
+            return sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", self.assembly)))
+        return sum(map(int, re.findall(r"(\d+) bytes spill", self._ptxas())))
+
+    def _ptxas(self) -> str:
+        """What NVIDIA's assembler says of registers: Triton reads it only once a kernel is loaded."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "kernel.ptx"
+            source.write_text(self.assembly)
+            name = re.search(r"^\.target (\w+)", self.assembly, re.MULTILINE)
+            assert name is not None
+            tool = triton.knobs.nvidia.ptxas_blackwell if self.target.arch >= 100 else triton.knobs.nvidia.ptxas
+            # As Triton calls it where fp fusion is off.
+            command = [
+                tool.path,
+                "-v",
+                "--fmad=false",
+                "--gpu-name",
+                name[1],
+                str(source),
+                "-o",
+                f"{folder}/kernel.cubin",
+            ]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert "bytes spill" in done.stderr
+        return done.stderr

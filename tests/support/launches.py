@@ -1,0 +1,73 @@
+"""Counting what one call sends to a device: Triton launches, and torch operators beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Operators that make a view or an empty tensor, or tell a profiler: no kernel runs for them on a GPU.
+VIEWS = {"alias", "as_strided", "detach", "expand", "select", "slice", "squeeze", "t", "transpose", "view"}
+FREE = {*VIEWS, "empty", "empty_strided", "_record_function_enter_new", "_record_function_exit"}
+
+
+@dataclass
+class Launches:
+    """What ran, in order.
+
+    Attributes:
+        kernels: Names of Triton kernels.
+        operators: Names of torch operators that are kernels or copies on a GPU.
+        inside: Whether a launch is running; the interpreter works on tensors there, as hardware would not.
+    """
+
+    kernels: list[str] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+    inside: bool = False
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self, launches: Launches) -> None:
+        super().__init__()
+        self.launches = launches
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not self.launches.inside and name not in FREE:
+            self.launches.operators.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def count_launches() -> Iterator[Launches]:
+    """Counts every launch of this process's kind of kernel, interpreted or compiled, and every torch operator.
+
+    Example:
+        >>> with count_launches() as launches:
+        ...     optimizer.step()
+        >>> launches.kernels
+        ['accumulate_kernel', 'step_kernel']
+    """
+    from flatvars.kernels.step import step_kernel
+
+    kind = type(step_kernel)
+    launch = kind.run
+    launches = Launches()
+
+    def counted(kernel: Any, *args: Any, **kwargs: Any) -> Any:
+        launches.kernels.append(kernel.fn.__name__)
+        launches.inside = True
+        try:
+            return launch(kernel, *args, **kwargs)
+        finally:
+            launches.inside = False
+
+    kind.run = counted
+    try:
+        with _Operators(launches):
+            yield launches
+    finally:
+        kind.run = launch
