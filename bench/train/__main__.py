@@ -76,6 +76,8 @@ def main(argv: list[str]) -> int:
     """Run the job the command line describes, and return the exit status."""
     start = time.perf_counter()
     job = parse_job(argv)
+    if job.threads:
+        torch.set_num_threads(job.threads)
     if job.deterministic:
         _make_deterministic()
     try:
