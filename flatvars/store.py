@@ -78,7 +78,8 @@ class VarStore:
             buffers: Take registered buffers in too, as variables that are not trainable.
             grads: As for `VarStore`.
             init: For modules on the meta device: applied to every submodule to write values. If not given, each
-                submodule's `reset_parameters()` is called.
+                submodule's `reset_parameters()` is called. What it raises passes through; the module then lies in the
+                store, with zeros where nothing was written yet.
 
         Raises:
             SpecError: a lazy, sparse, complex or subclassed parameter, one that another store holds, two that share
