@@ -1,7 +1,7 @@
 """Block sizes, warps and programs of every kernel: the one table to tune.
 
 Chosen from the compiled code (16-byte accesses, no spills on sm_80, sm_90, sm_100 and gfx942; `tests/compile`), not yet
-swept on a GPU: `python -m bench --case kernels` prints what to compare.
+swept on a GPU: `python -m bench` prints what to compare.
 """
 
 from __future__ import annotations
