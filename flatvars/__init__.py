@@ -1,7 +1,17 @@
 """flatvars: all parameters of a model in one contiguous buffer, and training steps in one or two launches."""
 
-from . import optim
-from .errors import AliasError, FlatvarsError, ForeignParameterError, GradientError, NameTakenError, SpecError
+from . import init, optim
+from .errors import (
+    AliasError,
+    FlatvarsError,
+    ForeignParameterError,
+    GradientError,
+    NameTakenError,
+    SpecError,
+    UnknownNameError,
+)
+from .path import Entry, Path
+from .select import Select, select
 from .spec import VarSpec
 from .store import VarStore
 from .variable import Variable
@@ -10,13 +20,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AliasError",
+    "Entry",
     "FlatvarsError",
     "ForeignParameterError",
     "GradientError",
     "NameTakenError",
+    "Path",
+    "Select",
     "SpecError",
+    "UnknownNameError",
     "VarSpec",
     "VarStore",
     "Variable",
+    "init",
     "optim",
+    "select",
 ]

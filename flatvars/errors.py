@@ -11,6 +11,7 @@ __all__ = [
     "GradientError",
     "NameTakenError",
     "SpecError",
+    "UnknownNameError",
 ]
 
 
@@ -18,8 +19,12 @@ class SpecError(FlatvarsError, ValueError):
     """A variable that no store can hold: a bad name, shape, dtype or layout."""
 
 
-class NameTakenError(FlatvarsError, KeyError):
-    """A name that the store already holds, or does not hold."""
+class NameTakenError(FlatvarsError, ValueError):
+    """A name that the store holds already."""
+
+
+class UnknownNameError(FlatvarsError, KeyError):
+    """A name, or a pattern, that no variable of the store has."""
 
     def __str__(self) -> str:
         # KeyError prints the repr of its argument, which would put a sentence in quotes.

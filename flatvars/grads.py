@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import GradientError, NameTakenError
+from .errors import GradientError, UnknownNameError
 from .plans import PlanSet
 from .registry import Registry
 from .streams import GRADS, flat_of, same_dtype, view_of
@@ -100,6 +100,7 @@ class Gradients:
 
     def plans(self) -> PlanSet:
         """Plans over all variables that can have a gradient."""
+        self.registry.settle()
         if self.registry.masks_moved():
             self.registry.sync_masks()
         if self._plans is None or self._plans.generation != self.registry.generation:
@@ -257,10 +258,10 @@ class Gradients:
         if isinstance(grads, Mapping):
             unknown = [name for name in grads if name not in self.registry.by_name]
             if unknown:
-                raise NameTakenError(f"gradients were given for {unknown}, which the store does not hold")
+                raise UnknownNameError(f"gradients were given for {unknown}, which the store does not hold")
             by_id = {self.registry.by_name[name].id: grad for name, grad in grads.items()}
             return [by_id.get(v.id) for v in plans.variables]
-        trainable = [v for v in self.registry.variables if v.requires_grad]
+        trainable = self.registry.declared_trainable()
         if len(grads) != len(trainable):
             raise GradientError(
                 f"{len(grads)} gradients were given for {len(trainable)} trainable variables; give one per "
@@ -268,6 +269,19 @@ class Gradients:
             )
         given = {v.id: grad for v, grad in zip(trainable, grads, strict=True)}
         return [given.get(v.id) for v in plans.variables]
+
+    @torch.no_grad()
+    def add(self, variable: Variable, grad: Tensor) -> None:
+        """Adds to one variable's gradient, wherever it lies; None counts as zero here."""
+        if variable.id in self.touched and not self.spent:
+            view_of(self.stream(variable.dtype), variable.span).add_(grad.to(self.registry.device))
+            self.fresh = False
+            return
+        own = grad.detach().to(variable.param.device, variable.dtype, copy=True)
+        if variable.param.grad is None or self.of(variable) is None:
+            variable.param.grad = own
+        else:
+            variable.param.grad.add_(own)
 
     def drop(self) -> None:
         """Forgets the stream's gradients; no byte is written."""
@@ -299,7 +313,7 @@ class Gradients:
                 variable.param.grad = None
             self.forget(chosen)
             return
-        trainable = [v for v in chosen if v.span.spec.trainable and not v.frozen]
+        trainable = [v for v in chosen if v.spec.trainable and not v.frozen]
         if self.mode == "views":
             if set_to_none:
                 self._zero_spans(trainable)

@@ -50,7 +50,7 @@ class PlanSet:
         self.params = [v.param for v in self.variables]
         self._addresses = self._expected()
         self._matrices = [p for p in self.params if p.dim() > 1]
-        self._strides = [v.span.spec.stride for v in self.variables if len(v.span.spec.shape) > 1]
+        self._strides = [v.spec.stride for v in self.variables if len(v.spec.shape) > 1]
         self._held = Held(self.variables)
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
@@ -113,7 +113,7 @@ class PlanSet:
 
     def in_memory_order(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients as kernels want them; refuses those they cannot read before anything is written."""
-        specs = [v.span.spec for v in self.variables]
+        specs = [v.spec for v in self.variables]
         return [
             None if grad is None else in_memory_order(spec.name, grad, spec.shape, spec.stride)
             for spec, grad in zip(specs, grads, strict=True)

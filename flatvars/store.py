@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from . import bind
-from .errors import FlatvarsError, NameTakenError
+from . import bind, transfer
+from .declare import Declarations
+from .errors import FlatvarsError, UnknownNameError
 from .grads import Gradients
 from .layout import Region
 from .owners import check_owners
+from .path import Path
 from .registry import Registry
 from .registry import bind as bind_param
+from .select import Selector
 from .streams import VALUES
 from .variable import Variable
 
@@ -32,6 +33,7 @@ class VarStore:
         device: Where the buffers lie. The CPU if not given.
         dtype: Of variables that are declared without one.
         seed: Of initializers that the store runs.
+        on_duplicate: What `Path` does with a name in use: "suffix" (declares `name__N`, as tch does) or "error".
         grads: "gather" (gradients stay where autograd leaves them until a step or `accumulate` reads them) or "views"
             (every `.grad` is a view of the flat gradient stream and autograd adds into it in place).
 
@@ -48,12 +50,12 @@ class VarStore:
         seed: int = 0,
         *,
         grads: str = "gather",
+        on_duplicate: str = "suffix",
     ) -> None:
         self._registry = Registry(_concrete(device))
         self._gradients = Gradients(self._registry, grads)
         self._registry.gradients = self._gradients
-        self.dtype = dtype
-        self.seed = seed
+        self._declarations = Declarations(self._registry, dtype, seed, on_duplicate)
 
     # Making ---------------------------------------------------------------------------------------------------------
 
@@ -105,7 +107,7 @@ class VarStore:
         init: Callable[[nn.Module], object] | None = None,
     ) -> None:
         """Adopts another module into this store, its names behind `prefix.`; arguments as for `from_module`."""
-        bind.adopt(self._registry, module, self._make(), prefix=prefix, dtype=dtype, buffers=buffers, init=init)
+        bind.adopt(self._registry, module, prefix=prefix, dtype=dtype, buffers=buffers, init=init)
 
     @contextmanager
     def capture(self, prefix: str = "", *, buffers: bool = False) -> Iterator[None]:
@@ -124,38 +126,70 @@ class VarStore:
             path = prefix if len(roots) == 1 else ".".join(part for part in (prefix, str(i)) if part)
             self.add_module(module, path, buffers=buffers)
 
-    def add(self, name: str, tensor: Tensor, trainable: bool = True) -> nn.Parameter:
+    def root(self) -> Path:
+        """The root of the tree of names: `store.root() / "layer1" / 3` is where variables are declared."""
+        return Path(self._declarations)
+
+    def add(self, name: str, tensor: Tensor, trainable: bool = True) -> Tensor:
         """Adds a variable; the buffer grows, and all others keep their objects, values, gradients and state.
 
         Args:
             name: Dotted path, new to this store.
             tensor: Initial values, [shape]; its dtype chooses the region. An nn.Parameter is bound itself.
-            trainable: Whether it gets gradients and optimizer state.
+            trainable: Whether it gets gradients and optimizer state; else it is a buffer.
 
         Returns:
-            The variable's Parameter.
+            The variable's Parameter; a plain tensor for a buffer.
 
         Raises:
             NameTakenError: the store has a variable of that name.
             SpecError: a name or tensor that no store can hold.
         """
-        param = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad=False)
-        found = bind.Found(param, [name])
-        spec = dataclasses.replace(bind.make_spec(found, None), trainable=trainable)
-        bind.check_memory([found])
-        self._registry.extend([spec], [param], [[name]], self._make())
-        if param.requires_grad != trainable:
-            param.requires_grad_(trainable)
-        return param
+        return self._declarations.take(name, tensor, trainable=trainable, exact=True).param
 
-    def _make(self) -> Callable[..., Variable]:
-        return partial(Variable, gradients=self._gradients)
+    @classmethod
+    def merge(cls, stores: Sequence[VarStore | tuple[VarStore, str]]) -> VarStore:
+        """Moves the variables of several stores into a new one; every handle follows.
+
+        The given stores are empty shells afterwards, and so are their optimizers. Gradients come along as `.grad`.
+
+        Args:
+            stores: Each alone or with a prefix, which goes before the names as it is: give "encoder.", with the dot.
+
+        Raises:
+            FlatvarsError: stores on several devices, or one given twice.
+            NameTakenError: two variables would have one name. Nothing has changed in either case.
+        """
+        pairs = [(store, "") if isinstance(store, VarStore) else store for store in stores]
+        first = pairs[0][0] if pairs else cls()
+        merged = cls(first.device, first.dtype, first.seed, grads=first._gradients.mode)
+        transfer.merge_into(merged._registry, [(store._registry, prefix) for store, prefix in pairs])
+        return merged
+
+    def clone(self) -> VarStore:
+        """A store of its own with copies of all variables: values, names, ids, masks, groups; no gradients."""
+        declarations = self._declarations
+        copy = VarStore(
+            self.device, self.dtype, self.seed, grads=self._gradients.mode, on_duplicate=declarations.on_duplicate
+        )
+        transfer.clone_into(copy._registry, self._registry)
+        return copy
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         return self._registry.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of variables that are declared without one."""
+        return self._declarations.dtype
+
+    @property
+    def seed(self) -> int:
+        """Of initializers that the store runs."""
+        return self._declarations.seed
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -196,14 +230,27 @@ class VarStore:
         return {v.name: v for v in self._registry.variables}
 
     def trainable_variables(self) -> list[Variable]:
-        """The variables that require gradients, in creation order."""
-        return [variable for variable in self._registry.variables if variable.requires_grad]
+        """The variables that are trained, and those that `freeze` keeps from it, in creation order."""
+        return self._registry.declared_trainable()
+
+    def select(self, selector: Selector) -> list[Variable]:
+        """The selected variables in creation order; see `flatvars.select`.
+
+        Raises:
+            UnknownNameError: a name or pattern that fits nothing.
+        """
+        return self._registry.matching(selector)
+
+    def get(self, name: str, shape: Sequence[int] | None = None) -> Variable | None:
+        """A variable by name, or None; None as well if it has another shape than asked for."""
+        variable = self._registry.by_name.get(name)
+        return variable if variable is not None and (shape is None or variable.has_shape(shape)) else None
 
     def __getitem__(self, name: str) -> Variable:
         try:
             return self._registry.by_name[name]
         except KeyError:
-            raise NameTakenError(f"the store has no variable {name!r}; store.variables() lists them") from None
+            raise UnknownNameError(f"the store has no variable {name!r}; store.variables() lists them") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._registry.by_name
@@ -213,6 +260,27 @@ class VarStore:
 
     def __len__(self) -> int:
         return len(self._registry.variables)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._registry.variables
+
+    @property
+    def numel(self) -> int:
+        """Elements of all variables, without padding."""
+        return sum(v.spec.numel for v in self._registry.variables)
+
+    def gradient_names(self) -> list[str]:
+        """Names of the variables that have a gradient now, in creation order."""
+        return [v.name for v in self._registry.variables if v.grad is not None]
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Gives a variable another name; id, values, gradient, optimizer state and module attribute stay.
+
+        Raises:
+            UnknownNameError, NameTakenError, SpecError: nothing has changed then.
+        """
+        self._registry.rename(self[name], new_name)
 
     def summary(self) -> str:
         """Variables with their shapes and state, and the bytes of every stream, as a table."""
@@ -226,30 +294,24 @@ class VarStore:
 
     # Masks ------------------------------------------------------------------------------------------------------------
 
-    def freeze(self, patterns: str | Iterable[str] | None = None) -> None:
-        """Stops training the variables whose names match (all if not given); drops their gradients, keeps their state.
+    def freeze(self, selector: Selector = None, *, clear_grad: bool = True) -> None:
+        """Stops training the selected variables (all if not given); their optimizer state is kept.
 
         Costs nothing from then on: frozen variables have no tiles. `compact()` gives their memory back.
-        """
-        for variable in self._registry.matching(patterns):
-            if variable.requires_grad:
-                variable.param.requires_grad_(False)
-                variable.frozen = True
-            variable.param.grad = None
-            self._gradients.touched.discard(variable.id)
-        self._registry.sync_masks()
 
-    def unfreeze(self, patterns: str | Iterable[str] | None = None) -> None:
-        """Trains the matching variables again; without patterns, those that `freeze` froze. Buffers stay as they are.
+        Args:
+            selector: Names, globs, regular expressions, predicates: see `flatvars.select`.
+            clear_grad: Drop their gradients; else they are kept, and stay unused until the variables are trained again.
+        """
+        self._registry.freeze(self._registry.matching(selector), clear_grad)
+
+    def unfreeze(self, selector: Selector = None) -> None:
+        """Trains the selected variables again; without a selector, those that `freeze` froze. Buffers stay as they are.
 
         A variable that was frozen when the store was carved gets room for gradients and state: the buffers are
         re-carved, and everything is kept.
         """
-        for variable in self._registry.matching(patterns):
-            can = isinstance(variable.param, nn.Parameter) and variable.dtype.is_floating_point
-            if variable.frozen or (patterns is not None and can):
-                variable.param.requires_grad_(True)
-        self._registry.sync_masks()
+        self._registry.unfreeze(self._registry.matching(selector), selected=selector is not None)
 
     def compact(self) -> None:
         """Gives back the gradient and state bytes of frozen variables; their optimizer state is forgotten."""
@@ -260,32 +322,72 @@ class VarStore:
     def to(self, device: torch.device | str) -> VarStore:
         """Moves every stream to a device; Parameters, gradients and optimizer state follow."""
         self.check_aliases()
-        self._registry.recarve([v.span.spec for v in self._registry.variables], _concrete(device))
+        self._registry.recarve([v.spec for v in self._registry.variables], _concrete(device))
         return self
 
     def set_dtype(self, dtype: torch.dtype) -> VarStore:
-        """Converts floating variables, with their gradients and the state that has their dtype; handles follow."""
-        if not dtype.is_floating_point:
-            raise FlatvarsError(
-                f"{dtype} is not a floating dtype; variables are converted to float, half, bfloat16, double"
-            )
-        self.check_aliases()
-        specs = [v.span.spec for v in self._registry.variables]
-        self._registry.recarve([dataclasses.replace(s, dtype=dtype) if s.dtype.is_floating_point else s for s in specs])
-        self.dtype = dtype
+        """Converts floating variables, with gradients, masks and the state that has their dtype; handles follow.
+
+        It is also the dtype of variables that are declared from now on.
+        """
+        self.root().set_dtype(dtype)
+        self._declarations.dtype = dtype
         return self
 
     def half(self) -> VarStore:
-        return self.set_dtype(torch.float16)
+        """Converts floating variables; new ones keep the store's `dtype`, as with `bfloat16`, `float` and `double`."""
+        self.root().half()
+        return self
 
     def bfloat16(self) -> VarStore:
-        return self.set_dtype(torch.bfloat16)
+        self.root().bfloat16()
+        return self
 
     def float(self) -> VarStore:
-        return self.set_dtype(torch.float32)
+        self.root().float()
+        return self
 
     def double(self) -> VarStore:
-        return self.set_dtype(torch.float64)
+        self.root().double()
+        return self
+
+    # Values -----------------------------------------------------------------------------------------------------------
+
+    def copy_(self, other: VarStore) -> VarStore:
+        """Copies the values of another store by name, converted to this one's dtypes and device.
+
+        Variables that only the other store has are ignored. One copy a region where both stores have one layout.
+
+        Raises:
+            UnknownNameError: this store has variables that the other has not.
+            SpecError: shapes differ. Nothing has changed in either case.
+        """
+        transfer.copy_(self._registry, other._registry)
+        return self
+
+    def lerp_(self, other: VarStore, weight: Real) -> VarStore:
+        """Moves every value towards another store's: v + weight * (v_other - v), the soft update of a target network.
+
+        Integer variables are copied. Variables are matched by name as by `copy_`, and it raises the same. One launch a
+        region where both stores have one layout.
+        """
+        transfer.lerp_(self._registry, other._registry, weight)
+        return self
+
+    def ravel(self) -> Tensor:
+        """All values as one vector, [numel], a copy without padding: variables in creation order, row-major.
+
+        Its dtype is the one all variables promote to.
+        """
+        return transfer.ravel(self._registry)
+
+    def unravel(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector like `ravel()`'s, [numel], as tensors by name in the variables' shapes and dtypes; writes nothing.
+
+        Raises:
+            SpecError: a vector of another length.
+        """
+        return transfer.unravel(self._registry, vector)
 
     # Aliases ----------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,111 @@
+"""Declaring variables by name: what is new gets memory and values at once, and its place in the buffer later.
+
+A declared variable's parameter can be used right away. All that were declared are carved together, the next time the
+store's buffers are asked for (`store.values`, an optimizer's step, `freeze`, ...): one carve, however many there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import bind, init
+from .errors import SpecError
+from .init import Initializer
+from .registry import Registry
+from .spec import VarSpec
+from .variable import Variable
+
+ON_DUPLICATE = ("suffix", "error")
+
+
+class Declarations:
+    """What new variables of a store get when nothing else is said.
+
+    Attributes:
+        registry: Where they go.
+        dtype: Of trainable variables.
+        seed: Of initializers.
+        on_duplicate: "suffix" (tch's `name__N`, N being the number of variables) or "error".
+    """
+
+    def __init__(self, registry: Registry, dtype: torch.dtype, seed: int, on_duplicate: str) -> None:
+        if on_duplicate not in ON_DUPLICATE:
+            raise ValueError(f"on_duplicate={on_duplicate!r} does not exist; use one of {ON_DUPLICATE}")
+        self.registry = registry
+        self.dtype = dtype
+        self.seed = seed
+        self.on_duplicate = on_duplicate
+
+    def create(
+        self,
+        name: str,
+        shape: Sequence[int],
+        initializer: Initializer,
+        *,
+        dtype: torch.dtype | None = None,
+        trainable: bool = True,
+        group: int = 0,
+    ) -> Variable:
+        """Declares a variable with the values of an initializer, drawn for its name.
+
+        Raises:
+            NameTakenError: the name is in use, and duplicates are errors.
+            SpecError: a shape or dtype that no store can hold.
+        """
+        registry = self.registry
+        with registry.lock:
+            registry.check_usable()
+            name = self._name(name)
+            spec = VarSpec(name, tuple(shape), dtype or self.dtype, trainable=trainable)
+            values = torch.empty(spec.shape, dtype=spec.dtype, device=registry.device)
+            init.fill_([init.Target(name, initializer, values.view(-1), 0, spec.shape, spec.stride)], self.seed)
+            variable = registry.declare(spec, nn.Parameter(values) if trainable else values, [name], group)
+            variable.initializer = initializer
+            return variable
+
+    def take(
+        self, name: str, tensor: Tensor, *, trainable: bool = True, group: int = 0, exact: bool = False
+    ) -> Variable:
+        """Declares a variable with the values, dtype and memory order of a tensor, on the store's device.
+
+        A Parameter becomes the variable's own; of any other tensor a copy is taken.
+
+        Args:
+            exact: A name that is in use is an error, whatever `on_duplicate` says.
+        """
+        registry = self.registry
+        with registry.lock:
+            registry.check_usable()
+            name = name if exact else self._name(name)
+            registry.check_names([name])
+            found = bind.Found(tensor, [name])
+            spec = dataclasses.replace(bind.make_spec(found, None), trainable=trainable)
+            bind.check_memory([found])
+            if isinstance(tensor, nn.Parameter):
+                param: Tensor = tensor.requires_grad_(trainable)
+            else:
+                values = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=registry.device)
+                values.copy_(tensor.detach())
+                param = nn.Parameter(values) if trainable else values
+            return registry.declare(spec, param, [name], group)
+
+    def _name(self, name: str) -> str:
+        return self.registry.free_name(name) if self.on_duplicate == "suffix" else name
+
+
+def check_part(part: str, what: str) -> str:
+    """One part of a dotted path.
+
+    Raises:
+        SpecError: it is empty or contains a dot.
+    """
+    if not part or "." in part:
+        fault = "is empty" if not part else "contains a dot"
+        raise SpecError(
+            f"{what} {part!r} {fault}; give one part of a dotted path at a time: path / 'layer1' / 'weight'"
+        )
+    return part
