@@ -225,6 +225,7 @@ def hand_over(registry: Registry, former: set[int]) -> None:
 @torch.no_grad()
 def rebind(registry: Registry) -> list[str]:
     """Takes in what replaced the store's memory or parameters; see `VarStore.rebind`."""
+    registry.settle()
     params = [current_param(variable) for variable in registry.variables]
     specs = []
     for variable, param in zip(registry.variables, params, strict=True):

@@ -413,6 +413,7 @@ class VarStore:
 
     def restore_aliases(self) -> None:
         """Binds every Parameter to the store's memory again; values written elsewhere meanwhile are dropped."""
+        self._registry.settle()
         for variable in self._registry.variables:
             bind_param(variable, self._registry.view(VALUES, variable))
         self._registry.generation += 1
