@@ -49,6 +49,7 @@ class Registry:
     Attributes:
         generation: Grows whenever a plan made before must not be used again: spans moved, or a mask flipped.
         recarved: Called after spans moved, with no argument.
+        seed: Of initializers that are not given another.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -58,6 +59,7 @@ class Registry:
         self.variables: list[Variable] = []
         self.by_name: dict[str, Variable] = {}
         self.generation = 0
+        self.seed = 0
         self.lock = threading.RLock()
         self.recarved: list[Callable[[], None]] = []
         self.gradients: Gradients  # set by the store that owns both

@@ -53,7 +53,7 @@ class VarStore:
         self._gradients = Gradients(self._registry, grads)
         self._registry.gradients = self._gradients
         self.dtype = dtype
-        self.seed = seed
+        self._registry.seed = seed
 
     # Making ---------------------------------------------------------------------------------------------------------
 
@@ -66,7 +66,8 @@ class VarStore:
         *,
         buffers: bool = False,
         grads: str = "gather",
-        init: Callable[[nn.Module], object] | None = None,
+        init: bind.Init | None = None,
+        seed: int = 0,
     ) -> VarStore:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
 
@@ -77,13 +78,16 @@ class VarStore:
             dtype: To convert floating parameters to; each keeps its own if not given.
             buffers: Take registered buffers in too, as variables that are not trainable.
             grads: As for `VarStore`.
-            init: For modules on the meta device: applied to every submodule to write values. If not given, each
-                submodule's `reset_parameters()` is called. What it raises passes through; the module then lies in the
-                store, with zeros where nothing was written yet.
+            init: For modules on the meta device. Rules from name patterns to initializers, as for `fv.init.apply_`: one
+                launch per dtype writes all parameters; buffers on meta take constants alone. Or a function, applied to
+                every submodule to write values. If not given, each submodule's `reset_parameters()` is called. What it
+                raises passes through; the module then lies in the store, with zeros where nothing was written yet.
+            seed: Of initializers, as for `VarStore`.
 
         Raises:
             SpecError: a lazy, sparse, complex or subclassed parameter, one that another store holds, two that share
                 memory, or meta modules without an initializer. The module is unchanged then.
+            InitError: rules that do not match, or do not fit. The module is unchanged then.
 
         Example:
             >>> model = nn.Linear(4, 2)
@@ -91,7 +95,7 @@ class VarStore:
             >>> store.values.data_ptr() == model.weight.data_ptr()
             True
         """
-        store = cls(_device_of(module) if device is None else device, dtype or torch.float32, grads=grads)
+        store = cls(_device_of(module) if device is None else device, dtype or torch.float32, seed, grads=grads)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
 
@@ -102,7 +106,7 @@ class VarStore:
         *,
         dtype: torch.dtype | None = None,
         buffers: bool = False,
-        init: Callable[[nn.Module], object] | None = None,
+        init: bind.Init | None = None,
     ) -> None:
         """Adopts another module into this store, its names behind `prefix.`; arguments as for `from_module`."""
         bind.adopt(self._registry, module, self._make(), prefix=prefix, dtype=dtype, buffers=buffers, init=init)
@@ -156,6 +160,14 @@ class VarStore:
     @property
     def device(self) -> torch.device:
         return self._registry.device
+
+    @property
+    def seed(self) -> int:
+        return self._registry.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._registry.seed = seed
 
     @property
     def regions(self) -> tuple[Region, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ class Variable:
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
         owners: Modules that hold it, with the attribute's name.
+        initializer: What its values were last initialized by; None if they were given.
     """
 
     def __init__(self, id: int, index: int, param: Tensor, span: Span, names: list[str], gradients: Gradients) -> None:
@@ -35,6 +36,7 @@ class Variable:
         self.span = span
         self.names = names
         self.owners: list[tuple[weakref.ref[nn.Module], str]] = []
+        self.initializer: Any = None
         # Weak: what looks after the gradients holds the variables.
         self._reference = weakref.ref(gradients)
 

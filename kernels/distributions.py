@@ -1,4 +1,4 @@
-"""Distributions from random words: single IEEE float32 operations in a fixed order, so every backend gets the same bits.
+"""Distributions from random words: single IEEE float32 operations in a fixed order, the same bits on every backend.
 
 No fused multiply-add, no library function: what the Triton kernel computes on a GPU, its interpreter and the torch twin
 compute alike. Against exact mathematics of the same float32 uniforms, standard normals are within 6 ulp and quantiles
@@ -14,7 +14,7 @@ from .lang import device_function, div_rn, split_exponent, sqrt_rn, tl
 
 
 @device_function
-def log(x):  # type: ignore[no-untyped-def]
+def log(x):
     """Natural logarithm of a normal positive float32, within 1 ulp."""
     mantissa, exponent = split_exponent(x)
     x = mantissa - 1.0
@@ -35,7 +35,7 @@ def log(x):  # type: ignore[no-untyped-def]
 
 
 @device_function
-def normal_pair(count, turn, swap, sign):  # type: ignore[no-untyped-def]
+def normal_pair(count, turn, swap, sign):
     """Two independent standard normals from two 32-bit words.
 
     Args:
@@ -54,7 +54,7 @@ def normal_pair(count, turn, swap, sign):  # type: ignore[no-untyped-def]
 
 
 @device_function
-def quantile(p, q):  # type: ignore[no-untyped-def]
+def quantile(p, q):
     """The standard normal z with P(Z < z) = p and P(Z > z) = q, both given so that both tails are exact."""
     x = 0.5 * (p - q)
     r = 0.180625 - x * x
@@ -75,13 +75,13 @@ def quantile(p, q):  # type: ignore[no-untyped-def]
 
 
 @device_function
-def scale_uniform(unit, low, width, top):  # type: ignore[no-untyped-def]
+def scale_uniform(unit, low, width, top):
     """[0, 1) to [low, low + width): `top` is the last float32 below the end, which rounding up could reach."""
     return tl.minimum(low + unit * width, top)
 
 
 @device_function
-def truncated(count, complement, left, right, width, mean, std, low, high):  # type: ignore[no-untyped-def]
+def truncated(count, complement, left, right, width, mean, std, low, high):
     """A normal between two bounds, by the inverse of its distribution function: no rejection, one word each.
 
     Args:

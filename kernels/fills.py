@@ -104,3 +104,13 @@ def diagonal(draw: Draw, numel: int) -> Int64s:
 def rounded_constant(value: float, dtype: torch.dtype) -> float:
     """A number as torch would store it, in one rounding."""
     return float(torch.tensor(value, dtype=torch.float64).to(dtype))
+
+
+def ranking_words(seed: int, key: int, count: int) -> npt.NDArray[np.uint32]:
+    """Words of a second stream of a key, which no element's value is made of: for choices such as which rows are zero.
+
+    Its counters have 1 in their second word, where those of values have 0.
+    """
+    generator = np.random.Philox(key=np.array([seed, key], dtype=np.uint64), counter=np.array([0, 1, 0, 0], np.uint64))
+    words: npt.NDArray[np.uint64] = generator.random_raw(-(-count // 2))
+    return words.view(np.uint32)[:count]

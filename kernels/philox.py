@@ -5,8 +5,8 @@
 which is the stream of `numpy.random.Philox(key=[seed, key]).random_raw()` from its first word on: NumPy raises its
 counter before it generates. Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
 
-`tl.philox` computes the same rounds; they are written out here because its second key word is always 0 and the values of
-initialized models must not depend on a Triton version.
+`tl.philox` computes the same rounds; they are written out here because its second key word is always 0 and the values
+of initialized models must not depend on a Triton version.
 """
 
 from __future__ import annotations

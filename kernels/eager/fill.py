@@ -21,7 +21,7 @@ Piece = tuple[Fill, int, int]  # elements [begin, end) of a variable; begin is a
 
 
 class Generator:
-    """Words of any block of any key: one NumPy generator whose state is set, at a thirtieth of the cost of a new one."""
+    """Words of any block of any key: one NumPy generator whose state is set, which is far cheaper than a new one."""
 
     def __init__(self, seed: int) -> None:
         self._philox = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
