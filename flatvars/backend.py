@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from .errors import FlatvarsError
+from .kernels import fills
+from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.rules import ADAM, ADAMW, AMSGRAD, AMSGRADW, LION, SGD, SGD_MOMENTUM, Rule, rule
 from .kernels.segments import Segments, round_up
@@ -24,9 +26,13 @@ __all__ = [
     "LION",
     "SGD",
     "SGD_MOMENTUM",
+    "Draw",
+    "Fill",
     "Rule",
     "Segments",
     "backend_for",
+    "fill_",
+    "fills",
     "in_memory_order",
     "make_plan",
     "round_up",
@@ -78,3 +84,12 @@ def make_plan(segments: Segments, device: torch.device, norm: Tensor, sums: Tens
     from .kernels.eager.plan import Plan as EagerPlan
 
     return EagerPlan(segments, device, norm, sums, slot)
+
+
+def fill_(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
+    """Writes variables of a stream, [numel] contiguous, each by its draw: one launch on a GPU."""
+    if backend_for(stream.device) == "triton":
+        from .kernels.fill import fill_ as launch
+    else:
+        from .kernels.eager.fill import fill_ as launch
+    launch(stream, fills, seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeGuard
@@ -20,13 +20,15 @@ from torch.nn.modules import module as torch_module
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from .errors import AliasError, SpecError
+from .init import Rules
+from .meta import plan_rules
 from .owners import current_param
 from .registry import Registry, lies_in_span, variable_of
 from .spec import VarSpec, contiguous_stride, is_dense
 from .streams import VALUES
 from .variable import byte_range
 
-Initializer = Callable[[nn.Module], object]
+Init = Callable[[nn.Module], object] | Rules
 
 # Keeps a registry alive as long as a module it was made from, so that an optimizer finds it by the parameters alone.
 _adopted: weakref.WeakKeyDictionary[nn.Module, Registry] = weakref.WeakKeyDictionary()
@@ -111,14 +113,18 @@ def adopt(
     prefix: str = "",
     dtype: torch.dtype | None = None,
     buffers: bool = False,
-    init: Initializer | None = None,
+    init: Init | None = None,
 ) -> None:
     """Moves a module's tensors into the registry; see `VarStore.from_module`. Nothing changes if it raises."""
     found = find_tensors(module, prefix, buffers)
     specs = [make_spec(entry, dtype) for entry in found]
     check_memory(found)
     on_meta = [entry for entry in found if entry.tensor.is_meta]
-    initialize = plan_initialization(module, on_meta, init)
+    if isinstance(init, Mapping):
+        needing = [(entry, spec) for entry, spec in zip(found, specs, strict=True) if entry.tensor.is_meta]
+        initialize = plan_rules(registry, module, needing, prefix, init)
+    else:
+        initialize = plan_initialization(module, on_meta, init)
     registry.check_names([name for entry in found for name in entry.names])
     for entry in on_meta:
         if weakref.getweakrefcount(entry.tensor):
@@ -136,7 +142,9 @@ def adopt(
             initialize()
 
 
-def plan_initialization(module: nn.Module, on_meta: list[Found], init: Initializer | None) -> Callable[[], object]:
+def plan_initialization(
+    module: nn.Module, on_meta: list[Found], init: Callable[[nn.Module], object] | None
+) -> Callable[[], object]:
     """How tensors that come from the meta device get values; refused before anything is carved if there is no way."""
     if init is not None:
         return lambda: module.apply(init)  # type: ignore[arg-type]

@@ -2,12 +2,15 @@
 
 A declared variable's parameter can be used right away. All that were declared are carved together, the next time the
 store's buffers are asked for (`store.values`, an optimizer's step, `freeze`, ...): one carve, however many there are.
+Inside `store.declaring()` values wait as well, and are written by one launch per dtype.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -28,16 +31,15 @@ class Declarations:
     Attributes:
         registry: Where they go.
         dtype: Of trainable variables.
-        seed: Of initializers.
         on_duplicate: "suffix" (tch's `name__N`, N being the number of variables) or "error".
     """
 
-    def __init__(self, registry: Registry, dtype: torch.dtype, seed: int, on_duplicate: str) -> None:
+    def __init__(self, registry: Registry, dtype: torch.dtype, on_duplicate: str) -> None:
         if on_duplicate not in ON_DUPLICATE:
             raise ValueError(f"on_duplicate={on_duplicate!r} does not exist; use one of {ON_DUPLICATE}")
         self.registry = registry
         self.dtype = dtype
-        self.seed = seed
+        self._waiting = threading.local()  # `variables` of this thread that get their values together, in a block
         self.on_duplicate = on_duplicate
 
     def create(
@@ -62,10 +64,30 @@ class Declarations:
             name = self._name(name)
             spec = VarSpec(name, tuple(shape), dtype or self.dtype, trainable=trainable)
             values = torch.empty(spec.shape, dtype=spec.dtype, device=registry.device)
-            init.fill_([init.Target(name, initializer, values.view(-1), 0, spec.shape, spec.stride)], self.seed)
+            target = init.Target(name, initializer, values.view(-1), 0, spec.shape, spec.stride)
+            works = init.prepare([target], registry.seed)  # refuses what does not fit
+            waiting: list[Variable] | None = getattr(self._waiting, "variables", None)
+            if waiting is None:
+                for work in works:
+                    work()
             variable = registry.declare(spec, nn.Parameter(values) if trainable else values, [name], group)
             variable.initializer = initializer
+            if waiting is not None:
+                waiting.append(variable)
             return variable
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """See `VarStore.declaring`."""
+        if getattr(self._waiting, "variables", None) is not None:  # in a block already, which will do it
+            yield
+            return
+        waiting = self._waiting.variables = []
+        try:
+            yield
+        finally:
+            self._waiting.variables = None
+            init.refill_(self.registry, waiting)
 
     def take(
         self, name: str, tensor: Tensor, *, trainable: bool = True, group: int = 0, exact: bool = False

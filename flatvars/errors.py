@@ -9,6 +9,7 @@ __all__ = [
     "FlatvarsError",
     "ForeignParameterError",
     "GradientError",
+    "InitError",
     "NameTakenError",
     "SpecError",
     "UnknownNameError",
@@ -17,6 +18,10 @@ __all__ = [
 
 class SpecError(FlatvarsError, ValueError):
     """A variable that no store can hold: a bad name, shape, dtype or layout."""
+
+
+class InitError(FlatvarsError, ValueError):
+    """An initializer with impossible arguments, or one that does not fit a variable."""
 
 
 class NameTakenError(FlatvarsError, ValueError):

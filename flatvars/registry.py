@@ -52,6 +52,7 @@ class Registry:
     Attributes:
         generation: Grows whenever a plan made before must not be used again: spans moved, or a mask flipped.
         recarved: Called after spans moved, with no argument.
+        seed: Of initializers that are not given another.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,6 +60,7 @@ class Registry:
         self.variables: list[Variable] = []
         self.by_name: dict[str, Variable] = {}
         self.generation = 0
+        self.seed = 0
         self.lock = threading.RLock()
         self.recarved: list[Callable[[], None]] = []
         self.gradients: Gradients  # set by the store that owns both
@@ -183,7 +185,7 @@ class Registry:
             value = variable.value.clone()
             param = nn.Parameter(value, variable.requires_grad) if isinstance(variable.param, nn.Parameter) else value
             copy = self.declare(dataclasses.replace(variable.spec, name=name), param, [name], variable.group)
-            copy.frozen, copy.initializer, copy.key = variable.frozen, variable.initializer, variable.key
+            copy.frozen, copy.initializer = variable.frozen, variable.initializer
             return copy
 
     def move_in(self, variable: Variable, param: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import bind, transfer
+from . import init as init_module
 from .declare import Declarations
 from .errors import FlatvarsError, UnknownNameError
 from .grads import Gradients
@@ -55,7 +56,8 @@ class VarStore:
         self._registry = Registry(_concrete(device))
         self._gradients = Gradients(self._registry, grads)
         self._registry.gradients = self._gradients
-        self._declarations = Declarations(self._registry, dtype, seed, on_duplicate)
+        self._registry.seed = seed
+        self._declarations = Declarations(self._registry, dtype, on_duplicate)
 
     # Making ---------------------------------------------------------------------------------------------------------
 
@@ -68,7 +70,8 @@ class VarStore:
         *,
         buffers: bool = False,
         grads: str = "gather",
-        init: Callable[[nn.Module], object] | None = None,
+        init: bind.Init | None = None,
+        seed: int = 0,
     ) -> VarStore:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
 
@@ -79,13 +82,16 @@ class VarStore:
             dtype: To convert floating parameters to; each keeps its own if not given.
             buffers: Take registered buffers in too, as variables that are not trainable.
             grads: As for `VarStore`.
-            init: For modules on the meta device: applied to every submodule to write values. If not given, each
-                submodule's `reset_parameters()` is called. What it raises passes through; the module then lies in the
-                store, with zeros where nothing was written yet.
+            init: For modules on the meta device. Rules from name patterns to initializers, as for `fv.init.apply_`: one
+                launch per dtype writes all parameters; buffers on meta take constants alone. Or a function, applied to
+                every submodule to write values. If not given, each submodule's `reset_parameters()` is called. What it
+                raises passes through; the module then lies in the store, with zeros where nothing was written yet.
+            seed: Of initializers, as for `VarStore`.
 
         Raises:
             SpecError: a lazy, sparse, complex or subclassed parameter, one that another store holds, two that share
                 memory, or meta modules without an initializer. The module is unchanged then.
+            InitError: rules that do not match, or do not fit. The module is unchanged then.
 
         Example:
             >>> model = nn.Linear(4, 2)
@@ -93,7 +99,7 @@ class VarStore:
             >>> store.values.data_ptr() == model.weight.data_ptr()
             True
         """
-        store = cls(_device_of(module) if device is None else device, dtype or torch.float32, grads=grads)
+        store = cls(_device_of(module) if device is None else device, dtype or torch.float32, seed, grads=grads)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
 
@@ -104,7 +110,7 @@ class VarStore:
         *,
         dtype: torch.dtype | None = None,
         buffers: bool = False,
-        init: Callable[[nn.Module], object] | None = None,
+        init: bind.Init | None = None,
     ) -> None:
         """Adopts another module into this store, its names behind `prefix.`; arguments as for `from_module`."""
         bind.adopt(self._registry, module, prefix=prefix, dtype=dtype, buffers=buffers, init=init)
@@ -129,6 +135,34 @@ class VarStore:
     def root(self) -> Path:
         """The root of the tree of names: `store.root() / "layer1" / 3` is where variables are declared."""
         return Path(self._declarations)
+
+    @contextmanager
+    def declaring(self) -> Iterator[None]:
+        """Declarations of this thread inside the block get their values at its end: one carve, one launch per dtype.
+
+        Until then their parameters hold whatever memory held.
+
+        Example:
+            >>> with store.declaring():
+            ...     weights = [(store.root() / i).randn_standard("w", (16,)) for i in range(1000)]
+        """
+        with self._declarations.together():
+            yield
+
+    def reinit(self, seed: int | None = None, selector: Selector = None) -> None:
+        """Writes first values again, one launch per dtype; gradients, masks and optimizer state stay as they are.
+
+        Args:
+            seed: In [0, 2^64); the store's if not given, which reproduces the values the variables began with.
+            selector: Which variables; all that an initializer wrote if not given.
+
+        Raises:
+            InitError: a selected variable that no initializer wrote. Nothing has changed then.
+        """
+        chosen = self._registry.matching(selector)
+        if selector is None:
+            chosen = [variable for variable in chosen if variable.initializer is not None]
+        init_module.refill_(self._registry, chosen, seed)
 
     def add(self, name: str, tensor: Tensor, trainable: bool = True) -> Tensor:
         """Adds a variable; the buffer grows, and all others keep their objects, values, gradients and state.
@@ -189,7 +223,7 @@ class VarStore:
     @property
     def seed(self) -> int:
         """Of initializers that the store runs."""
-        return self._declarations.seed
+        return self._registry.seed
 
     @property
     def regions(self) -> tuple[Region, ...]:

@@ -106,7 +106,7 @@ def adopt(registry: Registry, origin: Variable, param: Tensor, names: list[str])
     """Declares a variable that takes over all of another one but its owners, gradient and state."""
     spec = dataclasses.replace(origin.spec, name=names[0])
     variable = registry.declare(spec, param, names, origin.group)
-    variable.frozen, variable.initializer, variable.key = origin.frozen, origin.initializer, origin.key
+    variable.frozen, variable.initializer = origin.frozen, origin.initializer
     return variable
 
 
@@ -170,5 +170,5 @@ def unravel(registry: Registry, vector: Tensor) -> dict[str, Tensor]:
             f"a vector of shape {tuple(vector.shape)} was given, but the store's {len(sizes)} variables have "
             f"{sum(sizes)} elements: give what ravel() returns, [{sum(sizes)}]"
         )
-    pieces = vector.split(sizes)
+    pieces = torch.split(vector, sizes)
     return {v.name: piece.view(v.spec.shape).to(v.dtype) for v, piece in zip(registry.variables, pieces, strict=True)}

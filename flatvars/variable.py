@@ -38,7 +38,6 @@ class Variable:
         owners: Modules that hold it, with the attribute's name.
         group: Param group of optimizers that are made from the store.
         initializer: Of `flatvars.init`, if one wrote its values; `store.reinit` runs it again.
-        key: The name that random numbers are drawn for: its first one, so that a rename does not change them.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class Variable:
         self.names = names
         self.group = group
         self.initializer: Any = None
-        self.key = names[0]
         # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
         self.frozen = False
         self.state_epoch = 0  # grows when the room for its gradient and state is given up

@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -22,11 +23,23 @@ class EagerMath:
 
     @staticmethod
     def sqrt_rn(x: Any) -> Any:
-        return torch.sqrt(x) if isinstance(x, torch.Tensor) else math.sqrt(x)
+        if not isinstance(x, torch.Tensor):
+            return math.sqrt(x)
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+            return torch.sqrt(x)
+        # torch's goes through MKL, which rounds one float32 in 150 the other way; NumPy's is the processor's.
+        with np.errstate(invalid="ignore"):
+            return torch.from_numpy(np.asarray(np.sqrt(x.detach().numpy())))
 
     @staticmethod
     def div_rn(x: Any, y: Any) -> Any:
         return x / y
+
+    @staticmethod
+    def split_exponent(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        bits = x.view(torch.int32) - 0x3F3504F3
+        mantissa = ((bits & 0x7FFFFF) + 0x3F3504F3).view(torch.float32)
+        return mantissa, (bits >> 23).to(torch.float32)
 
     @staticmethod
     def exp(x: Any) -> Any:
@@ -56,6 +69,8 @@ class EagerMath:
 
     @staticmethod
     def minimum(x: Any, y: Any) -> Any:
+        if isinstance(x, torch.Tensor) and not isinstance(y, torch.Tensor):
+            return x.clamp(max=y)
         return -EagerMath.maximum(-x, -y)
 
 
@@ -89,9 +104,17 @@ if HAS_TRITON:
             quotient = tl.div_rn(x, y)
         return quotient
 
+    @triton.jit
+    def split_exponent(x):  # type: ignore[no-untyped-def]
+        """x = mantissa * 2^exponent of a normal positive float32, mantissa in [sqrt(1/2), sqrt(2)), both float32."""
+        bits = x.to(tl.int32, bitcast=True) - 0x3F3504F3
+        mantissa = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
+        return mantissa, (bits >> 23).to(tl.float32)
+
 else:
     sqrt_rn = EagerMath.sqrt_rn
     div_rn = EagerMath.div_rn
+    split_exponent = EagerMath.split_exponent
 
 # Triton reads the same variable when a kernel is decorated: the kernels of this process then run on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -123,6 +146,8 @@ def _eager_value(value: Any) -> Any:
         return EagerMath.sqrt_rn
     if value is div_rn:
         return EagerMath.div_rn
+    if value is split_exponent:
+        return EagerMath.split_exponent
     if hasattr(value, "fn") and isinstance(value.fn, types.FunctionType):  # a triton.jit function
         return eager_twin(value)
     if HAS_TRITON and isinstance(value, tl.constexpr):

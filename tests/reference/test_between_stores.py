@@ -44,7 +44,7 @@ def test_merge_takes_variables_into_one_buffer_and_every_handle_follows() -> Non
 @pytest.mark.row("T-VS-06")
 def test_merge_refuses_before_it_touches_anything() -> None:
     left, right = pair_of(), pair_of()
-    with pytest.raises(fv.NameTakenError, match="Duplicate variable name found: key_1. Provide a unique prefix"):
+    with pytest.raises(fv.NameTakenError, match=r"Duplicate variable name found: key_1\. Provide a unique prefix"):
         fv.VarStore.merge([left, right])
     with pytest.raises(fv.FlatvarsError, match="given twice"):
         fv.VarStore.merge([(left, "a."), (left, "b.")])

@@ -26,10 +26,10 @@ def test_paths_divide_by_names_and_numbers(store: fv.VarStore) -> None:
 @pytest.mark.row("T-P-02", "T-P-06")
 @pytest.mark.parametrize("part", ["", "a.b", "."])
 def test_parts_and_names_have_no_dot_and_are_not_empty(store: fv.VarStore, part: str) -> None:
-    with pytest.raises(fv.SpecError, match="path part .* (contains a dot|is empty)"):
+    with pytest.raises(fv.SpecError, match=r"path part .* (contains a dot|is empty)"):
         store.root().sub(part)
     for declare in (store.root().name, store.root().get, store.root().entry(part).or_zeros):
-        with pytest.raises(fv.SpecError, match="variable name .* (contains a dot|is empty)"):
+        with pytest.raises(fv.SpecError, match=r"variable name .* (contains a dot|is empty)"):
             declare((1,) if declare.__name__ == "or_zeros" else part)
     assert len(store) == 0
 
@@ -58,7 +58,11 @@ def test_a_subtree_is_converted_and_its_namesakes_are_not(store: fv.VarStore) ->
     """tch compares prefixes of strings: `convert` would hit `convert2.x` and `convertible`."""
     root = store.root()
     inside = [(root / "convert").zeros("x", (2,)), (root / "convert" / "deep").ones("y", (2,))]
-    outside = [(root / "convert2").zeros("x", (2,)), root.zeros("convertible", (2,)), (root / "ignore").zeros("z", (2,))]
+    outside = [
+        (root / "convert2").zeros("x", (2,)),
+        root.zeros("convertible", (2,)),
+        (root / "ignore").zeros("z", (2,)),
+    ]
     order = (root / "convert").add("order", torch.tensor([1]), trainable=False)
     for method, dtype in (("half", torch.float16), ("bfloat16", torch.bfloat16), ("double", torch.float64)):
         getattr(root / "convert", method)()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import flatvars as fv
+from flatvars import init
 
 THREADS = 16
 PER_THREAD = 63  # 1,008 variables
@@ -34,7 +35,7 @@ def run(work: Callable[[int], None]) -> None:
         ready.wait()
         try:
             work(number)
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             failures.append(error)
 
     threads = [threading.Thread(target=guarded, args=(n,), daemon=True) for n in range(THREADS)]
@@ -78,9 +79,10 @@ def test_declarations_lookups_and_carves_from_many_threads(hurried: None, seed: 
     store.check()
     for name, tensor in made.items():
         assert store[name].param is tensor
+    assert sum(v.initializer == init.normal() for v in store.variables().values()) > 400
     twin = fv.VarStore(seed=seed)
     for variable in store.variables().values():
-        if variable.initializer.__class__.__name__ == "Normal":
+        if variable.initializer == init.normal():
             *parts, leaf = variable.name.split(".")
             path = twin.root()
             for part in parts:

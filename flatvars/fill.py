@@ -1,0 +1,179 @@
+"""Writing first values: one launch per stream, whatever variables, initializers and shapes lie in it.
+
+The value of an element depends on (seed, name, row-major index) alone: the words of variable `name` are those of
+Philox4x64-10 with the key (seed, name_key(name)). Not on creation order, offsets, padding, dtype or device, nor on what
+part is filled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from . import backend
+from .backend import Fill
+from .errors import InitError
+from .initializers import Initializer, Orthogonal, Sparse
+from .spec import contiguous_stride, is_dense
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A variable, or a stretch of one, that gets first values.
+
+    Attributes:
+        name: Of the variable; the generator's key.
+        stream: Flat memory, [numel] contiguous: a store's values, or a lone parameter's own.
+        offset: Element of the stream where the variable's element `first` lies.
+        shape, stride: Of the whole variable; dense, in elements.
+        first, count: A stretch in row-major order, for a shard of a row-major variable; all of it if not given.
+    """
+
+    name: str
+    initializer: Initializer
+    stream: Tensor
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    first: int = 0
+    count: int | None = None
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    def view(self) -> Tensor:
+        """The variable in its own shape."""
+        return self.stream.as_strided(self.shape, self.stride, self.offset)
+
+    @property
+    def is_whole(self) -> bool:
+        return self.first == 0 and self.count in (None, self.numel)
+
+
+def name_key(name: str) -> int:
+    """The generator's key of a name: the first 8 bytes of its SHA-256, little-endian."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+
+
+def check_seed(seed: int) -> None:
+    """Raises InitError for a seed out of [0, 2^64)."""
+    if not 0 <= seed < 2**64:
+        raise InitError(f"seed {seed} does not fit 64 bits; give an integer in [0, 2**64)")
+
+
+def check_keys(names: Iterable[str]) -> None:
+    """Raises InitError where two different names have one key, and would get the same values."""
+    seen: dict[int, str] = {}
+    for name in names:
+        other = seen.setdefault(name_key(name), name)
+        if other != name:
+            raise InitError(f"the names {other!r} and {name!r} have the same 64-bit hash; rename one of the two")
+
+
+def fill_(targets: Sequence[Target], seed: int) -> None:
+    """Writes first values: one launch per stream, then what orthogonal and sparse variables need beyond it.
+
+    All targets are checked before the first is written.
+
+    Args:
+        targets: Which do not overlap.
+        seed: In [0, 2^64).
+
+    Raises:
+        InitError: an initializer that does not fit its variable, a seed out of range, two names of one hash.
+    """
+    for work in prepare(targets, seed):
+        work()
+
+
+def prepare(targets: Sequence[Target], seed: int) -> list[Callable[[], None]]:
+    """The calls that `fill_` makes, checked: for those who write several things or nothing."""
+    check_seed(seed)
+    check_keys(target.name for target in targets)
+    streams: dict[object, tuple[Tensor, list[Fill]]] = {}
+    singles: list[Callable[[], None]] = []
+    for target in targets:
+        fill = checked_fill(target)
+        if fill.count == 0:
+            continue
+        stream = target.stream
+        if not stream.dtype.is_floating_point:
+            singles.append(partial(_fill_plain, target))
+        elif isinstance(target.initializer, Orthogonal):
+            singles.append(partial(_fill_orthogonal, target, target.initializer, fill, seed))
+        else:
+            place = (stream.device, stream.dtype, stream.data_ptr(), len(stream))
+            streams.setdefault(place, (stream, []))[1].append(fill)
+            if isinstance(target.initializer, Sparse):
+                singles.append(partial(_finish_sparse, target, target.initializer, seed))
+    launches = [partial(_launch, stream, fills, seed) for stream, fills in streams.values()]
+    for stream, _ in streams.values():
+        backend.backend_for(stream.device)
+    return [*launches, *singles]
+
+
+def checked_fill(target: Target) -> Fill:
+    """The target as kernels want it.
+
+    Raises:
+        InitError: says which variable, and what does not fit.
+    """
+    shape, stream = target.shape, target.stream
+    count = target.numel - target.first if target.count is None else target.count
+    if stream.is_meta or stream.dim() != 1 or not stream.is_contiguous() or not is_dense(shape, target.stride):
+        raise InitError(
+            f"variable {target.name!r} of shape {shape} and strides {target.stride} does not lie densely in a flat "
+            f"contiguous stream, but in one of shape {tuple(stream.shape)} on {stream.device}"
+        )
+    if not 0 <= target.first <= target.first + count <= target.numel or not (
+        0 <= target.offset <= target.offset + count <= len(stream)
+    ):
+        raise InitError(
+            f"elements {target.first} to {target.first + count} of variable {target.name!r} with {target.numel} do not "
+            f"fit a stream of {len(stream)} at {target.offset}"
+        )
+    if not stream.dtype.is_floating_point and not target.initializer.is_constant:
+        raise InitError(
+            f"variable {target.name!r} is {stream.dtype} and takes zeros(), ones() or constant(), "
+            f"not {target.initializer}"
+        )
+    try:
+        draw = target.initializer.draw(shape, stream.dtype) if target.numel else backend.Draw(0, (0.0,))
+    except InitError as error:
+        raise InitError(f"variable {target.name!r}: {error}") from None
+    fill = Fill(target.offset, shape, target.stride, draw, name_key(target.name), target.first, count)
+    if not target.is_whole and (isinstance(target.initializer, (Orthogonal, Sparse)) or not fill.row_major):
+        raise InitError(f"a part of variable {target.name!r} cannot be filled by {target.initializer}; fill all of it")
+    return fill
+
+
+@torch.no_grad()
+def _launch(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
+    backend.fill_(stream, fills, seed)
+
+
+@torch.no_grad()
+def _fill_plain(target: Target) -> None:
+    value = target.initializer.draw(target.shape, target.stream.dtype).numbers[0]
+    end = target.numel if target.count is None else target.first + target.count
+    target.stream[target.offset : target.offset + end - target.first].fill_(value)
+
+
+@torch.no_grad()
+def _fill_orthogonal(target: Target, initializer: Orthogonal, fill: Fill, seed: int) -> None:
+    dtype = torch.float64 if target.stream.dtype == torch.float64 else torch.float32
+    normals = torch.empty(target.numel, dtype=dtype, device=target.stream.device)
+    shape, stride = target.shape, contiguous_stride(target.shape)
+    backend.fill_(normals, [Fill(0, shape, stride, fill.draw, fill.key, 0, fill.count)], seed)
+    initializer.finish_(target.view(), normals)
+
+
+@torch.no_grad()
+def _finish_sparse(target: Target, initializer: Sparse, seed: int) -> None:
+    initializer.finish_(target.view(), seed, name_key(target.name))
