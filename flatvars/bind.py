@@ -24,7 +24,7 @@ from .owners import current_param
 from .registry import Registry, lies_in_span, variable_of
 from .spec import VarSpec, contiguous_stride, is_dense
 from .streams import VALUES
-from .variable import byte_range
+from .variable import Variable, byte_range
 
 Initializer = Callable[[nn.Module], object]
 
@@ -134,6 +134,13 @@ def adopt(
         materialize_buffers(module, registry.device)
         with torch.no_grad():
             initialize()
+
+
+def own(registry: Registry, variable: Variable, module: nn.Module, attribute: str) -> None:
+    """Puts a variable's tensor into a module that was built for it, as if the module had been adopted."""
+    setattr(module, attribute, variable.param)
+    variable.owners.append((weakref.ref(module), attribute))
+    _adopted[module] = registry
 
 
 def plan_initialization(module: nn.Module, on_meta: list[Found], init: Initializer | None) -> Callable[[], object]:

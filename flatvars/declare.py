@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,18 @@ from .spec import VarSpec
 from .variable import Variable
 
 ON_DUPLICATE = ("suffix", "error")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A variable to declare, with the arguments of `Declarations.create`."""
+
+    name: str
+    shape: tuple[int, ...]
+    initializer: Initializer
+    dtype: torch.dtype | None = None
+    trainable: bool = True
+    group: int = 0
 
 
 class Declarations:
@@ -66,6 +79,20 @@ class Declarations:
             variable = registry.declare(spec, nn.Parameter(values) if trainable else values, [name], group)
             variable.initializer = initializer
             return variable
+
+    def create_all(self, requests: Sequence[Request]) -> list[Variable]:
+        """Declares several variables in order, or none: what the first that fails raises passes through."""
+        registry = self.registry
+        with registry.lock:
+            before = len(registry.variables)
+            try:
+                return [
+                    self.create(r.name, r.shape, r.initializer, dtype=r.dtype, trainable=r.trainable, group=r.group)
+                    for r in requests
+                ]
+            except Exception:
+                registry.retract(before)
+                raise
 
     def take(
         self, name: str, tensor: Tensor, *, trainable: bool = True, group: int = 0, exact: bool = False
