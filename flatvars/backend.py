@@ -12,7 +12,21 @@ from torch import Tensor
 
 from .errors import FlatvarsError
 from .kernels.lang import HAS_TRITON, INTERPRETED
-from .kernels.rules import ADAM, ADAMW, AMSGRAD, AMSGRADW, LION, SGD, SGD_MOMENTUM, Rule, rule
+from .kernels.rules import (
+    ADAM,
+    ADAMW,
+    AMSGRAD,
+    AMSGRADW,
+    LION,
+    RMSPROP,
+    RMSPROP_CENTERED,
+    RMSPROP_CENTERED_MOMENTUM,
+    RMSPROP_MOMENTUM,
+    SGD,
+    SGD_MOMENTUM,
+    Rule,
+    rule,
+)
 from .kernels.segments import Segments, round_up
 from .kernels.sources import in_memory_order
 
@@ -22,6 +36,10 @@ __all__ = [
     "AMSGRAD",
     "AMSGRADW",
     "LION",
+    "RMSPROP",
+    "RMSPROP_CENTERED",
+    "RMSPROP_CENTERED_MOMENTUM",
+    "RMSPROP_MOMENTUM",
     "SGD",
     "SGD_MOMENTUM",
     "Rule",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any, TypeVar
 
 import torch
@@ -74,7 +73,4 @@ def _furnish(
 ) -> Recurrent:
     weight, bias = weight_init or init.kaiming_uniform(), bias_init or init.zeros()
     names = module._flat_weights_names
-    furnish(path, module, [(name, bias if name.startswith("bias") else weight) for name in names], dtype)
-    # Where these are not its weights, the next forward pass lets cuDNN move the weights into memory of its own.
-    module._flat_weight_refs = [weakref.ref(w) if w is not None else None for w in module._flat_weights]
-    return module
+    return furnish(path, module, [(name, bias if name.startswith("bias") else weight) for name in names], dtype)
