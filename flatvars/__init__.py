@@ -1,6 +1,6 @@
 """flatvars: all parameters of a model in one contiguous buffer, and training steps in one or two launches."""
 
-from . import init, optim
+from . import init, nn, optim
 from .errors import (
     AliasError,
     FlatvarsError,
@@ -35,6 +35,7 @@ __all__ = [
     "VarStore",
     "Variable",
     "init",
+    "nn",
     "optim",
     "select",
 ]

@@ -14,7 +14,21 @@ from .errors import FlatvarsError
 from .kernels import fills
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
-from .kernels.rules import ADAM, ADAMW, AMSGRAD, AMSGRADW, LION, SGD, SGD_MOMENTUM, Rule, rule
+from .kernels.rules import (
+    ADAM,
+    ADAMW,
+    AMSGRAD,
+    AMSGRADW,
+    LION,
+    RMSPROP,
+    RMSPROP_CENTERED,
+    RMSPROP_CENTERED_MOMENTUM,
+    RMSPROP_MOMENTUM,
+    SGD,
+    SGD_MOMENTUM,
+    Rule,
+    rule,
+)
 from .kernels.segments import Segments, round_up
 from .kernels.sources import in_memory_order
 
@@ -24,6 +38,10 @@ __all__ = [
     "AMSGRAD",
     "AMSGRADW",
     "LION",
+    "RMSPROP",
+    "RMSPROP_CENTERED",
+    "RMSPROP_CENTERED_MOMENTUM",
+    "RMSPROP_MOMENTUM",
     "SGD",
     "SGD_MOMENTUM",
     "Draw",

@@ -26,7 +26,7 @@ from .owners import current_param
 from .registry import Registry, lies_in_span, variable_of
 from .spec import VarSpec, contiguous_stride, is_dense
 from .streams import VALUES
-from .variable import byte_range
+from .variable import Variable, byte_range
 
 Init = Callable[[nn.Module], object] | Rules
 
@@ -142,6 +142,14 @@ def adopt(
             initialize()
 
 
+def own(registry: Registry, variable: Variable, module: nn.Module, attribute: str) -> None:
+    """Puts a variable's tensor into a module that was built for it, as if the module had been adopted."""
+    setattr(module, attribute, variable.param)
+    renew_references(module)
+    variable.owners.append((weakref.ref(module), attribute))
+    _adopted[module] = registry
+
+
 def plan_initialization(
     module: nn.Module, on_meta: list[Found], init: Callable[[nn.Module], object] | None
 ) -> Callable[[], object]:
@@ -184,7 +192,14 @@ def leave_meta(entry: Found, device: torch.device) -> None:
     fresh.__dict__.update(entry.tensor.__dict__)
     for reference, attribute in entry.owners:
         setattr(reference(), attribute, fresh)
+        renew_references(reference())
     entry.tensor = fresh
+
+
+def renew_references(module: nn.Module | None) -> None:
+    """RNNs compare weak references with their weights: where they differ, cuDNN moves the weights out of the store."""
+    if isinstance(module, nn.RNNBase):
+        module._flat_weight_refs = [None if w is None else weakref.ref(w) for w in module._flat_weights]
 
 
 def materialize_buffers(module: nn.Module, device: torch.device) -> None:

@@ -11,6 +11,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,18 @@ from .spec import VarSpec
 from .variable import Variable
 
 ON_DUPLICATE = ("suffix", "error")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A variable to declare, with the arguments of `Declarations.create`."""
+
+    name: str
+    shape: tuple[int, ...]
+    initializer: Initializer
+    dtype: torch.dtype | None = None
+    trainable: bool = True
+    group: int = 0
 
 
 class Declarations:
@@ -87,7 +100,22 @@ class Declarations:
             yield
         finally:
             self._waiting.variables = None
-            init.refill_(self.registry, waiting)
+            # Without those that `create_all` took back.
+            init.refill_(self.registry, [v for v in waiting if self.registry.by_name.get(v.name) is v])
+
+    def create_all(self, requests: Sequence[Request]) -> list[Variable]:
+        """Declares several variables in order, or none: what the first that fails raises passes through."""
+        registry = self.registry
+        with registry.lock:
+            before = len(registry.variables)
+            try:
+                return [
+                    self.create(r.name, r.shape, r.initializer, dtype=r.dtype, trainable=r.trainable, group=r.group)
+                    for r in requests
+                ]
+            except Exception:
+                registry.retract(before)
+                raise
 
     def take(
         self, name: str, tensor: Tensor, *, trainable: bool = True, group: int = 0, exact: bool = False

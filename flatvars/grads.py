@@ -364,8 +364,12 @@ class Gradients:
         return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows if v.requires_grad}
 
     @torch.no_grad()
-    def clip_norm_(self, max_norm: float, order: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+    def clip_norm_(
+        self, max_norm: float, order: float = 2.0, error_if_nonfinite: bool = False, per_tensor: bool = False
+    ) -> Tensor:
         """See `VarStore.clip_grad_norm_`."""
+        if per_tensor and not order > 0.0:
+            raise ValueError(f"per_tensor=True clips by norms of a positive order, not of {order}")
         self.accumulate()
         norm = self.norm(order)
         if error_if_nonfinite and not math.isfinite(float(norm)):
@@ -373,12 +377,26 @@ class Gradients:
                 f"the gradient norm of order {order} is {float(norm)}, so gradients cannot be clipped; "
                 "look at store.norms() for the variable, or pass error_if_nonfinite=False"
             )
+        if per_tensor:
+            self._clip_each(max_norm, order)
+            return norm
         coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         self._each_stream(lambda stream: stream.mul_(coefficient.to(stream.dtype)))
         # A norm that is NaN or infinite makes NaN of the zeros between variables as well, and they count in no norm.
         for region, padding in self.plans().padding.items():
             self.stream(region).index_fill_(0, padding, 0.0)
         return norm
+
+    def _clip_each(self, max_norm: float, order: float) -> None:
+        plans = self.plans()
+        sources = self.sources(plans, self.collect(plans.variables))
+        norms = plans.variable_norms(sources, order, values=False)[1]
+        coefficients = torch.clamp(max_norm / (norms + 1e-6), max=1.0).unbind()
+        pairs = [(self.of(v), each) for v, each in zip(plans.variables, coefficients, strict=True)]
+        present = [(grad, each) for grad, each in pairs if grad is not None]
+        if present:
+            torch._foreach_mul_([grad for grad, _ in present], [each for _, each in present])
+        self.fresh = False
 
     @torch.no_grad()
     def clip_value_(self, clip_value: float) -> None:

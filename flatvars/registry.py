@@ -103,6 +103,13 @@ class Registry:
             self.claim(variable)
             return variable
 
+    def retract(self, count: int) -> None:
+        """Forgets the variables declared behind the first `count`, none of which is carved yet."""
+        for variable in self.variables[count:]:
+            for name in variable.names:
+                del self.by_name[name]
+        del self.variables[count:]
+
     def extend(self, specs: Sequence[VarSpec], params: Sequence[Tensor], names: Sequence[list[str]]) -> list[Variable]:
         """Declares several variables and carves at once; a parameter's memory is released as its values move.
 

@@ -489,13 +489,25 @@ class VarStore:
         """Norms of every trainable variable: (of its value, of its gradient or None), device scalars, in one launch."""
         return self._gradients.norms(Real(norm_type))
 
-    def clip_grad_norm_(self, max_norm: Real, norm_type: Real = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+    def clip_grad_norm_(
+        self,
+        max_norm: Real,
+        norm_type: Real = 2.0,
+        error_if_nonfinite: bool = False,
+        *,
+        per_tensor: bool = False,
+    ) -> Tensor:
         """torch.nn.utils.clip_grad_norm_ over the flat stream: gathers, scales in place, returns the norm before.
+
+        Args:
+            per_tensor: Clip the norm of every variable's gradient by itself instead of that of all together, which is
+                returned all the same.
 
         Raises:
             GradientError: `error_if_nonfinite` and the norm is NaN or infinite (this synchronizes).
+            ValueError: `per_tensor` with an order that is not positive.
         """
-        return self._gradients.clip_norm_(max_norm, Real(norm_type), error_if_nonfinite)
+        return self._gradients.clip_norm_(max_norm, Real(norm_type), error_if_nonfinite, per_tensor)
 
     def clip_grad_value_(self, clip_value: Real) -> None:
         """torch.nn.utils.clip_grad_value_ over the flat stream: gathers and clamps to [-clip_value, clip_value]."""

@@ -24,6 +24,7 @@ from ..store import VarStore
 from ..streams import same_dtype
 from ..variable import Variable
 from .checks import check_complete
+from .conveniences import Conveniences
 from .groups import find_registry, group_of, resolve_params, selectors_of
 from .state import OptimizerState, load_state_dict, state_dict
 
@@ -44,7 +45,7 @@ def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
     return dtype
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Conveniences):
     """Base of all optimizers of flatvars.
 
     Args:
@@ -141,6 +142,10 @@ class Optimizer(torch.optim.Optimizer):
             self.param_groups[number]["params"].append(variable.param)
             self._variables[number].append(variable)
         self._seen = len(variables)
+
+    def take_up(self) -> list[Variable]:
+        self._join()
+        return self._members()
 
     # Plans --------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from tests.support.catch import step_launch
 from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threads
 from tests.support.rules import CASES
 
-RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "user"]
+RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsprop-both", "user"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -32,7 +32,7 @@ def test_import_and_train_without_triton() -> None:
         blocked
         + "import torch, flatvars as fv\n"
         + "model = torch.nn.Linear(3, 2); store = fv.VarStore.from_module(model)\n"
-        + "for make in (fv.optim.SGD, fv.optim.Adam, fv.optim.AdamW, fv.optim.Lion):\n"
+        + "for make in (fv.optim.SGD, fv.optim.Adam, fv.optim.AdamW, fv.optim.RMSprop, fv.optim.Lion):\n"
         + "    optimizer = make(store, lr=0.1); model(torch.ones(1, 3)).sum().backward(); optimizer.step()\n"
         + "    optimizer.zero_grad()\n"
         + "store.check(); print('trained')\n"
