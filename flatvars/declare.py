@@ -95,7 +95,8 @@ class Declarations:
         if getattr(self._waiting, "variables", None) is not None:  # in a block already, which will do it
             yield
             return
-        waiting = self._waiting.variables = []
+        waiting: list[Variable] = []
+        self._waiting.variables = waiting
         try:
             yield
         finally:
