@@ -14,7 +14,7 @@ from .errors import FlatvarsError
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.rules import ADAM, ADAMW, AMSGRAD, AMSGRADW, LION, SGD, SGD_MOMENTUM, Rule, rule
 from .kernels.segments import Segments, round_up
-from .kernels.sources import in_memory_order
+from .kernels.sources import all_in_memory_order, in_memory_order
 
 __all__ = [
     "ADAM",
@@ -26,6 +26,7 @@ __all__ = [
     "SGD_MOMENTUM",
     "Rule",
     "Segments",
+    "all_in_memory_order",
     "backend_for",
     "in_memory_order",
     "make_plan",
@@ -69,12 +70,14 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def make_plan(segments: Segments, device: torch.device, norm: Tensor, sums: Tensor, slot: int) -> Any:
-    """A plan of the backend for a device; `kernels/plan.py` documents its methods."""
+def make_plan(
+    segments: Segments, device: torch.device, norm: Tensor, sums: Tensor, slot: int, frozen: Tensor | None
+) -> Any:
+    """A plan of the backend for a device; `kernels/plan.py` documents its arguments and methods."""
     if backend_for(device) == "triton":
         from .kernels.plan import Plan as TritonPlan
 
-        return TritonPlan(segments, device, norm, sums, slot)
+        return TritonPlan(segments, device, norm, sums, slot, frozen)
     from .kernels.eager.plan import Plan as EagerPlan
 
-    return EagerPlan(segments, device, norm, sums, slot)
+    return EagerPlan(segments, device, norm, sums, slot, frozen)
