@@ -1,7 +1,15 @@
 """flatvars: all parameters of a model in one contiguous buffer, and training steps in one or two launches."""
 
 from . import optim
-from .errors import AliasError, FlatvarsError, ForeignParameterError, GradientError, NameTakenError, SpecError
+from .errors import (
+    AliasError,
+    FlatvarsError,
+    ForeignParameterError,
+    GradientError,
+    MaskError,
+    NameTakenError,
+    SpecError,
+)
 from .spec import VarSpec
 from .store import VarStore
 from .variable import Variable
@@ -13,6 +21,7 @@ __all__ = [
     "FlatvarsError",
     "ForeignParameterError",
     "GradientError",
+    "MaskError",
     "NameTakenError",
     "SpecError",
     "VarSpec",

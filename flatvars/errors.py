@@ -9,6 +9,7 @@ __all__ = [
     "FlatvarsError",
     "ForeignParameterError",
     "GradientError",
+    "MaskError",
     "NameTakenError",
     "SpecError",
 ]
@@ -16,6 +17,10 @@ __all__ = [
 
 class SpecError(FlatvarsError, ValueError):
     """A variable that no store can hold: a bad name, shape, dtype or layout."""
+
+
+class MaskError(FlatvarsError, ValueError):
+    """A mask that a variable cannot have: its dtype, its shape, or no room to train."""
 
 
 class NameTakenError(FlatvarsError, KeyError):
