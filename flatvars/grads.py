@@ -113,6 +113,7 @@ class Gradients:
     def _follow(self) -> None:
         """After a re-carve: spans moved, so views must be made anew; what was written stays written."""
         self.fresh = False
+        self._plans = None  # its views would keep the old stream
         if self.mode == "views":
             written = {v.id for v in self.registry.trainable() if self._is_written(v)}
             self._attach(self.registry.trainable(), written)
