@@ -10,6 +10,7 @@ __all__ = [
     "ForeignParameterError",
     "GradientError",
     "InitError",
+    "MaskError",
     "NameTakenError",
     "SpecError",
     "UnknownNameError",
@@ -22,6 +23,10 @@ class SpecError(FlatvarsError, ValueError):
 
 class InitError(FlatvarsError, ValueError):
     """An initializer with impossible arguments, or one that does not fit a variable."""
+
+
+class MaskError(FlatvarsError, ValueError):
+    """A mask that a variable cannot have: its dtype, its shape, or no room to train."""
 
 
 class NameTakenError(FlatvarsError, ValueError):

@@ -8,6 +8,9 @@ overwrites. In the mode "views", `.grad` is a view of the stream from the start 
 
 None is not zero: a variable without a gradient is untouched. In "views" mode every view has a version counter of its
 own, and a view that was written since `zero_grad()` has moved on: no hook is needed to know.
+
+The gradient of a masked element is not one: it counts as 0 in every norm, and the stream holds 0 there. What autograd
+left in `.grad` stays as it is.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from torch import Tensor
 from .errors import GradientError, UnknownNameError
 from .plans import PlanSet
 from .registry import Registry
-from .streams import GRADS, flat_of, same_dtype, view_of
+from .streams import FROZEN_ELEMENTS, GRADS, flat_of, same_dtype, view_of
 from .variable import Variable
 
 
@@ -111,6 +114,7 @@ class Gradients:
     def _follow(self) -> None:
         """After a re-carve: spans moved, so views must be made anew; what was written stays written."""
         self.fresh = False
+        self._plans = None  # its views would keep the old stream
         if self.mode == "views":
             written = {v.id for v in self.registry.trainable() if self._is_written(v)}
             self._attach(self.registry.trainable(), written)
@@ -240,6 +244,16 @@ class Gradients:
                 if grad is not None:
                     _add_grad(param, grad)
         self.collect(plans.variables)
+        self.clear_masked()
+
+    @torch.no_grad()
+    def clear_masked(self) -> None:
+        """Puts zeros where elements are masked: what the stream holds there is no gradient, and may be NaN."""
+        streams = self.registry.streams
+        for region in streams.layout.regions:
+            frozen, stream = streams.find(FROZEN_ELEMENTS, region.dtype), streams.find(GRADS, region.dtype)
+            if frozen is not None and stream is not None:
+                stream.masked_fill_(frozen.view(torch.bool), 0.0)
 
     def _aligned(self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients that a user gave, one for each variable of the plans."""
@@ -343,7 +357,7 @@ class Gradients:
         collected = self.collect(plans.variables)
         if not order > 0.0:
             # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
-            grads = [grad for grad in map(self.of, plans.variables) if grad is not None]
+            grads = [grad for grad in map(self._unmasked, plans.variables) if grad is not None]
             return torch.nn.utils.get_total_norm(grads, order)
         if order != 2.0:
             norms = plans.variable_norms(self.sources(plans, collected), order, values=False)[1]
@@ -351,6 +365,13 @@ class Gradients:
         if not (collected.grads is None and self.fresh and not self.exposed):
             plans.norm_(self.sources(plans, collected))
         return plans.norm.clone()
+
+    def _unmasked(self, variable: Variable) -> Tensor | None:
+        """One variable's gradient with zeros where it is masked."""
+        grad, frozen = self.of(variable), self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
+        if grad is None or frozen is None:
+            return grad
+        return grad.masked_fill(view_of(frozen, variable.span).view(torch.bool), 0.0)
 
     @torch.no_grad()
     def norms(self, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -385,6 +406,7 @@ class Gradients:
         # A norm that is NaN or infinite makes NaN of the zeros between variables as well, and they count in no norm.
         for region, padding in self.plans().padding.items():
             self.stream(region).index_fill_(0, padding, 0.0)
+        self.clear_masked()
         return norm
 
     def _clip_each(self, max_norm: float, order: float) -> None:

@@ -101,7 +101,7 @@ def choose(names: Iterable[str], rules: Rules) -> Initializer | None:
 
 def target_of(registry: Registry, variable: Variable, initializer: Initializer) -> Target:
     """A variable of a store as something to fill; the generator's key is its first name there."""
-    spec = variable.span.spec
+    spec = variable.spec
     return Target(
         variable.name, initializer, registry.streams.values(spec.dtype), variable.span.offset, spec.shape, spec.stride
     )

@@ -15,7 +15,7 @@ from .errors import AliasError, FlatvarsError, NameTakenError
 from .layout import Layout, plan_layout
 from .select import Selector, find
 from .spec import VarSpec
-from .streams import VALUES, Streams, view_of
+from .streams import FROZEN_ELEMENTS, VALUES, Streams, byte, view_of
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -193,7 +193,22 @@ class Registry:
             param = nn.Parameter(value, variable.requires_grad) if isinstance(variable.param, nn.Parameter) else value
             copy = self.declare(dataclasses.replace(variable.spec, name=name), param, [name], variable.group)
             copy.frozen, copy.initializer = variable.frozen, variable.initializer
+            self.mask_elements(copy, self.masked_elements(variable))
             return copy
+
+    def masked_elements(self, variable: Variable) -> Tensor | None:
+        """Which elements do not train, [shape] uint8, a copy; None if all do."""
+        stream = self.streams.find(FROZEN_ELEMENTS, variable.dtype)
+        if stream is None or not variable.spec.trainable:
+            return None
+        masked = view_of(stream, variable.span)
+        return masked.clone() if bool(masked.any()) else None
+
+    def mask_elements(self, variable: Variable, masked: Tensor | None) -> None:
+        """Gives a new variable what `masked_elements` took from another."""
+        if masked is not None:
+            view_of(self.streams.get(FROZEN_ELEMENTS, variable.dtype, byte), variable.span).copy_(masked)
+            self.generation += 1
 
     def move_in(self, variable: Variable, param: Tensor) -> None:
         """Copies a parameter's values into the variable's span and binds it; its old memory is released."""

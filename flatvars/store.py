@@ -15,6 +15,7 @@ from .declare import Declarations
 from .errors import FlatvarsError, UnknownNameError
 from .grads import Gradients
 from .layout import Region
+from .masks import ElementMasks
 from .owners import check_owners
 from .path import Path
 from .registry import Registry
@@ -56,6 +57,7 @@ class VarStore:
         self._registry = Registry(_concrete(device))
         self._gradients = Gradients(self._registry, grads)
         self._registry.gradients = self._gradients
+        self._masks = ElementMasks(self._registry)
         self._registry.seed = seed
         self._declarations = Declarations(self._registry, dtype, on_duplicate)
 
@@ -348,8 +350,41 @@ class VarStore:
         self._registry.unfreeze(self._registry.matching(selector), selected=selector is not None)
 
     def compact(self) -> None:
-        """Gives back the gradient and state bytes of frozen variables; their optimizer state is forgotten."""
+        """Gives back the gradient and state bytes of frozen variables; their state and element masks are forgotten."""
         self._registry.compact()
+
+    def set_trainable_mask(self, selector: Selector, mask: Tensor | None) -> None:
+        """Trains only some elements of the selected variables: rows of an embedding, what pruning left.
+
+        Masked elements keep their value and optimizer state, bit for bit, under every optimizer, weight decay included.
+        Their gradient counts as 0 in every norm and in clipping, whatever it holds, NaN too. Step counts go on. A mask
+        follows its variable through growth, freezing, `to()` and changes of dtype; `compact()` on a frozen variable
+        forgets it. It costs a byte for each trainable element of its dtype, and nothing once no element is masked.
+
+        Args:
+            selector: Names, globs, regular expressions, predicates: see `flatvars.select`.
+            mask: bool [shape], or what broadcasts to it, such as [rows, 1]: True trains. None, or all True: no mask.
+
+        Raises:
+            UnknownNameError: a pattern matches nothing.
+            MaskError: a mask of another dtype or shape, or a variable without room for gradients, as a buffer. Nothing
+                has changed then.
+
+        Example:
+            >>> store = VarStore.from_module(nn.Embedding(4, 2))
+            >>> store.set_trainable_mask("weight", torch.tensor([[True], [False], [True], [True]]))
+            >>> store.trainable_mask("weight")[:, 0].tolist()
+            [True, False, True, True]
+        """
+        self._masks.set(selector, mask)
+
+    def trainable_mask(self, name: str) -> Tensor | None:
+        """Which elements of a variable train, bool [shape], or None where all do. A copy; synchronizes.
+
+        Raises:
+            UnknownNameError: the store has no variable of that name.
+        """
+        return self._masks.of(self[name])
 
     # Moving -----------------------------------------------------------------------------------------------------------
 
@@ -536,6 +571,7 @@ class VarStore:
                 end = span.offset + span.numel
             if bool(torch.any(values[end:] != 0)):
                 raise FlatvarsError(f"the padding at the end of the {region.dtype} region is not 0")
+        self._masks.check()
 
 
 def _state(variable: Variable) -> str:

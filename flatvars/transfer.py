@@ -97,8 +97,11 @@ def clone_into(target: Registry, source: Registry) -> None:
         value = variable.value.clone()
         trains = variable.requires_grad
         param = nn.Parameter(value, trains) if isinstance(variable.param, nn.Parameter) else value
-        adopt(target, variable, param, list(variable.names)).id = variable.id
+        copy = adopt(target, variable, param, list(variable.names))
+        copy.id = variable.id
     target.settle()
+    for copy, variable in zip(target.variables, source.variables, strict=True):
+        target.mask_elements(copy, source.masked_elements(variable))
     target._next_id = source._next_id
 
 
@@ -118,6 +121,7 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
         registry.check_aliases()
         registry.settle()
     moved = [(variable, prefix, variable.grad) for registry, prefix in sources for variable in registry.variables]
+    masks = [registry.masked_elements(variable) for registry, _ in sources for variable in registry.variables]
     for registry, _ in sources:
         registry.retire(
             "the variables of this store were merged into another one; use the store that VarStore.merge returned, and "
@@ -129,6 +133,8 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
         # A copy: it may be a view of the gradient stream that goes with the old store.
         variable.param.grad = None if grad is None else grad.to(variable.dtype, copy=True)
     target.settle()
+    for variable, masked in zip(target.variables, masks, strict=True):
+        target.mask_elements(variable, masked)
     hand_over(target, {id(registry) for registry, _ in sources})
 
 

@@ -78,6 +78,27 @@ def test_streams_of_different_dtypes(values, source, states, target):
     check(compile_for(target, launch), CASES["adamw"], values, source, states)
 
 
+@each_dtype
+@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@pytest.mark.parametrize("name", ["adamw", "amsgradw"])
+def test_a_mask_is_8_bytes_a_thread(name, target, dtype):
+    """In pieces that go with those of the values: no tile passes through shared memory because of it."""
+    masked = compile_for(target, step_launch(CASES[name], dtype, masked=True))
+    plain = compile_for(target, step_launch(CASES[name], dtype))
+    check(masked, CASES[name], dtype, dtype)
+    assert masked.more_loads_than(plain) == ({4: 2} if dtype == torch.float32 else {8: 1})
+    assert masked.shared == plain.shared
+    if target is not GFX942:
+        check_arithmetic(masked)
+
+
+@each_dtype
+@pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_masked(name, target, dtype):
+    check(compile_for(target, step_launch(CASES[name], dtype, masked=True)), CASES[name], dtype, dtype)
+
+
 @pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])
 def test_float64(target):
     """Computed in double; spills are allowed there."""
