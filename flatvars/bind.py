@@ -268,9 +268,10 @@ def rebind(registry: Registry) -> list[str]:
         if not lies_in_span(registry, variable, param)
     }
     for variable, param in zip(registry.variables, params, strict=True):
-        variable.param = param
+        if param is not variable.param:
+            variable.param = param
+            registry.claim(variable)
     registry.recarve(specs, devices.pop(), check=False)
     for i, values in strayed.items():
         registry.view(VALUES, registry.variables[i]).copy_(values)
-        registry.claim(registry.variables[i])
     return [registry.variables[i].name for i in strayed]

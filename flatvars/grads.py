@@ -64,6 +64,7 @@ class Gradients:
         self.fresh = False  # the norm of `plans` is that of the stream
         self._plans: PlanSet | None = None
         self._attached: dict[int, tuple[Tensor, int]] = {}  # "views": the view of a variable, its version when zeroed
+        self._written: set[int] = set()  # "views": ids of the variables whose view was written before a carve
         registry.recarved.append(self._follow)
 
     @property
@@ -111,13 +112,17 @@ class Gradients:
             self.fresh = False
         return self._plans
 
+    def before_carve(self) -> None:
+        """Notes which views were written, while they can still be told: a change of dtype makes new tensors of them."""
+        if self.mode == "views":
+            self._written = {v.id for v in self.registry.variables if self._is_written(v)}
+
     def _follow(self) -> None:
         """After a re-carve: spans moved, so views must be made anew; what was written stays written."""
         self.fresh = False
         self._plans = None  # its views would keep the old stream
         if self.mode == "views":
-            written = {v.id for v in self.registry.trainable() if self._is_written(v)}
-            self._attach(self.registry.trainable(), written)
+            self._attach(self.registry.trainable(), self._written)
 
     # Collecting ---------------------------------------------------------------------------------------------------
 
@@ -186,6 +191,8 @@ class Gradients:
             view = view_of(self.stream(variable.dtype), variable.span).data
             if variable.id in written and variable.param.grad is not None:
                 view.copy_(variable.param.grad)
+            else:
+                view.zero_()  # what a Parameter that was replaced has left
             variable.param.grad = view
             self._attached[variable.id] = (view, -1 if variable.id in written else view._version)
 

@@ -243,6 +243,7 @@ class Registry:
         self, specs: Sequence[VarSpec], device: torch.device, source: dict[int, int], bound: Sequence[Variable]
     ) -> None:
         """Makes streams for the specs, copies what `source` maps into them, and binds the variables of `bound`."""
+        self.gradients.before_carve()
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
             variable.state_epoch += variable.spec.trainable and not spec.trainable

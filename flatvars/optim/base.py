@@ -300,6 +300,7 @@ class Optimizer(Conveniences):
 
     def state_dict(self) -> dict[str, Any]:
         """torch.optim's format: it loads there, and theirs loads here. Synchronizes to read step counts."""
+        self._join()
         return state_dict(self)
 
     @torch.no_grad()
@@ -309,6 +310,7 @@ class Optimizer(Conveniences):
         Raises:
             ValueError: other numbers of groups or parameters; nothing has changed then.
         """
+        self._join()
         load_state_dict(self, state_dict)
 
     def __getstate__(self) -> NoReturn:

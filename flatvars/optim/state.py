@@ -36,6 +36,7 @@ class OptimizerState(MutableMapping[Tensor, dict[str, Any]]):
 
     def __getitem__(self, param: Tensor) -> dict[str, Any]:
         optimizer, variable = self._optimizer, self._variable(param)
+        optimizer._join()
         for group, variables in zip(optimizer.param_groups, optimizer._variables, strict=True):
             if any(v is variable for v in variables):
                 return read_state(optimizer, variable, group, optimizer.step_counts())
