@@ -210,7 +210,7 @@ def test_errors_are_torchs() -> None:
     store = fv.VarStore()
     with pytest.raises(ValueError, match="in_channels must be divisible by groups"):
         fv.nn.conv2d(store.root(), 3, 4, 3, groups=2)
-    with pytest.raises(ValueError, match="num_channels.*must be divisible by num_groups"):
+    with pytest.raises(ValueError, match=r"num_channels.*must be divisible by num_groups"):
         fv.nn.group_norm(store.root(), 2, 3)
     with pytest.raises(TypeError, match="device"):
         fv.nn.embedding(store.root(), 3, 4, device="cpu")
