@@ -28,7 +28,8 @@ def embedding(
 
     Args:
         path: Where the variable is declared, with the path's param group.
-        num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse: torch.nn.Embedding's.
+        num_embeddings, embedding_dim, padding_idx, max_norm, norm_type: torch.nn.Embedding's.
+        scale_grad_by_freq, sparse: torch.nn.Embedding's too.
         weight_init: Normal with mean 0 and standard deviation 1, if not given. The row of `padding_idx` is drawn like
             any other, as in tch; it gets no gradient.
         dtype: Of the variable; the store's if not given.
