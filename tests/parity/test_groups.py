@@ -17,9 +17,10 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "sgd": [{"lr": 0.2}, {"lr": 0.1, "momentum": 0.5, "dampening": 0.2}, {"lr": 0.05, "weight_decay": 0.3}],
     "adam": [{"lr": 0.02}, {"betas": (0.5, 0.9), "eps": 1e-6}, {"amsgrad": True, "weight_decay": 0.1}],
     "adamw": [{"lr": 0.02, "weight_decay": 0.0}, {"betas": (0.5, 0.9)}, {"maximize": True, "weight_decay": 0.3}],
+    "rmsprop": [{"lr": 0.02}, {"momentum": 0.5, "alpha": 0.5}, {"centered": True, "alpha": 0.5, "weight_decay": 0.1}],
 }
-CLASSES = {"sgd": fv.optim.SGD, "adam": fv.optim.Adam, "adamw": fv.optim.AdamW}
-TRUTH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+CLASSES = {"sgd": fv.optim.SGD, "adam": fv.optim.Adam, "adamw": fv.optim.AdamW, "rmsprop": fv.optim.RMSprop}
+TRUTH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop}
 
 
 def groups(module: torch.nn.Module, optimizer: str) -> list[dict[str, Any]]:

@@ -91,3 +91,16 @@ def test_the_layers_survive_conversion_and_copies() -> None:
     twin = copy.deepcopy(model)
     assert torch.equal(twin.eval()(data), model.eval()(data))
     store.check()
+
+
+def test_the_layers_go_with_a_merge() -> None:
+    first, second = fv.VarStore(), fv.VarStore()
+    model = nn.Sequential(fv.nn.linear(first.root() / "l", 3, 4), fv.nn.lstm(second.root() / "r", 4, 2))
+    merged = fv.VarStore.merge([first, second])
+    optimizer = fv.optim.SGD(merged, lr=0.1)
+    optimizer.backward_step(model(torch.ones(2, 5, 3))[0].sum())
+    merged.check()
+    assert not model[1]._weights_have_changed()
+    model[0].weight = nn.Parameter(torch.ones(4, 3))
+    with pytest.raises(fv.AliasError, match=r"'l\.weight' is no longer used"):
+        optimizer.step()

@@ -17,7 +17,7 @@ def bounds(tensor: torch.Tensor) -> tuple[float, float]:
 
 
 def test_default_values_of_linear() -> None:
-    layer = fv.nn.linear(fv.VarStore().root(), 64, 200)
+    layer = fv.nn.linear(fv.VarStore().root(), 64, 1000)
     low, high = bounds(layer.weight)
     limit = math.sqrt(6 / 64)  # kaiming-uniform for ReLU; torch.nn.Linear's own would be 1 / 8
     assert -limit <= low < -0.99 * limit
