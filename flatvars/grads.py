@@ -19,6 +19,7 @@ import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -225,7 +226,8 @@ class Gradients:
             self._accumulate_views(plans, grads, scale)
             return
         given = plans.pending() if grads is None else self._aligned(plans, grads)
-        if all(grad is None for grad in given):
+        touched = [grad is not None for grad in given]
+        if not any(touched):
             return
         add = bool(self.touched) and not self.spent
         ready = plans.in_memory_order(given)
@@ -236,7 +238,7 @@ class Gradients:
                 param.grad = None
         if not add:
             self.touched = set()
-        self.touched.update(v.id for v, grad in zip(plans.variables, given, strict=True) if grad is not None)
+        self.touched.update(compress(plans.ids, touched))
         self.spent = False
         self.fresh = True
 

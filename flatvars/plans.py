@@ -48,6 +48,7 @@ class PlanSet:
         self._registry = weakref.ref(registry)
         self.generation = registry.generation
         self.variables = list(variables)
+        self.ids = [v.id for v in self.variables]
         self.params = [v.param for v in self.variables]
         self._addresses = self._expected()
         self._matrices = [p for p in self.params if p.dim() > 1]
