@@ -49,7 +49,8 @@ class Target:
 
     def view(self) -> Tensor:
         """The variable in its own shape."""
-        return self.stream.as_strided(self.shape, self.stride, self.offset)
+        # Not as_strided with an offset: that counts from the storage, in which the stream may begin later.
+        return self.stream[self.offset :].as_strided(self.shape, self.stride)
 
     @property
     def is_whole(self) -> bool:

@@ -102,7 +102,7 @@ def fill_random(stream: Tensor, draw: Draw, fills: Sequence[Fill], generator: Ge
             target[real - fill.first : end - fill.first].copy_(made[at + real - begin : at + end - begin])
             at += 2 * len(piece)
     for fill, ordered in scratch.items():
-        stream.as_strided(fill.shape, fill.stride, fill.start).copy_(ordered.view(fill.shape))
+        stream[fill.start :].as_strided(fill.shape, fill.stride).copy_(ordered.view(fill.shape))
 
 
 def fill_pattern(stream: Tensor, fill: Fill) -> None:

@@ -93,6 +93,15 @@ def test_integers_take_constants(dtype: torch.dtype) -> None:
     assert stream.tolist() == [0] * 3 + [1] * 8 + [0] * 5
 
 
+@pytest.mark.parametrize("initializer", [fv.init.orthogonal(), fv.init.sparse(0.5), fv.init.eye(), NORMAL], ids=str)
+@pytest.mark.parametrize("stride", [(4, 1), (1, 3)], ids=["rows", "columns"])
+def test_memory_that_begins_inside_a_storage(initializer: Initializer, stride: tuple[int, int]) -> None:
+    memory = torch.full((40,), 7.0)
+    fill_([Target("w", initializer, memory[5:], 3, (3, 4), stride)], 4)
+    assert torch.equal(memory.as_strided((3, 4), stride, 8), fv.init.tensor(initializer, (3, 4), "w", seed=4))
+    assert memory[:8].tolist() + memory[20:].tolist() == [7.0] * 28
+
+
 def test_a_lone_parameter() -> None:
     """Its own memory is a stream; nothing beyond it is touched, whatever its length."""
     memory = torch.full((40,), 7.0)

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import flatvars as fv
-from flatvars.backend import fills
 from flatvars.init import Initializer, fans
 
 F32 = torch.float32
@@ -165,5 +164,4 @@ def test_the_largest_uniform_lies_below_the_end(low: float, high: float) -> None
     """Rounding low + unit * width up could give the end itself."""
     first, width, top = fv.init.uniform(low, high).draw((1,), F32).numbers
     assert top == first if low == high else first <= top < high
-    assert fills.UNIFORM == fv.init.uniform(low, high).draw((1,), F32).kind
     assert width == torch.tensor(high - low).item()
