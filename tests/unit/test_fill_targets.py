@@ -60,7 +60,7 @@ def test_values_are_numpys_stream_of_seed_and_name(seed: int) -> None:
         ({"stream": torch.empty(16, device="meta")}, "flat contiguous stream"),
         ({"stream": torch.zeros(4, 4)}, "flat contiguous stream"),
         ({"stream": torch.zeros(32)[::2]}, "flat contiguous stream"),
-        ({"shape": (4, 2), "stride": (4, 1)}, "densely"),
+        ({"shape": (4, 2), "stride": (4, 1)}, "is not dense"),
         ({"offset": 9}, "do not fit a stream of 16 at 9"),
         ({"offset": -1}, "do not fit"),
         ({"first": 4, "count": 5}, "elements 4 to 9 of variable 'w' with 8"),
