@@ -174,7 +174,8 @@ def checked_fill(target: Target, draw: Draw, key: int, length: int) -> Fill:
     fill = Fill(offset, target.shape, target.stride, draw, key, first, count)
     if not fill.row_major and not is_dense(target.shape, target.stride):
         raise InitError(
-            f"variable {target.name!r} of shape {target.shape} and strides {target.stride} is not dense; give those of a contiguous or permuted tensor"
+            f"variable {target.name!r} of shape {target.shape} and strides {target.stride} is not dense; give those of "
+            "a contiguous or permuted tensor"
         )
     if count != numel and (isinstance(target.initializer, (Orthogonal, Sparse)) or not fill.row_major):
         raise InitError(f"a part of variable {target.name!r} cannot be filled by {target.initializer}; fill all of it")

@@ -116,7 +116,7 @@ def test_normals_beyond_5_7_sigma_exist() -> None:
     assert 6.76 < radius.item() < 6.77
     clamped = math.sqrt(-2.0 * math.log(1e-7))
     assert clamped < 5.68
-    # A word below this gives more than 5.7: one element in 86 million, wherever it lies in a stream.
+    # A word below this gives a radius of more than 5.7, wherever it lies in a stream.
     word = math.floor(2.0**32 * math.exp(-(5.7**2) / 2.0))
     beyond, _ = eager_twin(distributions.normal_pair)(*np.float32([[word - 1.0], [0.0], [0.0], [1.0]]))
     assert word > 300
