@@ -1,15 +1,19 @@
 """flatvars: all parameters of a model in one contiguous buffer, and training steps in one or two launches."""
 
-from . import init, optim
+from . import init, nn, optim
 from .errors import (
     AliasError,
     FlatvarsError,
     ForeignParameterError,
     GradientError,
     InitError,
+    MaskError,
     NameTakenError,
     SpecError,
+    UnknownNameError,
 )
+from .path import Entry, Path
+from .select import Select, select
 from .spec import VarSpec
 from .store import VarStore
 from .variable import Variable
@@ -18,15 +22,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AliasError",
+    "Entry",
     "FlatvarsError",
     "ForeignParameterError",
     "GradientError",
     "InitError",
+    "MaskError",
     "NameTakenError",
+    "Path",
+    "Select",
     "SpecError",
+    "UnknownNameError",
     "VarSpec",
     "VarStore",
     "Variable",
     "init",
+    "nn",
     "optim",
+    "select",
 ]

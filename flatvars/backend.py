@@ -14,9 +14,23 @@ from .errors import FlatvarsError
 from .kernels import fills
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
-from .kernels.rules import ADAM, ADAMW, AMSGRAD, AMSGRADW, LION, SGD, SGD_MOMENTUM, Rule, rule
+from .kernels.rules import (
+    ADAM,
+    ADAMW,
+    AMSGRAD,
+    AMSGRADW,
+    LION,
+    RMSPROP,
+    RMSPROP_CENTERED,
+    RMSPROP_CENTERED_MOMENTUM,
+    RMSPROP_MOMENTUM,
+    SGD,
+    SGD_MOMENTUM,
+    Rule,
+    rule,
+)
 from .kernels.segments import Segments, round_up
-from .kernels.sources import in_memory_order
+from .kernels.sources import all_in_memory_order, in_memory_order
 
 __all__ = [
     "ADAM",
@@ -24,12 +38,17 @@ __all__ = [
     "AMSGRAD",
     "AMSGRADW",
     "LION",
+    "RMSPROP",
+    "RMSPROP_CENTERED",
+    "RMSPROP_CENTERED_MOMENTUM",
+    "RMSPROP_MOMENTUM",
     "SGD",
     "SGD_MOMENTUM",
     "Draw",
     "Fill",
     "Rule",
     "Segments",
+    "all_in_memory_order",
     "backend_for",
     "fill_",
     "fills",
@@ -75,15 +94,17 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def make_plan(segments: Segments, device: torch.device, norm: Tensor, sums: Tensor, slot: int) -> Any:
-    """A plan of the backend for a device; `kernels/plan.py` documents its methods."""
+def make_plan(
+    segments: Segments, device: torch.device, norm: Tensor, sums: Tensor, slot: int, frozen: Tensor | None
+) -> Any:
+    """A plan of the backend for a device; `kernels/plan.py` documents its arguments and methods."""
     if backend_for(device) == "triton":
         from .kernels.plan import Plan as TritonPlan
 
-        return TritonPlan(segments, device, norm, sums, slot)
+        return TritonPlan(segments, device, norm, sums, slot, frozen)
     from .kernels.eager.plan import Plan as EagerPlan
 
-    return EagerPlan(segments, device, norm, sums, slot)
+    return EagerPlan(segments, device, norm, sums, slot, frozen)
 
 
 def fill_(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:

@@ -26,6 +26,7 @@ from .owners import current_param
 from .registry import Registry, lies_in_span, variable_of
 from .spec import VarSpec, contiguous_stride, is_dense
 from .streams import VALUES
+from .variable import Variable, byte_range
 
 Init = Callable[[nn.Module], object] | Rules
 
@@ -95,11 +96,7 @@ def check_memory(found: list[Found]) -> None:
         if isinstance(tensor, UninitializedTensorMixin) or tensor.layout != torch.strided:
             continue
         if tensor.numel() and not tensor.is_meta:
-            reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-            first = tensor.data_ptr()
-            ranges.append(
-                (first, first + reach * tensor.element_size(), tensor.untyped_storage().data_ptr(), entry.names[0])
-            )
+            ranges.append((*byte_range(tensor), tensor.untyped_storage().data_ptr(), entry.names[0]))
     ranges.sort()
     for (_, stop, storage, name), (first, _, other_storage, other) in itertools.pairwise(ranges):
         if first < stop and storage == other_storage:
@@ -112,7 +109,6 @@ def check_memory(found: list[Found]) -> None:
 def adopt(
     registry: Registry,
     module: nn.Module,
-    make: Callable[..., object],
     *,
     prefix: str = "",
     dtype: torch.dtype | None = None,
@@ -134,7 +130,7 @@ def adopt(
         if weakref.getweakrefcount(entry.tensor):
             leave_meta(entry, registry.device)
     names = [entry.names for entry in found]
-    registry.extend(specs, [entry.tensor for entry in found], names, make)  # type: ignore[arg-type]
+    registry.extend(specs, [entry.tensor for entry in found], names)
     for entry in found:
         registry.by_name[entry.names[0]].owners = entry.owners
         for reference, _ in entry.owners:
@@ -144,6 +140,14 @@ def adopt(
         materialize_buffers(module, registry.device)
         with torch.no_grad():
             initialize()
+
+
+def own(registry: Registry, variable: Variable, module: nn.Module, attribute: str) -> None:
+    """Puts a variable's tensor into a module that was built for it, as if the module had been adopted."""
+    setattr(module, attribute, variable.param)
+    renew_references(module)
+    variable.owners.append((weakref.ref(module), attribute))
+    _adopted[module] = registry
 
 
 def plan_initialization(
@@ -188,7 +192,14 @@ def leave_meta(entry: Found, device: torch.device) -> None:
     fresh.__dict__.update(entry.tensor.__dict__)
     for reference, attribute in entry.owners:
         setattr(reference(), attribute, fresh)
+        renew_references(reference())
     entry.tensor = fresh
+
+
+def renew_references(module: nn.Module | None) -> None:
+    """RNNs compare weak references with their weights: where they differ, cuDNN moves the weights out of the store."""
+    if isinstance(module, nn.RNNBase):
+        module._flat_weight_refs = [None if w is None else weakref.ref(w) for w in module._flat_weights]
 
 
 def materialize_buffers(module: nn.Module, device: torch.device) -> None:
@@ -227,9 +238,17 @@ def building() -> Iterator[list[nn.Module]]:
         roots.extend(module for key, module in built.items() if key not in children)
 
 
+def hand_over(registry: Registry, former: set[int]) -> None:
+    """Makes modules that kept one of some other registries alive keep this one."""
+    for module, kept in list(_adopted.items()):
+        if id(kept) in former:
+            _adopted[module] = registry
+
+
 @torch.no_grad()
 def rebind(registry: Registry) -> list[str]:
     """Takes in what replaced the store's memory or parameters; see `VarStore.rebind`."""
+    registry.settle()
     params = [current_param(variable) for variable in registry.variables]
     specs = []
     for variable, param in zip(registry.variables, params, strict=True):
@@ -238,8 +257,8 @@ def rebind(registry: Registry) -> list[str]:
                 f"variable {variable.name!r} now has shape {tuple(param.shape)} instead of {tuple(variable.shape)}; "
                 "a store keeps shapes: adopt the changed module into a new VarStore"
             )
-        stride = param.stride() if is_dense(tuple(param.shape), param.stride()) else variable.span.spec.stride
-        specs.append(dataclasses.replace(variable.span.spec, dtype=param.dtype, stride=stride))
+        stride = param.stride() if is_dense(tuple(param.shape), param.stride()) else variable.spec.stride
+        specs.append(dataclasses.replace(variable.spec, dtype=param.dtype, stride=stride))
     devices = {param.device for param in params} or {registry.device}
     if len(devices) > 1:
         raise AliasError(f"variables now lie on several devices ({devices}); move the whole module to one of them")

@@ -10,8 +10,10 @@ __all__ = [
     "ForeignParameterError",
     "GradientError",
     "InitError",
+    "MaskError",
     "NameTakenError",
     "SpecError",
+    "UnknownNameError",
 ]
 
 
@@ -23,8 +25,16 @@ class InitError(FlatvarsError, ValueError):
     """An initializer with impossible arguments, or one that does not fit a variable."""
 
 
-class NameTakenError(FlatvarsError, KeyError):
-    """A name that the store already holds, or does not hold."""
+class MaskError(FlatvarsError, ValueError):
+    """A mask that a variable cannot have: its dtype, its shape, or no room to train."""
+
+
+class NameTakenError(FlatvarsError, ValueError):
+    """A name that the store holds already."""
+
+
+class UnknownNameError(FlatvarsError, KeyError):
+    """A name, or a pattern, that no variable of the store has."""
 
     def __str__(self) -> str:
         # KeyError prints the repr of its argument, which would put a sentence in quotes.

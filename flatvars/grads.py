@@ -8,6 +8,9 @@ overwrites. In the mode "views", `.grad` is a view of the stream from the start 
 
 None is not zero: a variable without a gradient is untouched. In "views" mode every view has a version counter of its
 own, and a view that was written since `zero_grad()` has moved on: no hook is needed to know.
+
+The gradient of a masked element is not one: it counts as 0 in every norm, and the stream holds 0 there. What autograd
+left in `.grad` stays as it is.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import GradientError, NameTakenError
+from .errors import GradientError, UnknownNameError
 from .plans import PlanSet
 from .registry import Registry
-from .streams import GRADS, flat_of, same_dtype, view_of
+from .streams import FROZEN_ELEMENTS, GRADS, flat_of, same_dtype, view_of
 from .variable import Variable
 
 
@@ -100,6 +103,7 @@ class Gradients:
 
     def plans(self) -> PlanSet:
         """Plans over all variables that can have a gradient."""
+        self.registry.settle()
         if self.registry.masks_moved():
             self.registry.sync_masks()
         if self._plans is None or self._plans.generation != self.registry.generation:
@@ -110,6 +114,7 @@ class Gradients:
     def _follow(self) -> None:
         """After a re-carve: spans moved, so views must be made anew; what was written stays written."""
         self.fresh = False
+        self._plans = None  # its views would keep the old stream
         if self.mode == "views":
             written = {v.id for v in self.registry.trainable() if self._is_written(v)}
             self._attach(self.registry.trainable(), written)
@@ -239,6 +244,16 @@ class Gradients:
                 if grad is not None:
                     _add_grad(param, grad)
         self.collect(plans.variables)
+        self.clear_masked()
+
+    @torch.no_grad()
+    def clear_masked(self) -> None:
+        """Puts zeros where elements are masked: what the stream holds there is no gradient, and may be NaN."""
+        streams = self.registry.streams
+        for region in streams.layout.regions:
+            frozen, stream = streams.find(FROZEN_ELEMENTS, region.dtype), streams.find(GRADS, region.dtype)
+            if frozen is not None and stream is not None:
+                stream.masked_fill_(frozen.view(torch.bool), 0.0)
 
     def _aligned(self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients that a user gave, one for each variable of the plans."""
@@ -257,10 +272,10 @@ class Gradients:
         if isinstance(grads, Mapping):
             unknown = [name for name in grads if name not in self.registry.by_name]
             if unknown:
-                raise NameTakenError(f"gradients were given for {unknown}, which the store does not hold")
+                raise UnknownNameError(f"gradients were given for {unknown}, which the store does not hold")
             by_id = {self.registry.by_name[name].id: grad for name, grad in grads.items()}
             return [by_id.get(v.id) for v in plans.variables]
-        trainable = [v for v in self.registry.variables if v.requires_grad]
+        trainable = self.registry.declared_trainable()
         if len(grads) != len(trainable):
             raise GradientError(
                 f"{len(grads)} gradients were given for {len(trainable)} trainable variables; give one per "
@@ -268,6 +283,19 @@ class Gradients:
             )
         given = {v.id: grad for v, grad in zip(trainable, grads, strict=True)}
         return [given.get(v.id) for v in plans.variables]
+
+    @torch.no_grad()
+    def add(self, variable: Variable, grad: Tensor) -> None:
+        """Adds to one variable's gradient, wherever it lies; None counts as zero here."""
+        if variable.id in self.touched and not self.spent:
+            view_of(self.stream(variable.dtype), variable.span).add_(grad.to(self.registry.device))
+            self.fresh = False
+            return
+        own = grad.detach().to(variable.param.device, variable.dtype, copy=True)
+        if variable.param.grad is None or self.of(variable) is None:
+            variable.param.grad = own
+        else:
+            variable.param.grad.add_(own)
 
     def drop(self) -> None:
         """Forgets the stream's gradients; no byte is written."""
@@ -299,7 +327,7 @@ class Gradients:
                 variable.param.grad = None
             self.forget(chosen)
             return
-        trainable = [v for v in chosen if v.span.spec.trainable and not v.frozen]
+        trainable = [v for v in chosen if v.spec.trainable and not v.frozen]
         if self.mode == "views":
             if set_to_none:
                 self._zero_spans(trainable)
@@ -329,7 +357,7 @@ class Gradients:
         collected = self.collect(plans.variables)
         if not order > 0.0:
             # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
-            grads = [grad for grad in map(self.of, plans.variables) if grad is not None]
+            grads = [grad for grad in map(self._unmasked, plans.variables) if grad is not None]
             return torch.nn.utils.get_total_norm(grads, order)
         if order != 2.0:
             norms = plans.variable_norms(self.sources(plans, collected), order, values=False)[1]
@@ -337,6 +365,13 @@ class Gradients:
         if not (collected.grads is None and self.fresh and not self.exposed):
             plans.norm_(self.sources(plans, collected))
         return plans.norm.clone()
+
+    def _unmasked(self, variable: Variable) -> Tensor | None:
+        """One variable's gradient with zeros where it is masked."""
+        grad, frozen = self.of(variable), self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
+        if grad is None or frozen is None:
+            return grad
+        return grad.masked_fill(view_of(frozen, variable.span).view(torch.bool), 0.0)
 
     @torch.no_grad()
     def norms(self, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -350,8 +385,12 @@ class Gradients:
         return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows if v.requires_grad}
 
     @torch.no_grad()
-    def clip_norm_(self, max_norm: float, order: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+    def clip_norm_(
+        self, max_norm: float, order: float = 2.0, error_if_nonfinite: bool = False, per_tensor: bool = False
+    ) -> Tensor:
         """See `VarStore.clip_grad_norm_`."""
+        if per_tensor and not order > 0.0:
+            raise ValueError(f"per_tensor=True clips by norms of a positive order, not of {order}")
         self.accumulate()
         norm = self.norm(order)
         if error_if_nonfinite and not math.isfinite(float(norm)):
@@ -359,12 +398,27 @@ class Gradients:
                 f"the gradient norm of order {order} is {float(norm)}, so gradients cannot be clipped; "
                 "look at store.norms() for the variable, or pass error_if_nonfinite=False"
             )
+        if per_tensor:
+            self._clip_each(max_norm, order)
+            return norm
         coefficient = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
         self._each_stream(lambda stream: stream.mul_(coefficient.to(stream.dtype)))
         # A norm that is NaN or infinite makes NaN of the zeros between variables as well, and they count in no norm.
         for region, padding in self.plans().padding.items():
             self.stream(region).index_fill_(0, padding, 0.0)
+        self.clear_masked()
         return norm
+
+    def _clip_each(self, max_norm: float, order: float) -> None:
+        plans = self.plans()
+        sources = self.sources(plans, self.collect(plans.variables))
+        norms = plans.variable_norms(sources, order, values=False)[1]
+        coefficients = torch.clamp(max_norm / (norms + 1e-6), max=1.0).unbind()
+        pairs = [(self.of(v), each) for v, each in zip(plans.variables, coefficients, strict=True)]
+        present = [(grad, each) for grad, each in pairs if grad is not None]
+        if present:
+            torch._foreach_mul_([grad for grad, _ in present], [each for _, each in present])
+        self.fresh = False
 
     @torch.no_grad()
     def clip_value_(self, clip_value: float) -> None:

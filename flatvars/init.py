@@ -63,6 +63,8 @@ __all__ = [
     "normal",
     "ones",
     "orthogonal",
+    "prepare",
+    "refill_",
     "sparse",
     "target_of",
     "tensor",
@@ -99,10 +101,33 @@ def choose(names: Iterable[str], rules: Rules) -> Initializer | None:
 
 def target_of(registry: Registry, variable: Variable, initializer: Initializer) -> Target:
     """A variable of a store as something to fill; the generator's key is its first name there."""
-    spec = variable.span.spec
+    spec = variable.spec
     return Target(
         variable.name, initializer, registry.streams.values(spec.dtype), variable.span.offset, spec.shape, spec.stride
     )
+
+
+def refill_(registry: Registry, variables: Iterable[Variable], seed: int | None = None) -> None:
+    """Runs the variables' own initializers again: one launch per dtype.
+
+    Args:
+        seed: In [0, 2^64); the registry's if not given.
+
+    Raises:
+        InitError: variables that no initializer wrote; nothing is written then.
+    """
+    variables = list(variables)
+    unknown = [v.name for v in variables if not isinstance(v.initializer, Initializer)]
+    if unknown:
+        raise InitError(
+            f"no initializer wrote {', '.join(map(repr, unknown[:10]))}, so their first values cannot be drawn again; "
+            "leave them out, or use fv.init.apply_"
+        )
+    registry.check_aliases()
+    targets = [target_of(registry, variable, variable.initializer) for variable in variables]
+    for work in prepare(targets, registry.seed if seed is None else seed):
+        work()
+    torch.autograd.graph.increment_version([variable.param for variable in variables])
 
 
 def apply_(module_or_store: nn.Module | VarStore, rules: Rules, seed: int | None = None) -> None:

@@ -6,15 +6,16 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backend import in_memory_order, make_plan
+from .backend import all_in_memory_order, in_memory_order, make_plan
 from .owners import Held, check_owners
 from .registry import Registry, check_alias
-from .streams import VALUES
+from .streams import FROZEN_ELEMENTS, VALUES
 from .variable import Variable
 
 _address = torch.Tensor.data_ptr
@@ -50,7 +51,7 @@ class PlanSet:
         self.params = [v.param for v in self.variables]
         self._addresses = self._expected()
         self._matrices = [p for p in self.params if p.dim() > 1]
-        self._strides = [v.span.spec.stride for v in self.variables if len(v.span.spec.shape) > 1]
+        self._strides = [v.spec.stride for v in self.variables if len(v.spec.shape) > 1]
         self._held = Held(self.variables)
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
@@ -63,7 +64,8 @@ class PlanSet:
             rows = None if groups is None else [groups[k] for k in members]
             indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows)
             order = [position[i] for i in indices]
-            plan = make_plan(segments, registry.device, self.norm, sums, slot)
+            frozen = registry.streams.find(FROZEN_ELEMENTS, region)
+            plan = make_plan(segments, registry.device, self.norm, sums, slot, frozen)
             self.parts.append(Part(region, order, plan, order == list(range(len(self.variables)))))
 
     @property
@@ -104,6 +106,12 @@ class PlanSet:
             found[part.region] = torch.nonzero(~real).squeeze(1).to(self.registry.device)
         return found
 
+    @cached_property
+    def _orders(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Shapes and strides of all variables."""
+        specs = [v.spec for v in self.variables]
+        return [spec.shape for spec in specs], [spec.stride for spec in specs]
+
     def pending(self) -> list[Tensor | None]:
         """What autograd left: `.grad` of every parameter."""
         return [param.grad for param in self.params]
@@ -113,7 +121,11 @@ class PlanSet:
 
     def in_memory_order(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients as kernels want them; refuses those they cannot read before anything is written."""
-        specs = [v.span.spec for v in self.variables]
+        touched = [grad is not None for grad in grads]
+        shapes, strides = (list(compress(which, touched)) for which in self._orders)
+        if all_in_memory_order(list(compress(grads, touched)), shapes, strides):  # type: ignore[arg-type]
+            return list(grads)
+        specs = [v.spec for v in self.variables]
         return [
             None if grad is None else in_memory_order(spec.name, grad, spec.shape, spec.stride)
             for spec, grad in zip(specs, grads, strict=True)

@@ -6,16 +6,16 @@ import dataclasses
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from .errors import AliasError, NameTakenError
+from .errors import AliasError, FlatvarsError, NameTakenError
 from .layout import Layout, plan_layout
+from .select import Selector, find
 from .spec import VarSpec
-from .streams import VALUES, Streams, view_of
+from .streams import FROZEN_ELEMENTS, VALUES, Streams, byte, view_of
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def _disown(ids: list[int]) -> None:
 class Registry:
     """Variables in creation order over one set of streams.
 
+    A declared variable has memory of its own until the streams are asked for: then all that were declared are carved at
+    once, so that any number of declarations costs one carve.
+
     Attributes:
         generation: Grows whenever a plan made before must not be used again: spans moved, or a mask flipped.
         recarved: Called after spans moved, with no argument.
@@ -54,8 +57,6 @@ class Registry:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.layout: Layout = plan_layout([])
-        self.streams = Streams(self.layout, device)
         self.variables: list[Variable] = []
         self.by_name: dict[str, Variable] = {}
         self.generation = 0
@@ -63,25 +64,54 @@ class Registry:
         self.lock = threading.RLock()
         self.recarved: list[Callable[[], None]] = []
         self.gradients: Gradients  # set by the store that owns both
+        self._layout: Layout = plan_layout([])
+        self._streams = Streams(self._layout, device)
+        self._carved = 0  # variables that lie in the streams; those behind are declared only
+        self._retired: str | None = None
         self._next_id = 0
         self._claimed: list[int] = []
         weakref.finalize(self, _disown, self._claimed)
         self._optimizers = 0
 
-    # Carving ------------------------------------------------------------------------------------------------------
+    @property
+    def layout(self) -> Layout:
+        """Of all variables; carves what was declared since it was looked at last."""
+        self.settle()
+        return self._layout
 
-    def extend(
-        self,
-        specs: Sequence[VarSpec],
-        params: Sequence[Tensor],
-        names: Sequence[list[str]],
-        make: Callable[..., Variable],
-    ) -> list[Variable]:
-        """Carves more variables out of a buffer grown once; older ones keep their objects, values, grads and state.
+    @property
+    def streams(self) -> Streams:
+        """Over the layout of all variables; carves what was declared since."""
+        self.settle()
+        return self._streams
 
-        Args:
-            specs, params, names: Of the new variables; a parameter's memory is released as its values move.
-            make: Builds a Variable from (id, index, param, span, names).
+    # Declaring and carving ------------------------------------------------------------------------------------------
+
+    def declare(self, spec: VarSpec, param: Tensor, names: list[str], group: int = 0) -> Variable:
+        """Adds a variable; its parameter keeps its own memory until the streams are asked for.
+
+        Raises:
+            NameTakenError: a name is in use; nothing has changed then.
+        """
+        with self.lock:
+            self.check_usable()
+            self.check_names(names)
+            variable = Variable(self._next_id, len(self.variables), spec, param, names, self, group)
+            self._next_id += 1
+            self.variables.append(variable)
+            self.by_name.update(dict.fromkeys(names, variable))
+            self.claim(variable)
+            return variable
+
+    def retract(self, count: int) -> None:
+        """Forgets the variables declared behind the first `count`, none of which is carved yet."""
+        for variable in self.variables[count:]:
+            for name in variable.names:
+                del self.by_name[name]
+        del self.variables[count:]
+
+    def extend(self, specs: Sequence[VarSpec], params: Sequence[Tensor], names: Sequence[list[str]]) -> list[Variable]:
+        """Declares several variables and carves at once; a parameter's memory is released as its values move.
 
         Raises:
             NameTakenError: a name is in use; nothing has changed then.
@@ -89,16 +119,40 @@ class Registry:
         with self.lock:
             self.check_names([name for group in names for name in group])
             self.check_aliases()
-            old = len(self.variables)
-            self._carve([v.span.spec for v in self.variables] + list(specs), self.device, {i: i for i in range(old)})
-            for k, (param, group) in enumerate(zip(params, names, strict=True)):
-                variable = make(self._next_id, old + k, param, self.layout.spans[old + k], group)
-                self._next_id += 1
-                self.variables.append(variable)
-                self.by_name.update(dict.fromkeys(group, variable))
-                self.move_in(variable, param)
+            added = [self.declare(*each) for each in zip(specs, params, names, strict=True)]
+            self.settle()
+            return added
+
+    def settle(self) -> None:
+        """Carves the variables that were declared since the last time; older ones that strayed stay where they are."""
+        if self._carved == len(self.variables) and self._retired is None:
+            return
+        with self.lock:
+            self.check_usable()
+            old = self._carved
+            if old == len(self.variables):  # another thread did it meanwhile
+                return
+            aligned = [v for v in self.variables[:old] if lies_in_span(self, v, v.param)]
+            specs = [v.spec for v in self.variables]
+            self._carve(specs, self.device, {i: i for i in range(old)}, aligned)
+            for variable in self.variables[old : len(specs)]:
+                self.move_in(variable, variable.param)
+            self._carved = len(specs)
             self._notify()
-            return self.variables[old:]
+
+    def check_usable(self) -> None:
+        """Raises FlatvarsError when another store has taken the variables over."""
+        if self._retired is not None:
+            raise FlatvarsError(self._retired)
+
+    def retire(self, reason: str) -> None:
+        """Gives all variables away; whatever still uses this registry gets `reason` as an error."""
+        with self.lock:
+            self._retired = reason
+            self.variables, self.by_name, self._carved = [], {}, 0
+            self._layout = plan_layout([])
+            self._streams = Streams(self._layout, self.device)
+            self.generation += 1
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raises NameTakenError where a name is in use or comes twice."""
@@ -109,6 +163,52 @@ class Registry:
                     f"a variable named {name!r} exists already; pass another name, or adopt the module with prefix="
                 )
             seen.add(name)
+
+    def free_name(self, name: str) -> str:
+        """The name itself, or where it is taken `name__N`, N being the number of variables: tch's rule, until free."""
+        number = len(self.variables)
+        free = name
+        while free in self.by_name:
+            free = f"{name}__{number}"
+            number += 1
+        return free
+
+    def rename(self, variable: Variable, name: str) -> None:
+        """Gives a variable another first name; id, values, gradient and state stay."""
+        with self.lock:
+            self.check_names([name])
+            self.settle()
+            spec = dataclasses.replace(variable.spec, name=name)
+            del self.by_name[variable.name]
+            self.by_name[name] = variable
+            variable.names[0] = name
+            self._place([spec if v is variable else v.spec for v in self.variables])
+            self.generation += 1
+
+    def clone(self, variable: Variable, name: str | None) -> Variable:
+        """See `Variable.clone`."""
+        with self.lock:
+            name = self.free_name(variable.name) if name is None else name
+            value = variable.value.clone()
+            param = nn.Parameter(value, variable.requires_grad) if isinstance(variable.param, nn.Parameter) else value
+            copy = self.declare(dataclasses.replace(variable.spec, name=name), param, [name], variable.group)
+            copy.frozen, copy.initializer = variable.frozen, variable.initializer
+            self.mask_elements(copy, self.masked_elements(variable))
+            return copy
+
+    def masked_elements(self, variable: Variable) -> Tensor | None:
+        """Which elements do not train, [shape] uint8, a copy; None if all do."""
+        stream = self.streams.find(FROZEN_ELEMENTS, variable.dtype)
+        if stream is None or not variable.spec.trainable:
+            return None
+        masked = view_of(stream, variable.span)
+        return masked.clone() if bool(masked.any()) else None
+
+    def mask_elements(self, variable: Variable, masked: Tensor | None) -> None:
+        """Gives a new variable what `masked_elements` took from another."""
+        if masked is not None:
+            view_of(self.streams.get(FROZEN_ELEMENTS, variable.dtype, byte), variable.span).copy_(masked)
+            self.generation += 1
 
     def move_in(self, variable: Variable, param: Tensor) -> None:
         """Copies a parameter's values into the variable's span and binds it; its old memory is released."""
@@ -126,28 +226,38 @@ class Registry:
 
     def check_aliases(self) -> None:
         """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds."""
-        for variable in self.variables:
+        for variable in self.variables[: self._carved]:
             check_alias(self, variable)
 
     def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None, *, check: bool = True) -> None:
         """Lays the same variables out anew, with other dtypes, masks or device; every handle follows."""
         with self.lock:
+            self.settle()
             if check:
                 self.check_aliases()
             device = self.device if device is None else device
-            self._carve(specs, device, {i: i for i in range(len(specs))})
+            self._carve(specs, device, {i: i for i in range(len(specs))}, self.variables)
             self._notify()
 
-    def _carve(self, specs: Sequence[VarSpec], device: torch.device, source: dict[int, int]) -> None:
+    def _carve(
+        self, specs: Sequence[VarSpec], device: torch.device, source: dict[int, int], bound: Sequence[Variable]
+    ) -> None:
+        """Makes streams for the specs, copies what `source` maps into them, and binds the variables of `bound`."""
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
-            variable.state_epoch += variable.span.spec.trainable and not spec.trainable
-        layout = plan_layout(specs)
-        self.streams = self.streams.recarve(layout, device, source)
-        self.layout, self.device = layout, device
-        for variable in self.variables:
-            variable.span = layout.spans[variable.index]
+            variable.state_epoch += variable.spec.trainable and not spec.trainable
+        streams = self._streams.recarve(plan_layout(specs), device, source)
+        self._streams, self._layout, self.device = streams, streams.layout, device
+        self._place(specs)
+        for variable in bound:
             bind(variable, self.view(VALUES, variable))
+
+    def _place(self, specs: Sequence[VarSpec]) -> None:
+        """Writes down where the variables lie by the specs; nothing moves if only names changed."""
+        self._layout = plan_layout(specs)
+        self._streams.layout = self._layout
+        for variable, span in zip(self.variables, self._layout.spans, strict=False):
+            variable.spec, variable._span = span.spec, span
 
     def _notify(self) -> None:
         self.generation += 1
@@ -161,8 +271,9 @@ class Registry:
         every other.
         """
         region = variable.dtype
-        buffer = self.streams.values(region) if stream == VALUES else self.streams.get(stream, region)
-        return view_of(buffer, variable.span).data
+        buffer = self._streams.values(region) if stream == VALUES else self._streams.get(stream, region)
+        assert variable._span is not None
+        return view_of(buffer, variable._span).data
 
     def register_optimizer(self) -> str:
         """A prefix for the state streams of one more optimizer."""
@@ -171,24 +282,40 @@ class Registry:
 
     def release_optimizer(self, key: str) -> None:
         """Frees the state streams of an optimizer that is gone."""
-        for name in self.streams.names():
+        for name in self._streams.names():
             if name.startswith(f"{key}."):
-                self.streams.drop(name)
+                self._streams.drop(name)
 
     # Masks --------------------------------------------------------------------------------------------------------
+
+    def freeze(self, variables: Sequence[Variable], clear_grad: bool = True) -> None:
+        """Stops training variables; see `VarStore.freeze`."""
+        with self.lock:
+            for variable in variables:
+                if variable.requires_grad:
+                    variable.param.requires_grad_(False)
+                    variable.frozen = True
+            if clear_grad:
+                self.gradients.zero(True, variables)
+                for variable in variables:
+                    variable.param.grad = None
+            self.sync_masks()
+
+    def unfreeze(self, variables: Sequence[Variable], selected: bool) -> None:
+        """Trains variables again: those that `freeze` froze, and if they were `selected` by name every Parameter."""
+        with self.lock:
+            for variable in variables:
+                if variable.frozen or (selected and variable.is_parameter):
+                    variable.param.requires_grad_(True)
+            self.sync_masks()
 
     def sync_masks(self) -> None:
         """Follows `requires_grad` flags, flipped here or by plain torch; re-carves where a variable lacks room."""
         with self.lock:
             for variable in self.variables:
                 variable.frozen = variable.frozen and not variable.requires_grad
-            specs = [
-                dataclasses.replace(v.span.spec, trainable=v.span.spec.trainable or v.requires_grad)
-                for v in self.variables
-            ]
-            if any(
-                spec is not v.span.spec and spec != v.span.spec for spec, v in zip(specs, self.variables, strict=True)
-            ):
+            specs = [with_room(v.spec, v.spec.trainable or v.requires_grad) for v in self.variables]
+            if any(spec is not v.spec for spec, v in zip(specs, self.variables, strict=True)):
                 self.recarve(specs)
             else:
                 self.generation += 1
@@ -196,34 +323,34 @@ class Registry:
     def compact(self) -> None:
         """Gives back the gradient and state memory of frozen variables; their state is forgotten."""
         with self.lock:
-            self.recarve([dataclasses.replace(v.span.spec, trainable=v.requires_grad) for v in self.variables])
+            self.recarve([with_room(v.spec, v.requires_grad) for v in self.variables])
 
     # Looking up ---------------------------------------------------------------------------------------------------
 
     def trainable(self) -> list[Variable]:
         """Variables with room for gradients and state that the store has not frozen, in creation order."""
-        return [v for v in self.variables if v.span.spec.trainable and not v.frozen]
+        return [v for v in self.variables if v.spec.trainable and not v.frozen]
+
+    def declared_trainable(self) -> list[Variable]:
+        """Parameters that are trained, or that `freeze` keeps from it, in creation order."""
+        return [v for v in self.variables if v.requires_grad or v.frozen]
 
     def masks_moved(self) -> bool:
         """Whether plain torch made a variable trainable that the store has frozen, or has no room for."""
-        return any(v.requires_grad for v in self.variables if v.frozen or not v.span.spec.trainable)
+        return any(v.requires_grad for v in self.variables if v.frozen or not v.spec.trainable)
 
-    def matching(self, patterns: str | Iterable[str] | None) -> list[Variable]:
-        """Variables with a name that matches one of the globs; all for None.
+    def matching(self, selector: Selector) -> list[Variable]:
+        """The selected variables, all for None; see `flatvars.select`.
 
         Raises:
-            NameTakenError: a pattern matches nothing.
+            UnknownNameError: a pattern matches nothing.
         """
-        if patterns is None:
-            return list(self.variables)
-        patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in self.by_name):
-                raise NameTakenError(
-                    f"pattern {pattern!r} matches none of the {len(self.by_name)} names of the store, "
-                    f"such as {', '.join(repr(n) for n in list(self.by_name)[:3])}"
-                )
-        return [v for v in self.variables if any(fnmatchcase(n, p) for n in v.names for p in patterns)]
+        return find(self.variables, self.by_name, selector)
+
+
+def with_room(spec: VarSpec, trainable: bool) -> VarSpec:
+    """The spec with or without room for gradients and state; itself if nothing changes."""
+    return spec if spec.trainable == trainable else dataclasses.replace(spec, trainable=trainable)
 
 
 def lies_in_span(registry: Registry, variable: Variable, param: Tensor) -> bool:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from . import bind
-from .errors import FlatvarsError, NameTakenError
+from . import bind, transfer
+from . import init as init_module
+from .declare import Declarations
+from .errors import FlatvarsError, UnknownNameError
 from .grads import Gradients
 from .layout import Region
+from .masks import ElementMasks
 from .owners import check_owners
+from .path import Path
 from .registry import Registry
 from .registry import bind as bind_param
+from .select import Selector
 from .streams import VALUES
 from .variable import Variable
 
@@ -32,6 +35,7 @@ class VarStore:
         device: Where the buffers lie. The CPU if not given.
         dtype: Of variables that are declared without one.
         seed: Of initializers that the store runs.
+        on_duplicate: What `Path` does with a name in use: "suffix" (declares `name__N`, as tch does) or "error".
         grads: "gather" (gradients stay where autograd leaves them until a step or `accumulate` reads them) or "views"
             (every `.grad` is a view of the flat gradient stream and autograd adds into it in place).
 
@@ -48,12 +52,14 @@ class VarStore:
         seed: int = 0,
         *,
         grads: str = "gather",
+        on_duplicate: str = "suffix",
     ) -> None:
         self._registry = Registry(_concrete(device))
         self._gradients = Gradients(self._registry, grads)
         self._registry.gradients = self._gradients
-        self.dtype = dtype
+        self._masks = ElementMasks(self._registry)
         self._registry.seed = seed
+        self._declarations = Declarations(self._registry, dtype, on_duplicate)
 
     # Making ---------------------------------------------------------------------------------------------------------
 
@@ -109,7 +115,7 @@ class VarStore:
         init: bind.Init | None = None,
     ) -> None:
         """Adopts another module into this store, its names behind `prefix.`; arguments as for `from_module`."""
-        bind.adopt(self._registry, module, self._make(), prefix=prefix, dtype=dtype, buffers=buffers, init=init)
+        bind.adopt(self._registry, module, prefix=prefix, dtype=dtype, buffers=buffers, init=init)
 
     @contextmanager
     def capture(self, prefix: str = "", *, buffers: bool = False) -> Iterator[None]:
@@ -128,32 +134,82 @@ class VarStore:
             path = prefix if len(roots) == 1 else ".".join(part for part in (prefix, str(i)) if part)
             self.add_module(module, path, buffers=buffers)
 
-    def add(self, name: str, tensor: Tensor, trainable: bool = True) -> nn.Parameter:
+    def root(self) -> Path:
+        """The root of the tree of names: `store.root() / "layer1" / 3` is where variables are declared."""
+        return Path(self._declarations)
+
+    @contextmanager
+    def declaring(self) -> Iterator[None]:
+        """Declarations of this thread inside the block get their values at its end: one carve, one launch per dtype.
+
+        Until then their parameters hold whatever memory held.
+
+        Example:
+            >>> with store.declaring():
+            ...     weights = [(store.root() / i).randn_standard("w", (16,)) for i in range(1000)]
+        """
+        with self._declarations.together():
+            yield
+
+    def reinit(self, seed: int | None = None, selector: Selector = None) -> None:
+        """Writes first values again, one launch per dtype; gradients, masks and optimizer state stay as they are.
+
+        Args:
+            seed: In [0, 2^64); the store's if not given, which reproduces the values the variables began with.
+            selector: Which variables; all that an initializer wrote if not given.
+
+        Raises:
+            InitError: a selected variable that no initializer wrote. Nothing has changed then.
+        """
+        chosen = self._registry.matching(selector)
+        if selector is None:
+            chosen = [variable for variable in chosen if variable.initializer is not None]
+        init_module.refill_(self._registry, chosen, seed)
+
+    def add(self, name: str, tensor: Tensor, trainable: bool = True) -> Tensor:
         """Adds a variable; the buffer grows, and all others keep their objects, values, gradients and state.
 
         Args:
             name: Dotted path, new to this store.
             tensor: Initial values, [shape]; its dtype chooses the region. An nn.Parameter is bound itself.
-            trainable: Whether it gets gradients and optimizer state.
+            trainable: Whether it gets gradients and optimizer state; else it is a buffer.
 
         Returns:
-            The variable's Parameter.
+            The variable's Parameter; a plain tensor for a buffer.
 
         Raises:
             NameTakenError: the store has a variable of that name.
             SpecError: a name or tensor that no store can hold.
         """
-        param = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor.detach(), requires_grad=False)
-        found = bind.Found(param, [name])
-        spec = dataclasses.replace(bind.make_spec(found, None), trainable=trainable)
-        bind.check_memory([found])
-        self._registry.extend([spec], [param], [[name]], self._make())
-        if param.requires_grad != trainable:
-            param.requires_grad_(trainable)
-        return param
+        return self._declarations.take(name, tensor, trainable=trainable, exact=True).param
 
-    def _make(self) -> Callable[..., Variable]:
-        return partial(Variable, gradients=self._gradients)
+    @classmethod
+    def merge(cls, stores: Sequence[VarStore | tuple[VarStore, str]]) -> VarStore:
+        """Moves the variables of several stores into a new one; every handle follows.
+
+        The given stores are empty shells afterwards, and so are their optimizers. Gradients come along as `.grad`.
+
+        Args:
+            stores: Each alone or with a prefix, which goes before the names as it is: give "encoder.", with the dot.
+
+        Raises:
+            FlatvarsError: stores on several devices, or one given twice.
+            NameTakenError: two variables would have one name. Nothing has changed in either case.
+        """
+        pairs = [(store, "") if isinstance(store, VarStore) else store for store in stores]
+        first = pairs[0][0] if pairs else cls()
+        merged = cls(first.device, first.dtype, first.seed, grads=first._gradients.mode)
+        transfer.merge_into(merged._registry, [(store._registry, prefix) for store, prefix in pairs])
+        return merged
+
+    def clone(self) -> VarStore:
+        """A store of its own with copies of all variables: values, names, ids, masks, groups; no gradients."""
+        declarations = self._declarations
+        copy = VarStore(
+            self.device, self.dtype, self.seed, grads=self._gradients.mode, on_duplicate=declarations.on_duplicate
+        )
+        transfer.clone_into(copy._registry, self._registry)
+        return copy
 
     # Looking ----------------------------------------------------------------------------------------------------------
 
@@ -162,12 +218,14 @@ class VarStore:
         return self._registry.device
 
     @property
-    def seed(self) -> int:
-        return self._registry.seed
+    def dtype(self) -> torch.dtype:
+        """Of variables that are declared without one."""
+        return self._declarations.dtype
 
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self._registry.seed = seed
+    @property
+    def seed(self) -> int:
+        """Of initializers that the store runs."""
+        return self._registry.seed
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -208,14 +266,27 @@ class VarStore:
         return {v.name: v for v in self._registry.variables}
 
     def trainable_variables(self) -> list[Variable]:
-        """The variables that require gradients, in creation order."""
-        return [variable for variable in self._registry.variables if variable.requires_grad]
+        """The variables that are trained, and those that `freeze` keeps from it, in creation order."""
+        return self._registry.declared_trainable()
+
+    def select(self, selector: Selector) -> list[Variable]:
+        """The selected variables in creation order; see `flatvars.select`.
+
+        Raises:
+            UnknownNameError: a name or pattern that fits nothing.
+        """
+        return self._registry.matching(selector)
+
+    def get(self, name: str, shape: Sequence[int] | None = None) -> Variable | None:
+        """A variable by name, or None; None as well if it has another shape than asked for."""
+        variable = self._registry.by_name.get(name)
+        return variable if variable is not None and (shape is None or variable.has_shape(shape)) else None
 
     def __getitem__(self, name: str) -> Variable:
         try:
             return self._registry.by_name[name]
         except KeyError:
-            raise NameTakenError(f"the store has no variable {name!r}; store.variables() lists them") from None
+            raise UnknownNameError(f"the store has no variable {name!r}; store.variables() lists them") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._registry.by_name
@@ -225,6 +296,27 @@ class VarStore:
 
     def __len__(self) -> int:
         return len(self._registry.variables)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._registry.variables
+
+    @property
+    def numel(self) -> int:
+        """Elements of all variables, without padding."""
+        return sum(v.spec.numel for v in self._registry.variables)
+
+    def gradient_names(self) -> list[str]:
+        """Names of the variables that have a gradient now, in creation order."""
+        return [v.name for v in self._registry.variables if v.grad is not None]
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Gives a variable another name; id, values, gradient, optimizer state and module attribute stay.
+
+        Raises:
+            UnknownNameError, NameTakenError, SpecError: nothing has changed then.
+        """
+        self._registry.rename(self[name], new_name)
 
     def summary(self) -> str:
         """Variables with their shapes and state, and the bytes of every stream, as a table."""
@@ -238,66 +330,133 @@ class VarStore:
 
     # Masks ------------------------------------------------------------------------------------------------------------
 
-    def freeze(self, patterns: str | Iterable[str] | None = None) -> None:
-        """Stops training the variables whose names match (all if not given); drops their gradients, keeps their state.
+    def freeze(self, selector: Selector = None, *, clear_grad: bool = True) -> None:
+        """Stops training the selected variables (all if not given); their optimizer state is kept.
 
         Costs nothing from then on: frozen variables have no tiles. `compact()` gives their memory back.
-        """
-        for variable in self._registry.matching(patterns):
-            if variable.requires_grad:
-                variable.param.requires_grad_(False)
-                variable.frozen = True
-            variable.param.grad = None
-            self._gradients.touched.discard(variable.id)
-        self._registry.sync_masks()
 
-    def unfreeze(self, patterns: str | Iterable[str] | None = None) -> None:
-        """Trains the matching variables again; without patterns, those that `freeze` froze. Buffers stay as they are.
+        Args:
+            selector: Names, globs, regular expressions, predicates: see `flatvars.select`.
+            clear_grad: Drop their gradients; else they are kept, and stay unused until the variables are trained again.
+        """
+        self._registry.freeze(self._registry.matching(selector), clear_grad)
+
+    def unfreeze(self, selector: Selector = None) -> None:
+        """Trains the selected variables again; without a selector, those that `freeze` froze. Buffers stay as they are.
 
         A variable that was frozen when the store was carved gets room for gradients and state: the buffers are
         re-carved, and everything is kept.
         """
-        for variable in self._registry.matching(patterns):
-            can = isinstance(variable.param, nn.Parameter) and variable.dtype.is_floating_point
-            if variable.frozen or (patterns is not None and can):
-                variable.param.requires_grad_(True)
-        self._registry.sync_masks()
+        self._registry.unfreeze(self._registry.matching(selector), selected=selector is not None)
 
     def compact(self) -> None:
-        """Gives back the gradient and state bytes of frozen variables; their optimizer state is forgotten."""
+        """Gives back the gradient and state bytes of frozen variables; their state and element masks are forgotten."""
         self._registry.compact()
+
+    def set_trainable_mask(self, selector: Selector, mask: Tensor | None) -> None:
+        """Trains only some elements of the selected variables: rows of an embedding, what pruning left.
+
+        Masked elements keep their value and optimizer state, bit for bit, under every optimizer, weight decay included.
+        Their gradient counts as 0 in every norm and in clipping, whatever it holds, NaN too. Step counts go on. A mask
+        follows its variable through growth, freezing, `to()` and changes of dtype; `compact()` on a frozen variable
+        forgets it. It costs a byte for each trainable element of its dtype, and nothing once no element is masked.
+
+        Args:
+            selector: Names, globs, regular expressions, predicates: see `flatvars.select`.
+            mask: bool [shape], or what broadcasts to it, such as [rows, 1]: True trains. None, or all True: no mask.
+
+        Raises:
+            UnknownNameError: a pattern matches nothing.
+            MaskError: a mask of another dtype or shape, or a variable without room for gradients, as a buffer. Nothing
+                has changed then.
+
+        Example:
+            >>> store = VarStore.from_module(nn.Embedding(4, 2))
+            >>> store.set_trainable_mask("weight", torch.tensor([[True], [False], [True], [True]]))
+            >>> store.trainable_mask("weight")[:, 0].tolist()
+            [True, False, True, True]
+        """
+        self._masks.set(selector, mask)
+
+    def trainable_mask(self, name: str) -> Tensor | None:
+        """Which elements of a variable train, bool [shape], or None where all do. A copy; synchronizes.
+
+        Raises:
+            UnknownNameError: the store has no variable of that name.
+        """
+        return self._masks.of(self[name])
 
     # Moving -----------------------------------------------------------------------------------------------------------
 
     def to(self, device: torch.device | str) -> VarStore:
         """Moves every stream to a device; Parameters, gradients and optimizer state follow."""
         self.check_aliases()
-        self._registry.recarve([v.span.spec for v in self._registry.variables], _concrete(device))
+        self._registry.recarve([v.spec for v in self._registry.variables], _concrete(device))
         return self
 
     def set_dtype(self, dtype: torch.dtype) -> VarStore:
-        """Converts floating variables, with their gradients and the state that has their dtype; handles follow."""
-        if not dtype.is_floating_point:
-            raise FlatvarsError(
-                f"{dtype} is not a floating dtype; variables are converted to float, half, bfloat16, double"
-            )
-        self.check_aliases()
-        specs = [v.span.spec for v in self._registry.variables]
-        self._registry.recarve([dataclasses.replace(s, dtype=dtype) if s.dtype.is_floating_point else s for s in specs])
-        self.dtype = dtype
+        """Converts floating variables, with gradients, masks and the state that has their dtype; handles follow.
+
+        It is also the dtype of variables that are declared from now on.
+        """
+        self.root().set_dtype(dtype)
+        self._declarations.dtype = dtype
         return self
 
     def half(self) -> VarStore:
-        return self.set_dtype(torch.float16)
+        """Converts floating variables; new ones keep the store's `dtype`, as with `bfloat16`, `float` and `double`."""
+        self.root().half()
+        return self
 
     def bfloat16(self) -> VarStore:
-        return self.set_dtype(torch.bfloat16)
+        self.root().bfloat16()
+        return self
 
     def float(self) -> VarStore:
-        return self.set_dtype(torch.float32)
+        self.root().float()
+        return self
 
     def double(self) -> VarStore:
-        return self.set_dtype(torch.float64)
+        self.root().double()
+        return self
+
+    # Values -----------------------------------------------------------------------------------------------------------
+
+    def copy_(self, other: VarStore) -> VarStore:
+        """Copies the values of another store by name, converted to this one's dtypes and device.
+
+        Variables that only the other store has are ignored. One copy a region where both stores have one layout.
+
+        Raises:
+            UnknownNameError: this store has variables that the other has not.
+            SpecError: shapes differ. Nothing has changed in either case.
+        """
+        transfer.copy_(self._registry, other._registry)
+        return self
+
+    def lerp_(self, other: VarStore, weight: Real) -> VarStore:
+        """Moves every value towards another store's: v + weight * (v_other - v), the soft update of a target network.
+
+        Integer variables are copied. Variables are matched by name as by `copy_`, and it raises the same. One launch a
+        region where both stores have one layout.
+        """
+        transfer.lerp_(self._registry, other._registry, weight)
+        return self
+
+    def ravel(self) -> Tensor:
+        """All values as one vector, [numel], a copy without padding: variables in creation order, row-major.
+
+        Its dtype is the one all variables promote to.
+        """
+        return transfer.ravel(self._registry)
+
+    def unravel(self, vector: Tensor) -> dict[str, Tensor]:
+        """A vector like `ravel()`'s, [numel], as tensors by name in the variables' shapes and dtypes; writes nothing.
+
+        Raises:
+            SpecError: a vector of another length.
+        """
+        return transfer.unravel(self._registry, vector)
 
     # Aliases ----------------------------------------------------------------------------------------------------------
 
@@ -323,6 +482,7 @@ class VarStore:
 
     def restore_aliases(self) -> None:
         """Binds every Parameter to the store's memory again; values written elsewhere meanwhile are dropped."""
+        self._registry.settle()
         for variable in self._registry.variables:
             bind_param(variable, self._registry.view(VALUES, variable))
         self._registry.generation += 1
@@ -364,13 +524,25 @@ class VarStore:
         """Norms of every trainable variable: (of its value, of its gradient or None), device scalars, in one launch."""
         return self._gradients.norms(Real(norm_type))
 
-    def clip_grad_norm_(self, max_norm: Real, norm_type: Real = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+    def clip_grad_norm_(
+        self,
+        max_norm: Real,
+        norm_type: Real = 2.0,
+        error_if_nonfinite: bool = False,
+        *,
+        per_tensor: bool = False,
+    ) -> Tensor:
         """torch.nn.utils.clip_grad_norm_ over the flat stream: gathers, scales in place, returns the norm before.
+
+        Args:
+            per_tensor: Clip the norm of every variable's gradient by itself instead of that of all together, which is
+                returned all the same.
 
         Raises:
             GradientError: `error_if_nonfinite` and the norm is NaN or infinite (this synchronizes).
+            ValueError: `per_tensor` with an order that is not positive.
         """
-        return self._gradients.clip_norm_(max_norm, Real(norm_type), error_if_nonfinite)
+        return self._gradients.clip_norm_(max_norm, Real(norm_type), error_if_nonfinite, per_tensor)
 
     def clip_grad_value_(self, clip_value: Real) -> None:
         """torch.nn.utils.clip_grad_value_ over the flat stream: gathers and clamps to [-clip_value, clip_value]."""
@@ -399,6 +571,7 @@ class VarStore:
                 end = span.offset + span.numel
             if bool(torch.any(values[end:] != 0)):
                 raise FlatvarsError(f"the padding at the end of the {region.dtype} region is not 0")
+        self._masks.check()
 
 
 def _state(variable: Variable) -> str:

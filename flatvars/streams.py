@@ -11,6 +11,7 @@ from .layout import Layout, Span
 
 VALUES = "values"
 GRADS = "grads"
+FROZEN_ELEMENTS = "frozen_elements"
 
 
 def view_of(stream: Tensor, span: Span) -> Tensor:
@@ -28,6 +29,11 @@ DtypeOf = Callable[[torch.dtype], torch.dtype]
 
 def same_dtype(region: torch.dtype) -> torch.dtype:
     return region
+
+
+def byte(region: torch.dtype) -> torch.dtype:
+    """dtype of element masks, whatever their variables have."""
+    return torch.uint8
 
 
 class Streams:
@@ -65,9 +71,13 @@ class Streams:
             self._buffers[key] = self._zeros(self.layout.region_of[region].trainable_numel, dtype_of(region))
         return self._buffers[key]
 
-    def drop(self, name: str) -> None:
-        """Frees a stream in all regions."""
-        for key in [key for key in self._buffers if key[0] == name]:
+    def find(self, name: str, region: torch.dtype) -> Tensor | None:
+        """The stream `name` of a region if it exists."""
+        return self._buffers.get((name, region))
+
+    def drop(self, name: str, region: torch.dtype | None = None) -> None:
+        """Frees a stream in a region, or in all."""
+        for key in [key for key in self._buffers if key[0] == name and region in (None, key[1])]:
             del self._buffers[key]
 
     @property

@@ -2,10 +2,12 @@
 
     out[i, 0] = ||value_i||_p        out[i, 1] = ||grad_i||_p        for p = 1, 2, inf or any p > 0
 
-Traffic: 4 B read per float32 value and per float32 gradient, 12 B a tile of partials.
+Traffic: 4 B read per float32 value and per float32 gradient, 12 B a tile of partials; 1 B per gradient more where
+elements are masked.
 Numerics: float32 inside (float64 for float64 regions); |x|^p for p other than 1, 2 and inf through exp2 and log2, about
 1e-6 relative. Each variable's partials are reduced in tile order by the program that arrives last: deterministic.
-Aliasing: reads only. Padding counts in no norm. A variable without a gradient has norm 0.
+Aliasing: reads only. Padding counts in no norm, and masked elements in none of a gradient. A variable without a
+gradient has norm 0.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .lang import sqrt_rn
-from .tiles import load_source, padded_mask, tile_row
+from .tiles import load_frozen, load_source, padded_mask, tile_row
 
 ORDER_OTHER = tl.constexpr(-1)
 ORDER_INF = tl.constexpr(0)
@@ -67,7 +69,7 @@ def reduce_variable(partials_ptr, first, count, order, ORDER: tl.constexpr, COMP
     return root(combine(total, ORDER), order, ORDER)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["frozen_ptr"])
 def variable_norms_kernel(
     tiles_ptr,  # [tiles, 5] int64
     ranges_ptr,  # [variables, 2] int64: first tile and number of tiles
@@ -76,6 +78,7 @@ def variable_norms_kernel(
     partials_ptr,  # [2, tiles] scratch
     counters_ptr,  # [variables] int32, zero between launches
     out_ptr,  # [variables, 2] out
+    frozen_ptr,  # [numel] uint8: not 0 where a gradient counts as 0; None where all elements train
     order,
     VALUES: tl.constexpr,
     GRADS: tl.constexpr,
@@ -94,6 +97,9 @@ def variable_norms_kernel(
         tl.store(partials_ptr + tile, combine(power(value, order, ORDER), ORDER))
     if GRADS:
         grad, _ = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
+        if frozen_ptr is not None:
+            frozen = load_frozen(frozen_ptr, start, lane, padded_mask(lane, length), COMPUTE)
+            grad = tl.where(frozen, 0.0, grad)
         tl.store(partials_ptr + tiles + tile, combine(power(grad, order, ORDER), ORDER))
     first = tl.load(ranges_ptr + 2 * variable)
     count = tl.load(ranges_ptr + 2 * variable + 1)

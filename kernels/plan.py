@@ -34,13 +34,24 @@ class Plan:
         norm: float32 [] that every norm of this region's store or optimizer is written to.
         sums: float32 (float64) [regions] shared by the plans of one norm.
         slot: Position of this region among them; launches of one norm run in slot order.
+        frozen: uint8 [trainable numel], not 0 for masked elements, which keep value and state and count in no gradient
+            norm; None where all elements train.
     """
 
     backend = "triton"
 
-    def __init__(self, segments: Segments, device: torch.device, norm: Tensor, sums: Tensor, slot: int) -> None:
+    def __init__(
+        self,
+        segments: Segments,
+        device: torch.device,
+        norm: Tensor,
+        sums: Tensor,
+        slot: int,
+        frozen: Tensor | None = None,
+    ) -> None:
         self.segments = segments
         self.device = device
+        self.frozen = frozen
         self.norm_out, self.sums, self.slot = norm, sums, slot
         rows = tile_table(segments, TILE.block)
         self.tiles = torch.from_numpy(rows).to(device)
@@ -86,6 +97,7 @@ class Plan:
                 self._arrived,
                 self.sums,
                 self.norm_out,
+                self.frozen,
                 scale,
                 len(self.tiles),
                 self.slot,
@@ -112,6 +124,7 @@ class Plan:
                 torch.empty((2, len(self.tiles)), dtype=out.dtype, device=self.device),
                 self._variables_arrived,
                 out,
+                self.frozen,
                 float(order),
                 VALUES=values is not None,
                 GRADS=sources is not None,
@@ -156,6 +169,7 @@ class Plan:
                 skipped,
                 values,
                 tuple(states),
+                self.frozen,
                 RULE=rule.function,
                 COLUMNS=hyper.shape[1],
                 CLIP=max_norm is not None,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from operator import attrgetter
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,9 @@ from .errors import GradientError
 
 # Codes of the table that kernels read; the position is the code.
 SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+_DTYPES, _STRIDED = frozenset(SOURCE_DTYPES), frozenset({torch.strided})
+_dtype, _layout, _shape = attrgetter("dtype"), attrgetter("layout"), attrgetter("shape")
 
 
 def in_memory_order(name: str, grad: Tensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
@@ -36,6 +42,20 @@ def in_memory_order(name: str, grad: Tensor, shape: tuple[int, ...], stride: tup
     if same_order(grad.shape, grad.stride(), stride):
         return grad
     return torch.empty_strided(shape, stride, dtype=grad.dtype, device=grad.device).copy_(grad)
+
+
+def all_in_memory_order(grads: Sequence[Tensor], shapes: list[tuple[int, ...]], strides: list[tuple[int, ...]]) -> bool:
+    """Whether `in_memory_order` would return every one of these gradients as it is: a few loops in C.
+
+    False also for strides that differ in axes of length 1 alone, which only a look at each can tell.
+    """
+    return (
+        _STRIDED.issuperset(map(_layout, grads))
+        and _DTYPES.issuperset(map(_dtype, grads))
+        and list(map(_shape, grads)) == shapes
+        and list(map(Tensor.stride, grads)) == strides
+        and not any(map(Tensor.is_neg, grads))
+    )
 
 
 def same_order(shape: tuple[int, ...], left: tuple[int, ...], right: tuple[int, ...]) -> bool:

@@ -3,13 +3,13 @@
     g <- gradient * clip        clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
     p, state <- RULE(p, g, state, hyper[group], step)
 
-Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter. The tile
-table adds 40 B and the counts 8 B a tile of `BLOCK` elements.
+Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
+where elements are masked. The tile table adds 40 B and the counts 8 B a tile of `BLOCK` elements.
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
 even.
 Aliasing: values, states and counts in place; padding is stored as zero whatever the rule makes of it. A variable whose
 source is 0 is untouched: no byte of it is read or written, its count stays. With SKIP and a norm that is not finite,
-nothing changes but `skipped`.
+nothing changes but `skipped`. Where `frozen` is not 0, what was read is written back, bit for bit and in full width.
 
 Counts are kept per tile, not per variable: each program reads and writes only its own, so a launch needs no second pass
 and no ordering between programs, and a variable's count is that of its first tile.
@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from .lang import div_rn
-from .tiles import load_source, padded_mask, round_to, tile_row
+from .tiles import load_frozen, load_source, padded_mask, round_to, tile_row
 
 
 @triton.jit
@@ -41,19 +41,27 @@ def clip_coefficient(norm, max_norm):
 
 
 @triton.jit
-def load_states(states_ptr, offset, mask, COMPUTE: tl.constexpr):
-    states = ()
+def load_states(states_ptr, offset, mask):
+    stored = ()
     for i in tl.static_range(len(states_ptr)):
-        states = states + (tl.load(states_ptr[i] + offset, mask=mask, other=0.0).to(COMPUTE),)
+        stored = stored + (tl.load(states_ptr[i] + offset, mask=mask, other=0.0),)
+    return stored
+
+
+@triton.jit
+def widened(stored, COMPUTE: tl.constexpr):
+    states = ()
+    for i in tl.static_range(len(stored)):
+        states = states + (stored[i].to(COMPUTE),)
     return states
 
 
 @triton.jit
-def store_tile(pointer, tile, real, mask):
-    tl.store(pointer, round_to(tl.where(real, tile, 0.0), pointer.dtype.element_ty), mask=mask)
+def to_store(tile, real, DTYPE: tl.constexpr):
+    return round_to(tl.where(real, tile, 0.0), DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["frozen_ptr"])
 def step_kernel(
     tiles_ptr,  # [tiles, 5] int64
     sources_ptr,  # [variables, 2] int64: address (0: untouched) and dtype code
@@ -63,6 +71,7 @@ def step_kernel(
     skipped_ptr,  # [] int32 in/out
     values_ptr,  # [numel] in/out
     states_ptr,  # tuple of [numel] in/out
+    frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
     RULE: tl.constexpr,
     COLUMNS: tl.constexpr,
     CLIP: tl.constexpr,
@@ -89,12 +98,21 @@ def step_kernel(
         grad = grad * clip_coefficient(tl.load(norm_ptr).to(COMPUTE), tl.load(hyper_ptr + group * COLUMNS))
     offset = start + lane
     mask = padded_mask(lane, length)
-    value = tl.load(values_ptr + offset, mask=mask, other=0.0).to(COMPUTE)
-    states = load_states(states_ptr, offset, mask, COMPUTE)
+    old_value = tl.load(values_ptr + offset, mask=mask, other=0.0)
+    old_states = load_states(states_ptr, offset, mask)
     count = tl.load(counts_ptr + tile) + 1
-    value, states = RULE(value, grad, states, load_hyper(hyper_ptr, group, COLUMNS), count.to(COMPUTE))
+    hyper = load_hyper(hyper_ptr, group, COLUMNS)
+    value, states = RULE(old_value.to(COMPUTE), grad, widened(old_states, COMPUTE), hyper, count.to(COMPUTE))
     real = lane < length
-    store_tile(values_ptr + offset, value, real, mask)
+    new_value = to_store(value, real, old_value.dtype)
+    # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep the bits of a NaN.
+    if frozen_ptr is not None:
+        frozen = load_frozen(frozen_ptr, start, lane, mask, old_value.dtype)
+        new_value = tl.where(frozen, old_value, new_value)
+    tl.store(values_ptr + offset, new_value, mask=mask)
     for i in tl.static_range(len(states_ptr)):
-        store_tile(states_ptr[i] + offset, states[i], real, mask)
+        new_state = to_store(states[i], real, old_states[i].dtype)
+        if frozen_ptr is not None:
+            new_state = tl.where(frozen, old_states[i], new_state)
+        tl.store(states_ptr[i] + offset, new_state, mask=mask)
     tl.store(counts_ptr + tile, count)

@@ -100,6 +100,19 @@ def load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED: tl.
 
 
 @triton.jit
+def load_frozen(frozen_ptr, start, lane, mask, BESIDE: tl.constexpr):
+    """Which elements of a tile are masked: they keep value and state, and their gradient counts in no norm.
+
+    BESIDE is the dtype of the stream that the mask goes with. Bytes could be read in longer pieces than its elements,
+    and the compiler would then carry the other tiles through shared memory to where the mask's lie: so the pointer is
+    known to be aligned to the number of elements that fit into 16 bytes, and no further.
+    """
+    address = frozen_ptr.to(tl.int64) + start
+    pointer = tl.multiple_of(address.to(tl.pointer_type(tl.uint8)), 128 // BESIDE.primitive_bitwidth)
+    return tl.load(pointer + lane, mask=mask, other=0) != 0
+
+
+@triton.jit
 def round_to(x, DTYPE: tl.constexpr):
     """Rounds to nearest even, also in the interpreter."""
     if ROUND_BITS and tl.bfloat16 == DTYPE and x.dtype == tl.float32:

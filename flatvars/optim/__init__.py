@@ -5,6 +5,7 @@ from .adam import Adam, AdamW
 from .base import Optimizer
 from .lion import Lion
 from .own_rule import RuleOptimizer
+from .rmsprop import RMSprop
 from .sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "Rule", "RuleOptimizer", "rule"]
+__all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop", "Rule", "RuleOptimizer", "rule"]

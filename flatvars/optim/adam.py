@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule
 from ..store import VarStore
-from .base import Optimizer, check_at_least, check_betas
+from .base import Optimizer
+from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
 
 

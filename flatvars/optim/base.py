@@ -8,21 +8,24 @@ torch.optim's format.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backend import Rule
 from ..errors import FlatvarsError, ForeignParameterError
 from ..plans import PlanSet
 from ..registry import Registry, variable_of
+from ..select import Selector, is_selector
 from ..store import VarStore
 from ..streams import same_dtype
 from ..variable import Variable
-from .groups import find_registry, resolve_params
+from .checks import check_complete
+from .conveniences import Conveniences
+from .groups import find_registry, group_of, resolve_params, selectors_of
 from .state import OptimizerState, load_state_dict, state_dict
 
 # A variable and how often its state was given up: a count belongs to the state it counted.
@@ -34,7 +37,7 @@ def count_key(variable: Variable) -> CountKey:
 
 
 def is_trained(variable: Variable) -> bool:
-    return variable.span.spec.trainable and not variable.frozen
+    return variable.spec.trainable and not variable.frozen
 
 
 def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
@@ -42,7 +45,7 @@ def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
     return dtype
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Conveniences):
     """Base of all optimizers of flatvars.
 
     Args:
@@ -71,7 +74,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         if max_norm is not None and not max_norm >= 0.0:
             raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
-        params = params if isinstance(params, (VarStore, Tensor, str, dict, list, tuple)) else list(params)
+        if not isinstance(params, (VarStore, Tensor, dict, list, tuple)) and not is_selector(params):
+            params = list(params)
         self._registry: Registry = find_registry(params, store)
         self._variables: list[list[Variable]] = []  # of each param group
         self._plans: PlanSet | None = None
@@ -85,7 +89,12 @@ class Optimizer(torch.optim.Optimizer):
         self.state_dtype = state_dtype
         self._skipped = torch.zeros((), dtype=torch.int32, device=self._registry.device)
         self._key = self._registry.register_optimizer()
+        self._selectors: list[Selector] = []  # of each param group
         super().__init__(resolve_params(params, self._registry, self._taken), defaults)
+        # Variables that are declared later join by themselves: by their group number, or by what selects a group.
+        self._by_number = isinstance(params, VarStore)
+        self._selectors = selectors_of(params)
+        self._seen = len(self._registry.variables)
         self.state = OptimizerState(self)  # type: ignore[assignment]
         weakref.finalize(self, self._registry.release_optimizer, self._key)
 
@@ -118,12 +127,33 @@ class Optimizer(torch.optim.Optimizer):
                 )
             variables.append(found[1])
         self._variables.append(variables)
+        self._selectors.append(param_group["params"] if is_selector(param_group["params"]) else None)
         self._retire_plans()
+
+    def _join(self) -> None:
+        """Takes up the variables that were declared since the last time; groups they number are made of defaults."""
+        variables = self._registry.variables
+        for variable in variables[self._seen :]:
+            number = variable.group if self._by_number else group_of(variable, self._selectors)
+            if number is None or not isinstance(variable.param, nn.Parameter) or variable.id in self._taken():
+                continue
+            while len(self.param_groups) <= number:
+                self.add_param_group({"params": []})
+            self.param_groups[number]["params"].append(variable.param)
+            self._variables[number].append(variable)
+        self._seen = len(variables)
+
+    def take_up(self) -> list[Variable]:
+        self._join()
+        return self._members()
 
     # Plans --------------------------------------------------------------------------------------------------------
 
     def _current_plans(self) -> PlanSet:
         """The plans of this optimizer's trainable variables; made anew when spans moved or masks flipped."""
+        self._registry.settle()
+        if self._seen != len(self._registry.variables):
+            self._join()
         plans = self._plans
         if plans is not None and plans.generation == self._registry.generation:
             if not any(param.requires_grad for param in self._frozen):
@@ -186,15 +216,16 @@ class Optimizer(torch.optim.Optimizer):
     # Stepping -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
         """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.
 
         Args:
             closure: Computes the loss and its gradients; its value is returned.
+            strict: Every trained variable must have a gradient.
 
         Raises:
             AliasError: a parameter no longer lies in the store, or its module holds another one.
-            GradientError: a gradient of a wrong shape or kind.
+            GradientError: a gradient of a wrong shape or kind, or, if `strict`, none. Nothing is stepped then.
         """
         loss = None
         if closure is not None:
@@ -205,6 +236,9 @@ class Optimizer(torch.optim.Optimizer):
         gradients = self._registry.gradients
         collected = gradients.collect_for(plans)
         touched = collected.touched_of(plans)
+        if strict and not all(touched):
+            names = [v.name for v, hit in zip(plans.variables, touched, strict=True) if not hit and v.requires_grad]
+            check_complete(names)
         sources = gradients.sources(plans, collected)
         needs_norm = self.max_norm is not None or self.skip_nonfinite
         norm = plans.norm
@@ -232,6 +266,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
+        self._join()
         gradients = self._registry.gradients
         if gradients.mode == "gather" and set_to_none and not gradients.touched:
             for group in self.param_groups:
@@ -281,17 +316,3 @@ class Optimizer(torch.optim.Optimizer):
             f"{type(self).__name__} is bound to a store's memory and cannot be pickled or copied; save state_dict() "
             "and load it into an optimizer over the other store"
         )
-
-
-def check_at_least(minimum: float, **numbers: Any) -> None:
-    """Raises ValueError, in torch's words, for a hyper-parameter below a minimum (or NaN)."""
-    for name, number in numbers.items():
-        if not isinstance(number, Tensor) and not number >= minimum:
-            raise ValueError(f"Invalid {name} value: {number}; it must be at least {minimum}")
-
-
-def check_betas(betas: Iterable[float]) -> None:
-    """Raises ValueError, in torch's words, for a beta outside [0, 1)."""
-    for i, beta in enumerate(betas):
-        if not 0.0 <= float(beta) < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {i}: {beta}")

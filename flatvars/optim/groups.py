@@ -9,16 +9,9 @@ from torch import Tensor, nn
 
 from ..errors import ForeignParameterError
 from ..registry import Registry, variable_of
+from ..select import Selector, as_select, fits, is_selector
 from ..store import VarStore
 from ..variable import Variable
-
-Patterns = str | list[str] | tuple[str, ...]
-
-
-def is_patterns(params: Any) -> bool:
-    return isinstance(params, str) or (
-        isinstance(params, (list, tuple)) and bool(params) and all(isinstance(p, str) for p in params)
-    )
 
 
 def find_registry(params: Any, store: VarStore | None) -> Registry:
@@ -53,7 +46,7 @@ def _tensors(params: Iterable[Any]) -> Iterable[Tensor]:
             yield item[1]
         elif isinstance(item, dict):
             inner = item["params"]
-            if is_patterns(inner):
+            if is_selector(inner):
                 raise ForeignParameterError(f"params are name patterns ({inner!r}); pass store= to say of which store")
             yield from _tensors([inner] if isinstance(inner, Tensor) else inner)
 
@@ -67,18 +60,49 @@ def resolve_params(params: Any, registry: Registry, taken: Callable[[], set[int]
         taken: Ids of the variables that earlier groups of the optimizer hold already: patterns skip those.
     """
     if isinstance(params, VarStore):
-        return _parameters(registry.variables)
-    if is_patterns(params):
+        return store_groups(registry.variables)
+    if is_selector(params):
         params = [{"params": params}]
     used = set(taken())
     resolved = []
     for group in params:
-        if isinstance(group, dict) and is_patterns(group["params"]):
+        if isinstance(group, dict) and is_selector(group["params"]):
             free = [v for v in registry.matching(group["params"]) if v.id not in used]
             used |= {v.id for v in free}
             group = {**group, "params": _parameters(free)}
         resolved.append(group)
     return resolved
+
+
+def store_groups(variables: Iterable[Variable]) -> list[dict[str, Any]]:
+    """One param group for each group number up to the largest of the variables, empty ones too; at least one."""
+    groups: list[dict[str, Any]] = [{"params": []}]
+    for variable in variables:
+        if isinstance(variable.param, nn.Parameter):
+            while len(groups) <= variable.group:
+                groups.append({"params": []})
+            groups[variable.group]["params"].append(variable.param)
+    return groups
+
+
+def selectors_of(params: Any) -> list[Selector]:
+    """For each group that `params` makes: what selects its variables, None if they were given one by one."""
+    if isinstance(params, VarStore):
+        return []
+    if is_selector(params):
+        return [params]
+    groups = [params] if isinstance(params, dict) else params
+    if not all(isinstance(group, dict) for group in groups):
+        return [None]
+    return [group["params"] if is_selector(group["params"]) else None for group in groups]
+
+
+def group_of(variable: Variable, selectors: list[Selector]) -> int | None:
+    """The first group with a selector that fits the variable."""
+    for number, selector in enumerate(selectors):
+        if selector is not None and fits(variable, as_select(selector)):
+            return number
+    return None
 
 
 def _parameters(variables: Iterable[Variable]) -> list[Any]:

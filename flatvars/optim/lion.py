@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ..backend import LION, Rule
-from .base import Optimizer, check_at_least, check_betas
+from .base import Optimizer
+from .checks import check_at_least, check_betas
 
 
 class Lion(Optimizer):

@@ -11,7 +11,8 @@ from torch import Tensor
 from ..backend import SGD as SGD_RULE
 from ..backend import SGD_MOMENTUM, Rule
 from ..store import VarStore
-from .base import Optimizer, check_at_least
+from .base import Optimizer
+from .checks import check_at_least
 from .flags import refuse_differentiable
 
 

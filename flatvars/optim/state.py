@@ -73,7 +73,7 @@ def read_state(
 ) -> dict[str, Any]:
     """One variable's state with torch's keys; views, so they follow every step."""
     count = steps_of(variable, counts)
-    if not count or not variable.span.spec.trainable:
+    if not count or not variable.spec.trainable:
         return {}
     rule = optimizer.rule()
     streams = optimizer.state_streams(variable.dtype)
@@ -108,7 +108,7 @@ def write_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]]) 
     optimizer._retire_plans()
     for key, state in states.items():
         variable = variables[key]
-        if not variable.span.spec.trainable:
+        if not variable.spec.trainable:
             continue
         for name, stream in zip(names, optimizer.state_streams(variable.dtype), strict=True):
             value = state.get(name)

@@ -8,8 +8,9 @@ rule names one; everything else runs the rule itself on chunks that stay in cach
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from ..errors import check_order
 from ..rules import Rule
 from ..segments import Segments
 from ..sources import flat, in_memory_order
-from .runs import Gather, Loaded, Run, merge
+from .accumulate import Accumulation
+from .runs import Gather, Loaded, Run, find_masks, merge
 from .step import Step
 
 # Elements whose squares are summed in float32; rows are added in double precision. Norms of rows run at the speed of
@@ -36,8 +38,16 @@ class Sources:
     stream: Tensor | None
     touched: list[bool]
     runs: list[Loaded] = field(default_factory=list)
-    # The same gradients in as few pieces as they come in: what a norm is taken over.
-    pieces: list[Tensor] = field(default_factory=list)
+    # What was gathered for them all, in one piece: a norm takes it in one.
+    scratch: Tensor | None = None
+
+    def norm_pieces(self) -> Iterator[Tensor]:
+        """The gradients in as few pieces as they come in, masked elements as zeros."""
+        if self.scratch is not None:
+            yield self.scratch
+        for loaded in self.runs:
+            if not loaded.gathered:
+                yield from loaded.run.norm_pieces(loaded.grad)
 
 
 class Plan:
@@ -45,8 +55,17 @@ class Plan:
 
     backend = "torch"
 
-    def __init__(self, segments: Segments, device: torch.device, norm: Tensor, sums: Tensor, slot: int) -> None:
+    def __init__(
+        self,
+        segments: Segments,
+        device: torch.device,
+        norm: Tensor,
+        sums: Tensor,
+        slot: int,
+        frozen: Tensor | None = None,
+    ) -> None:
         self.segments = segments
+        self.masks = find_masks(segments, frozen)
         self.device = device
         self.norm_out, self.sums, self.slot = norm, sums, slot
         self.counts = np.zeros(len(segments), dtype=np.int64)
@@ -55,6 +74,7 @@ class Plan:
         self._touched = np.zeros(0, dtype=np.int64)
         self._gather: Gather | None = None
         self._flat: list[Run] | None = None
+        self._accumulation: Accumulation | None = None
 
     # Which gradients a launch reads -------------------------------------------------------------------------------
 
@@ -72,24 +92,22 @@ class Plan:
             self._touched = np.flatnonzero(sources.touched)
         if sources.stream is None:
             if self._gather is None:
-                self._gather = Gather(self.segments, self._touched.tolist(), self.counts)
+                self._gather = Gather(self.segments, self._touched.tolist(), self.counts, self.masks)
             sources.runs = self._gather.load(sources.grads)
-            borrowed = [loaded.grad for loaded in sources.runs if not loaded.owned]
-            sources.pieces = [self._gather.scratch, *borrowed]
+            sources.scratch = self._gather.scratch
         else:
             if self._flat is None:
-                self._flat = merge(self.segments, self._touched.tolist(), self.counts, None)
-            sources.runs = [Loaded(run, run.of(sources.stream), owned=False) for run in self._flat]
-            sources.pieces = [loaded.grad for loaded in sources.runs]
+                self._flat = merge(self.segments, self._touched.tolist(), self.counts, None, self.masks)
+            sources.runs = [Loaded(run, run.of(sources.stream), gathered=False) for run in self._flat]
         return sources
 
     # Launches -----------------------------------------------------------------------------------------------------
 
     def norm_(self, sources: Sources) -> None:
         """Writes the L2 norm of the gradients to `norm`."""
-        self._write_norm(sources.pieces)
+        self._write_norm(sources.norm_pieces())
 
-    def _write_norm(self, grads: list[Tensor]) -> None:
+    def _write_norm(self, grads: Iterable[Tensor]) -> None:
         sums = self.sums.tolist()[: self.slot]
         square_sum = math.fsum(_square_sum(grad) for grad in grads)
         self.sums[self.slot] = square_sum
@@ -97,20 +115,16 @@ class Plan:
 
     def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`."""
-        segments = self.segments
-        for i, grad in enumerate(grads):
-            start = segments.starts[i]
-            if grad is None:
-                if not add:
-                    stream[start : segments.stops[i]].zero_()
-                continue
-            span = stream[start : start + segments.numels[i]]
-            if add:
-                span.add_(flat(grad), alpha=scale)
-            else:
-                span.copy_(flat(grad)).mul_(scale)
-        whole = merge(segments, range(len(segments)), np.zeros(len(segments)), None)
-        self._write_norm([run.of(stream) for run in whole])
+        touched = [grad is not None for grad in grads]
+        if self._accumulation is None or not self._accumulation.fits(stream, touched):
+            self._accumulation = Accumulation(self.segments, stream, touched, self.masks)
+        self._accumulation.run(grads, scale, add)
+        self._write_norm(piece for run in self._whole for piece in run.norm_pieces(run.of(stream)))
+
+    @cached_property
+    def _whole(self) -> list[Run]:
+        """Runs over all variables, whatever their step counts."""
+        return merge(self.segments, range(len(self.segments)), np.zeros(len(self.segments)), None, self.masks)
 
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
         """Norms of every variable, [variables, 2]: of its value and of its gradient; 0 for what is not given."""
@@ -123,16 +137,19 @@ class Plan:
                 out[i, 0] = torch.linalg.vector_norm(values[start : start + numel], order, dtype=out.dtype)
             if sources is not None and sources.touched[i]:
                 grad = self._source(sources, i)
+                if i in self.masks:
+                    grad = grad.masked_fill(self.masks[i], 0.0)
                 out[i, 1] = torch.linalg.vector_norm(grad, order, dtype=torch.promote_types(out.dtype, grad.dtype))
         return out
 
     def _source(self, sources: Sources, i: int) -> Tensor:
+        """One variable's gradient, [numel]."""
         segments = self.segments
         if sources.stream is not None:
             return sources.stream[segments.starts[i] : segments.starts[i] + segments.numels[i]]
         grad = sources.grads[i]
         assert grad is not None
-        return in_memory_order(segments.names[i], grad, segments.shapes[i], segments.strides[i])
+        return flat(in_memory_order(segments.names[i], grad, segments.shapes[i], segments.strides[i]))
 
     def step_(
         self,

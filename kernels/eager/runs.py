@@ -2,12 +2,13 @@
 
 A run is a stretch of the region whose variables share a group and a step count, with one flat gradient. Large variables
 are runs of their own and their gradients are read where they lie; small ones that lie side by side are gathered into
-one scratch buffer, so that ten thousand of them cost one operator call and not ten thousand.
+one scratch buffer, so that ten thousand of them cost one operator call and not ten thousand. A variable with masked
+elements is a run of its own, without padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -21,6 +22,8 @@ from ..sources import flat, in_memory_order
 
 # Below, gathering (about 1 us a tensor and a copy of its bytes) beats a call of its own (about 10 us).
 LARGE = 65_536
+# Elements of a masked run that are worked on at a time: what must be put back is a copy of no more. 16 MB of float32.
+MASK_CHUNK = 4_194_304
 
 
 @dataclass
@@ -29,12 +32,14 @@ class Run:
 
     Attributes:
         variables: Positions in the segments.
+        mask: bool [stop - start], True where value and state stay and the gradient counts as 0; None: nowhere.
     """
 
     start: int
     stop: int
     group: int
     variables: list[int]
+    mask: Tensor | None = None
     _slices: dict[int, Tensor] = field(default_factory=dict)
 
     def of(self, stream: Tensor) -> Tensor:
@@ -43,6 +48,14 @@ class Run:
         if key not in self._slices:
             self._slices[key] = stream[self.start : self.stop]
         return self._slices[key]
+
+    def norm_pieces(self, grad: Tensor) -> Iterator[Tensor]:
+        """Pieces of a gradient of this run with zeros where it is masked: what a norm is taken over."""
+        if self.mask is None:
+            yield grad
+            return
+        for part, mask in zip(*(torch.split(x, MASK_CHUNK) for x in (grad, self.mask)), strict=True):
+            yield part.masked_fill(mask, 0.0)
 
     def padding(self, segments: Segments) -> Tensor:
         """Positions in the run that belong to no variable."""
@@ -59,29 +72,44 @@ class Loaded:
 
     Attributes:
         grad: [stop - start], in the memory order of the values.
-        owned: Whether `grad` is scratch that may be overwritten.
+        gathered: Whether `grad` lies in scratch, which may be overwritten.
     """
 
     run: Run
     grad: Tensor
-    owned: bool
+    gathered: bool
 
 
-def merge(segments: Segments, chosen: Sequence[int], counts: np.ndarray, limit: int | None) -> list[Run]:
-    """Merges neighbors of one group and step count; a variable of `limit` elements or more stays alone."""
+def find_masks(segments: Segments, frozen: Tensor | None) -> dict[int, Tensor]:
+    """Masks of the variables that have masked elements, by position: bool [numel], in memory order.
+
+    Args:
+        frozen: uint8 [numel of the stream], not 0 where masked; None where no element is.
+    """
+    if frozen is None:
+        return {}
+    pairs = zip(segments.starts, segments.numels, strict=True)
+    spans = [frozen[start : start + numel].view(torch.bool) for start, numel in pairs]
+    return {i: span for i, span in enumerate(spans) if span.any()}
+
+
+def merge(
+    segments: Segments, chosen: Sequence[int], counts: np.ndarray, limit: int | None, masks: Mapping[int, Tensor]
+) -> list[Run]:
+    """Merges neighbors of one group and step count; masked ones and those of `limit` elements or more stay alone."""
     runs: list[Run] = []
     open_run: Run | None = None
     for i in chosen:
-        large = limit is not None and segments.numels[i] >= limit
+        alone = i in masks or (limit is not None and segments.numels[i] >= limit)
         start, stop, group = segments.starts[i], segments.stops[i], segments.groups[i]
-        neighbor = open_run is not None and not large and open_run.group == group
+        neighbor = open_run is not None and not alone and open_run.group == group
         if open_run is not None and neighbor and _adjacent(segments, open_run.variables[-1], i, counts):
             open_run.variables.append(i)
             open_run.stop = stop
             continue
-        run = Run(start, start + segments.numels[i] if large else stop, group, [i])
+        run = Run(start, start + segments.numels[i] if alone else stop, group, [i], masks.get(i))
         runs.append(run)
-        open_run = None if large else run
+        open_run = None if alone else run
     return runs
 
 
@@ -93,10 +121,14 @@ def _adjacent(segments: Segments, left: int, right: int, counts: np.ndarray) -> 
 class Gather:
     """The plan of one pattern of touched variables: its runs, and where each small gradient goes in the scratch."""
 
-    def __init__(self, segments: Segments, chosen: Sequence[int], counts: np.ndarray) -> None:
+    def __init__(
+        self, segments: Segments, chosen: Sequence[int], counts: np.ndarray, masks: Mapping[int, Tensor]
+    ) -> None:
         self.segments = segments
-        self.runs = merge(segments, chosen, counts, LARGE)
-        small = {k: run for k, run in enumerate(self.runs) if segments.numels[run.variables[0]] < LARGE}
+        self.runs = merge(segments, chosen, counts, LARGE, masks)
+        small = {
+            k: run for k, run in enumerate(self.runs) if run.mask is None and segments.numels[run.variables[0]] < LARGE
+        }
         self.small = [i for run in small.values() for i in run.variables]
         self.scratch = torch.zeros(sum(run.stop - run.start for run in small.values()), dtype=segments.compute_dtype)
         self._gathered: dict[int, Loaded] = {}  # by position in the runs
@@ -106,7 +138,7 @@ class Gather:
         self._offsets: list[int] = []
         base = 0
         for k, run in small.items():
-            self._gathered[k] = Loaded(run, self.scratch[base : base + run.stop - run.start], owned=True)
+            self._gathered[k] = Loaded(run, self.scratch[base : base + run.stop - run.start], gathered=True)
             self._place(run, base)
             base += run.stop - run.start
         # One operator call either way: `cat` takes vectors alone, and copies them at twice the speed.
@@ -139,7 +171,7 @@ class Gather:
         i = run.variables[0]
         segments = self.segments
         grad = in_memory_order(segments.names[i], grad, segments.shapes[i], segments.strides[i])
-        return Loaded(run, flat(grad), owned=False)
+        return Loaded(run, flat(grad), gathered=False)
 
     def _copy(self, small: Sequence[Tensor | None]) -> None:
         try:

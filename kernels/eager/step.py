@@ -12,7 +12,7 @@ from torch import Tensor
 from ..lang import eager_twin
 from ..rules import Rule
 from ..segments import Segments
-from .runs import Loaded, Run
+from .runs import MASK_CHUNK, Loaded, Run
 
 # Elements a rule works on at a time: its temporaries stay in cache.
 RULE_CHUNK = 65_536
@@ -53,7 +53,9 @@ class Step:
         for loaded, step in zip(runs, steps, strict=True):
             if self.native is None or loaded.grad.dtype != self.values.dtype:
                 self._chunks_of_rule(loaded, float(step))
-            elif self.coefficient == 1.0 or (loaded.owned and self.compute == torch.float32):
+            elif loaded.run.mask is not None:
+                self._masked_chunks(loaded, loaded.run.mask, tensors[step])
+            elif self.coefficient == 1.0 or (loaded.gathered and self.compute == torch.float32):
                 # The operators read their scale in float32, which is not enough for float64 gradients.
                 whole.append((loaded, tensors[step]))
             else:
@@ -84,17 +86,32 @@ class Step:
             scaled = torch.mul(chunk, self.coefficient, out=scratch[: len(chunk)])
             self.native([values[k]], [scaled], [[state[k]] for state in states], [step], self.group, None)
 
+    def _masked_chunks(self, loaded: Loaded, masks: Tensor, step: Tensor) -> None:
+        """The fused operator on everything, chunk by chunk; what is masked is put back."""
+        assert self.native is not None
+        streams = [torch.split(loaded.run.of(stream), MASK_CHUNK) for stream in (self.values, *self.states)]
+        for k, (chunk, mask) in enumerate(
+            zip(*(torch.split(x, MASK_CHUNK) for x in (loaded.grad, masks)), strict=True)
+        ):
+            grad = chunk if self.coefficient == 1.0 else chunk * self.coefficient
+            value, *states = [stream[k] for stream in streams]
+            kept = [stored.clone() for stored in (value, *states)]
+            self.native([value], [grad], [[state] for state in states], [step], self.group, None)
+            for stored, old in zip((value, *states), kept, strict=True):
+                torch.where(mask, old, stored, out=stored)
+
     def _chunks_of_rule(self, loaded: Loaded, step: float) -> None:
         function = eager_twin(self.rule.function)
         hyper = tuple(float(x) for x in self.rule.hyper(self.group))
         streams = [torch.split(loaded.run.of(stream), RULE_CHUNK) for stream in (self.values, *self.states)]
+        masks = [] if loaded.run.mask is None else torch.split(loaded.run.mask, RULE_CHUNK)
         for k, chunk in enumerate(torch.split(loaded.grad, RULE_CHUNK)):
             stored = [stream[k] for stream in streams]
             value, *states = [x.to(self.compute) for x in stored]
             grad = chunk.to(self.compute) * self.coefficient
             value, states = function(value, grad, tuple(states), hyper, step)
             for target, result in zip(stored, (value, *states), strict=True):
-                target.copy_(result)
+                target.copy_(torch.where(masks[k], target, result.to(target.dtype)) if masks else result)
 
     def _zero_padding(self, runs: list[Run]) -> None:
         for run in runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -45,6 +46,18 @@ def test_cuda(target, mode, source):
 @pytest.mark.parametrize("mode", STREAMS)
 def test_amd(mode, source):
     check(compile_for(GFX942, accumulate_launch(mode, source)), mode, source)
+
+
+@pytest.mark.parametrize("mode", STREAMS)
+@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+def test_a_mask_is_8_bytes_a_thread(target, mode):
+    masked = compile_for(target, accumulate_launch(mode, masked=True))
+    plain = compile_for(target, accumulate_launch(mode))
+    check(masked, mode, torch.float32)
+    # The norm alone has no other use for where a tile starts in the region; AMD reads that with a scalar instruction.
+    start = mode == "norm" and target is not GFX942
+    assert masked.more_loads_than(plain) == Counter({4: 2, 8: int(start)})
+    assert masked.shared == plain.shared
 
 
 def test_misaligned_sources_leave_the_stream_wide():

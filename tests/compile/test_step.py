@@ -10,7 +10,7 @@ from tests.support.catch import step_launch
 from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threads
 from tests.support.rules import CASES
 
-RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "user"]
+RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsprop-both", "user"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -76,6 +76,27 @@ def test_rules_on_amd(name, dtype):
 def test_streams_of_different_dtypes(values, source, states, target):
     launch = step_launch(CASES["adamw"], values, source=source, state_dtype=states)
     check(compile_for(target, launch), CASES["adamw"], values, source, states)
+
+
+@each_dtype
+@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@pytest.mark.parametrize("name", ["adamw", "amsgradw"])
+def test_a_mask_is_8_bytes_a_thread(name, target, dtype):
+    """In pieces that go with those of the values: no tile passes through shared memory because of it."""
+    masked = compile_for(target, step_launch(CASES[name], dtype, masked=True))
+    plain = compile_for(target, step_launch(CASES[name], dtype))
+    check(masked, CASES[name], dtype, dtype)
+    assert masked.more_loads_than(plain) == ({4: 2} if dtype == torch.float32 else {8: 1})
+    assert masked.shared == plain.shared
+    if target is not GFX942:
+        check_arithmetic(masked)
+
+
+@each_dtype
+@pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_masked(name, target, dtype):
+    check(compile_for(target, step_launch(CASES[name], dtype, masked=True)), CASES[name], dtype, dtype)
 
 
 @pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])

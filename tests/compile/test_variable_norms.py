@@ -39,6 +39,14 @@ def test_orders(order, dtype):
     assert code.spilled == 0
 
 
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+def test_a_mask_is_8_bytes_a_thread(target):
+    masked, plain = (compile_for(target, norms_launch(2.0, masked=masked)) for masked in (True, False))
+    assert masked.more_loads_than(plain) == {4: 2}
+    assert masked.shared == plain.shared
+    assert masked.spilled == 0
+
+
 @pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
 def test_no_contraction_where_no_logarithm_is_taken(order):
     assert "fma." not in compile_for(SM90, norms_launch(order)).assembly

@@ -61,7 +61,7 @@ def test_accumulate_wants_one_gradient_per_variable() -> None:
     _, store, _ = adopted()
     with pytest.raises(fv.GradientError, match=r"1 gradients were given for 2 trainable variables.*creation order"):
         store.accumulate([torch.ones(2, 3)])
-    with pytest.raises(fv.NameTakenError, match=r"\['nothing'\], which the store does not hold"):
+    with pytest.raises(fv.UnknownNameError, match=r"\['nothing'\], which the store does not hold"):
         store.accumulate({"nothing": torch.ones(2)})
 
 

@@ -76,7 +76,6 @@ CALLS: dict[str, Callable[[fv.VarStore], object]] = {
     "to": lambda store: store.to("cpu"),
     "half": lambda store: store.half(),
     "compact": lambda store: store.compact(),
-    "add": lambda store: store.add("later", torch.ones(3)),
 }
 
 
@@ -92,6 +91,22 @@ def test_a_call_of_the_store_never_drops_values_silently(
     with pytest.raises(fv.AliasError, match=MESSAGE):
         call(store)
     assert_same(values(module), before)
+
+
+@pytest.mark.parametrize("change", BREAKS.values(), ids=BREAKS)
+def test_growing_leaves_what_came_loose_where_it_is(change: Callable[[nn.Module], object]) -> None:
+    module, store, opt = adopted()
+    change(module)
+    backward(module)
+    before = values(module)
+    store.add("later", torch.ones(3))
+    assert store["later"].span.offset == 64
+    assert_same(values(module), before)
+    with pytest.raises(fv.AliasError, match=MESSAGE):
+        opt.step()
+    store.rebind()
+    assert_same(values(module), before)
+    store.check()
 
 
 def test_unfreezing_never_drops_values_silently() -> None:

@@ -113,6 +113,25 @@ def test_accumulate_norms_and_zero(device):
     assert norms["v0"][1].item() > 0.0
 
 
+@pytest.mark.parametrize("grads", ["gather", "views"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_masked(options, grads, device):
+    store = store_of(device=device, grads=grads)
+    optimizer = fv.optim.AdamW(store, **options)
+    store.set_trainable_mask("v1", torch.arange(2060, device=device) % 2 == 0)
+    set_grads(store)
+    store.clip_grad_norm_(1.0)
+    optimizer.step()
+    before = store["v1"].value.clone()
+    set_grads(store)
+    with no_host_sync():
+        store.accumulate()
+        store.clip_grad_norm_(1.0)
+        optimizer.step()
+    assert_same_bits(store["v1"].value[1::2], before[1::2])
+    assert not torch.equal(store["v1"].value[::2], before[::2])
+
+
 def test_a_skipped_step_is_not_looked_at(device):
     store = store_of(device=device)
     optimizer = fv.optim.AdamW(store, skip_nonfinite=True)

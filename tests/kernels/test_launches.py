@@ -83,6 +83,40 @@ def test_views_mode(device):
     assert launches.operators == []
 
 
+def some_masks(store):
+    store.set_trainable_mask("v0", torch.tensor([[True], [False]] * 3 + [[True]], device=store.device))
+    store.set_trainable_mask("v3", torch.arange(33, device=store.device) % 2 == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, [STEP]), ({"max_norm": 1.0, "skip_nonfinite": True}, [NORM, STEP])]
+)
+def test_a_masked_step(options, expected, device):
+    store = store_of(device=device)
+    optimizer = fv.optim.AdamW(store, **options)
+    some_masks(store)
+    set_grads(store)
+    launches = launches_of(optimizer.step)
+    assert launches.kernels == expected
+    assert launches.operators == []
+
+
+def test_masked_accumulation(device):
+    store = store_of(device=device)
+    optimizer = fv.optim.AdamW(store, max_norm=1.0)
+    some_masks(store)
+    grads = set_grads(store)
+
+    def cycle():
+        store.accumulate(grads)
+        optimizer.step()
+
+    cycle()
+    launches = launches_of(cycle)
+    assert launches.kernels == [NORM, STEP]
+    assert launches.operators == []
+
+
 def test_zero_grad_is_free(device):
     store = store_of(device=device)
     optimizer = fv.optim.AdamW(store)

@@ -129,6 +129,35 @@ def test_momentum_that_starts_later(backend, device):
     torch.testing.assert_close(actual, expected, **CLOSE)
 
 
+@pytest.mark.parametrize("grads", ["gather", "views"])
+def test_masked_rows_of_an_embedding(grads, pair, device):
+    """As if torch's step of those rows were taken back."""
+    model, twin = pair
+    store = fv.VarStore.from_module(model, grads=grads)
+    optimizer = fv.optim.AdamW(store, max_norm=0.5, eps=1e-4, weight_decay=0.1)
+    reference = torch.optim.AdamW(twin.parameters(), eps=1e-4, weight_decay=0.1)
+    trains = (torch.arange(11, device=device) % 2 == 0).view(11, 1)
+    store.set_trainable_mask("embedding.weight", trains)
+    kept = twin.embedding.weight.detach().clone()
+    for _ in range(STEPS):
+        data = batch(device)
+        for net, opt in ((model, optimizer), (twin, reference)):
+            opt.zero_grad()
+            backward(net, data)
+        model.embedding.weight.grad[1] = torch.nan
+        twin.embedding.weight.grad.mul_(trains)
+        norm = nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        for opt in (optimizer, reference):
+            opt.step()
+        with torch.no_grad():
+            twin.embedding.weight.copy_(torch.where(trains, twin.embedding.weight, kept))
+        torch.testing.assert_close(optimizer.grad_norm, norm, rtol=1e-4, atol=1e-6)
+    assert_same_parameters(model, twin)
+    assert_same_bits(model.embedding.weight[1::2].detach(), kept[1::2])
+    assert not optimizer.state[model.embedding.weight]["exp_avg_sq"][1::2].any()
+    store.check()
+
+
 def test_sparse_embedding(device):
     store = fv.VarStore(device)
     weight = store.add("weight", torch.randn(9, 4, device=device))

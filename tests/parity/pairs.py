@@ -52,6 +52,23 @@ OPTIMIZERS: dict[str, tuple[type, type, dict[str, Any]]] = {
     "adamw-betas": (fv.optim.AdamW, torch.optim.AdamW, {"lr": 0.02, "betas": (0.7, 0.95), "eps": 1e-5}),
     "adamw-amsgrad": (fv.optim.AdamW, torch.optim.AdamW, {"lr": 0.02, "amsgrad": True}),
     "adamw-maximize": (fv.optim.AdamW, torch.optim.AdamW, {"lr": 0.02, "maximize": True}),
+    # eps: 1e-8 is zero in float16, where torch's own RMSprop then divides zero by zero.
+    "rmsprop": (
+        fv.optim.RMSprop,
+        torch.optim.RMSprop,
+        {"lr": 0.02, "weight_decay": 0.05, "maximize": True, "eps": 1e-5},
+    ),
+    "rmsprop-momentum": (
+        fv.optim.RMSprop,
+        torch.optim.RMSprop,
+        {"lr": 0.02, "momentum": 0.5, "alpha": 0.5, "eps": 1e-5},
+    ),
+    "rmsprop-centered": (fv.optim.RMSprop, torch.optim.RMSprop, {"lr": 0.02, "centered": True, "alpha": 0.9}),
+    "rmsprop-both": (
+        fv.optim.RMSprop,
+        torch.optim.RMSprop,
+        {"lr": 0.02, "centered": True, "momentum": 0.5, "alpha": 0.9},
+    ),
     "lion": (fv.optim.Lion, Lion, {"lr": 0.02}),
     "lion-decay": (fv.optim.Lion, Lion, {"lr": 0.02, "weight_decay": 0.1, "betas": (0.8, 0.95), "maximize": True}),
 }
@@ -62,6 +79,7 @@ FLAVOR: dict[type, dict[str, Any]] = {
     torch.optim.SGD: {"foreach": False},
     torch.optim.Adam: {"fused": True},
     torch.optim.AdamW: {"fused": True},
+    torch.optim.RMSprop: {"foreach": False},
     Lion: {},
 }
 

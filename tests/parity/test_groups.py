@@ -55,7 +55,7 @@ def test_a_pattern_takes_what_earlier_groups_left() -> None:
 
 def test_a_pattern_without_a_match_is_refused() -> None:
     pair = Pair.of(Bag(MIXTURE))
-    with pytest.raises(fv.NameTakenError, match=r"pattern 'layer\.\*' matches none of the 10 names.*'scalar'"):
+    with pytest.raises(fv.UnknownNameError, match=r"pattern 'layer\.\*' matches none of the 10 names.*'scalar'"):
         fv.optim.SGD([{"params": "layer.*"}], store=pair.store)
 
 

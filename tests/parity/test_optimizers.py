@@ -78,7 +78,7 @@ def test_torch_for_loop_is_followed_too(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_low_precision_is_no_worse_than_torch(optimizer: str, dtype: torch.dtype) -> None:
     pair = Pair.of(Bag({k: v for k, v in MIXTURE.items() if k != "matrix"}, [dtype]), optimizer)
-    if not optimizer.startswith("lion"):
+    if not optimizer.startswith(("lion", "rmsprop")):  # neither has a fused operator
         pair.ref = type(pair.ref)(pair.theirs.parameters(), **OPTIMIZERS[optimizer][2], fused=True)
     truth = exact_run(pair, optimizer)[0]
     assert_no_worse(pair.ours.parameters(), pair.theirs.parameters(), truth.parameters())

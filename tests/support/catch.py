@@ -20,6 +20,8 @@ from .rules import Case
 MULTIPROCESSORS = 132
 PROGRAMS = MULTIPROCESSORS * PROGRAMS_PER_MULTIPROCESSOR
 SMALL = [(5000,), (31,)]
+# A stream of masks is there, whatever it says.
+MASKS = [None, None]
 
 
 def _grads(rig: Rig, source: torch.dtype | None, shift: int, mixed: bool) -> list[Any]:
@@ -39,9 +41,10 @@ def step_launch(
     state_dtype: torch.dtype | None = None,
     max_norm: float | None = 1.0,
     skip: bool = True,
+    masked: bool = False,
 ) -> Captured:
     """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`."""
-    rig = Rig(SMALL, dtype, rule=case.rule, state_dtype=state_dtype, fill=False)
+    rig = Rig(SMALL, dtype, rule=case.rule, state_dtype=state_dtype, masks=MASKS if masked else None, fill=False)
     sources = rig.plan.scattered(_grads(rig, source, shift, mixed))
     states = [state.stream for state in rig.states]
     options = {"norm": rig.norm, "max_norm": max_norm, "skip": skip, "skipped": rig.skipped}
@@ -49,11 +52,16 @@ def step_launch(
 
 
 def accumulate_launch(
-    mode: str, dtype: torch.dtype = torch.float32, *, source: torch.dtype | None = None, shift: int = 0
+    mode: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    source: torch.dtype | None = None,
+    shift: int = 0,
+    masked: bool = False,
 ) -> Captured:
     """Mode "overwrite", "add" or "norm"."""
     with patch("flatvars.kernels.plan.program_limit", return_value=PROGRAMS):
-        rig = Rig([(PROGRAMS * TILE.block,)], dtype, fill=False)
+        rig = Rig([(PROGRAMS * TILE.block,)], dtype, masks=[None] if masked else None, fill=False)
     grads = _grads(rig, source, shift, mixed=False)
     if mode == "norm":
         return captured(lambda: rig.plan.norm_(rig.plan.scattered(grads)))
@@ -61,10 +69,15 @@ def accumulate_launch(
 
 
 def norms_launch(
-    order: float, dtype: torch.dtype = torch.float32, *, values: bool = True, grads: bool = True
+    order: float,
+    dtype: torch.dtype = torch.float32,
+    *,
+    values: bool = True,
+    grads: bool = True,
+    masked: bool = False,
 ) -> Captured:
     """Norms of every variable."""
-    rig = Rig(SMALL, dtype, fill=False)
+    rig = Rig(SMALL, dtype, masks=MASKS if masked else None, fill=False)
     sources = rig.plan.scattered(rig.random_grads()) if grads else None
     return captured(lambda: rig.plan.variable_norms(rig.values.stream if values else None, sources, order))
 

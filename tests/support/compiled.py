@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,6 +111,16 @@ class Code:
                 size = 4 * int(count or 1) if name.startswith("dword") else 1 if "byte" in name else 2
                 widths["ld" if kind == "load" else "st"].append(size)
         return widths
+
+    def more_loads_than(self, other: Code) -> Counter[int]:
+        """How many loads of which width the other code does without."""
+        assert not Counter(other.widths["ld"]) - Counter(self.widths["ld"])
+        return Counter(self.widths["ld"]) - Counter(other.widths["ld"])
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory of a program: more where tiles change hands between threads."""
+        return int(self.compiled.metadata.shared)
 
     def masked_scalars(self, itemsize: int) -> int:
         """PTX: loads of one element behind a predicate, as a ragged end needs."""

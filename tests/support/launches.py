@@ -50,6 +50,14 @@ class _Operators(TorchDispatchMode):
 
 
 @contextmanager
+def count_operators() -> Iterator[list[str]]:
+    """Names of the torch operators that run: without Triton, and where none of its kernels does."""
+    launches = Launches()
+    with _Operators(launches):
+        yield launches.operators
+
+
+@contextmanager
 def count_launches() -> Iterator[Launches]:
     """Counts every launch of this process's kind of kernel, interpreted or compiled, and every torch operator.
 

@@ -59,6 +59,22 @@ def lion(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Updat
     return p, (beta2 * states[0] + (1 - beta2) * g,)
 
 
+def rmsprop(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """torch.optim.RMSprop; the states are those of the rule, the group says which it uses."""
+    alpha, momentum = group["alpha"], group["momentum"]
+    g = _signed(g, group) + group["weight_decay"] * p
+    squares = alpha * states[0] + (1 - alpha) * g * g
+    kept = [squares, *states[1:]]
+    root = squares
+    if group["centered"]:
+        kept[-1] = alpha * states[-1] + (1 - alpha) * g
+        root = squares - kept[-1] ** 2
+    update = g / (root.sqrt() + group["eps"])
+    if momentum:
+        kept[1] = update = momentum * states[1] + update
+    return p - group["lr"] * update, tuple(kept)
+
+
 def drift(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
     """The user rule of `rules.py`: it moves zeros, so it would fill padding."""
     return p - 1.0 - group["lr"] * g * step, (states[0] + 2.0,)

@@ -52,6 +52,7 @@ class Rig:
         shapes, dtype, strides, groups: Of the variables, in the order of their offsets.
         rule: Decides how many state streams there are.
         state_dtype: Of those; `dtype` if not given.
+        masks: Of the variables, bool [shape]: True trains; None where all of one does.
         fill: Whether values and states start as random numbers (states positive, as averages of squares are).
     """
 
@@ -64,6 +65,7 @@ class Rig:
         strides: Sequence[Shape] | None = None,
         groups: Sequence[int] | None = None,
         state_dtype: torch.dtype | None = None,
+        masks: Sequence[Tensor | None] | None = None,
         backend: str = "triton",
         device: torch.device = CPU,
         fill: bool = True,
@@ -74,7 +76,8 @@ class Rig:
         self.norm = torch.zeros((), dtype=self.compute, device=device)
         self.skipped = torch.zeros((), dtype=torch.int32, device=device)
         sums = torch.zeros(1, dtype=self.compute, device=device)
-        self.plan = plan_of(backend, self.segments, device, self.norm, sums, 0)
+        self.frozen = None if masks is None else self._frozen(masks)
+        self.plan = plan_of(backend, self.segments, device, self.norm, sums, 0, self.frozen)
         self.values = Guarded(self.numel, dtype, device)
         self.grads = Guarded(self.numel, self.compute, device)
         names = rule.states if rule is not None else ()
@@ -85,6 +88,14 @@ class Rig:
             for state in self.states:
                 for span in self.spans(state.stream):
                     span.copy_(torch.rand(span.shape))
+
+    def _frozen(self, masks: Sequence[Tensor | None]) -> Tensor:
+        frozen = torch.zeros(self.numel, dtype=torch.uint8, device=self.device)
+        for i, mask in enumerate(masks):
+            if mask is not None:
+                shape, stride = self.segments.shapes[i], self.segments.strides[i]
+                frozen.as_strided(shape, stride, self.segments.starts[i]).copy_(~mask)
+        return frozen
 
     def spans(self, stream: Tensor) -> list[Tensor]:
         """The elements of every variable in memory order, [numel] each."""

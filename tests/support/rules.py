@@ -8,7 +8,21 @@ from typing import Any
 
 # A rule's file names `tl`: the interpreter looks for it there.
 from flatvars.kernels.lang import tl  # noqa: F401
-from flatvars.kernels.rules import ADAM, ADAMW, AMSGRAD, AMSGRADW, LION, SGD, SGD_MOMENTUM, Rule, rule
+from flatvars.kernels.rules import (
+    ADAM,
+    ADAMW,
+    AMSGRAD,
+    AMSGRADW,
+    LION,
+    RMSPROP,
+    RMSPROP_CENTERED,
+    RMSPROP_CENTERED_MOMENTUM,
+    RMSPROP_MOMENTUM,
+    SGD,
+    SGD_MOMENTUM,
+    Rule,
+    rule,
+)
 
 from . import reference
 
@@ -42,6 +56,11 @@ def lion_group(**changed: Any) -> dict[str, Any]:
     return {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.0, "maximize": False, **changed}
 
 
+def rmsprop_group(**changed: Any) -> dict[str, Any]:
+    plain = {"lr": 0.01, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.0, "momentum": 0.0, "centered": False}
+    return {**plain, "maximize": False, **changed}
+
+
 CASES = {
     "sgd": Case(SGD, sgd_group(), reference.sgd),
     "sgd-decay-maximize": Case(SGD, sgd_group(weight_decay=0.1, maximize=True), reference.sgd),
@@ -58,5 +77,15 @@ CASES = {
     "amsgradw": Case(AMSGRADW, adam_group(amsgrad=True, weight_decay=0.1, maximize=True), reference.adamw),
     "lion": Case(LION, lion_group(weight_decay=0.1), reference.lion),
     "lion-maximize": Case(LION, lion_group(maximize=True), reference.lion),
+    "rmsprop": Case(RMSPROP, rmsprop_group(weight_decay=0.1, maximize=True), reference.rmsprop),
+    "rmsprop-momentum": Case(RMSPROP_MOMENTUM, rmsprop_group(momentum=0.5, alpha=0.5), reference.rmsprop),
+    "rmsprop-momentum-zero": Case(RMSPROP_MOMENTUM, rmsprop_group(eps=1e-3), reference.rmsprop),
+    "rmsprop-centered": Case(RMSPROP_CENTERED, rmsprop_group(centered=True, alpha=0.7), reference.rmsprop),
+    "rmsprop-not-centered": Case(RMSPROP_CENTERED, rmsprop_group(alpha=0.0), reference.rmsprop),
+    "rmsprop-both": Case(
+        RMSPROP_CENTERED_MOMENTUM,
+        rmsprop_group(centered=True, momentum=0.5, alpha=0.7, weight_decay=0.1),
+        reference.rmsprop,
+    ),
     "user": Case(drift, {"lr": 0.1}, reference.drift),
 }

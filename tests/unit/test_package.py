@@ -32,7 +32,7 @@ def test_import_and_train_without_triton() -> None:
         blocked
         + "import torch, flatvars as fv\n"
         + "model = torch.nn.Linear(3, 2); store = fv.VarStore.from_module(model)\n"
-        + "for make in (fv.optim.SGD, fv.optim.Adam, fv.optim.AdamW, fv.optim.Lion):\n"
+        + "for make in (fv.optim.SGD, fv.optim.Adam, fv.optim.AdamW, fv.optim.RMSprop, fv.optim.Lion):\n"
         + "    optimizer = make(store, lr=0.1); model(torch.ones(1, 3)).sum().backward(); optimizer.step()\n"
         + "    optimizer.zero_grad()\n"
         + "store.check(); print('trained')\n"
@@ -78,9 +78,10 @@ def test_a_wheel_holds_every_file_once(tmp_path: Path) -> None:
     assert "flatvars/py.typed" in names
 
 
-def test_the_example_of_the_readme_runs() -> None:
-    (example,) = code_blocks(ROOT / "README.md", "python")
-    out = run(example)
+def test_the_examples_of_the_readme_run() -> None:
+    adopting, by_name = code_blocks(ROOT / "README.md", "python")
+    assert "layer1.0.weight" in run(by_name)
+    out = run(adopting)
     loss, norm = re.match(r"loss (\S+), gradient norm (\S+), 6 variables", out).groups()  # type: ignore[union-attr]
     assert float(loss) < 2.0
     assert 0.0 < float(norm) < 100.0

@@ -1,0 +1,87 @@
+"""RMSprop with torch.optim's arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM, Rule
+from ..store import VarStore
+from .base import Optimizer
+from .checks import check_at_least
+from .flags import refuse_differentiable
+
+# By (is a group centered, has a group momentum).
+_RULES = {
+    (False, False): RMSPROP,
+    (False, True): RMSPROP_MOMENTUM,
+    (True, False): RMSPROP_CENTERED,
+    (True, True): RMSPROP_CENTERED_MOMENTUM,
+}
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Tieleman and Hinton 2012), with momentum and centered (Graves 2013).
+
+    Arguments are torch.optim.RMSprop's, and those of `Optimizer`. The streams of momentum and of the average gradient
+    exist only where a group has them.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+
+    Example:
+        >>> store = VarStore.from_module(torch.nn.Linear(4, 2))
+        >>> optimizer = RMSprop(store, lr=1e-3, momentum=0.9, centered=True)
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        store: VarStore | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        state_dtype: torch.dtype | None = None,
+    ) -> None:
+        check_at_least(0.0, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
+        refuse_differentiable(differentiable)
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "alpha": alpha,
+            "eps": eps,
+            "centered": centered,
+            "weight_decay": weight_decay,
+            "capturable": capturable,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        super().__init__(
+            params,
+            defaults,
+            store=store,
+            max_norm=max_norm,
+            skip_nonfinite=skip_nonfinite,
+            state_dtype=state_dtype,
+        )
+
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return _RULES[bool(group["centered"]), bool(group["momentum"])].states
+
+    def rule(self) -> Rule:
+        centered = any(group["centered"] for group in self.param_groups)
+        return _RULES[centered, any(group["momentum"] for group in self.param_groups)]

@@ -1,0 +1,1 @@
+"""What other variable stores and optimizers do, row by row: the mark of a test names the row."""
