@@ -98,11 +98,14 @@ def fill_random(stream: Tensor, draw: Draw, fills: Sequence[Fill], seed: int) ->
     targets = {fill: scratch.get(fill, stream[fill.start : fill.start + fill.count]) for fill in fills}
     batches = list(pieces(fills))
     threads = max(1, min(torch.get_num_threads(), len(batches)))
+    inference = torch.is_inference_mode_enabled()
 
     def work(first: int) -> None:
         generator = Generator(seed)
-        for batch in batches[first::threads]:
-            fill_batch(targets, draw, batch, generator)
+        # Modes belong to a thread: without, a new one could not write to tensors made in inference mode.
+        with torch.inference_mode(inference), torch.no_grad():
+            for batch in batches[first::threads]:
+                fill_batch(targets, draw, batch, generator)
 
     if threads == 1:
         work(0)

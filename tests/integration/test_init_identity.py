@@ -109,6 +109,16 @@ def test_chunks(initializer: Initializer, chunk: int) -> None:
 
 
 @pytest.mark.row("J-15")
+@pytest.mark.parametrize("inference", [False, True])
+@each_initializer
+def test_threads(initializer: Initializer, inference: bool) -> None:
+    expected = lay_out(initializer, list(SHAPES))
+    many = patch("torch.get_num_threads", return_value=3), patch("flatvars.kernels.eager.fill.CHUNK", 64)
+    with many[0], many[1], torch.inference_mode(inference):
+        assert_same(lay_out(initializer, list(SHAPES)), expected)
+
+
+@pytest.mark.row("J-15")
 @pytest.mark.parametrize(
     "stride", [(30, 1, 6, 3), (1, 4, 12, 60), (10, 40, 2, 1)], ids=["channels-last", "reversed", "swap"]
 )
