@@ -2,6 +2,7 @@
 
 python -m bench                  # on a GPU if there is one, else on the CPU
 python -m bench --quick          # a minute
+python -m bench --case init      # initialization against the loop of torch.nn.init calls
 python -m bench --out bench/results
 """
 
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from bench import host
+from bench import host, init
 from bench.cases import CASES, QUICK, TAILS, gate, give_grads, make_grads
 from bench.kernels import copy_case, kernel_cases
 from bench.measure import time_in_turn
@@ -81,15 +82,19 @@ def main() -> None:
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--case", choices=list(CASES), action="append", help="repeatable; all if not given")
+    parser.add_argument("--case", choices=[*CASES, "init"], action="append", help="repeatable; all if not given")
     parser.add_argument("--quick", action="store_true", help="small cases, fewer rounds")
     parser.add_argument("--out", type=Path, help="folder for a JSON file of the results")
     options = parser.parse_args()
     facts = machine(options.device)
     print("  ".join(f"{key}: {value}" for key, value in facts.items()))
     rounds = 5 if options.quick else 15
-    names = options.case or list(QUICK if options.quick else CASES)
-    results: dict[str, Any] = {"machine": facts, "tails": measure_tails(names, options.device, rounds)}
+    names = options.case or [*(QUICK if options.quick else CASES), "init"]
+    tails = [name for name in names if name != "init"]
+    results: dict[str, Any] = {"machine": facts, "tails": measure_tails(tails, options.device, rounds)}
+    if "init" in names:
+        cases = init.QUICK_NAMES if options.quick else init.NAMES
+        results["init"] = init.measure(list(cases), options.device, rounds)
     print("Host time of the parts of a step that walk the variables:")
     results["host"] = host.table()
     if options.device == "cpu":

@@ -8,6 +8,7 @@ part is filled.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import backend
-from .backend import Fill
+from .backend import Draw, Fill
 from .errors import InitError
 from .initializers import Initializer, Orthogonal, Sparse
 from .spec import contiguous_stride, is_dense
@@ -45,15 +46,12 @@ class Target:
 
     @property
     def numel(self) -> int:
-        return torch.Size(self.shape).numel()
+        return math.prod(self.shape)
 
     def view(self) -> Tensor:
         """The variable in its own shape."""
-        return self.stream.as_strided(self.shape, self.stride, self.offset)
-
-    @property
-    def is_whole(self) -> bool:
-        return self.first == 0 and self.count in (None, self.numel)
+        # Not as_strided with an offset: that counts from the storage, in which the stream may begin later.
+        return self.stream[self.offset :].as_strided(self.shape, self.stride)
 
 
 def name_key(name: str) -> int:
@@ -67,13 +65,22 @@ def check_seed(seed: int) -> None:
         raise InitError(f"seed {seed} does not fit 64 bits; give an integer in [0, 2**64)")
 
 
-def check_keys(names: Iterable[str]) -> None:
-    """Raises InitError where two different names have one key, and would get the same values."""
+def check_keys(names: Iterable[str]) -> dict[str, int]:
+    """The keys of names.
+
+    Raises:
+        InitError: two different names have one key, and would get the same values.
+    """
+    keys: dict[str, int] = {}
     seen: dict[int, str] = {}
     for name in names:
-        other = seen.setdefault(name_key(name), name)
+        if name in keys:
+            continue
+        key = keys[name] = name_key(name)
+        other = seen.setdefault(key, name)
         if other != name:
             raise InitError(f"the names {other!r} and {name!r} have the same 64-bit hash; rename one of the two")
+    return keys
 
 
 def fill_(targets: Sequence[Target], seed: int) -> None:
@@ -95,60 +102,82 @@ def fill_(targets: Sequence[Target], seed: int) -> None:
 def prepare(targets: Sequence[Target], seed: int) -> list[Callable[[], None]]:
     """The calls that `fill_` makes, checked: for those who write several things or nothing."""
     check_seed(seed)
-    check_keys(target.name for target in targets)
+    keys = check_keys(target.name for target in targets)
+    lengths = {key: check_stream(stream) for key, stream in {id(t.stream): t.stream for t in targets}.items()}
+    # A model has thousands of variables and a few initializers and shapes. By identity: -0.0 and 0.0 are equal.
+    draws: dict[tuple[int, tuple[int, ...], torch.dtype], Draw] = {}
     streams: dict[object, tuple[Tensor, list[Fill]]] = {}
     singles: list[Callable[[], None]] = []
     for target in targets:
-        fill = checked_fill(target)
+        stream, initializer = target.stream, target.initializer
+        kind = (id(initializer), target.shape, stream.dtype)
+        if kind not in draws:
+            draws[kind] = checked_draw(target)
+        fill = checked_fill(target, draws[kind], keys[target.name], lengths[id(stream)])
         if fill.count == 0:
             continue
-        stream = target.stream
         if not stream.dtype.is_floating_point:
-            singles.append(partial(_fill_plain, target))
-        elif isinstance(target.initializer, Orthogonal):
-            singles.append(partial(_fill_orthogonal, target, target.initializer, fill, seed))
+            singles.append(partial(_fill_plain, stream, fill))
+        elif isinstance(initializer, Orthogonal):
+            singles.append(partial(_fill_orthogonal, target, initializer, fill, seed))
         else:
-            place = (stream.device, stream.dtype, stream.data_ptr(), len(stream))
+            place = (stream.device, stream.dtype, stream.data_ptr(), lengths[id(stream)])
             streams.setdefault(place, (stream, []))[1].append(fill)
-            if isinstance(target.initializer, Sparse):
-                singles.append(partial(_finish_sparse, target, target.initializer, seed))
+            if isinstance(initializer, Sparse):
+                singles.append(partial(_finish_sparse, target, initializer, seed))
     launches = [partial(_launch, stream, fills, seed) for stream, fills in streams.values()]
-    for stream, _ in streams.values():
-        backend.backend_for(stream.device)
     return [*launches, *singles]
 
 
-def checked_fill(target: Target) -> Fill:
+def check_stream(stream: Tensor) -> int:
+    """The length of a stream.
+
+    Raises:
+        InitError: it is not flat memory.
+        FlatvarsError: no backend writes to its device.
+    """
+    if stream.is_meta or stream.dim() != 1 or not stream.is_contiguous():
+        raise InitError(
+            f"variables are written into a flat contiguous stream, not into one of shape {tuple(stream.shape)} and "
+            f"strides {stream.stride()} on {stream.device}"
+        )
+    backend.backend_for(stream.device)
+    return len(stream)
+
+
+def checked_draw(target: Target) -> Draw:
+    """What the target's initializer writes into its shape and dtype; nothing into a shape without elements."""
+    dtype = target.stream.dtype
+    if not dtype.is_floating_point and not target.initializer.is_constant:
+        raise InitError(
+            f"variable {target.name!r} is {dtype} and takes zeros(), ones() or constant(), not {target.initializer}"
+        )
+    try:
+        return target.initializer.draw(target.shape, dtype) if target.numel else Draw(0, (0.0,))
+    except InitError as error:
+        raise InitError(f"variable {target.name!r}: {error}") from None
+
+
+def checked_fill(target: Target, draw: Draw, key: int, length: int) -> Fill:
     """The target as kernels want it.
 
     Raises:
         InitError: says which variable, and what does not fit.
     """
-    shape, stream = target.shape, target.stream
-    count = target.numel - target.first if target.count is None else target.count
-    if stream.is_meta or stream.dim() != 1 or not stream.is_contiguous() or not is_dense(shape, target.stride):
+    numel, first, offset = target.numel, target.first, target.offset
+    count = numel - first if target.count is None else target.count
+    if not 0 <= first <= first + count <= numel or not 0 <= offset <= offset + count <= length:
         raise InitError(
-            f"variable {target.name!r} of shape {shape} and strides {target.stride} does not lie densely in a flat "
-            f"contiguous stream, but in one of shape {tuple(stream.shape)} on {stream.device}"
+            f"elements {first} to {first + count} of variable {target.name!r} with {numel} do not fit a stream of "
+            f"{length} at {offset}"
         )
-    if not 0 <= target.first <= target.first + count <= target.numel or not (
-        0 <= target.offset <= target.offset + count <= len(stream)
-    ):
+    fill = Fill(offset, target.shape, target.stride, draw, key, first, count)
+    if not fill.row_major and not is_dense(target.shape, target.stride):
         raise InitError(
-            f"elements {target.first} to {target.first + count} of variable {target.name!r} with {target.numel} do not "
-            f"fit a stream of {len(stream)} at {target.offset}"
+            f"variable {target.name!r} of shape {target.shape} and strides {target.stride} is not dense; give those of "
+            "a contiguous or permuted tensor"
         )
-    if not stream.dtype.is_floating_point and not target.initializer.is_constant:
-        raise InitError(
-            f"variable {target.name!r} is {stream.dtype} and takes zeros(), ones() or constant(), "
-            f"not {target.initializer}"
-        )
-    try:
-        draw = target.initializer.draw(shape, stream.dtype) if target.numel else backend.Draw(0, (0.0,))
-    except InitError as error:
-        raise InitError(f"variable {target.name!r}: {error}") from None
-    fill = Fill(target.offset, shape, target.stride, draw, name_key(target.name), target.first, count)
-    if not target.is_whole and (isinstance(target.initializer, (Orthogonal, Sparse)) or not fill.row_major):
+    if count != numel and (isinstance(target.initializer, (Orthogonal, Sparse)) or not fill.row_major):
         raise InitError(f"a part of variable {target.name!r} cannot be filled by {target.initializer}; fill all of it")
     return fill
 
@@ -159,10 +188,8 @@ def _launch(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
 
 
 @torch.no_grad()
-def _fill_plain(target: Target) -> None:
-    value = target.initializer.draw(target.shape, target.stream.dtype).numbers[0]
-    end = target.numel if target.count is None else target.first + target.count
-    target.stream[target.offset : target.offset + end - target.first].fill_(value)
+def _fill_plain(stream: Tensor, fill: Fill) -> None:
+    stream[fill.start : fill.start + fill.count].fill_(fill.draw.numbers[0])
 
 
 @torch.no_grad()

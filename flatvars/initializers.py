@@ -38,6 +38,13 @@ class Initializer:
         return False
 
 
+def check_float32(initializer: Initializer, *numbers: float) -> None:
+    """Raises InitError where a number is not finite in float32, in which values are made."""
+    for number in numbers:
+        if not abs(number) <= torch.finfo(torch.float32).max:
+            raise InitError(f"{initializer}: {number} is not a finite float32")
+
+
 @dataclass(frozen=True)
 class Constant(Initializer):
     """One number in all places."""
@@ -71,8 +78,7 @@ class Uniform(Initializer):
             raise InitError(
                 f"uniform_ expects to return a [from, to) range, but found from={self.low} > to={self.high}"
             )
-        if not math.isfinite(self.high - self.low) or self.high - self.low > np.finfo(np.float32).max:
-            raise InitError(f"{self} is wider than float32 can say; give finite bounds")
+        check_float32(self, self.low, self.high, self.high - self.low)
 
     def draw(self, shape: Shape, dtype: torch.dtype) -> Draw:
         low, high = np.float32(self.low), np.float32(self.high)
@@ -90,6 +96,7 @@ class Normal(Initializer):
     def __post_init__(self) -> None:
         if not self.std >= 0.0:
             raise InitError(f"normal expects std >= 0.0, but found std {self.std}")
+        check_float32(self, self.mean, self.std)
 
     def draw(self, shape: Shape, dtype: torch.dtype) -> Draw:
         return Draw(fills.NORMAL, (float(np.float32(self.mean)), float(np.float32(self.std))))
@@ -107,7 +114,8 @@ class TruncNormal(Initializer):
     def __post_init__(self) -> None:
         if not self.std > 0.0 or not self.a < self.b:
             raise InitError(f"{self} needs std > 0 and a < b")
-        # Smaller probabilities come near float32's smallest numbers.
+        check_float32(self, self.mean, self.std)
+        # Below, probabilities come near float32's smallest numbers.
         if not self._mass()[2] > 1e-30:
             raise InitError(f"{self}: nearly nothing of this normal lies between a and b; move the bounds to the mean")
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .distributions import normal_pair, scale_uniform, truncated
 from .errors import FlatvarsError
-from .fills import CONSTANT, DIAGONAL, NORMAL, NUMBERS, UNIFORM, Fill
+from .fills import CONSTANT, DIAGONAL, NORMAL, NUMBERS, UNIFORM, Draw, Fill
 from .launch import TILE, on
 from .philox import philox_words
 from .tiles import DTYPES, round_to, upload
@@ -138,13 +138,21 @@ def variable_rows(fills: Sequence[Fill], seed: int, axes: int) -> np.ndarray:
     rows[:, 3] = [is_wide(fill) for fill in fills]
     rows[:, 4] = [fill.first for fill in fills]
     rows[:, 5] = [fill.start - (fill.first if fill.row_major else 0) for fill in fills]
-    for row, fill in zip(rows, fills, strict=True):
-        kind = np.int64 if fill.draw.kind == DIAGONAL else np.float64
-        numbers = np.array(fill.draw.numbers, dtype=kind).view(np.int64)
-        row[HEAD.value : HEAD.value + len(numbers)] = numbers
-        if not row[3]:
-            row[len(row) - 2 * len(fill.axes) :] = np.array(fill.axes).ravel()
+    draws = list({id(fill.draw): fill.draw for fill in fills}.values())
+    position = {id(draw): i for i, draw in enumerate(draws)}
+    numbers = np.stack([number_row(draw) for draw in draws])
+    rows[:, HEAD.value : AXES_AT.value] = numbers[[position[id(fill.draw)] for fill in fills]]
+    for i in np.flatnonzero(rows[:, 3] == 0).tolist():
+        flat = np.array(fills[i].axes).ravel()
+        rows[i, rows.shape[1] - len(flat) :] = flat
     return rows
+
+
+def number_row(draw: Draw) -> np.ndarray:
+    """[NUMBERS] int64: the bits of float64 numbers, or integers."""
+    row = np.zeros(NUMBERS, dtype=np.int64 if draw.kind == DIAGONAL else np.float64)
+    row[: len(draw.numbers)] = draw.numbers
+    return row.view(np.int64)
 
 
 def tile_rows(fills: Sequence[Fill], block: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,22 @@ class Draw:
         return self.kind in (UNIFORM, NORMAL, TRUNCATED)
 
 
-@dataclass(frozen=True)
+@lru_cache(maxsize=4096)
+def merged_axes(shape: tuple[int, ...], stride: tuple[int, ...]) -> Axes:
+    """(length, stride) of the axes, slowest index first, with neighbors in memory merged."""
+    merged: list[tuple[int, int]] = []
+    for length, step in zip(shape, stride, strict=True):
+        if length == 1:
+            continue
+        if merged and merged[-1][1] == length * step:
+            merged[-1] = (merged[-1][0] * length, step)
+        else:
+            merged.append((length, step))
+    return tuple(merged) or ((1, 1),)
+
+
+# Compared by identity: thousands of them are keys.
+@dataclass(frozen=True, eq=False)
 class Fill:
     """A variable, or a stretch of one, in a stream.
 
@@ -62,22 +77,14 @@ class Fill:
     first: int
     count: int
 
-    @cached_property
-    def axes(self) -> Axes:
-        """(length, stride) of the axes, slowest index first, with neighbors in memory merged."""
-        merged: list[tuple[int, int]] = []
-        for length, stride in zip(self.shape, self.stride, strict=True):
-            if length == 1:
-                continue
-            if merged and merged[-1][1] == length * stride:
-                merged[-1] = (merged[-1][0] * length, stride)
-            else:
-                merged.append((length, stride))
-        return tuple(merged) or ((1, 1),)
-
     @property
+    def axes(self) -> Axes:
+        return merged_axes(self.shape, self.stride)
+
+    @cached_property
     def row_major(self) -> bool:
-        return len(self.axes) == 1 and self.axes[0][1] == 1
+        axes = self.axes
+        return len(axes) == 1 and axes[0][1] == 1
 
     @property
     def stop(self) -> int:

@@ -19,10 +19,12 @@ import torch
 
 
 class EagerMath:
-    """The names of `triton.language` that a rule may use, over torch tensors and Python floats."""
+    """The names of `triton.language` that a rule may use, over torch tensors, NumPy arrays and Python floats."""
 
     @staticmethod
     def sqrt_rn(x: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            return np.sqrt(x)
         if not isinstance(x, torch.Tensor):
             return math.sqrt(x)
         if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
@@ -36,10 +38,10 @@ class EagerMath:
         return x / y
 
     @staticmethod
-    def split_exponent(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        bits = x.view(torch.int32) - 0x3F3504F3
-        mantissa = ((bits & 0x7FFFFF) + 0x3F3504F3).view(torch.float32)
-        return mantissa, (bits >> 23).to(torch.float32)
+    def split_exponent(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        bits = x.view(np.int32) - 0x3F3504F3
+        mantissa = ((bits & 0x7FFFFF) + 0x3F3504F3).view(np.float32)
+        return mantissa, (bits >> 23).astype(np.float32)
 
     @staticmethod
     def exp(x: Any) -> Any:
@@ -57,10 +59,14 @@ class EagerMath:
     def where(condition: Any, x: Any, y: Any) -> Any:
         if isinstance(condition, torch.Tensor):
             return torch.where(condition, x, y)
+        if isinstance(condition, np.ndarray):
+            return np.where(condition, x, y)
         return x if condition else y
 
     @staticmethod
     def maximum(x: Any, y: Any) -> Any:
+        if isinstance(x, np.ndarray):
+            return np.maximum(x, y)
         if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
             return torch.maximum(x, y)
         if isinstance(x, torch.Tensor):
@@ -69,8 +75,6 @@ class EagerMath:
 
     @staticmethod
     def minimum(x: Any, y: Any) -> Any:
-        if isinstance(x, torch.Tensor) and not isinstance(y, torch.Tensor):
-            return x.clamp(max=y)
         return -EagerMath.maximum(-x, -y)
 
 

@@ -1,12 +1,14 @@
-"""The twin of `kernels/fill.py` on host memory: NumPy's Philox for the words, the same arithmetic on torch tensors."""
+"""The twin of `kernels/fill.py` on host memory: NumPy's Philox for the words, the same arithmetic on its arrays."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,8 +17,10 @@ from ..fills import CONSTANT, DIAGONAL, NORMAL, PER_BLOCK, UNIFORM, Draw, Fill, 
 from ..lang import eager_twin
 
 # Elements that are computed together: temporaries of half as many float32 stay in a core's cache.
-CHUNK = 65_536
+CHUNK = 32_768
 
+Words = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
 Piece = tuple[Fill, int, int]  # elements [begin, end) of a variable; begin is a multiple of PER_BLOCK
 
 
@@ -27,34 +31,34 @@ class Generator:
         self._philox = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
         self._state: Any = self._philox.state
 
-    def words(self, key: int, block: int, blocks: int) -> np.ndarray:
+    def words(self, key: int, block: int, blocks: int) -> Words:
         """[4 * blocks] uint64 from `block` on."""
         inner = self._state["state"]
         inner["key"][1] = key
         inner["counter"][:] = (block, 0, 0, 0)
         self._philox.state = self._state
-        words: np.ndarray = self._philox.random_raw(4 * blocks)
+        words: Words = self._philox.random_raw(4 * blocks)
         return words
 
 
-def values(draw: Draw, words: np.ndarray) -> Tensor:
+def values(draw: Draw, words: Words) -> Floats:
     """The elements that random words become, [2 * words] float32."""
-    halves = words.view(np.uint32).reshape(-1, 2)  # little-endian: the low half is first
+    halves = words.view(np.uint32)  # little-endian: the low half is first
+    numbers = [float(number) for number in draw.numbers]
     if draw.kind == UNIFORM:
-        bits = torch.from_numpy((halves >> np.uint32(8)).view(np.int32))
-        unit = bits.to(torch.float32) * 5.9604644775390625e-08
-        scaled: Tensor = eager_twin(scale_uniform)(unit, *draw.numbers)
-        return scaled.view(-1)
-    counts = torch.from_numpy(halves.astype(np.float32))
+        unit = (halves >> 8).astype(np.float32) * 5.9604644775390625e-08
+        scaled: Floats = eager_twin(scale_uniform)(unit, *numbers)
+        return scaled
     if draw.kind == NORMAL:
-        bits = torch.from_numpy(halves[:, 1].view(np.int32).copy())
-        swap, sign = ((bits >> 30) & 1).to(torch.float32), ((bits >> 31) | 1).to(torch.float32)
-        pair = eager_twin(normal_pair)(counts[:, 0].contiguous(), ((bits << 2) >> 2).to(torch.float32), swap, sign)
-        mean, std = draw.numbers
-        return torch.stack(pair, dim=1).view(-1) * std + mean
-    complements = torch.from_numpy((~halves).astype(np.float32))
-    cut: Tensor = eager_twin(truncated)(counts, complements, *draw.numbers)
-    return cut.view(-1)
+        bits = halves[1::2].view(np.int32)
+        swap, sign = ((bits >> 30) & 1).astype(np.float32), ((bits >> 31) | 1).astype(np.float32)
+        turn = ((bits << 2) >> 2).astype(np.float32)
+        made = np.empty(len(halves), dtype=np.float32)
+        made[0::2], made[1::2] = eager_twin(normal_pair)(halves[0::2].astype(np.float32), turn, swap, sign)
+        mean, std = numbers
+        return made * std + mean
+    cut: Floats = eager_twin(truncated)(halves.astype(np.float32), (~halves).astype(np.float32), *numbers)
+    return cut
 
 
 def pieces(fills: Sequence[Fill]) -> Iterator[list[Piece]]:
@@ -77,7 +81,6 @@ def pieces(fills: Sequence[Fill]) -> Iterator[list[Piece]]:
 
 def fill_(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
     """Writes all of `fills` into a stream; arguments as for `kernels.fill.fill_`, any floating dtype."""
-    generator = Generator(seed)
     alike: dict[Draw, list[Fill]] = defaultdict(list)
     for fill in fills:
         if fill.draw.is_random:
@@ -85,24 +88,42 @@ def fill_(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
         else:
             fill_pattern(stream, fill)
     for draw, members in alike.items():
-        fill_random(stream, draw, members, generator)
+        fill_random(stream, draw, members, seed)
 
 
-def fill_random(stream: Tensor, draw: Draw, fills: Sequence[Fill], generator: Generator) -> None:
-    """Variables that share a distribution, many small ones at a time."""
+def fill_random(stream: Tensor, draw: Draw, fills: Sequence[Fill], seed: int) -> None:
+    """Variables that share a distribution, many small ones at a time, on as many threads as torch uses."""
     # A variable in another memory order is made in the order of its indices, then copied.
     scratch = {fill: torch.empty(fill.count) for fill in fills if not fill.row_major}
-    for batch in pieces(fills):
-        words = [generator.words(f.key, begin // PER_BLOCK, -(-(end - begin) // PER_BLOCK)) for f, begin, end in batch]
-        made = values(draw, np.concatenate(words) if len(words) > 1 else words[0])
-        at = 0
-        for (fill, begin, end), piece in zip(batch, words, strict=True):
-            real = max(begin, fill.first)
-            target = scratch[fill] if fill in scratch else stream[fill.start : fill.start + fill.count]
-            target[real - fill.first : end - fill.first].copy_(made[at + real - begin : at + end - begin])
-            at += 2 * len(piece)
+    targets = {fill: scratch.get(fill, stream[fill.start : fill.start + fill.count]) for fill in fills}
+    batches = list(pieces(fills))
+    threads = max(1, min(torch.get_num_threads(), len(batches)))
+    inference = torch.is_inference_mode_enabled()
+
+    def work(first: int) -> None:
+        generator = Generator(seed)
+        # Modes belong to a thread: without, a new one could not write to tensors made in inference mode.
+        with torch.inference_mode(inference), torch.no_grad():
+            for batch in batches[first::threads]:
+                fill_batch(targets, draw, batch, generator)
+
+    if threads == 1:
+        work(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
     for fill, ordered in scratch.items():
-        stream.as_strided(fill.shape, fill.stride, fill.start).copy_(ordered.view(fill.shape))
+        stream[fill.start :].as_strided(fill.shape, fill.stride).copy_(ordered.view(fill.shape))
+
+
+def fill_batch(targets: Mapping[Fill, Tensor], draw: Draw, batch: list[Piece], generator: Generator) -> None:
+    words = [generator.words(f.key, begin // PER_BLOCK, -(-(end - begin) // PER_BLOCK)) for f, begin, end in batch]
+    made = torch.from_numpy(values(draw, np.concatenate(words) if len(words) > 1 else words[0]))
+    at = 0
+    for (fill, begin, end), piece in zip(batch, words, strict=True):
+        real = max(begin, fill.first)
+        targets[fill][real - fill.first : end - fill.first].copy_(made[at + real - begin : at + end - begin])
+        at += 2 * len(piece)
 
 
 def fill_pattern(stream: Tensor, fill: Fill) -> None:

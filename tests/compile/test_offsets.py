@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.support.catch import accumulate_launch, norms_launch, step_launch
+from tests.support.catch import accumulate_launch, fill_launch, norms_launch, step_launch
 from tests.support.compiled import SM90, captured, compile_for
 from tests.support.rules import CASES
 
@@ -32,6 +32,8 @@ LAUNCHES = {
     "add": lambda: accumulate_launch("add"),
     "norm": lambda: accumulate_launch("norm"),
     "variable-norms": lambda: norms_launch(2.0),
+    "fill": fill_launch,
+    "fill-permuted": lambda: fill_launch(permuted=True),
 }
 
 

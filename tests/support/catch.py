@@ -7,6 +7,8 @@ from unittest.mock import patch
 
 import torch
 
+from flatvars.kernels.fill import fill_
+from flatvars.kernels.fills import CONSTANT, NORMAL, Draw, Fill
 from flatvars.kernels.launch import PROGRAMS_PER_MULTIPROCESSOR, TILE
 
 from .compiled import Captured, captured
@@ -78,3 +80,12 @@ def norms_launch(
     rig = Rig(SMALL, dtype, masks=MASKS if masked else None, fill=False)
     sources = rig.plan.scattered(rig.random_grads()) if grads else None
     return captured(lambda: rig.plan.variable_norms(rig.values.stream if values else None, sources, order))
+
+
+def fill_launch(dtype: torch.dtype = torch.float32, *, permuted: bool = False) -> Captured:
+    """An initialization; `permuted` variables lie in another order than that of their indices."""
+    fills = [
+        Fill(0, (50, 100), (100, 1), Draw(NORMAL, (0.0, 1.0)), 5, 0, 5000),
+        Fill(5008, (4, 6), (1, 4) if permuted else (6, 1), Draw(CONSTANT, (0.0,)), 6, 0, 24),
+    ]
+    return captured(lambda: fill_(torch.zeros(5040, dtype=dtype), fills, 1))

@@ -11,7 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operators that make a view or an empty tensor, or tell a profiler: no kernel runs for them on a GPU.
 VIEWS = {"alias", "as_strided", "detach", "expand", "select", "slice", "squeeze", "t", "transpose", "view"}
-FREE = {*VIEWS, "empty", "empty_strided", "_record_function_enter_new", "_record_function_exit"}
+FREE = {
+    *VIEWS,
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "lift_fresh",
+    "_record_function_enter_new",
+    "_record_function_exit",
+}
 
 
 @dataclass
