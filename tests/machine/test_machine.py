@@ -226,5 +226,7 @@ TestMachine.settings = settings(
     stateful_step_count=ACTIONS,
     suppress_health_check=list(HealthCheck),
     deadline=None,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink] if os.environ.get("SHRINK") else [Phase.explicit, Phase.generate],
+    phases=[Phase.explicit, Phase.generate, Phase.shrink]
+    if os.environ.get("SHRINK")
+    else [Phase.explicit, Phase.generate],
 )
