@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..backend import Rule
 from ..errors import FlatvarsError, ForeignParameterError
+from ..grads import Collected
 from ..plans import PlanSet
 from ..registry import Registry, variable_of
 from ..select import Selector, is_selector
@@ -25,6 +26,7 @@ from ..streams import same_dtype
 from ..variable import Variable
 from .checks import check_complete
 from .groups import find_registry, group_of, resolve_params, selectors_of
+from .scaling import read_scaling
 from .state import OptimizerState, load_state_dict, state_dict
 
 # A variable and how often its state was given up: a count belongs to the state it counted.
@@ -60,6 +62,9 @@ class Optimizer(torch.optim.Optimizer):
     Raises:
         ForeignParameterError: a parameter of no store, or of two.
     """
+
+    # A GradScaler then leaves unscaling and skipping to the step; see `scaling.py`.
+    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -234,11 +239,22 @@ class Optimizer(torch.optim.Optimizer):
         if strict and not all(touched):
             names = [v.name for v, hit in zip(plans.variables, touched, strict=True) if not hit and v.requires_grad]
             check_complete(names)
+        self._launch(plans, collected)
+        gradients.spent = True
+        # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
+        # before this step would silently use the new ones.
+        stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
+        torch.autograd.graph.increment_version(stepped)
+        return loss
+
+    def _launch(self, plans: PlanSet, collected: Collected) -> None:
+        gradients = self._registry.gradients
+        gathered = gradients.mode == "gather" and collected.grads is None
+        scaling = read_scaling(self, self._registry.device, gathered)
         sources = gradients.sources(plans, collected)
-        needs_norm = self.max_norm is not None or self.skip_nonfinite
         norm = plans.norm
-        if needs_norm:
-            self._norm = norm = gradients.norm_for(plans, collected, sources)
+        if self.max_norm is not None or self.skip_nonfinite:
+            self._norm = norm = gradients.norm_for(plans, collected, sources, scaling["grad_scale"])
         rule = self.rule()
         for part, source in zip(plans.parts, sources, strict=True):
             part.plan.step_(
@@ -251,13 +267,8 @@ class Optimizer(torch.optim.Optimizer):
                 max_norm=self.max_norm,
                 skip=self.skip_nonfinite,
                 skipped=self._skipped,
+                **scaling,
             )
-        gradients.spent = True
-        # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
-        # before this step would silently use the new ones.
-        stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
-        torch.autograd.graph.increment_version(stepped)
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
@@ -282,7 +293,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> Tensor:
-        """How many steps `skip_nonfinite` skipped: a device scalar, no sync."""
+        """How many steps `skip_nonfinite` or a GradScaler skipped: a device scalar, no sync."""
         return self._skipped
 
     def upload_hyperparameters(self) -> None:

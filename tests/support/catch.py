@@ -37,12 +37,17 @@ def step_launch(
     state_dtype: torch.dtype | None = None,
     max_norm: float | None = 1.0,
     skip: bool = True,
+    scaled: bool = False,
 ) -> Captured:
-    """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`."""
+    """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`; `scaled`
+    by a GradScaler.
+    """
     rig = Rig(SMALL, dtype, rule=case.rule, state_dtype=state_dtype, fill=False)
     sources = rig.plan.scattered(_grads(rig, source, shift, mixed))
     states = [state.stream for state in rig.states]
     options = {"norm": rig.norm, "max_norm": max_norm, "skip": skip, "skipped": rig.skipped}
+    if scaled:
+        options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}
     return captured(lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options))
 
 
