@@ -25,6 +25,7 @@ from ..store import VarStore
 from ..streams import same_dtype
 from ..variable import Variable
 from .checks import check_complete
+from .copies import get_state, set_state
 from .groups import find_registry, group_of, resolve_params, selectors_of
 from .scaling import read_scaling
 from .state import OptimizerState, load_state_dict, state_dict
@@ -80,19 +81,11 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
         if not isinstance(params, (VarStore, Tensor, dict, list, tuple)) and not is_selector(params):
             params = list(params)
-        self._registry: Registry = find_registry(params, store)
-        self._variables: list[list[Variable]] = []  # of each param group
-        self._plans: PlanSet | None = None
-        self._frozen: list[Tensor] = []
-        self._counts: dict[CountKey, int] = {}  # steps taken, while there are no plans
-        self._norm: Tensor | None = None
-        self._states: dict[tuple[torch.dtype, str], list[Tensor]] = {}
-        self._states_generation = -1
+        self._attach(find_registry(params, store))
         self.max_norm = max_norm
         self.skip_nonfinite = skip_nonfinite
         self.state_dtype = state_dtype
         self._skipped = torch.zeros((), dtype=torch.int32, device=self._registry.device)
-        self._key = self._registry.register_optimizer()
         self._selectors: list[Selector] = []  # of each param group
         super().__init__(resolve_params(params, self._registry, self._taken), defaults)
         # Variables that are declared later join by themselves: by their group number, or by what selects a group.
@@ -100,7 +93,20 @@ class Optimizer(torch.optim.Optimizer):
         self._selectors = selectors_of(params)
         self._seen = len(self._registry.variables)
         self.state = OptimizerState(self)  # type: ignore[assignment]
-        weakref.finalize(self, self._registry.release_optimizer, self._key)
+
+    def _attach(self, registry: Registry) -> None:
+        """All that belongs to this object and its store alone: a copy of the optimizer starts from here."""
+        self._registry = registry
+        self._variables: list[list[Variable]] = []  # of each param group
+        self._plans: PlanSet | None = None
+        self._frozen: list[Tensor] = []
+        self._counts: dict[CountKey, int] = {}  # steps taken, while there are no plans
+        self._norm: Tensor | None = None
+        self._states: dict[tuple[torch.dtype, str], list[Tensor]] = {}
+        self._states_generation = -1
+        self._key = registry.register_optimizer()
+        self.state = OptimizerState(self)  # type: ignore[assignment]
+        weakref.finalize(self, registry.release_optimizer, self._key)
 
     def rule(self) -> Rule:
         """The mathematics of the step, given the param groups as they are."""
@@ -317,8 +323,17 @@ class Optimizer(torch.optim.Optimizer):
         """
         load_state_dict(self, state_dict)
 
-    def __getstate__(self) -> NoReturn:
+    # deepcopy and pickle take the store along, as torch.optim's take their parameters: copy or save both in one call,
+    # copy.deepcopy((model, store, optimizer)), and the copies belong together.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return get_state(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        set_state(self, state)
+
+    def __copy__(self) -> NoReturn:
         raise TypeError(
-            f"{type(self).__name__} is bound to a store's memory and cannot be pickled or copied; save state_dict() "
-            "and load it into an optimizer over the other store"
+            f"a shallow copy of {type(self).__name__} would share its state streams, and both would step them; use "
+            "copy.deepcopy((model, store, optimizer)), or make a second optimizer and load state_dict() into it"
         )

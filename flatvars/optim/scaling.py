@@ -48,4 +48,5 @@ def _scalar(number: Any, device: torch.device) -> Tensor | None:
     number = number.detach()
     if number.device != device or number.dtype != torch.float32:
         number = number.to(device, torch.float32, non_blocking=True)
-    return number.reshape(()) if number.dim() else number  # torch's scaler keeps its scale as [] or [1]
+    scalar: Tensor = number.reshape(()) if number.dim() else number  # torch's scaler keeps its scale as [] or [1]
+    return scalar

@@ -39,8 +39,10 @@ def step_launch(
     skip: bool = True,
     scaled: bool = False,
 ) -> Captured:
-    """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`; `scaled`
-    by a GradScaler.
+    """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
+
+    Args:
+        scaled: By a GradScaler.
     """
     rig = Rig(SMALL, dtype, rule=case.rule, state_dtype=state_dtype, fill=False)
     sources = rig.plan.scattered(_grads(rig, source, shift, mixed))
