@@ -1,6 +1,6 @@
 """flatvars: all parameters of a model in one contiguous buffer, and training steps in one or two launches."""
 
-from . import init, nn, optim
+from . import copies, init, nn, optim
 from .errors import (
     AliasError,
     FlatvarsError,
@@ -19,6 +19,8 @@ from .store import VarStore
 from .variable import Variable
 
 __version__ = "0.1.0"
+
+copies.register()
 
 __all__ = [
     "AliasError",

@@ -210,6 +210,25 @@ def materialize_buffers(module: nn.Module, device: torch.device) -> None:
                 owner._buffers[name] = torch.zeros_like(buffer, device=device)
 
 
+def watch(registry: Registry, module: nn.Module) -> list[str]:
+    """See `VarStore.watch`."""
+    held = {id(variable.param): variable for variable in registry.variables}
+    names: dict[str, None] = {}
+    for entry in find_tensors(module, "", buffers=True):
+        variable = held.get(id(entry.tensor))
+        if variable is None:
+            continue
+        known = [(reference(), name) for reference, name in variable.owners]
+        variable.owners += [(ref, name) for ref, name in entry.owners if (ref(), name) not in known]
+        names[variable.name] = None
+        for reference, _ in entry.owners:
+            _adopted[reference()] = registry  # type: ignore[index]
+    if names:
+        _adopted[module] = registry
+        registry.generation += 1  # plans know whom to look at from when they were made
+    return list(names)
+
+
 @contextmanager
 def building() -> Iterator[list[nn.Module]]:
     """Notes the modules that are built in this context; after it, the list holds those with no parent among them."""

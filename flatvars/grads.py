@@ -140,13 +140,15 @@ class Gradients:
             return self.collect(plans.variables)
         return self.choose(plans.variables, plans.pending())
 
-    def norm_for(self, plans: PlanSet, collected: Collected, sources: Sequence[Any]) -> Tensor:
+    def norm_for(
+        self, plans: PlanSet, collected: Collected, sources: Sequence[Any], grad_scale: Tensor | None = None
+    ) -> Tensor:
         """The norm of these gradients: what the last accumulate left, if it still holds, else one launch a region."""
         mine = self._plans
-        holds = collected.grads is None and self.fresh and not self.exposed
+        holds = collected.grads is None and self.fresh and not self.exposed and grad_scale is None
         if mine is not None and holds and mine.generation == plans.generation and mine.variables == plans.variables:
             return mine.norm
-        return plans.norm_(sources)
+        return plans.norm_(sources, grad_scale)
 
     def choose(self, variables: Sequence[Variable], pending: Sequence[Tensor | None]) -> Collected:
         """In "gather" mode: the pending gradients, or the stream where one was accumulated."""

@@ -135,10 +135,10 @@ class PlanSet:
     def gathered(self, streams: Callable[[torch.dtype], Tensor], touched: Sequence[bool]) -> list[Any]:
         return [part.plan.gathered(streams(part.region), part.pick(touched)) for part in self.parts]
 
-    def norm_(self, sources: Sequence[Any]) -> Tensor:
-        """Takes the L2 norm over all regions: one launch each."""
+    def norm_(self, sources: Sequence[Any], grad_scale: Tensor | None = None) -> Tensor:
+        """Takes the L2 norm over all regions, of gradients divided by `grad_scale` if given: one launch each."""
         for part, source in zip(self.parts, sources, strict=True):
-            part.plan.norm_(source)
+            part.plan.norm_(source, grad_scale)
         return self.norm
 
     def values(self, part: Part) -> Tensor:

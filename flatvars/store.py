@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -548,11 +548,26 @@ class VarStore:
         """torch.nn.utils.clip_grad_value_ over the flat stream: gathers and clamps to [-clip_value, clip_value]."""
         self._gradients.clip_value_(clip_value)
 
-    def __getstate__(self) -> NoReturn:
-        raise TypeError(
-            "a VarStore is bound to its modules' memory and is neither copied nor pickled; deepcopy the module (its "
-            "copy is free of the store) and adopt that, or save module.state_dict() and optimizer.state_dict()"
-        )
+    def watch(self, module: nn.Module) -> list[str]:
+        """Tells the store which module uses its variables, so that one that is replaced there is noticed.
+
+        `from_module`, `add_module` and `capture` do it by themselves. Call it for a module that was built from the
+        store's variables, and for one that was loaded together with the store from a pickle.
+
+        Returns:
+            Names of the variables that the module holds.
+        """
+        return bind.watch(self._registry, module)
+
+    # Copies -----------------------------------------------------------------------------------------------------------
+    # `copies.py` says how: copy.deepcopy((module, store, optimizer)) and pickle.dumps(...) keep all three together.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_gradients"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._gradients = self._registry.gradients
 
     # Invariants -------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
     grads <- scale * source                 (overwrite: the first micro-batch; untouched variables become zeros)
     grads <- grads + scale * source         (add)
+    norm alone divides by `grad_scale`, where a GradScaler scaled the loss
     norm  <- sqrt(sum of grads^2)           of what the launch leaves behind; not stored without STORE
 
 Traffic: overwrite 4 B read (source) + 4 B written; add 8 B read + 4 B written; norm alone 4 B read, per float32
@@ -17,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .lang import sqrt_rn
+from .lang import div_rn, sqrt_rn
 from .tiles import arrive, load_frozen, load_source, padded_mask, tile_row
 
 
@@ -50,10 +51,12 @@ def accumulate_kernel(
     norm_ptr,  # [] float32 out
     frozen_ptr,  # [numel] uint8: not 0 where a gradient counts as 0; None where all elements train
     scale: tl.float64,  # without the annotation a launch passes floats as float32
+    grad_scale_ptr,  # [] float32, read with SCALED
     tiles,
     slot,
     STORE: tl.constexpr,
     ADD: tl.constexpr,
+    SCALED: tl.constexpr,
     SOURCE: tl.constexpr,
     ALIGNED: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -63,6 +66,8 @@ def accumulate_kernel(
     lane = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], COMPUTE)
     factor = tl.full([], scale, COMPUTE)
+    if SCALED:
+        factor = div_rn(factor, tl.load(grad_scale_ptr).to(COMPUTE))
     for tile in range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0)):
         start, local, length, variable, _ = tile_row(tiles_ptr, tile)
         grad, address = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)

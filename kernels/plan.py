@@ -79,15 +79,24 @@ class Plan:
 
     # Launches -----------------------------------------------------------------------------------------------------
 
-    def norm_(self, sources: Sources) -> None:
-        """Writes the L2 norm of the gradients to `norm`. One launch."""
-        self._accumulate(sources, self._partials, 1.0, store=False, add=False)
+    def norm_(self, sources: Sources, grad_scale: Tensor | None = None) -> None:
+        """Writes the L2 norm of the gradients, divided by `grad_scale` if given, to `norm`. One launch."""
+        self._accumulate(sources, self._partials, 1.0, store=False, add=False, grad_scale=grad_scale)
 
     def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`. One launch."""
         self._accumulate(self.scattered(grads), stream, scale, store=True, add=add)
 
-    def _accumulate(self, sources: Sources, stream: Tensor, scale: float, *, store: bool, add: bool) -> None:
+    def _accumulate(
+        self,
+        sources: Sources,
+        stream: Tensor,
+        scale: float,
+        *,
+        store: bool,
+        add: bool,
+        grad_scale: Tensor | None = None,
+    ) -> None:
         with on(self.device):
             accumulate_kernel[(self.programs,)](
                 self.tiles,
@@ -99,10 +108,12 @@ class Plan:
                 self.norm_out,
                 self.frozen,
                 scale,
+                self.norm_out if grad_scale is None else grad_scale,
                 len(self.tiles),
                 self.slot,
                 STORE=store,
                 ADD=add,
+                SCALED=grad_scale is not None,
                 SOURCE=sources.dtype,
                 ALIGNED=sources.aligned,
                 COMPUTE=self._compute,
@@ -149,6 +160,8 @@ class Plan:
         max_norm: float | None,
         skip: bool,
         skipped: Tensor,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
     ) -> None:
         """Updates values and states of all variables that have a source. One launch.
 
@@ -157,6 +170,8 @@ class Plan:
             norm: [] on the device, of all gradients of the step; read only to clip or skip.
             max_norm: Multiply gradients by the coefficient that clips `norm` to this; None for none.
             skip: Leave everything as it is when `norm` is not finite, and count it in `skipped`.
+            grad_scale, found_inf: A GradScaler's, float32 [] on the device: divide gradients by the one, leave
+                everything as it is when the other is not 0.
         """
         hyper = self.upload_hyper(rule, groups, max_norm)
         with on(self.device):
@@ -166,6 +181,8 @@ class Plan:
                 hyper,
                 self.counts,
                 norm,
+                norm if grad_scale is None else grad_scale,
+                norm if found_inf is None else found_inf,
                 skipped,
                 values,
                 tuple(states),
@@ -174,6 +191,8 @@ class Plan:
                 COLUMNS=hyper.shape[1],
                 CLIP=max_norm is not None,
                 SKIP=skip,
+                SCALED=grad_scale is not None,
+                FOUND_INF=found_inf is not None,
                 COUNT_SKIPS=self.slot == 0,
                 SOURCE=sources.dtype,
                 ALIGNED=sources.aligned,

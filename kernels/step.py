@@ -1,6 +1,7 @@
 """One optimizer step over all tiles of a region: one launch for any rule, any number of variables and groups.
 
-    g <- gradient * clip        clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
+    g <- gradient / grad_scale  where a GradScaler scaled the loss
+    g <- g * clip               clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
     p, state <- RULE(p, g, state, hyper[group], step)
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
@@ -8,8 +9,9 @@ where elements are masked. The tile table adds 40 B and the counts 8 B a tile of
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
 even.
 Aliasing: values, states and counts in place; padding is stored as zero whatever the rule makes of it. A variable whose
-source is 0 is untouched: no byte of it is read or written, its count stays. With SKIP and a norm that is not finite,
-nothing changes but `skipped`. Where `frozen` is not 0, what was read is written back, bit for bit and in full width.
+source is 0 is untouched: no byte of it is read or written, its count stays. With SKIP and a norm that is not finite, or
+with FOUND_INF and a `found_inf` that is not 0, nothing changes but `skipped`. Where `frozen` is not 0, what was read is
+written back, bit for bit and in full width.
 
 Counts are kept per tile, not per variable: each program reads and writes only its own, so a launch needs no second pass
 and no ordering between programs, and a variable's count is that of its first tile.
@@ -41,6 +43,16 @@ def clip_coefficient(norm, max_norm):
 
 
 @triton.jit
+def is_skipped(norm_ptr, found_inf_ptr, SKIP: tl.constexpr, FOUND_INF: tl.constexpr):
+    skipped = False
+    if SKIP:
+        skipped = not (tl.abs(tl.load(norm_ptr)) < float("inf"))
+    if FOUND_INF:
+        skipped = skipped or (tl.load(found_inf_ptr) != 0.0)
+    return skipped
+
+
+@triton.jit
 def load_states(states_ptr, offset, mask):
     stored = ()
     for i in tl.static_range(len(states_ptr)):
@@ -67,7 +79,9 @@ def step_kernel(
     sources_ptr,  # [variables, 2] int64: address (0: untouched) and dtype code
     hyper_ptr,  # [groups, COLUMNS]: max_norm, then what the rule unpacks
     counts_ptr,  # [tiles] in/out: steps taken
-    norm_ptr,  # [] float32
+    norm_ptr,  # [] float32, of the gradients without their scale
+    grad_scale_ptr,  # [] float32, read with SCALED
+    found_inf_ptr,  # [] float32, read with FOUND_INF
     skipped_ptr,  # [] int32 in/out
     values_ptr,  # [numel] in/out
     states_ptr,  # tuple of [numel] in/out
@@ -76,6 +90,8 @@ def step_kernel(
     COLUMNS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
+    SCALED: tl.constexpr,
+    FOUND_INF: tl.constexpr,
     COUNT_SKIPS: tl.constexpr,
     SOURCE: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -83,9 +99,9 @@ def step_kernel(
     BLOCK: tl.constexpr,
 ):
     tile = tl.program_id(0).to(tl.int64)
-    if SKIP:
-        finite = tl.abs(tl.load(norm_ptr)) < float("inf")
-        if not finite:
+    # Known when compiled: with neither, nothing is loaded.
+    if SKIP or FOUND_INF:  # noqa: SIM102
+        if is_skipped(norm_ptr, found_inf_ptr, SKIP, FOUND_INF):
             if COUNT_SKIPS and tile == 0:
                 tl.store(skipped_ptr, tl.load(skipped_ptr) + 1)
             return
@@ -94,6 +110,8 @@ def step_kernel(
     if tl.load(sources_ptr + variable * 2) == 0:
         return
     grad, _ = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
+    if SCALED:
+        grad = grad * div_rn(tl.full([], 1.0, COMPUTE), tl.load(grad_scale_ptr).to(COMPUTE))
     if CLIP:
         grad = grad * clip_coefficient(tl.load(norm_ptr).to(COMPUTE), tl.load(hyper_ptr + group * COLUMNS))
     offset = start + lane

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..backend import Rule
 from ..errors import FlatvarsError, ForeignParameterError
+from ..grads import Collected
 from ..plans import PlanSet
 from ..registry import Registry, variable_of
 from ..select import Selector, is_selector
@@ -25,7 +26,9 @@ from ..streams import same_dtype
 from ..variable import Variable
 from .checks import check_complete
 from .conveniences import Conveniences
+from .copies import get_state, set_state
 from .groups import find_registry, group_of, resolve_params, selectors_of
+from .scaling import read_scaling
 from .state import OptimizerState, load_state_dict, state_dict
 
 # A variable and how often its state was given up: a count belongs to the state it counted.
@@ -62,6 +65,9 @@ class Optimizer(Conveniences):
         ForeignParameterError: a parameter of no store, or of two.
     """
 
+    # A GradScaler then leaves unscaling and skipping to the step; see `scaling.py`.
+    _step_supports_amp_scaling = True
+
     def __init__(
         self,
         params: Any,
@@ -76,19 +82,11 @@ class Optimizer(Conveniences):
             raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
         if not isinstance(params, (VarStore, Tensor, dict, list, tuple)) and not is_selector(params):
             params = list(params)
-        self._registry: Registry = find_registry(params, store)
-        self._variables: list[list[Variable]] = []  # of each param group
-        self._plans: PlanSet | None = None
-        self._frozen: list[Tensor] = []
-        self._counts: dict[CountKey, int] = {}  # steps taken, while there are no plans
-        self._norm: Tensor | None = None
-        self._states: dict[tuple[torch.dtype, str], list[Tensor]] = {}
-        self._states_generation = -1
+        self._attach(find_registry(params, store))
         self.max_norm = max_norm
         self.skip_nonfinite = skip_nonfinite
         self.state_dtype = state_dtype
         self._skipped = torch.zeros((), dtype=torch.int32, device=self._registry.device)
-        self._key = self._registry.register_optimizer()
         self._selectors: list[Selector] = []  # of each param group
         super().__init__(resolve_params(params, self._registry, self._taken), defaults)
         # Variables that are declared later join by themselves: by their group number, or by what selects a group.
@@ -96,7 +94,20 @@ class Optimizer(Conveniences):
         self._selectors = selectors_of(params)
         self._seen = len(self._registry.variables)
         self.state = OptimizerState(self)  # type: ignore[assignment]
-        weakref.finalize(self, self._registry.release_optimizer, self._key)
+
+    def _attach(self, registry: Registry) -> None:
+        """All that belongs to this object and its store alone: a copy of the optimizer starts from here."""
+        self._registry = registry
+        self._variables: list[list[Variable]] = []  # of each param group
+        self._plans: PlanSet | None = None
+        self._frozen: list[Tensor] = []
+        self._counts: dict[CountKey, int] = {}  # steps taken, while there are no plans
+        self._norm: Tensor | None = None
+        self._states: dict[tuple[torch.dtype, str], list[Tensor]] = {}
+        self._states_generation = -1
+        self._key = registry.register_optimizer()
+        self.state = OptimizerState(self)  # type: ignore[assignment]
+        weakref.finalize(self, registry.release_optimizer, self._key)
 
     def rule(self) -> Rule:
         """The mathematics of the step, given the param groups as they are."""
@@ -239,11 +250,22 @@ class Optimizer(Conveniences):
         if strict and not all(touched):
             names = [v.name for v, hit in zip(plans.variables, touched, strict=True) if not hit and v.requires_grad]
             check_complete(names)
+        self._launch(plans, collected)
+        gradients.spent = True
+        # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
+        # before this step would silently use the new ones.
+        stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
+        torch.autograd.graph.increment_version(stepped)
+        return loss
+
+    def _launch(self, plans: PlanSet, collected: Collected) -> None:
+        gradients = self._registry.gradients
+        gathered = gradients.mode == "gather" and collected.grads is None
+        scaling = read_scaling(self, self._registry.device, gathered)
         sources = gradients.sources(plans, collected)
-        needs_norm = self.max_norm is not None or self.skip_nonfinite
         norm = plans.norm
-        if needs_norm:
-            self._norm = norm = gradients.norm_for(plans, collected, sources)
+        if self.max_norm is not None or self.skip_nonfinite:
+            self._norm = norm = gradients.norm_for(plans, collected, sources, scaling["grad_scale"])
         rule = self.rule()
         for part, source in zip(plans.parts, sources, strict=True):
             part.plan.step_(
@@ -256,13 +278,8 @@ class Optimizer(Conveniences):
                 max_norm=self.max_norm,
                 skip=self.skip_nonfinite,
                 skipped=self._skipped,
+                **scaling,
             )
-        gradients.spent = True
-        # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
-        # before this step would silently use the new ones.
-        stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
-        torch.autograd.graph.increment_version(stepped)
-        return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
@@ -287,7 +304,7 @@ class Optimizer(Conveniences):
 
     @property
     def skipped(self) -> Tensor:
-        """How many steps `skip_nonfinite` skipped: a device scalar, no sync."""
+        """How many steps `skip_nonfinite` or a GradScaler skipped: a device scalar, no sync."""
         return self._skipped
 
     def upload_hyperparameters(self) -> None:
@@ -313,8 +330,17 @@ class Optimizer(Conveniences):
         self._join()
         load_state_dict(self, state_dict)
 
-    def __getstate__(self) -> NoReturn:
+    # deepcopy and pickle take the store along, as torch.optim's take their parameters: copy or save both in one call,
+    # copy.deepcopy((model, store, optimizer)), and the copies belong together.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return get_state(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        set_state(self, state)
+
+    def __copy__(self) -> NoReturn:
         raise TypeError(
-            f"{type(self).__name__} is bound to a store's memory and cannot be pickled or copied; save state_dict() "
-            "and load it into an optimizer over the other store"
+            f"a shallow copy of {type(self).__name__} would share its state streams, and both would step them; use "
+            "copy.deepcopy((model, store, optimizer)), or make a second optimizer and load state_dict() into it"
         )

@@ -165,10 +165,7 @@ def load_state_dict(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None
     check_shapes({variable.id: variable for variable in order.values()}, states)
     # The groups first: they say which rule, and so which states there are.
     for group, saved in zip(optimizer.param_groups, saved_groups, strict=True):
-        names = group.get("param_names")
         group.update({key: value for key, value in saved.items() if key != "params"})
-        if names is not None:
-            group["param_names"] = names
     write_states(optimizer, states)
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)

@@ -103,13 +103,13 @@ class Plan:
 
     # Launches -----------------------------------------------------------------------------------------------------
 
-    def norm_(self, sources: Sources) -> None:
-        """Writes the L2 norm of the gradients to `norm`."""
-        self._write_norm(sources.norm_pieces())
+    def norm_(self, sources: Sources, grad_scale: Tensor | None = None) -> None:
+        """Writes the L2 norm of the gradients, divided by `grad_scale` if given, to `norm`."""
+        self._write_norm(sources.norm_pieces(), 1.0 if grad_scale is None else float(grad_scale))
 
-    def _write_norm(self, grads: Iterable[Tensor]) -> None:
+    def _write_norm(self, grads: Iterable[Tensor], grad_scale: float = 1.0) -> None:
         sums = self.sums.tolist()[: self.slot]
-        square_sum = math.fsum(_square_sum(grad) for grad in grads)
+        square_sum = math.fsum(_square_sum(grad) for grad in grads) / grad_scale**2
         self.sums[self.slot] = square_sum
         self.norm_out.fill_(math.sqrt(square_sum + sum(sums)))
 
@@ -163,14 +163,18 @@ class Plan:
         max_norm: float | None,
         skip: bool,
         skipped: Tensor,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
     ) -> None:
         """Updates values and states of all variables that have a gradient. Arguments as in `kernels/plan.py`."""
-        if skip and not math.isfinite(float(norm)):
+        if (skip and not math.isfinite(float(norm))) or (found_inf is not None and float(found_inf)):
             if self.slot == 0:
                 skipped.add_(1)
             return
         runs = sources.runs
         coefficient = 1.0 if max_norm is None else clip_coefficient(norm, max_norm)
+        if grad_scale is not None:
+            coefficient /= float(grad_scale)
         for index in sorted({loaded.run.group for loaded in runs}):
             group = groups[index]
             chosen = [loaded for loaded in runs if loaded.run.group == index]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +40,25 @@ class Rule:
     hyper: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     native: Callable[..., None] | None = None
     keeps_step: bool = True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
+        return self  # code: a copy would be compiled again
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = getattr(self.function, "fn", self.function)
+        module, name = plain.__module__, plain.__name__
+        if getattr(sys.modules.get(module), name, None) is not self:
+            raise pickle.PicklingError(
+                f"rule {name!r} is code and is pickled by name, but {module}.{name} is not it; define the rule at the "
+                "top of a module that can be imported"
+            )
+        return find_rule, (module, name)
+
+
+def find_rule(module: str, name: str) -> Rule:
+    """The rule that a module defines under a name: how a pickled one comes back."""
+    found: Rule = getattr(importlib.import_module(module), name)
+    return found
 
 
 def rule(*, states: Sequence[str] = (), hyper: Sequence[str] = ("lr",)) -> Callable[[Callable[..., Any]], Rule]:

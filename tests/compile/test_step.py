@@ -119,6 +119,18 @@ def test_norm_is_read_only_where_it_is_needed(skip, max_norm):
     assert extra == 2 * (max_norm is not None) + 2 * skip
 
 
+@each_dtype
+@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+def test_a_grad_scaler_costs_two_scalars(target, dtype):
+    """Its scale and its verdict, read once a program; the streams stay as wide, and nothing spills."""
+    code = compile_for(target, step_launch(CASES["adamw"], dtype, skip=False, scaled=True))
+    check(code, CASES["adamw"], dtype, dtype)
+    if target is not GFX942:
+        check_arithmetic(code)
+        plain = compile_for(target, step_launch(CASES["adamw"], dtype, skip=False))
+        assert len(code.widths["ld"]) - len(plain.widths["ld"]) == 3  # and the counter it adds to
+
+
 def test_options_are_the_launchers():
     metadata = compile_for(SM90, step_launch(CASES["adamw"])).compiled.metadata
     assert metadata.num_warps == TILE.warps

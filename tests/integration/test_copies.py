@@ -1,4 +1,4 @@
-"""Copies: of an adopted module they are free, of a store and an optimizer there are none."""
+"""Copies of an adopted module: free of the store. `tests/dropin/test_copies.py` copies stores and optimizers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -112,40 +111,7 @@ def test_an_averaged_model_follows_the_training() -> None:
     assert not torch.equal(averages[0].module.weight, module.weight)
 
 
-STORE = r"VarStore is bound to its modules' memory.*adopt that"
-OPTIMIZER = r"AdamW is bound to a store's memory.*save state_dict\(\)"
-
-
-def save(item: Any) -> None:
-    torch.save(item, io.BytesIO())
-
-
-@pytest.mark.parametrize(
-    ("which", "call", "message"),
-    [
-        ("store", copy.deepcopy, STORE),
-        ("store", pickle.dumps, "VarStore is bound to its modules' memory"),
-        ("store", save, "VarStore is bound to its modules' memory"),
-        ("optimizer", copy.deepcopy, OPTIMIZER),
-        ("optimizer", copy.copy, OPTIMIZER),
-        ("optimizer", pickle.dumps, OPTIMIZER),
-        ("optimizer", save, OPTIMIZER),
-    ],
-    ids=lambda value: getattr(value, "__name__", value if value in ("store", "optimizer") else ""),
-)
-def test_what_cannot_be_copied_says_what_to_do(which: str, call: Callable[[Any], object], message: str) -> None:
-    module, store, opt = adopted()
-    before = values(module)
-    with pytest.raises(TypeError, match=message):
-        call(store if which == "store" else opt)
-    assert_same(values(module), before)
-    backward(module)
-    opt.step()
-    assert opt.state[module.weight]["step"] == 2
-
-
 def test_the_way_an_optimizer_is_moved_to_a_copy() -> None:
-    """What the error advises."""
     module, _, opt = adopted(steps=3)
     twin = copy.deepcopy(module)
     store = fv.VarStore.from_module(twin)

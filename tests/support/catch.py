@@ -42,12 +42,20 @@ def step_launch(
     max_norm: float | None = 1.0,
     skip: bool = True,
     masked: bool = False,
+    scaled: bool = False,
 ) -> Captured:
-    """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`."""
+    """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
+
+    Args:
+        masked: Some elements do not train.
+        scaled: By a GradScaler.
+    """
     rig = Rig(SMALL, dtype, rule=case.rule, state_dtype=state_dtype, masks=MASKS if masked else None, fill=False)
     sources = rig.plan.scattered(_grads(rig, source, shift, mixed))
     states = [state.stream for state in rig.states]
     options = {"norm": rig.norm, "max_norm": max_norm, "skip": skip, "skipped": rig.skipped}
+    if scaled:
+        options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}
     return captured(lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options))
 
 

@@ -121,12 +121,14 @@ class Rig:
         *,
         max_norm: float | None = None,
         skip: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
     ) -> None:
         """One step from scattered gradients, with a norm launch where clipping or skipping needs one."""
         assert self.rule is not None
         sources = self.plan.scattered(grads)
         if max_norm is not None or skip:
-            self.plan.norm_(sources)
+            self.plan.norm_(sources, grad_scale)
         self.plan.step_(
             sources,
             self.rule,
@@ -137,6 +139,8 @@ class Rig:
             max_norm=max_norm,
             skip=skip,
             skipped=self.skipped,
+            grad_scale=grad_scale,
+            found_inf=found_inf,
         )
 
     def accumulate(self, grads: Sequence[Tensor | None], scale: float = 1.0, *, add: bool = False) -> None:

@@ -1,0 +1,114 @@
+"""Copies of what lies in a store: deepcopy, pickle and torch.save.
+
+A view of a buffer drags the whole buffer along when it is pickled: a model of 100 parameters would be written 100
+times. A Parameter or buffer that lies in a store is therefore pickled as its own elements. Python's way to say so for
+classes that are not ours is `copyreg`; every other tensor takes the way it always took. Files hold plain torch
+Parameters, and load where flatvars is not installed.
+
+A copy of a store is carved anew: names, ids, values, masks and groups are the original's, gradients are not copied (as
+torch does not copy those of a module), and its Parameters are those of modules and optimizers that are copied in the
+same call.
+"""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .grads import Gradients
+from .owners import living
+from .registry import Registry, variable_of
+from .spec import VarSpec
+from .variable import Variable
+
+Owners = list[tuple[nn.Module, str]]
+
+
+def reduce_tensor(tensor: Tensor) -> Any:
+    """Pickles a tensor as ever, and one that lies in a store as a tensor with memory of its own."""
+    if variable_of(tensor) is None:
+        return tensor.__reduce_ex__(2)  # type: ignore[no-untyped-call]
+    own = tensor.detach().clone()
+    own = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
+    own.__dict__.update(tensor.__dict__)
+    return own.__reduce_ex__(2)  # type: ignore[no-untyped-call]
+
+
+class Handle:
+    """A variable's parameter on its way into a copy, with the modules that hold it.
+
+    Copied deeply, it finds the copies of both that the same call made before it. Pickled, it forgets the modules: a
+    store alone would write them all. `VarStore.watch` tells the loaded store.
+    """
+
+    def __init__(self, param: Tensor, owners: Owners) -> None:
+        self.param = param
+        self.owners = owners
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        param = memo.get(id(self.param))
+        if param is None and isinstance(self.param, nn.Parameter):
+            param = copy.deepcopy(self.param, memo)
+        elif param is None:
+            # Not by deepcopy, which would copy the buffer that it is a view of.
+            param = memo[id(self.param)] = self.param.detach().clone()
+        owners = [(memo[id(owner)], name) for owner, name in self.owners if id(owner) in memo]
+        return Handle(param, owners)
+
+    def __reduce__(self) -> Any:
+        return Handle, (self.param, [])
+
+
+def reduce_registry(registry: Registry) -> Any:
+    """A registry as plain records: what deepcopy and pickle make the copy of."""
+    registry.check_usable()
+    registry.check_aliases()
+    records = [record(registry, variable) for variable in registry.variables]
+    return restore_registry, (registry.device, registry.gradients.mode, registry.seed, registry._next_id, records)
+
+
+def record(registry: Registry, variable: Variable) -> dict[str, Any]:
+    return {
+        "spec": variable.spec,
+        "names": list(variable.names),
+        "id": variable.id,
+        "group": variable.group,
+        "frozen": variable.frozen,
+        "initializer": variable.initializer,
+        "masked": registry.masked_elements(variable),
+        "handle": Handle(variable.param, living(variable)),
+    }
+
+
+def restore_registry(
+    device: torch.device, mode: str, seed: int, next_id: int, records: Sequence[dict[str, Any]]
+) -> Registry:
+    """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
+    params = [entry["handle"].param for entry in records]
+    registry = Registry(params[0].device if params else device)
+    registry.gradients = Gradients(registry, mode)
+    registry.seed = seed
+    for entry, param in zip(records, params, strict=True):
+        spec: VarSpec = entry["spec"]
+        variable = registry.declare(spec, param, entry["names"], entry["group"])
+        variable.id, variable.frozen = entry["id"], entry["frozen"]
+        variable.initializer = entry["initializer"]
+        variable.owners = [(weakref.ref(owner), name) for owner, name in entry["handle"].owners]
+    registry._next_id = next_id
+    registry.settle()
+    for variable, entry in zip(registry.variables, records, strict=True):
+        registry.mask_elements(variable, entry["masked"])
+    return registry
+
+
+def register() -> None:
+    """Tells Python's pickle and deepcopy; done when flatvars is imported."""
+    copyreg.pickle(nn.Parameter, reduce_tensor)
+    copyreg.pickle(Tensor, reduce_tensor)
+    copyreg.pickle(Registry, reduce_registry)

@@ -1,0 +1,1 @@
+"""What users of PyTorch do with modules, gradients, optimizers and frameworks, and can keep doing."""
