@@ -37,6 +37,7 @@ class ElementMasks:
         """See `VarStore.set_trainable_mask`."""
         registry = self.registry
         with registry.lock:
+            registry.settle()
             if registry.masks_moved():
                 registry.sync_masks()
             variables = registry.matching(selector)

@@ -227,6 +227,10 @@ class VarStore:
         """Of initializers that the store runs."""
         return self._registry.seed
 
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._registry.seed = seed
+
     @property
     def regions(self) -> tuple[Region, ...]:
         """One per dtype: which lengths the streams have."""
@@ -563,11 +567,12 @@ class VarStore:
     # `copies.py` says how: copy.deepcopy((module, store, optimizer)) and pickle.dumps(...) keep all three together.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_gradients"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_gradients", "_masks")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._gradients = self._registry.gradients
+        self._masks = ElementMasks(self._registry)
 
     # Invariants -------------------------------------------------------------------------------------------------------
 

