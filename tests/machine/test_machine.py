@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -201,16 +202,24 @@ class Machine(RuleBasedStateMachine):
         twins.plain.load_state_dict(twins.module.state_dict())
 
     @rule()
+    def go_on_with_a_deepcopy(self) -> None:
+        """Module, store and optimizer together; gradients stay behind, as torch leaves a module's."""
+        twins = self.twins
+        twins.module, twins.store, twins.opt = copy.deepcopy((twins.module, twins.store, twins.opt))
+        twins.plain.zero_grad()
+        twins.cycle.sums.clear()
+
+    @rule()
     def clone(self) -> None:
         """A clone holds the same, and shares nothing."""
         twins = self.twins
-        copy = twins.store.clone()
-        copy.check()
-        for name, variable in copy.variables().items():
+        clone = twins.store.clone()
+        clone.check()
+        for name, variable in clone.variables().items():
             original = twins.store[name]
             assert torch.equal(variable.value, original.value) or bool(torch.isnan(original.value).any())
             assert variable.requires_grad == original.requires_grad
-            mask, expected = copy.trainable_mask(name), twins.store.trainable_mask(name)
+            mask, expected = clone.trainable_mask(name), twins.store.trainable_mask(name)
             assert (mask is None) == (expected is None)
             variable.value.zero_()
 
