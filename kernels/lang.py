@@ -38,12 +38,6 @@ class EagerMath:
         return x / y
 
     @staticmethod
-    def split_exponent(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        bits = x.view(np.int32) - 0x3F3504F3
-        mantissa = ((bits & 0x7FFFFF) + 0x3F3504F3).view(np.float32)
-        return mantissa, (bits >> 23).astype(np.float32)
-
-    @staticmethod
     def exp(x: Any) -> Any:
         return torch.exp(x) if isinstance(x, torch.Tensor) else math.exp(x)
 
@@ -76,6 +70,13 @@ class EagerMath:
     @staticmethod
     def minimum(x: Any, y: Any) -> Any:
         return -EagerMath.maximum(-x, -y)
+
+
+def eager_split_exponent(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The twin of `split_exponent`, over float32 arrays."""
+    bits = x.view(np.int32) - 0x3F3504F3
+    mantissa = ((bits & 0x7FFFFF) + 0x3F3504F3).view(np.float32)
+    return mantissa, (bits >> 23).astype(np.float32)
 
 
 try:
@@ -118,7 +119,7 @@ if HAS_TRITON:
 else:
     sqrt_rn = EagerMath.sqrt_rn
     div_rn = EagerMath.div_rn
-    split_exponent = EagerMath.split_exponent
+    split_exponent = eager_split_exponent
 
 # Triton reads the same variable when a kernel is decorated: the kernels of this process then run on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -151,7 +152,7 @@ def _eager_value(value: Any) -> Any:
     if value is div_rn:
         return EagerMath.div_rn
     if value is split_exponent:
-        return EagerMath.split_exponent
+        return eager_split_exponent
     if hasattr(value, "fn") and isinstance(value.fn, types.FunctionType):  # a triton.jit function
         return eager_twin(value)
     if HAS_TRITON and isinstance(value, tl.constexpr):
