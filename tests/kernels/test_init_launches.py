@@ -32,6 +32,7 @@ def copies(launches):
 @pytest.mark.parametrize("variables", [1, 12])
 def test_apply_is_one_launch_and_one_copy(variables, device):
     store = store_of([(3, i + 1) for i in range(variables)], device=device)
+    store.check()  # what was added is carved by the first look at it
     with count_launches() as launches:
         fv.init.apply_(store, {"v0": fv.init.normal(), "*": fv.init.xavier_uniform()})
     assert launches.kernels == ["fill_kernel"]
@@ -40,6 +41,7 @@ def test_apply_is_one_launch_and_one_copy(variables, device):
 
 def test_regions_are_launched_one_by_one(device):
     store = store_of(dtypes=(torch.float32, torch.bfloat16), device=device)
+    store.check()  # what was added is carved by the first look at it
     with count_launches() as launches:
         fv.init.apply_(store, {"*": fv.init.normal()})
     assert launches.kernels == ["fill_kernel", "fill_kernel"]
@@ -48,6 +50,7 @@ def test_regions_are_launched_one_by_one(device):
 def test_orthogonal_and_sparse_need_more(device):
     """One launch for all others and for the normals of the sparse one; one for the normals of each orthogonal one."""
     store = store_of([(3, 4), (4, 3), (5, 2), (7,)], device=device)
+    store.check()  # what was added is carved by the first look at it
     with count_launches() as launches:
         fv.init.apply_(store, {"v0": fv.init.orthogonal(), "v1": fv.init.sparse(0.5), "*": fv.init.normal()})
     assert launches.kernels == ["fill_kernel", "fill_kernel"]
