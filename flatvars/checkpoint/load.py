@@ -113,7 +113,7 @@ class Loading:
             DamagedFileError: a checksum is wrong.
         """
         options, content = self.options, self.description.training if self.description is not None else None
-        problems = [] if self.variables else ["select= chooses none of the store's variables"]
+        problems = [] if self.variables or options.select is None else ["select= chooses none of the store's variables"]
         problems += self.match.problems
         if options.resumes:
             for optimizer in as_list(options.optimizer):

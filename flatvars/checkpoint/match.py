@@ -163,7 +163,7 @@ def _differences(one: Wanted, key: str, entry: Entry, dtype: str) -> list[str]:
     if both_float or entry.dtype == one.dtype or _widens(entry.dtype, one.dtype):
         return []
     return [
-        f"{name!r} is {one.dtype} in the store and {entry.dtype} in the file, which loses values; dtype='file' keeps them"
+        f"{name!r} is {one.dtype} in the store and {entry.dtype} in the file: that loses; dtype='file' keeps values"
     ]
 
 
@@ -187,9 +187,9 @@ def _prefix_problem(missing: Sequence[str], free: Mapping[str, str]) -> list[str
     prefix = _common_prefix(missing, free)
     if prefix is None:
         return []
-    words = f"behind {prefix[1:]!r}: pass rename=[('^{re.escape(prefix[1:])}', '')]"
-    if prefix[0] == "-":
-        words = f"without {prefix[1:]!r}: pass rename=[('^', '{prefix[1:]}')]"
+    sign, text = prefix[0], prefix[1:]
+    rule = ("^" + re.escape(text), "") if sign == "+" else ("^", text)
+    words = f"{'behind' if sign == '+' else 'without'} {text!r}: pass rename=[{rule!r}]"
     return [f"all {len(missing)} missing variables, such as {missing[0]!r}, are in the file {words}"]
 
 
