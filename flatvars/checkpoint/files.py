@@ -175,15 +175,22 @@ def publication(target: Path) -> Iterator[Publication]:
     try:
         yield save
         save.publish()
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise CheckpointError(
-                f"no room to save {target}: {error.strerror}. What was there before is untouched; make room, or save "
-                "to another disk"
-            ) from error
+    except (OSError, RuntimeError) as error:
+        # torch.save turns the system's error into one of its own.
+        reason = error if isinstance(error, OSError) else error.__context__
+        raise_for_room(reason, target)
         raise
     finally:
         save.drop()
+
+
+def raise_for_room(error: BaseException | None, target: object) -> None:
+    """Raises CheckpointError if an error of the system says that there is no room."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        raise CheckpointError(
+            f"no room to save {target}: {error.strerror}. What was there before is untouched; make room, or save to "
+            "another disk"
+        ) from error
 
 
 def write_views(descriptor: int, views: Sequence[memoryview]) -> None:

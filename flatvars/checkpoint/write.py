@@ -18,7 +18,7 @@ from typing import IO
 from ..errors import CheckpointError
 from .blocks import PIECE
 from .description import Description
-from .files import Publication, publication, write_views
+from .files import Publication, publication, raise_for_room, write_views
 from .header import MAX_HEADER, Entry, encode_header
 from .image import Image, Item, items_of
 from .progress import Progress
@@ -172,6 +172,15 @@ def write_stream(image: Image, stream: IO[bytes], progress: Progress) -> None:
         for view in item.read():
             crc = zlib.crc32(view, crc)
         crcs.append(crc)
+    try:
+        _send(part, crcs, stream, progress)
+        stream.flush()
+    except OSError as error:
+        raise_for_room(error, "to the stream")
+        raise
+
+
+def _send(part: Part, crcs: Sequence[int], stream: IO[bytes], progress: Progress) -> None:
     stream.write(part.header(crcs))
     for item in part.items:
         for view in item.read():
