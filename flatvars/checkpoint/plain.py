@@ -85,4 +85,4 @@ def _decode_tagged(kind: str, content: Any) -> Any:
     if kind == "tensor":
         code, shape, items = content
         return torch.tensor([decode(item) for item in items], dtype=DTYPE_OF[code]).reshape(shape)
-    return _MAPS[kind]((decode(key), decode(item)) for key, item in content)
+    return _MAPS[kind]({decode(key): decode(item) for key, item in content})

@@ -1,4 +1,4 @@
-"""A save is whole or did not happen: processes killed at random, at every call, and while others save to the same path."""
+"""A save is whole or did not happen: processes killed at random, at every call, or saving against each other."""
 
 from __future__ import annotations
 
@@ -105,7 +105,10 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_full_stream_is_reported() -> None:
     store = fv.VarStore()
     store.add("weight", torch.ones(100_000))
-    with open("/dev/full", "wb", buffering=0) as stream, pytest.raises(fv.CheckpointError, match="no room .* the stream"):
+    with (
+        open("/dev/full", "wb", buffering=0) as stream,
+        pytest.raises(fv.CheckpointError, match=r"no room .* the stream"),
+    ):
         store.save(stream)
 
 

@@ -1,4 +1,4 @@
-"""The file: one tensor per variable under its own name, readable by every other tool; the README's page byte by byte."""
+"""The file: one tensor per variable under its own name, readable by every other tool, as its page says."""
 
 from __future__ import annotations
 

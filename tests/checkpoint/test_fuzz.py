@@ -76,7 +76,28 @@ def test_random_headers_raise_nothing_but_the_error_for_them(tmp_path: Path) -> 
     rng = random.Random(0)
     store = fv.VarStore()
     store.add("a", torch.ones(2))
-    odd = [None, True, -1, 0, 1, 2, 8, 2**31, 2**63, 2**64, 1.5, "F32", "a", [], [0, 8], [2], [2**62, 2], {}, "F64", "U8"]
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2,
+        8,
+        2**31,
+        2**63,
+        2**64,
+        1.5,
+        "F32",
+        "a",
+        [],
+        [0, 8],
+        [2],
+        [2**62, 2],
+        {},
+        "F64",
+        "U8",
+    ]
     for _ in range(2_000):
         fields = {key: rng.choice(odd) for key in ("dtype", "shape", "data_offsets") if rng.random() < 0.95}
         whole = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}

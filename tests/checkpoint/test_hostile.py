@@ -196,7 +196,10 @@ with fv.checkpoint.Checkpoint(sys.argv[1]) as file:
 def test_a_file_larger_than_memory_is_read_in_pieces(tmp_path: Path) -> None:
     """The child may map 256 MiB more than it has, and the file has 1 GiB."""
     numel = 2**28
-    header = {"big": entry(shape=[numel], offsets=[0, 4 * numel]), "small": entry(shape=[4], offsets=[4 * numel, 4 * numel + 16])}
+    header = {
+        "big": entry(shape=[numel], offsets=[0, 4 * numel]),
+        "small": entry(shape=[4], offsets=[4 * numel, 4 * numel + 16]),
+    }
     with (tmp_path / "big.safetensors").open("wb") as file:
         content = raw(header)
         file.write(content)

@@ -18,7 +18,9 @@ from tests.support.models import TiedLanguageModel
 
 from .support import assert_values, filled, raw, values
 
-transformers = pytest.importorskip("transformers", reason="transformers is an extra of the tests: pip install -e .[test]")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is an extra of the tests: pip install -e .[test]"
+)
 
 
 def linear() -> nn.Linear:
@@ -41,7 +43,11 @@ def test_headers_as_candle_and_tch_write_them(tmp_path: Path) -> None:
         "bias": {"shape": [2], "data_offsets": [0, 8], "dtype": "F32"},
     }
     data = struct.pack("<2f", 7.0, 8.0) + struct.pack("<6f", *range(6))
-    for text in (json.dumps(header).encode(), json.dumps(header).encode() + b"  ", json.dumps(header, indent=1).encode()):
+    for text in (
+        json.dumps(header).encode(),
+        json.dumps(header).encode() + b"  ",
+        json.dumps(header, indent=1).encode(),
+    ):
         (tmp_path / "candle.safetensors").write_bytes(raw(text, data))
         store = fv.VarStore.from_module(linear())
         store.load(tmp_path / "candle.safetensors")
