@@ -53,16 +53,21 @@ class HostStream:
 
     def __init__(self, stream: Tensor) -> None:
         self.stream = stream
+        self.dtype = stream.dtype
         self.itemsize = stream.element_size()
         self._first = 0
         self._bytes = _bytes_of(stream) if stream.device.type == "cpu" else memoryview(b"")
 
-    def span(self, span: Span) -> Iterator[memoryview]:
-        """A variable's bytes in row-major order, in pieces that stay valid."""
+    def pieces(self, span: Span, numel: int, row_major: bool) -> Iterator[memoryview]:
+        """A variable's bytes in row-major order, in pieces that stay valid.
+
+        Args:
+            numel, row_major: The span's; asked for because one span is read in several streams.
+        """
         limit = PIECE // self.itemsize
-        if is_row_major(span):
-            for first in range(0, span.numel, limit):
-                yield self._run(span.offset + first, span.offset + min(first + limit, span.numel))
+        if row_major:
+            for first in range(0, numel, limit):
+                yield self._run(span.offset + first, span.offset + min(first + limit, numel))
             return
         view = view_of(self.stream, span)
         for index, _, _ in blocks(span.spec.shape, limit):

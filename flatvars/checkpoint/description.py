@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quote
 from typing import Any
 
 from ..errors import DamagedFileError
@@ -38,11 +39,11 @@ class Description:
     save: str = ""
     part: list[int] = field(default_factory=lambda: [1, 1])
 
-    def metadata(self, entries: Mapping[str, Entry]) -> dict[str, str]:
-        """The strings for a header; "format" is what Hugging Face's loaders ask for."""
+    def encode(self) -> str:
+        """As members of a JSON object, but for `crc32`, which is known last."""
         content = {"format": FORMAT, **self.__dict__}
-        text = json.dumps(content, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-        return {"format": "pt", KEY_CRC: _digest(text, entries), KEY: text}
+        del content["crc32"]
+        return json.dumps(content, separators=(",", ":"), allow_nan=False)[1:-1]
 
     def name_of(self, key: str) -> tuple[str, str]:
         """The stream and the variable (or other name) of a tensor; the stream of values is ""."""
@@ -50,13 +51,29 @@ class Description:
         return (stream, name) if slash and stream in self.streams and key not in self.variables else ("", key)
 
 
-def _digest(text: str, entries: Mapping[str, Entry]) -> str:
-    """Over the description and the table of tensors, so that no bit of either flips unnoticed."""
-    crc = zlib.crc32(text.encode())
-    for name, entry in sorted(entries.items()):
-        row = f"{name}\t{CODE_OF[entry.dtype]}\t{','.join(map(str, entry.shape))}\t{entry.start}\n"
-        crc = zlib.crc32(row.encode(), crc)
-    return f"{crc:08x}"
+def metadata_of(description: str, rows: bytes, crc32: Mapping[str, int]) -> dict[str, str]:
+    """The strings for a header; "format" is what Hugging Face's loaders ask for.
+
+    Args:
+        description: What `Description.encode` returned.
+        rows: What `digest_rows` returned.
+        crc32: Checksum of each tensor.
+    """
+    sums = ",".join(f'{quote(key)}:"{crc:08x}"' for key, crc in crc32.items())
+    text = f'{{{description},"crc32":{{{sums}}}}}'
+    return {"format": "pt", KEY_CRC: _digest(text, rows), KEY: text}
+
+
+def digest_rows(entries: Mapping[str, Entry]) -> bytes:
+    """The table of tensors, as it goes into the checksum of the header: no bit of it flips unnoticed."""
+    return "".join(
+        f"{name}\t{CODE_OF[entry.dtype]}\t{','.join(map(str, entry.shape))}\t{entry.start}\n"
+        for name, entry in sorted(entries.items())
+    ).encode()
+
+
+def _digest(text: str, rows: bytes) -> str:
+    return f"{zlib.crc32(rows, zlib.crc32(text.encode())):08x}"
 
 
 def read_description(header: Header, where: str) -> Description | None:
@@ -68,7 +85,7 @@ def read_description(header: Header, where: str) -> Description | None:
     text, digest = header.metadata.get(KEY), header.metadata.get(KEY_CRC)
     if text is None and digest is None:
         return None
-    if text is None or digest is None or digest != _digest(text, header.entries):
+    if text is None or digest is None or digest != _digest(text, digest_rows(header.entries)):
         raise DamagedFileError(
             f"the header of {where} does not fit its checksum {digest}: bits of names, shapes or training state flipped"
         )

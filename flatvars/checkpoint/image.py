@@ -14,7 +14,7 @@ from ..layout import Layout, Span
 from ..registry import Registry
 from ..streams import VALUES, flat_of, view_of
 from ..variable import Variable
-from .blocks import HostStream
+from .blocks import HostStream, is_row_major
 from .description import Description
 from .header import CODE_OF
 
@@ -25,9 +25,9 @@ MASKS = "frozen_elements"
 """The stream of elements that are not trained (nonzero); it exists only where masks are used."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
-    """What a file says of a variable."""
+    """What a file says of a variable; `numel` and `row_major` of its span, which each stream asks for."""
 
     span: Span
     id: int
@@ -35,6 +35,8 @@ class Record:
     trainable: bool
     frozen: bool
     group: int
+    numel: int
+    row_major: bool
 
     @property
     def name(self) -> str:
@@ -57,14 +59,14 @@ class Record:
 
 
 def record_of(variable: Variable) -> Record:
-    return Record(
-        span=variable.span,
-        id=variable.id,
-        names=tuple(variable.names),
-        trainable=variable.requires_grad,
-        frozen=variable.frozen,
-        group=int(getattr(variable, "group", 0)),
+    group = int(getattr(variable, "group", 0))
+    return make_record(
+        variable.span, variable.id, tuple(variable.names), variable.requires_grad, variable.frozen, group
     )
+
+
+def make_record(span: Span, id: int, names: tuple[str, ...], trainable: bool, frozen: bool, group: int) -> Record:
+    return Record(span, id, names, trainable, frozen, group, span.numel, is_row_major(span))
 
 
 @dataclass
@@ -114,15 +116,24 @@ class Image:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
-    """A tensor to be written: its bytes come in row-major order, in pieces."""
+    """A tensor to be written: a variable's part of a stream, or a tensor of its own."""
 
     key: str
     dtype: torch.dtype
     shape: tuple[int, ...]
     nbytes: int
-    read: Callable[[], Iterator[memoryview]]
+    source: HostStream | Tensor
+    record: Record | None = None
+
+    def read(self) -> Iterator[memoryview]:
+        """Its bytes in row-major order, in pieces that stay valid."""
+        if isinstance(self.source, Tensor):
+            flat = self.source.detach().cpu().contiguous().view(-1)
+            return iter([flat.view(torch.uint8).numpy().data] if self.nbytes else [])
+        assert self.record is not None
+        return self.source.pieces(self.record.span, self.record.numel, self.record.row_major)
 
 
 def items_of(image: Image) -> list[Item]:
@@ -137,7 +148,7 @@ def items_of(image: Image) -> list[Item]:
         members = [r for r in image.records if r.span.spec.dtype == plane.region and plane.has(r, plane.buffer)]
         for record in sorted(members, key=lambda record: (record.span.offset, record.id)):
             items.append(_item(plane, host, record))
-    items += [_loose_item(key, tensor) for key, tensor in image.loose.items()]
+    items += [Item(key, t.dtype, tuple(t.shape), t.nbytes, t) for key, t in image.loose.items()]
     seen: set[str] = set()
     for item in items:
         if item.key in seen:
@@ -150,16 +161,7 @@ def items_of(image: Image) -> list[Item]:
 
 def _item(plane: Plane, host: HostStream, record: Record) -> Item:
     key = f"{plane.label}/{record.name}" if plane.label else record.name
-    span, dtype = record.span, plane.buffer.dtype
-    return Item(key, dtype, span.spec.shape, span.numel * dtype.itemsize, lambda: host.span(span))
-
-
-def _loose_item(key: str, tensor: Tensor) -> Item:
-    def read() -> Iterator[memoryview]:
-        if tensor.numel():
-            yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
-
-    return Item(key, tensor.dtype, tuple(tensor.shape), tensor.nbytes, read)
+    return Item(key, host.dtype, record.span.spec.shape, record.numel * host.itemsize, host, record)
 
 
 def always(_: Record, buffer: Tensor) -> bool:

@@ -10,7 +10,7 @@ from ..layout import plan_layout
 from ..spec import VarSpec
 from ..streams import VALUES, Streams, view_of
 from .blocks import copy_in
-from .image import Image, Plane, Record, always
+from .image import Image, Plane, always, make_record
 from .source import Source
 
 
@@ -36,6 +36,6 @@ def staged(source: Source, keys: list[str], dtype: torch.dtype | None) -> Image:
         copy_in(view_of(streams.values(span.spec.dtype), span), partial(source.read, key), itemsize)
         names = tuple(about.get("names", (key,)))
         trainable, frozen = about.get("trainable", True), about.get("frozen", False)
-        records.append(Record(span, about.get("id", i), names, trainable, frozen, about.get("group", 0)))
+        records.append(make_record(span, about.get("id", i), names, trainable, frozen, about.get("group", 0)))
     planes = [Plane("", VALUES, r.dtype, streams.values(r.dtype), always) for r in layout.regions]
     return Image(layout, records, planes)

@@ -41,13 +41,16 @@ class Counts:
 
     known: dict[str, int]
     parts: list[tuple[list[str], Tensor]]
+    resolved: bool = False
 
     def resolve(self) -> dict[str, int]:
         """By name; waits for the device."""
-        for names, taken in self.parts:
-            self.known.update(zip(names, taken.tolist(), strict=True))
-        self.parts = []
-        return {name: count for name, count in self.known.items() if count}
+        if not self.resolved:
+            for names, taken in self.parts:
+                self.known.update(zip(names, taken.tolist(), strict=True))
+            self.known = {name: count for name, count in self.known.items() if count}
+            self.resolved = True
+        return self.known
 
 
 @dataclass

@@ -11,35 +11,34 @@ import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from ..errors import CheckpointError
 from .blocks import PIECE
-from .description import Description
+from .description import Description, digest_rows, metadata_of
 from .files import Publication, publication, raise_for_room, write_views
-from .header import MAX_HEADER, Entry, encode_header
+from .header import MAX_HEADER, Entry, encode_entries, encode_header
 from .image import Image, Item, items_of
 from .progress import Progress
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-INDEX_SUFFIX = ".index.json"
+LARGE_PIECES = 256
+"""Pieces of a batch above which they are small."""
 
 
-@dataclass
 class Part:
     """What one file holds."""
 
-    items: list[Item]
-    description: Description
-
-    def entries(self) -> dict[str, Entry]:
-        result, start = {}, 0
-        for item in self.items:
-            result[item.key] = Entry(item.dtype, item.shape, start, start + item.nbytes)
+    def __init__(self, items: list[Item], description: Description) -> None:
+        self.items = items
+        entries, start = {}, 0
+        for item in items:
+            entries[item.key] = Entry(item.dtype, item.shape, start, start + item.nbytes)
             start += item.nbytes
-        return result
+        self._entries = encode_entries(entries)
+        self._rows = digest_rows(entries)
+        self._description = description.encode()
 
     def header(self, crcs: Sequence[int] | None = None) -> bytes:
         """The bytes before the data; of the same length for all checksums.
@@ -47,10 +46,8 @@ class Part:
         Raises:
             CheckpointError: more names than a header may hold.
         """
-        crcs = crcs or [0] * len(self.items)
-        self.description.crc32 = {item.key: f"{crc:08x}" for item, crc in zip(self.items, crcs, strict=True)}
-        entries = self.entries()
-        header = encode_header(entries, self.description.metadata(entries))
+        sums = {item.key: crc for item, crc in zip(self.items, crcs or [0] * len(self.items), strict=True)}
+        header = encode_header(self._entries, metadata_of(self._description, self._rows, sums))
         if len(header) - 8 > MAX_HEADER:
             raise CheckpointError(
                 f"{len(self.items)} tensors need a header of {len(header):,} bytes, and {MAX_HEADER:,} are allowed; "
@@ -139,9 +136,14 @@ def _write_file(save: Publication, final: Path, part: Part, progress: Progress) 
 
     with ThreadPoolExecutor(1) as checksums:
         for batch in _batches(part.items):
-            pending = checksums.submit(add, batch)
+            # Sums of small pieces keep Python's lock: in another thread they would only get in the way.
+            aside = len(batch) <= LARGE_PIECES
+            pending = checksums.submit(add, batch) if aside else None
             write_views(draft.descriptor, [view for _, view in batch])
-            pending.result()
+            if pending is not None:
+                pending.result()
+            else:
+                add(batch)
             progress.advance(sum(len(view) for _, view in batch))
     os.lseek(draft.descriptor, 0, os.SEEK_SET)
     write_views(draft.descriptor, [memoryview(part.header(crcs))])
