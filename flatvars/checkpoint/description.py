@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii as quote
+from operator import itemgetter
 from typing import Any
 
 from ..errors import DamagedFileError
@@ -68,7 +69,7 @@ def digest_rows(entries: Mapping[str, Entry]) -> bytes:
     """The table of tensors, as it goes into the checksum of the header: no bit of it flips unnoticed."""
     return "".join(
         f"{name}\t{CODE_OF[entry.dtype]}\t{','.join(map(str, entry.shape))}\t{entry.start}\n"
-        for name, entry in sorted(entries.items())
+        for name, entry in sorted(entries.items(), key=itemgetter(0))
     ).encode()
 
 

@@ -168,18 +168,15 @@ def always(_: Record, buffer: Tensor) -> bool:
     return True
 
 
-def image_of(registry: Registry, chosen: set[int] | None = None) -> Image:
-    """The values of a registry, in place; and its element masks, where there are any.
+def image_of(registry: Registry, records: list[Record]) -> Image:
+    """The values of some variables of a registry, in place; and its element masks, where there are any.
 
-    Args:
-        chosen: Ids of the variables to take; all if not given.
+    Raises:
+        CheckpointError: a dtype that no file can hold.
     """
-    for variable in registry.variables:
-        if variable.dtype not in CODE_OF:
-            raise CheckpointError(
-                f"variable {variable.name!r} is {variable.dtype}, which safetensors files cannot hold"
-            )
-    records = [record_of(v) for v in registry.variables if chosen is None or v.id in chosen]
+    for region in registry.layout.regions:
+        if region.dtype not in CODE_OF:
+            raise CheckpointError(f"the store holds {region.dtype} variables, which safetensors files cannot hold")
     planes = [
         Plane("", VALUES, region.dtype, registry.streams.values(region.dtype), always)
         for region in registry.layout.regions

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..registry import Registry, check_alias
+from ..registry import Registry
 from .image import Image, image_of
+from .known import records_in_place
 from .match import Select, selector
 from .progress import Progress
 from .source import Target
@@ -37,28 +38,19 @@ def capture(
         CheckpointError: something that no file can hold; a selection with training state.
         AliasError: a parameter no longer lies in the store, so that stale values would be saved.
     """
-    check_in_place(registry)
+    records = records_in_place(registry)
     trains = bool(as_list(optimizer) or as_list(schedulers) or rng)
     if select is not None and trains:
         raise CheckpointError("select= saves some variables, training resumes with all; leave one of them out")
-    chosen = selector(select)
-    ids = {v.id for v in registry.variables if any(map(chosen, v.names))}
-    if select is not None and not ids:
-        raise CheckpointError(f"select={select!r} chooses none of the {len(registry.variables)} variables")
-    image = image_of(registry, ids)
+    if select is not None:
+        chosen = selector(select)
+        records = [record for record in records if any(map(chosen, record.names))]
+        if not records:
+            raise CheckpointError(f"select={select!r} chooses none of the {len(registry.variables)} variables")
+    image = image_of(registry, records)
     if trains:
         capture_training(registry, image, optimizer, schedulers, rng)
     return image
-
-
-def check_in_place(registry: Registry) -> None:
-    """Raises AliasError when a parameter is not its span. By addresses: views would cost more than the copy."""
-    base = {region.dtype: registry.streams.values(region.dtype).data_ptr() for region in registry.layout.regions}
-    for variable in registry.variables:
-        spec, param = variable.span.spec, variable.param
-        address = base[spec.dtype] + variable.span.offset * spec.dtype.itemsize
-        if param.data_ptr() != address or param.stride() != spec.stride or param.dtype != spec.dtype:
-            check_alias(registry, variable)
 
 
 def check_target(target: Target, image: Image | None = None) -> None:

@@ -18,6 +18,7 @@ from ..registry import Registry
 from ..streams import GRADS
 from ..variable import Variable
 from .image import Image, Plane, Record, existing
+from .known import members_of
 from .plain import decode, encode
 from .random_state import RandomState, capture_random
 
@@ -133,27 +134,28 @@ def check_optimizer(registry: Registry, optimizer: Any) -> None:
 def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> OptimizerImage:
     check_optimizer(registry, optimizer)
     states = optimizer.rule().states
-    members = {v.id: v for group in optimizer._variables for v in group}
-    names = {(v.id, v.state_epoch): v.name for v in members.values()}
-    known = {names[key]: count for key, count in optimizer._counts.items() if key in names}
-    parts = []
-    for part in optimizer._plans.parts if optimizer._plans is not None else []:
-        keys = [optimizer._plan_keys[k] for k in part.order]
-        parts.append(([names.get(key, "") for key in keys], part.plan.step_counts()))
+    members = members_of(optimizer)
+    known = {members.names[key]: count for key, count in optimizer._counts.items() if key in members.names}
+    plans = optimizer._plans.parts if optimizer._plans is not None else []
+    parts = [(names, part.plan.step_counts()) for names, part in zip(members.of_parts, plans, strict=True)]
     counts = Counts(known, parts)
+    states_of = [optimizer.state_names(group) for group in optimizer.param_groups]
 
-    def has_state(group_of: Mapping[int, tuple[str, ...]], name: str) -> Callable[[Record, Tensor], bool]:
-        return lambda r, _: r.span.spec.trainable and name in group_of.get(r.id, ()) and r.name in counts.resolve()
+    def has_state(name: str) -> Callable[[Record, Tensor], bool]:
+        def has(record: Record, _: Tensor) -> bool:
+            group = members.group_of.get(record.id)
+            wanted = group is not None and name in states_of[group] and record.span.spec.trainable
+            return wanted and record.name in counts.resolve()
 
-    pairs = zip(optimizer.param_groups, optimizer._variables, strict=True)
-    of_variable = {v.id: optimizer.state_names(group) for group, variables in pairs for v in variables}
+        return has
+
     for name in states:
         stream = f"{optimizer._key}.{name}"
         for dtype, buffer in existing(registry, stream):
-            image.planes.append(Plane(name, stream, dtype, buffer, has_state(of_variable, name)))
+            image.planes.append(Plane(name, stream, dtype, buffer, has_state(name)))
     groups = [
-        {"hyper": _hyper(group), "variables": [v.name for v in variables]}
-        for group, variables in zip(optimizer.param_groups, optimizer._variables, strict=True)
+        {"hyper": _hyper(group), "variables": names}
+        for group, names in zip(optimizer.param_groups, members.of_groups, strict=True)
     ]
     return OptimizerImage(optimizer, states, groups, counts, optimizer._skipped)
 
