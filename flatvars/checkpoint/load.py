@@ -21,6 +21,7 @@ from .image import MASKS, is_masked
 from .match import DTYPE_POLICIES, Match, Rename, Select, Wanted, match, raise_problems, renamer, selector
 from .progress import Progress
 from .random_state import PREFIX, apply_random, random_problems
+from .schema import check_content
 from .source import Source, Target, opened, pieces, verify
 from .training import (
     apply_flags,
@@ -74,6 +75,8 @@ class Loading:
         chosen = selector(options.select)
         self.variables = [v for v in registry.variables if any(map(chosen, v.names))]
         self.match = self._match(chosen)
+        if self.description is not None:
+            check_content(self.description.variables, self.description.training, source.entries, source.name)
         self.by_name = {name: self._store_variable(name) for name in self._saved_names()}
         self.keys: list[str] = []
 

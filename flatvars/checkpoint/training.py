@@ -212,6 +212,9 @@ def training_problems(
     Args:
         content: The description's `training`.
         by_name: The store's variables by their names in the file.
+
+    Raises:
+        DamagedFileError: values that nobody wrote.
     """
     if content is None:
         return ["the file holds values alone: it was saved without optimizer=; leave optimizer and schedulers out"]
@@ -223,6 +226,7 @@ def training_problems(
         if given and len(saved) != len(given):
             problems.append(f"the file holds {len(saved)} {kind}s, and {len(given)} were given; give as many")
         for one, mine in zip(saved, given, strict=False):
+            decode(one["state"] if kind == "scheduler" else [group["hyper"] for group in one["groups"]])
             if one["class"] != type(mine).__name__:
                 problems.append(f"the file holds the state of a {one['class']}, and a {type(mine).__name__} was given")
     for saved, optimizer in zip(content["optimizers"], optimizers, strict=False):

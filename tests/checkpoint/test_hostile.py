@@ -8,6 +8,8 @@ import resource
 import subprocess
 import sys
 import tracemalloc
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +157,58 @@ def test_a_description_without_its_checksum_is_damaged(field: str, tmp_path: Pat
     (tmp_path / "model.safetensors").write_bytes(raw(header, data))
     with pytest.raises(fv.DamagedFileError, match="does not fit its checksum"):
         store.load(tmp_path / "model.safetensors")
+
+
+def forged(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The file with another description, and checksums that fit."""
+    header, data = parts(path.read_bytes())
+    metadata = header["__metadata__"]
+    content = json.loads(metadata["flatvars"])
+    change(content)
+    metadata["flatvars"] = json.dumps(content)
+    rows = "".join(
+        f"{name}\t{row['dtype']}\t{','.join(map(str, row['shape']))}\t{row['data_offsets'][0]}\n"
+        for name, row in sorted(header.items())
+        if name != "__metadata__"
+    )
+    metadata["flatvars.crc32"] = f"{zlib.crc32((metadata['flatvars'] + rows).encode()):08x}"
+    path.write_bytes(raw(header, data))
+
+
+FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "format": lambda c: c.update(format=2),
+    "no variables": lambda c: c.update(variables=7),
+    "variable": lambda c: c["variables"].update(gain=7),
+    "trainable": lambda c: c["variables"]["gain"].update(trainable="yes"),
+    "names": lambda c: c["variables"]["gain"].update(names=[["a"]]),
+    "more fields": lambda c: c.update(more=1),
+    "no crc": lambda c: c["crc32"].pop("gain"),
+    "training": lambda c: c.update(training=[]),
+    "no optimizers": lambda c: c["training"].pop("optimizers"),
+    "no groups": lambda c: c["training"]["optimizers"][0].update(groups=None),
+    "hyper": lambda c: c["training"]["optimizers"][0]["groups"][0]["hyper"].update(lr={"$float": "x"}),
+    "steps": lambda c: c["training"]["optimizers"][0]["steps"].update(gain="2"),
+    "steps of nothing": lambda c: c["training"]["optimizers"][0]["steps"].update(nothing=2),
+    "gradients": lambda c: c["training"].update(gradients={}),
+    "gradient of nothing": lambda c: c["training"]["gradients"]["touched"].append("nothing"),
+    "gradient that is not there": lambda c: c["training"]["gradients"]["touched"].append("gain"),
+    "random": lambda c: c["training"].update(random=[1]),
+}
+
+
+@pytest.mark.parametrize("case", list(FORGERIES))
+def test_forged_descriptions_are_refused_before_anything_changes(case: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    _, store, optimizer = trained(path)
+    forged(path, lambda content: None)
+    store.load(path, optimizer)
+    store["head.bias"].value.add_(1.0)
+    before, described = values(store), repr(optimizer.state_dict())
+    forged(path, FORGERIES[case])
+    with pytest.raises(fv.DamagedFileError):
+        store.load(path, optimizer)
+    assert_values(store, before)
+    assert repr(optimizer.state_dict()) == described
 
 
 def test_a_flipped_bit_is_named_with_its_variable(tmp_path: Path) -> None:
