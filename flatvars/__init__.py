@@ -1,13 +1,16 @@
 """flatvars: all parameters of a model in one contiguous buffer, and training steps in one or two launches."""
 
-from . import copies, init, nn, optim
+from . import checkpoint, copies, init, nn, optim
 from .errors import (
     AliasError,
+    CheckpointError,
+    DamagedFileError,
     FlatvarsError,
     ForeignParameterError,
     GradientError,
     InitError,
     MaskError,
+    MismatchError,
     NameTakenError,
     SpecError,
     UnknownNameError,
@@ -24,12 +27,15 @@ copies.register()
 
 __all__ = [
     "AliasError",
+    "CheckpointError",
+    "DamagedFileError",
     "Entry",
     "FlatvarsError",
     "ForeignParameterError",
     "GradientError",
     "InitError",
     "MaskError",
+    "MismatchError",
     "NameTakenError",
     "Path",
     "Select",
@@ -38,6 +44,7 @@ __all__ = [
     "VarSpec",
     "VarStore",
     "Variable",
+    "checkpoint",
     "init",
     "nn",
     "optim",

@@ -6,11 +6,14 @@ from .kernels.errors import FlatvarsError, GradientError
 
 __all__ = [
     "AliasError",
+    "CheckpointError",
+    "DamagedFileError",
     "FlatvarsError",
     "ForeignParameterError",
     "GradientError",
     "InitError",
     "MaskError",
+    "MismatchError",
     "NameTakenError",
     "SpecError",
     "UnknownNameError",
@@ -47,3 +50,15 @@ class AliasError(FlatvarsError, RuntimeError):
 
 class ForeignParameterError(FlatvarsError, ValueError):
     """A parameter that belongs to no store, or to another one."""
+
+
+class CheckpointError(FlatvarsError, RuntimeError):
+    """A checkpoint that cannot be written, or not be loaded here; nothing was changed."""
+
+
+class DamagedFileError(CheckpointError):
+    """The file itself is at fault: truncated, flipped bits, hostile. An older checkpoint may be whole."""
+
+
+class MismatchError(CheckpointError):
+    """The file is sound, but it is not this store's: names, shapes or dtypes differ."""

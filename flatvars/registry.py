@@ -271,10 +271,9 @@ class Registry:
         Views share the counter of their base: an in-place write to one variable would then break the backward pass of
         every other.
         """
-        region = variable.dtype
+        region, span = variable.dtype, variable.span
         buffer = self._streams.values(region) if stream == VALUES else self._streams.get(stream, region)
-        assert variable._span is not None
-        return view_of(buffer, variable._span).data
+        return view_of(buffer, span).data
 
     def register_optimizer(self) -> str:
         """A prefix for the state streams of one more optimizer."""

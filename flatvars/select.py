@@ -66,11 +66,16 @@ def is_selector(item: Any) -> bool:
 
 def matches(variable: Variable, pattern: Pattern) -> bool:
     """Whether one of the variable's names (or the variable itself, for a predicate) fits a pattern."""
-    if isinstance(pattern, str):
-        return any(name == pattern or fnmatchcase(name, pattern) for name in variable.names)
-    if isinstance(pattern, re.Pattern):
-        return any(pattern.search(name) for name in variable.names)
+    if isinstance(pattern, (str, re.Pattern)):
+        return any(names(name, pattern) for name in variable.names)
     return bool(pattern(variable))
+
+
+def names(name: str, pattern: str | re.Pattern[str]) -> bool:
+    """Whether a pattern names this name: it is it, or a glob of all of it, or a regular expression found in it."""
+    if isinstance(pattern, str):
+        return name == pattern or fnmatchcase(name, pattern)
+    return pattern.search(name) is not None
 
 
 def find(variables: Sequence[Variable], by_name: Mapping[str, Variable], selector: Selector) -> list[Variable]:
@@ -97,6 +102,15 @@ def as_select(selector: Selector) -> Select:
 def fits(variable: Variable, selector: Select) -> bool:
     included = not selector.include or any(matches(variable, pattern) for pattern in selector.include)
     return included and not any(matches(variable, pattern) for pattern in selector.exclude)
+
+
+def fits_name(name: str, selector: Select) -> bool:
+    """Whether a name that no variable has would be selected; predicates cannot tell, and do not count."""
+
+    def any_fits(patterns: Iterable[Pattern]) -> bool:
+        return any(names(name, p) for p in patterns if isinstance(p, (str, re.Pattern)))
+
+    return (not selector.include or any_fits(selector.include)) and not any_fits(selector.exclude)
 
 
 def check_known(pattern: Pattern, variables: Sequence[Variable], by_name: Mapping[str, Variable]) -> None:

@@ -12,8 +12,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import flatvars as fv
 
-row = pytest.mark.row
-
 
 def encoder_and_head(mode: str = "gather") -> tuple[fv.VarStore, nn.Module]:
     store = fv.VarStore(grads=mode)
@@ -32,7 +30,7 @@ def loss_of(model: nn.Module, data: Tensor | None = None) -> Tensor:
     return model(data).square().mean()
 
 
-@row("B-06")
+@pytest.mark.row("B-06")
 def test_only_what_is_selected_is_frozen() -> None:
     store, model = encoder_and_head()
     before = {name: v.value.clone() for name, v in store.variables().items()}
@@ -46,8 +44,8 @@ def test_only_what_is_selected_is_frozen() -> None:
     assert {v.name for v in store.trainable_variables() if not v.requires_grad} == {"encoder.0.weight"}
 
 
-@row("B-07")
-@row("J-04")
+@pytest.mark.row("B-07")
+@pytest.mark.row("J-04")
 @pytest.mark.parametrize("mode", ["gather", "views"])
 @pytest.mark.parametrize("micro", [1, 2])
 def test_an_optimizer_for_each_part_of_a_store(micro: int, mode: str) -> None:
@@ -75,7 +73,7 @@ def test_an_optimizer_for_each_part_of_a_store(micro: int, mode: str) -> None:
         torch.testing.assert_close(value, twin.state_dict()[key], rtol=5e-6, atol=5e-7)
 
 
-@row("B-07")
+@pytest.mark.row("B-07")
 def test_the_first_group_that_matches_wins() -> None:
     """burn takes the last; here as in a list of cases, from the particular to the general."""
     store, _ = encoder_and_head()
@@ -91,7 +89,7 @@ def store_name(store: fv.VarStore, param: Tensor) -> str:
     return next(name for name, v in store.variables().items() if v.param is param)
 
 
-@row("B-08")
+@pytest.mark.row("B-08")
 @pytest.mark.parametrize("mode", ["gather", "views"])
 @pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
 def test_clipping_each_variable(order: float, mode: str) -> None:
@@ -113,7 +111,7 @@ def test_clipping_each_variable(order: float, mode: str) -> None:
     store.check()
 
 
-@row("B-08")
+@pytest.mark.row("B-08")
 def test_clipping_each_variable_keeps_a_nan_to_itself() -> None:
     store, model = encoder_and_head()
     loss_of(model).backward()
@@ -126,7 +124,7 @@ def test_clipping_each_variable_keeps_a_nan_to_itself() -> None:
     assert torch.equal(store["head.weight"].grad, head)
 
 
-@row("B-08")
+@pytest.mark.row("B-08")
 def test_clipping_each_variable_needs_a_positive_order() -> None:
     store, model = encoder_and_head()
     loss_of(model).backward()
@@ -135,8 +133,8 @@ def test_clipping_each_variable_needs_a_positive_order() -> None:
     assert model[3].bias.grad is not None
 
 
-@row("B-09")
-@row("J-06")
+@pytest.mark.row("B-09")
+@pytest.mark.row("J-06")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_micro_batches_are_one_big_batch(dtype: torch.dtype) -> None:
     """k gradients of k-ths, added in float32: the mean over the batch, to the rounding of each."""
@@ -155,7 +153,7 @@ def test_micro_batches_are_one_big_batch(dtype: torch.dtype) -> None:
     assert stores[0].grads.norm() > 0.1
 
 
-@row("B-09")
+@pytest.mark.row("B-09")
 def test_the_next_batch_starts_anew() -> None:
     store, model = encoder_and_head()
     optimizer = fv.optim.SGD(store, lr=0.0)
@@ -170,7 +168,7 @@ def test_the_next_batch_starts_anew() -> None:
     torch.testing.assert_close(store.grads, summed)
 
 
-@row("B-10")
+@pytest.mark.row("B-10")
 def test_a_schedule_for_each_group() -> None:
     store, model = encoder_and_head()
     optimizer = fv.optim.SGD([{"params": "encoder.*"}, {"params": "*"}], store=store, lr=0.1)
@@ -184,7 +182,7 @@ def test_a_schedule_for_each_group() -> None:
     assert not torch.equal(store["encoder.0.weight"].value, encoder)
 
 
-@row("D-01")
+@pytest.mark.row("D-01")
 @pytest.mark.parametrize("mode", ["gather", "views"])
 def test_strict_steps_name_what_was_not_used(mode: str) -> None:
     store, model = encoder_and_head(mode)

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 import flatvars as fv
 from flatvars.variable import Variable
 
-row = pytest.mark.row
-
 
 def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.LayerNorm(6), nn.Linear(6, 2))
@@ -38,7 +36,7 @@ def is_vector(variable: Variable) -> bool:
     return len(variable.shape) < 2
 
 
-@row("J-02")
+@pytest.mark.row("J-02")
 def test_one_flat_step_is_the_steps_of_all_tensors() -> None:
     """Elementwise rules do not see where a variable ends."""
     ours, theirs, store = pair()
@@ -53,7 +51,7 @@ def test_one_flat_step_is_the_steps_of_all_tensors() -> None:
     torch.testing.assert_close(store.ravel(), flat.detach(), rtol=5e-6, atol=5e-7)
 
 
-@row("J-03")
+@pytest.mark.row("J-03")
 def test_a_predicate_chooses_what_decays() -> None:
     ours, theirs, store = pair()
     groups = [{"params": is_vector, "weight_decay": 0.0}, {"params": "*"}]
@@ -71,7 +69,7 @@ def test_a_predicate_chooses_what_decays() -> None:
     assert_same(ours, theirs)
 
 
-@row("J-03")
+@pytest.mark.row("J-03")
 def test_a_predicate_chooses_for_variables_to_come() -> None:
     store = fv.VarStore()
     groups = [{"params": is_vector, "weight_decay": 0.0}, {"params": fv.select()}]
@@ -84,7 +82,7 @@ def test_a_predicate_chooses_for_variables_to_come() -> None:
     ]
 
 
-@row("J-04")
+@pytest.mark.row("J-04")
 def test_a_variable_that_no_part_takes_is_left_alone() -> None:
     """optax raises for a label without a transformation; here variables of no group are not trained, as in torch."""
     ours, _, store = pair()
@@ -100,7 +98,7 @@ def test_a_variable_that_no_part_takes_is_left_alone() -> None:
         fv.optim.SGD([{"params": [ours[0].weight]}, {"params": [ours[0].weight]}])
 
 
-@row("J-05")
+@pytest.mark.row("J-05")
 def test_frozen_variables_keep_their_bits_and_their_moments() -> None:
     ours, _, store = pair()
     optimizer = fv.optim.AdamW(store, lr=0.01, weight_decay=0.5)
@@ -115,7 +113,7 @@ def test_frozen_variables_keep_their_bits_and_their_moments() -> None:
     assert all(torch.equal(entry, state[key]) for key, entry in optimizer.state[ours[0].weight].items())
 
 
-@row("J-06")
+@pytest.mark.row("J-06")
 def test_a_micro_batch_that_is_not_finite_can_be_left_out() -> None:
     """Without synchronizing until asked: the norm is a device scalar, and the user decides before accumulating."""
     ours, theirs, store = pair()
@@ -131,7 +129,7 @@ def test_a_micro_batch_that_is_not_finite_can_be_left_out() -> None:
         torch.testing.assert_close(v.grad, param.grad, rtol=1e-5, atol=1e-6)
 
 
-@row("J-07")
+@pytest.mark.row("J-07")
 def test_steps_that_are_not_finite_are_counted_and_change_nothing() -> None:
     ours, theirs, store = pair()
     optimizer = fv.optim.AdamW(store, lr=0.01, skip_nonfinite=True)
@@ -148,7 +146,7 @@ def test_steps_that_are_not_finite_are_counted_and_change_nothing() -> None:
     assert_same(ours, theirs)
 
 
-@row("J-08")
+@pytest.mark.row("J-08")
 def test_hyper_parameters_may_live_in_a_tensor() -> None:
     """A schedule writes into it, and the next step uses it."""
     ours, theirs, store = pair()
@@ -166,7 +164,7 @@ def test_hyper_parameters_may_live_in_a_tensor() -> None:
     assert_same(ours, theirs)
 
 
-@row("J-09")
+@pytest.mark.row("J-09")
 def test_the_clip_coefficient_is_torchs() -> None:
     """Refused on purpose: optax divides by the norm itself, torch by norm + 1e-6, and results here are torch's."""
     store = fv.VarStore()

@@ -11,7 +11,6 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 import flatvars as fv
 
-row = pytest.mark.row
 MODES = pytest.mark.parametrize("mode", ["gather", "views"])
 GATHERED = pytest.mark.parametrize("gathered", [False, True], ids=["scattered", "gathered"])
 
@@ -50,7 +49,7 @@ class Twins:
             torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=2e-6, atol=5e-7)
 
 
-@row("T-O-14")
+@pytest.mark.row("T-O-14")
 @MODES
 @GATHERED
 def test_clip_grad_value(gathered: bool, mode: str) -> None:
@@ -65,7 +64,7 @@ def test_clip_grad_value(gathered: bool, mode: str) -> None:
     twins.store.check()
 
 
-@row("T-O-15")
+@pytest.mark.row("T-O-15")
 @MODES
 @GATHERED
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6], ids=["zero", "clipped", "untouched"])
@@ -81,7 +80,7 @@ def test_clip_grad_norm(max_norm: float, gathered: bool, mode: str) -> None:
     twins.store.check()
 
 
-@row("T-O-15")
+@pytest.mark.row("T-O-15")
 def test_clip_grad_norm_over_dtypes() -> None:
     twins = Twins(dtypes=(torch.float32, torch.bfloat16, torch.float64))
     twins.backward()
@@ -89,7 +88,7 @@ def test_clip_grad_norm_over_dtypes() -> None:
     twins.assert_same_gradients()
 
 
-@row("T-O-15")
+@pytest.mark.row("T-O-15")
 @MODES
 @GATHERED
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=["nan", "inf"])
@@ -108,8 +107,8 @@ def test_norms_that_are_not_finite(poison: float, gathered: bool, mode: str) -> 
     twins.store.check()
 
 
-@row("T-O-14")
-@row("T-O-15")
+@pytest.mark.row("T-O-14")
+@pytest.mark.row("T-O-15")
 def test_without_any_gradient() -> None:
     """tch panics; torch returns a zero."""
     twins = Twins()
@@ -118,8 +117,8 @@ def test_without_any_gradient() -> None:
     assert twins.store.gradient_names() == []
 
 
-@row("T-O-14")
-@row("T-O-15")
+@pytest.mark.row("T-O-14")
+@pytest.mark.row("T-O-15")
 def test_gradients_of_other_optimizers_are_left() -> None:
     store = fv.VarStore()
     a, b = store.root().ones("a", (2,)), store.root().ones("b", (2,))
@@ -133,8 +132,8 @@ def test_gradients_of_other_optimizers_are_left() -> None:
     assert store["b"].grad.tolist() == [4.0, 4.0]
 
 
-@row("T-O-14")
-@row("T-O-15")
+@pytest.mark.row("T-O-14")
+@pytest.mark.row("T-O-15")
 def test_sparse_gradients() -> None:
     store = fv.VarStore()
     table = fv.nn.embedding(store.root(), 6, 3, sparse=True)
@@ -149,10 +148,10 @@ def test_sparse_gradients() -> None:
     torch.testing.assert_close(store["weight"].grad, twin.weight.grad)
 
 
-@row("T-O-14")
-@row("T-O-15")
-@row("T-O-18")
-@row("T-O-19")
+@pytest.mark.row("T-O-14")
+@pytest.mark.row("T-O-15")
+@pytest.mark.row("T-O-18")
+@pytest.mark.row("T-O-19")
 @pytest.mark.parametrize("bad", [-1.0, math.nan])
 def test_limits_below_zero_are_refused(bad: float) -> None:
     twins = Twins()
@@ -167,7 +166,7 @@ def test_limits_below_zero_are_refused(bad: float) -> None:
     assert twins.store.gradient_names() == []
 
 
-@row("T-O-18")
+@pytest.mark.row("T-O-18")
 @MODES
 def test_backward_step_clip(mode: str) -> None:
     twins = Twins(mode)
@@ -180,7 +179,7 @@ def test_backward_step_clip(mode: str) -> None:
     twins.assert_same_values()
 
 
-@row("T-O-19")
+@pytest.mark.row("T-O-19")
 @MODES
 @pytest.mark.parametrize("own", [None, 0.2, 9.0])
 def test_backward_step_clip_norm(own: float | None, mode: str) -> None:
@@ -198,7 +197,7 @@ def test_backward_step_clip_norm(own: float | None, mode: str) -> None:
     twins.assert_same_values()
 
 
-@row("T-O-19")
+@pytest.mark.row("T-O-19")
 def test_max_norm_is_back_after_an_error() -> None:
     twins = Twins()
     with pytest.raises(RuntimeError, match="does not require grad"):

@@ -11,7 +11,6 @@ from torch import Tensor
 
 import flatvars as fv
 
-row = pytest.mark.row
 ALL = {
     "sgd": (fv.optim.SGD, {"momentum": 0.5}),
     "rmsprop": (fv.optim.RMSprop, {}),
@@ -37,7 +36,7 @@ def values(optimizer: fv.optim.Optimizer, name: str) -> list[Any]:
     return [group[name] for group in optimizer.param_groups]
 
 
-@row("T-O-01")
+@pytest.mark.row("T-O-01")
 @every_optimizer
 def test_built_from_a_store(name: str) -> None:
     store, a, b = two_groups()
@@ -47,7 +46,7 @@ def test_built_from_a_store(name: str) -> None:
     assert values(optimizer, "lr") == [0.1, 0.1, 0.1]
 
 
-@row("T-O-02")
+@pytest.mark.row("T-O-02")
 @pytest.mark.parametrize("mode", ["gather", "views"])
 @every_optimizer
 def test_variables_may_come_after_the_optimizer(name: str, mode: str) -> None:
@@ -70,7 +69,7 @@ def test_variables_may_come_after_the_optimizer(name: str, mode: str) -> None:
     stores[0].check()
 
 
-@row("T-O-03")
+@pytest.mark.row("T-O-03")
 def test_nesterov_needs_momentum_without_dampening() -> None:
     with pytest.raises(ValueError, match="Nesterov momentum requires a momentum and zero dampening"):
         fv.optim.SGD(fv.VarStore(), nesterov=True)
@@ -78,10 +77,10 @@ def test_nesterov_needs_momentum_without_dampening() -> None:
         fv.optim.SGD(fv.VarStore(), nesterov=True, momentum=0.9, dampening=0.1)
 
 
-@row("T-O-03")
-@row("T-O-04")
-@row("T-O-05")
-@row("T-O-06")
+@pytest.mark.row("T-O-03")
+@pytest.mark.row("T-O-04")
+@pytest.mark.row("T-O-05")
+@pytest.mark.row("T-O-06")
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
 def test_defaults_are_torchs(name: str) -> None:
     """tch's are libtorch's, which are torch.optim's: its steps are followed by tests/parity."""
@@ -97,14 +96,14 @@ def test_defaults_are_torchs(name: str) -> None:
     assert {key: ours[key] for key in expected} == expected
 
 
-@row("T-O-06")
+@pytest.mark.row("T-O-06")
 @pytest.mark.parametrize("bad", ["lr", "alpha", "eps", "weight_decay", "momentum"])
 def test_rmsprop_refuses_negative_numbers(bad: str) -> None:
     with pytest.raises(ValueError, match=f"Invalid {bad} value: -1"):
         fv.optim.RMSprop(fv.VarStore(), **{bad: -1.0})
 
 
-@row("T-O-06")
+@pytest.mark.row("T-O-06")
 def test_rmsprop_keeps_states_of_the_groups_that_have_them() -> None:
     store, a, b = two_groups()
     optimizer = fv.optim.RMSprop(store, lr=0.1)
@@ -114,7 +113,7 @@ def test_rmsprop_keeps_states_of_the_groups_that_have_them() -> None:
     assert set(optimizer.state[b]) == {"step", "square_avg", "momentum_buffer", "grad_avg"}
 
 
-@row("T-O-07")
+@pytest.mark.row("T-O-07")
 def test_a_group_number_makes_all_groups_below_from_the_defaults() -> None:
     store = fv.VarStore()
     optimizer = fv.optim.AdamW(store, lr=1.0)
@@ -132,8 +131,8 @@ def test_a_group_number_makes_all_groups_below_from_the_defaults() -> None:
     assert [len(group["params"]) for group in optimizer.param_groups] == [0] * 7 + [1]
 
 
-@row("T-O-08")
-@row("T-O-09")
+@pytest.mark.row("T-O-08")
+@pytest.mark.row("T-O-09")
 @every_optimizer
 def test_set_lr_overrides_groups(name: str) -> None:
     store, a, b = two_groups()
@@ -150,7 +149,7 @@ def test_set_lr_overrides_groups(name: str) -> None:
     assert b.max() < 1.0
 
 
-@row("T-O-08")
+@pytest.mark.row("T-O-08")
 def test_a_learning_rate_tensor_stays_that_tensor() -> None:
     store, a, b = two_groups()
     lr = torch.tensor(0.1)
@@ -161,9 +160,9 @@ def test_a_learning_rate_tensor_stays_that_tensor() -> None:
     assert a.tolist() == [0.5] * 3
 
 
-@row("T-O-09")
-@row("T-O-11")
-@row("T-O-12")
+@pytest.mark.row("T-O-09")
+@pytest.mark.row("T-O-11")
+@pytest.mark.row("T-O-12")
 @pytest.mark.parametrize("setter", ["set_lr_group", "set_momentum_group", "set_weight_decay_group"])
 @pytest.mark.parametrize("number", [-1, 3, 7])
 def test_groups_that_do_not_exist(number: int, setter: str) -> None:
@@ -175,7 +174,7 @@ def test_groups_that_do_not_exist(number: int, setter: str) -> None:
     assert [dict(group) for group in optimizer.param_groups] == before
 
 
-@row("T-O-09")
+@pytest.mark.row("T-O-09")
 def test_a_group_exists_once_a_variable_is_declared_in_it() -> None:
     store, _, _ = two_groups()
     optimizer = make("sgd", store)
@@ -184,8 +183,8 @@ def test_a_group_exists_once_a_variable_is_declared_in_it() -> None:
     assert values(optimizer, "lr") == [0.1, 0.1, 0.1, 0.1, 0.7]
 
 
-@row("T-O-10")
-@row("T-O-11")
+@pytest.mark.row("T-O-10")
+@pytest.mark.row("T-O-11")
 @every_optimizer
 def test_momentum_is_the_first_beta_where_there_are_betas(name: str) -> None:
     """tch sets it for a group of Adam's or RMSprop's, and then panics."""
@@ -204,7 +203,7 @@ def test_momentum_is_the_first_beta_where_there_are_betas(name: str) -> None:
     assert optimizer.defaults[key] == of(0.3)
 
 
-@row("T-O-10")
+@pytest.mark.row("T-O-10")
 @every_optimizer
 def test_momentum_that_was_set_is_used(name: str) -> None:
     """The same steps as of an optimizer that was made with it."""
@@ -222,7 +221,7 @@ def test_momentum_that_was_set_is_used(name: str) -> None:
     assert torch.equal(*results)
 
 
-@row("T-O-12")
+@pytest.mark.row("T-O-12")
 @every_optimizer
 def test_weight_decay(name: str) -> None:
     store, _, _ = two_groups()
@@ -234,9 +233,9 @@ def test_weight_decay(name: str) -> None:
     assert optimizer.defaults["weight_decay"] == 0.3
 
 
-@row("T-O-08")
-@row("T-O-10")
-@row("T-O-12")
+@pytest.mark.row("T-O-08")
+@pytest.mark.row("T-O-10")
+@pytest.mark.row("T-O-12")
 def test_numbers_out_of_range_are_refused() -> None:
     store, _, _ = two_groups()
     adam, sgd = make("adam", store), make("sgd", store)
@@ -250,8 +249,8 @@ def test_numbers_out_of_range_are_refused() -> None:
     assert values(adam, "lr") + values(sgd, "momentum") == [0.1] * 3 + [0.5] * 3
 
 
-@row("T-O-10")
-@row("T-O-12")
+@pytest.mark.row("T-O-10")
+@pytest.mark.row("T-O-12")
 def test_an_optimizer_without_the_number_says_which_it_has() -> None:
     store, _, _ = two_groups()
     optimizer = fv.optim.RuleOptimizer(store, ONLY_RATE, lr=0.1)
@@ -268,7 +267,7 @@ def ONLY_RATE(p, g, state, hyper, step):  # type: ignore[no-untyped-def]  # noqa
     return p - hyper[0] * g, state
 
 
-@row("T-O-13")
+@pytest.mark.row("T-O-13")
 def test_zero_grad_makes_none() -> None:
     store, a, b = two_groups()
     optimizer = make("sgd", store)
@@ -279,7 +278,7 @@ def test_zero_grad_makes_none() -> None:
     assert store.gradient_names() == []
 
 
-@row("T-O-16")
+@pytest.mark.row("T-O-16")
 @pytest.mark.parametrize("name", ["sgd", "rmsprop", "adamw"])
 def test_step_leaves_variables_without_a_gradient(name: str) -> None:
     store, a, b = two_groups()
@@ -291,7 +290,7 @@ def test_step_leaves_variables_without_a_gradient(name: str) -> None:
     assert a.max() < 1.0
 
 
-@row("T-O-16")
+@pytest.mark.row("T-O-16")
 @pytest.mark.parametrize("how", ["plain", "store"])
 def test_a_gradient_that_is_left_on_a_frozen_variable(how: str) -> None:
     """Plain `requires_grad_(False)` leaves it, and it is stepped as by libtorch; `store.freeze` wins."""
@@ -306,7 +305,7 @@ def test_a_gradient_that_is_left_on_a_frozen_variable(how: str) -> None:
     assert bool(b.max() < 1.0) == (how == "plain")
 
 
-@row("T-O-17")
+@pytest.mark.row("T-O-17")
 def test_backward_step_is_zero_grad_backward_step() -> None:
     results = []
     for one_call in (True, False):
@@ -324,7 +323,7 @@ def test_backward_step_is_zero_grad_backward_step() -> None:
     assert torch.equal(*results)
 
 
-@row("T-O-20")
+@pytest.mark.row("T-O-20")
 def test_trainable_variables() -> None:
     store, _, _ = two_groups()
     store.root().zeros_no_train("buffer", (2,))
@@ -337,7 +336,7 @@ def test_trainable_variables() -> None:
     assert [v.name for v in whole.trainable_variables()] == ["a", "b", "late"]
 
 
-@row("T-O-21")
+@pytest.mark.row("T-O-21")
 def test_clipping_is_an_argument_of_the_optimizer() -> None:
     """ocaml-torch gives it to `step`; here it is `max_norm=`, inside the step."""
     store, a, b = two_groups()
@@ -346,7 +345,7 @@ def test_clipping_is_an_argument_of_the_optimizer() -> None:
     torch.testing.assert_close((1.0 - a.detach()).norm(), torch.tensor(0.05))
 
 
-@row("T-O-22")
+@pytest.mark.row("T-O-22")
 def test_what_tch_lacks() -> None:
     """Saved state, schedulers, closures, numbers of groups to read, groups by pattern."""
     store, a, b = two_groups()

@@ -79,12 +79,19 @@ def test_a_wheel_holds_every_file_once(tmp_path: Path) -> None:
 
 
 def test_the_examples_of_the_readme_run() -> None:
-    adopting, by_name = code_blocks(ROOT / "README.md", "python")
+    adopting, by_name, _ = code_blocks(ROOT / "README.md", "python")
     assert "layer1.0.weight" in run(by_name)
     out = run(adopting)
     loss, norm = re.match(r"loss (\S+), gradient norm (\S+), 6 variables", out).groups()  # type: ignore[union-attr]
     assert float(loss) < 2.0
     assert 0.0 < float(norm) < 100.0
+
+
+def test_the_checkpoints_of_the_readme_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, example = code_blocks(ROOT / "README.md", "python")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert run(example, cwd=tmp_path) == "equal: True, step 20\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
 
 
 def test_the_rule_of_the_kernels_page_runs(tmp_path: Path) -> None:
@@ -101,7 +108,10 @@ def test_ci_calls_the_test_command_of_the_readme() -> None:
     assert test_command in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "flatvars/README.md", "kernels/README.md", "bench/README.md"])
+PAGES = ["README.md", "flatvars/README.md", "flatvars/checkpoint/README.md", "kernels/README.md", "bench/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_name_files_that_exist(page: str) -> None:
     text = (ROOT / page).read_text()
     named = set(re.findall(r"`([\w./-]+\.py|[\w-]+/)`", text))

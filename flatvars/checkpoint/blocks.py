@@ -1,0 +1,101 @@
+"""Tensors in bounded pieces, in row-major order: what a file holds, whatever the order of a variable in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from ..layout import Span
+from ..spec import contiguous_stride
+from ..streams import view_of
+
+PIECE = 1 << 24
+"""Bytes that are read, copied or summed at a time."""
+
+Index = tuple[int | slice, ...]
+
+
+def blocks(shape: tuple[int, ...], limit: int) -> Iterator[tuple[Index, int, int]]:
+    """Cuts a shape into runs of its row-major order of at most `limit` elements.
+
+    Returns:
+        Of each run: an index that selects it, its first element and its number of elements.
+    """
+    axis, inner = len(shape), 1
+    while axis and inner * shape[axis - 1] <= limit:
+        axis -= 1
+        inner *= shape[axis]
+    if not axis:
+        yield (), 0, inner
+        return
+    axis -= 1
+    rows = max(limit // max(inner, 1), 1)
+    start = 0
+    for outer in itertools.product(*(range(length) for length in shape[:axis])):
+        for first in range(0, shape[axis], rows):
+            taken = min(rows, shape[axis] - first)
+            yield (*outer, slice(first, first + taken)), start, taken * inner
+            start += taken * inner
+
+
+def is_row_major(span: Span) -> bool:
+    """Whether memory order and row-major order are the same."""
+    spec = span.spec
+    pairs = zip(spec.shape, spec.stride, contiguous_stride(spec.shape), strict=True)
+    return not spec.numel or all(length == 1 or stride == usual for length, stride, usual in pairs)
+
+
+class HostStream:
+    """A flat stream as host bytes: its own memory on the CPU, pieces copied through pinned memory from elsewhere."""
+
+    def __init__(self, stream: Tensor) -> None:
+        self.stream = stream
+        self.dtype = stream.dtype
+        self.itemsize = stream.element_size()
+        self._first = 0
+        self._bytes = _bytes_of(stream) if stream.device.type == "cpu" else memoryview(b"")
+
+    def pieces(self, span: Span, numel: int, row_major: bool) -> Iterator[memoryview]:
+        """A variable's bytes in row-major order, in pieces that stay valid.
+
+        Args:
+            numel, row_major: The span's; asked for because one span is read in several streams.
+        """
+        limit = PIECE // self.itemsize
+        if row_major:
+            for first in range(0, numel, limit):
+                yield self._run(span.offset + first, span.offset + min(first + limit, numel))
+            return
+        view = view_of(self.stream, span)
+        for index, _, _ in blocks(span.spec.shape, limit):
+            yield _bytes_of(view[index].contiguous().reshape(-1).cpu())
+
+    def _run(self, start: int, stop: int) -> memoryview:
+        a, b = start * self.itemsize, stop * self.itemsize
+        if not self._first <= a <= b <= self._first + len(self._bytes):
+            # One copy for many small variables. A new buffer each time: callers may still hold the last one.
+            upto = max(stop, min(start + PIECE // self.itemsize, len(self.stream)))
+            host = torch.empty(upto - start, dtype=self.stream.dtype, pin_memory=self.stream.is_cuda)
+            self._bytes, self._first = _bytes_of(host.copy_(self.stream[start:upto])), a
+        return self._bytes[a - self._first : b - self._first]
+
+
+def _bytes_of(flat: Tensor) -> memoryview:
+    return flat.view(torch.uint8).numpy().data
+
+
+def copy_in(target: Tensor, read: Callable[[int, int], Tensor], itemsize: int) -> None:
+    """Copies row-major elements into a tensor of any memory order, dtype and device, piece by piece.
+
+    Args:
+        target: [shape], dense.
+        read: From (first element, count) to a 1-D tensor of them.
+        itemsize: Bytes of an element where `read` finds it.
+    """
+    for index, start, count in blocks(tuple(target.shape), PIECE // itemsize):
+        if count:
+            block = target[index]
+            block.copy_(read(start, count).view(block.shape))

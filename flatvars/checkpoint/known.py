@@ -1,0 +1,115 @@
+"""What stays between two snapshots, kept: else a snapshot of many small variables would walk them in Python."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..plans import PlanSet
+from ..registry import Registry, check_alias
+from .image import Record, record_of
+
+if TYPE_CHECKING:
+    from ..optim.base import Optimizer
+
+_address = torch.Tensor.data_ptr
+_stride = torch.Tensor.stride
+
+
+@dataclass(frozen=True)
+class KnownVariables:
+    """The variables of a registry, as they lay when it was last looked at."""
+
+    generation: int
+    records: list[Record]
+    params: list[torch.Tensor]
+    places: tuple[list[int], list[tuple[int, ...]], list[torch.dtype]]
+    flags: tuple[list[bool], list[bool], list[Any]]
+
+
+@dataclass(frozen=True)
+class KnownMembers:
+    """The variables of an optimizer.
+
+    Attributes:
+        plans: The plans it had.
+        names: By count key.
+        group_of: Param group of each variable, by id.
+        of_groups: Names in each param group.
+        of_parts: Names in each part of the plans, in its order.
+    """
+
+    generation: int
+    plans: PlanSet | None
+    sizes: list[int]
+    names: dict[tuple[int, int], str]
+    group_of: dict[int, int]
+    of_groups: list[list[str]]
+    of_parts: list[list[str]]
+
+
+_variables: weakref.WeakKeyDictionary[Registry, KnownVariables] = weakref.WeakKeyDictionary()
+_members: weakref.WeakKeyDictionary[Optimizer, KnownMembers] = weakref.WeakKeyDictionary()
+
+
+def records_in_place(registry: Registry) -> list[Record]:
+    """A record of each variable.
+
+    Raises:
+        AliasError: a parameter is not its span: what would be saved is not what the model uses.
+    """
+    known = _variables.get(registry)
+    same = (
+        known is not None and known.generation == registry.generation and len(known.params) == len(registry.variables)
+    )
+    if known is not None and same and _places(known.params) == known.places and _flags(registry) == known.flags:
+        return known.records
+    for variable in registry.variables:
+        check_alias(registry, variable)
+    params = [v.param for v in registry.variables]
+    records = [record_of(v) for v in registry.variables]
+    _variables[registry] = KnownVariables(registry.generation, records, params, _places(params), _flags(registry))
+    return records
+
+
+def _still(known: KnownVariables, registry: Registry) -> bool:
+    if known.generation != registry.generation or len(known.params) != len(registry.variables):
+        return False
+    return _places(known.params) == known.places and _flags(registry) == known.flags
+
+
+def _places(params: list[torch.Tensor]) -> tuple[list[int], list[tuple[int, ...]], list[torch.dtype]]:
+    return list(map(_address, params)), list(map(_stride, params)), [param.dtype for param in params]
+
+
+def _flags(registry: Registry) -> tuple[list[bool], list[bool], list[Any]]:
+    variables = registry.variables
+    groups = [getattr(v, "group", 0) for v in variables]
+    return [v.param.requires_grad for v in variables], [v.frozen for v in variables], groups
+
+
+def members_of(optimizer: Optimizer) -> KnownMembers:
+    """The variables of an optimizer, by group and by part of its plans."""
+    generation, plans = optimizer._registry.generation, optimizer._plans
+    sizes = [len(variables) for variables in optimizer._variables]
+    known = _members.get(optimizer)
+    if known is not None and known.generation == generation and known.plans is plans and known.sizes == sizes:
+        return known
+    names = {(v.id, v.state_epoch): v.name for group in optimizer._variables for v in group}
+    known = KnownMembers(
+        generation,
+        plans,
+        sizes,
+        names,
+        {v.id: i for i, group in enumerate(optimizer._variables) for v in group},
+        [[v.name for v in group] for group in optimizer._variables],
+        [
+            [names.get(optimizer._plan_keys[k], "") for k in part.order]
+            for part in (plans.parts if plans is not None else [])
+        ],
+    )
+    _members[optimizer] = known
+    return known

@@ -1,0 +1,115 @@
+"""Reading a checkpoint without a store: names, shapes, tensors, and slices of tensors."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DamagedFileError, MismatchError
+from .blocks import copy_in
+from .header import Entry
+from .source import Target, opened, verify
+
+
+class Checkpoint:
+    """An open checkpoint of any kind that `VarStore.load` reads; a context manager.
+
+    Args:
+        path: A file, an index, a folder, or a binary stream.
+
+    Raises:
+        CheckpointError: there is none, or it wants to run code.
+        DamagedFileError: it is no sound checkpoint.
+    """
+
+    def __init__(self, path: Target) -> None:
+        self._stack = ExitStack()
+        self._source = self._stack.enter_context(opened(path))
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def names(self) -> list[str]:
+        """Of all tensors, training state included, in the order of the file."""
+        return list(self._source.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source.entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, without reading it."""
+        return self._entry(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a tensor, without reading it."""
+        return self._entry(name).dtype
+
+    @property
+    def variables(self) -> dict[str, dict[str, Any]]:
+        """What flatvars wrote of each variable (README.md of this folder); empty for files of other programs."""
+        description = self._source.description
+        return {} if description is None else description.variables
+
+    def tensor(self, name: str) -> Tensor:
+        """A tensor, [its shape], on the CPU, verified against its checksum where the file has one.
+
+        Raises:
+            MismatchError: no tensor of that name.
+            DamagedFileError: its checksum is wrong.
+        """
+        entry = self._entry(name)
+        problems = verify(self._source, [name], lambda _: None)
+        if problems:
+            raise DamagedFileError(problems[0])
+        result = torch.empty(entry.shape, dtype=entry.dtype)
+        copy_in(result, lambda start, count: self._source.read(name, start, count), entry.dtype.itemsize)
+        return result
+
+    def slice(self, name: str, dim: int, rank: int, world_size: int) -> Tensor:
+        """One rank's share of a tensor, cut along an axis into equal parts; only its bytes are read.
+
+        Args:
+            dim: Axis, from 0.
+            rank, world_size: Which part of how many.
+
+        Raises:
+            MismatchError: no such tensor, or the axis does not divide evenly.
+
+        Example:
+            >>> store = VarStore.from_module(nn.Linear(4, 2))
+            >>> store.save("model.safetensors")
+            >>> with checkpoint.Checkpoint("model.safetensors") as file:
+            ...     file.slice("weight", dim=0, rank=1, world_size=2).shape
+            torch.Size([1, 4])
+        """
+        entry = self._entry(name)
+        if not 0 <= dim < len(entry.shape) or not 0 <= rank < world_size:
+            raise MismatchError(f"dim={dim}, rank={rank} of {world_size} is no part of {name!r}, {entry.shape}")
+        length, uneven = divmod(entry.shape[dim], world_size)
+        if uneven:
+            raise MismatchError(
+                f"axis {dim} of {name!r} has length {entry.shape[dim]}, which {world_size} does not divide"
+            )
+        inner = torch.Size(entry.shape[dim + 1 :]).numel()
+        outer = torch.Size(entry.shape[:dim]).numel()
+        result = torch.empty((*entry.shape[:dim], length, *entry.shape[dim + 1 :]), dtype=entry.dtype)
+        rows = result.view(outer, length * inner)
+        for i in range(outer):
+            first = (i * entry.shape[dim] + rank * length) * inner
+            self._copy_row(rows[i], name, first, entry.dtype.itemsize)
+        return result
+
+    def _copy_row(self, row: Tensor, name: str, first: int, itemsize: int) -> None:
+        copy_in(row, lambda start, count: self._source.read(name, first + start, count), itemsize)
+
+    def _entry(self, name: str) -> Entry:
+        try:
+            return self._source.entries[name]
+        except KeyError:
+            raise MismatchError(f"{self._source.name} holds no tensor {name!r}; names() lists them") from None

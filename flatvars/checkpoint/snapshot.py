@@ -1,0 +1,269 @@
+"""Snapshots: the training state in host memory, one copy per stream; saved in the background, or rolled back to."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, MismatchError
+from ..registry import Registry
+from ..streams import GRADS, VALUES, view_of
+from ..variable import Variable
+from .background import Writer, writer_of
+from .image import MASKS, Image, Plane, is_masked
+from .load import SetMask
+from .random_state import apply_random
+from .save import SHARD_SIZE, capture, check_target, write
+from .source import Target
+from .training import OptimizerImage, apply_flags, apply_gradients, apply_optimizer, apply_schedulers
+
+if TYPE_CHECKING:
+    from ..store import VarStore
+
+Key = tuple[str, torch.dtype]
+
+
+def to_host(tensor: Tensor, memory: Tensor | None = None) -> Tensor:
+    """A copy in host memory, pinned where a GPU writes it; there when the device's work up to now is done."""
+    if memory is None:
+        memory = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return memory.copy_(tensor.detach(), non_blocking=True)
+
+
+class Snapshot:
+    """A training state in host memory, made by `VarStore.snapshot`."""
+
+    def __init__(self, registry: Registry, image: Image, rng: Any, writer: Writer) -> None:
+        self._registry = weakref.ref(registry)
+        self._image: Image | None = image
+        self._rng = rng
+        self._writer = writer
+        self._ready: torch.cuda.Event | None = None
+        if registry.device.type == "cuda":
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._ready.record(torch.cuda.current_stream(registry.device))
+
+    def image(self) -> Image:
+        """What was copied; waits until the device has copied it.
+
+        Raises:
+            CheckpointError: another snapshot took its memory over.
+        """
+        if self._image is None:
+            raise CheckpointError(
+                "this snapshot's memory was taken over by a later one (reuse=, or a ring of snapshots)"
+            )
+        if self._ready is not None:
+            self._ready.synchronize()
+        return self._image
+
+    @property
+    def nbytes(self) -> int:
+        """Host memory that it takes."""
+        image = self._image
+        return 0 if image is None else sum(plane.buffer.nbytes for plane in image.planes)
+
+    def save(self, path: Target, *, shard_size: int | str | None = SHARD_SIZE, wait: bool = False) -> None:
+        """Writes a checkpoint in the background, as `VarStore.save` would have at the time of the snapshot.
+
+        One save of a store is written at a time: if an earlier one is still at it, this call waits for it.
+
+        Args:
+            wait: Return when the file is there.
+
+        Raises:
+            CheckpointError: an earlier save failed; or the path says no format.
+        """
+        image = self.image()
+        check_target(path, image)
+        self._writer.submit(lambda: write(image, path, shard_size), str(path), self)
+        if wait:
+            self._writer.wait()
+
+    def wait(self) -> None:
+        """Returns when saves of this store are on the disk.
+
+        Raises:
+            CheckpointError: one failed.
+        """
+        self._writer.wait()
+
+    def _give_up(self) -> dict[Key, Tensor]:
+        """Its memory, for another snapshot; waits while it is being saved."""
+        if self._writer.holds(self):
+            self._writer.wait()
+        image, self._image = self._image, None
+        return {} if image is None else {(plane.stream, plane.region): plane.buffer for plane in image.planes}
+
+
+def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: Snapshot | None) -> Snapshot:
+    """See `VarStore.snapshot`."""
+    writer = writer_of(registry)
+    writer.raise_failure()
+    image = capture(registry, optimizer, schedulers, rng)
+    memory = reuse._give_up() if reuse is not None else {}
+    planes = []
+    for plane in image.planes:
+        old = memory.get((plane.stream, plane.region))
+        fits = old is not None and old.shape == plane.buffer.shape and old.dtype == plane.buffer.dtype
+        planes.append(dataclasses.replace(plane, buffer=to_host(plane.buffer, old if fits else None)))
+    image.planes = planes
+    image.loose = {key: to_host(tensor) for key, tensor in image.loose.items()}
+    for one in image.training.optimizers if image.training is not None else []:
+        one.skipped = to_host(one.skipped)
+        one.counts.parts = [(names, to_host(counts)) for names, counts in one.counts.parts]
+        for group in one.groups:
+            group["hyper"] = {k: to_host(v) if isinstance(v, Tensor) else v for k, v in group["hyper"].items()}
+    return Snapshot(registry, image, rng, writer)
+
+
+@torch.no_grad()
+def restore(registry: Registry, snapshot: Snapshot, set_mask: SetMask | None) -> None:
+    """See `VarStore.restore`."""
+    image = snapshot.image()
+    _check(registry, snapshot, image)
+    specs = [record.span.spec for record in image.records]
+    if specs != [v.spec for v in registry.variables]:
+        registry.recarve(specs)
+    registry.check_aliases()
+    by_name = {record.name: v for record, v in zip(image.records, registry.variables, strict=True)}
+    planes = {(plane.stream, plane.region): plane for plane in image.planes}
+    training = image.training
+    if training is not None:
+        apply_flags(registry, {record.name: record.describe() for record in image.records}, by_name)
+    for region in image.layout.regions:
+        registry.streams.values(region.dtype).copy_(planes[VALUES, region.dtype].buffer, non_blocking=True)
+    torch.autograd.graph.increment_version([v.param for v in registry.variables])
+    if training is None:
+        return
+    content = training.describe()
+    for one, saved in zip(training.optimizers, content["optimizers"], strict=True):
+        apply_optimizer(one.optimizer, saved, by_name)
+        _restore_states(image, one, planes)
+    if training.optimizers:
+        _restore_masks(registry, image, planes, by_name, set_mask)
+        apply_gradients(registry, content["gradients"], by_name, _fetch_from(image, planes, by_name))
+    apply_schedulers(training.schedulers, content["schedulers"])
+    if training.random is not None:
+        apply_random(training.random.content, registry.device, snapshot._rng, image.loose.__getitem__)
+
+
+def _check(registry: Registry, snapshot: Snapshot, image: Image) -> None:
+    if snapshot._registry() is not registry:
+        raise MismatchError("the snapshot is of another store; save it, and load the file here")
+    if [record.id for record in image.records] != [v.id for v in registry.variables]:
+        raise MismatchError(
+            f"the snapshot holds {len(image.records)} variables, the store now {len(registry.variables)}; save the "
+            "snapshot and load it with load_partial"
+        )
+
+
+def _restore_states(image: Image, one: OptimizerImage, planes: Mapping[Key, Plane]) -> None:
+    optimizer = one.optimizer
+    for region in image.layout.regions:
+        if not region.trainable_numel:
+            continue
+        streams = optimizer.state_streams(region.dtype)
+        for name, stream in zip(optimizer.rule().states, streams, strict=True):
+            plane = planes.get((f"{optimizer._key}.{name}", region.dtype))
+            if plane is None:
+                stream.zero_()
+            else:
+                stream.copy_(plane.buffer, non_blocking=True)
+
+
+def _restore_masks(
+    registry: Registry,
+    image: Image,
+    planes: Mapping[Key, Plane],
+    by_name: Mapping[str, Variable],
+    set_mask: SetMask | None,
+) -> None:
+    for record in image.records:
+        region = record.span.spec.dtype
+        plane = planes.get((MASKS, region))
+        variable = by_name[record.name]
+        masked = plane is not None and plane.has(record, plane.buffer)
+        if set_mask is not None and plane is not None and masked:
+            set_mask(variable.name, (view_of(plane.buffer, record.span) == 0).to(registry.device))
+        elif set_mask is not None and is_masked(registry, variable):
+            set_mask(variable.name, None)
+
+
+def _fetch_from(image: Image, planes: Mapping[Key, Plane], by_name: Mapping[str, Variable]) -> Any:
+    spans = {record.name: record.span for record in image.records}
+
+    def fetch(key: str, target: Tensor) -> None:
+        if key in image.loose:
+            target.copy_(image.loose[key])
+            return
+        span = spans[key.partition("/")[2]]
+        target.copy_(view_of(planes[GRADS, span.spec.dtype].buffer, span))
+
+    return fetch
+
+
+class SnapshotRing:
+    """The last few snapshots of a training run, in memory that is allocated once.
+
+    Args:
+        store: Whose.
+        optimizer, schedulers, rng: As for `VarStore.snapshot`.
+        keep: How many.
+
+    Example:
+        >>> ring = SnapshotRing(store, optimizer, keep=3)
+        >>> ring.take()
+        >>> ring.restore()  # after a loss spike
+    """
+
+    def __init__(
+        self,
+        store: VarStore,
+        optimizer: Any = None,
+        schedulers: Any = None,
+        rng: bool | Mapping[str, torch.Generator] = False,
+        *,
+        keep: int = 3,
+    ) -> None:
+        if keep < 1:
+            raise ValueError(f"keep={keep} snapshots is none; give at least 1")
+        self._store = store
+        self._of = (optimizer, schedulers, rng)
+        self._keep = keep
+        self._snapshots: deque[Snapshot] = deque()
+        self._spare: list[Snapshot] = []
+
+    def take(self) -> Snapshot:
+        """Takes a snapshot; the oldest goes when there are more than `keep`, and its memory is used again."""
+        reuse = self._spare.pop() if self._spare else None
+        if reuse is None and len(self._snapshots) == self._keep:
+            reuse = self._snapshots.popleft()
+        self._snapshots.append(self._store.snapshot(*self._of, reuse=reuse))
+        return self._snapshots[-1]
+
+    def restore(self, back: int = 0) -> None:
+        """Rolls the store back to the newest snapshot, or to one `back` before it; newer ones are dropped.
+
+        Raises:
+            CheckpointError: there is no such snapshot.
+        """
+        if not 0 <= back < len(self._snapshots):
+            raise CheckpointError(
+                f"the ring holds {len(self._snapshots)} snapshots; there is none {back} before the last"
+            )
+        self._store.restore(self._snapshots[-1 - back])
+        for _ in range(back):
+            self._spare.append(self._snapshots.pop())
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    def __getitem__(self, index: int) -> Snapshot:
+        return self._snapshots[index]

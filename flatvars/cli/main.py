@@ -1,0 +1,53 @@
+"""Arguments and exit codes: 0 fine, 1 differs or damaged, 2 wrong usage (or no such file)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from ..errors import DamagedFileError, FlatvarsError
+from . import convert, diff, inspect, verify
+
+COMMANDS = (inspect, diff, convert, verify)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flatvars",
+        description="Look into checkpoints (safetensors, torch files, Hugging Face folders).",
+        epilog="Exit codes: 0 fine, 1 differs or damaged, 2 wrong usage.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        summary = (module.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(module.NAME, help=summary, description=module.__doc__)
+        module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: As on the command line; the process's own if not given.
+
+    Returns:
+        The exit code.
+    """
+    options = make_parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `| head` has seen enough; without this, Python complains once more when it closes the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (FlatvarsError, OSError, ValueError) as error:
+        print(f"python -m flatvars {options.command}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, DamagedFileError) else 2
+    return code

@@ -1,0 +1,123 @@
+"""A save is whole or did not happen: processes killed at random, at every call, or saving against each other."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import flatvars as fv
+
+ROOT = Path(__file__).parents[2]
+TMPFS_SIZE = 1 << 20
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals: run it on Linux or macOS")
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, "-m", "tests.checkpoint.crash", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    found = re.match(r"(\d+) killed, version (\d+)", run("random", str(tmp_path), "250"))
+    assert found is not None
+    assert int(found[1]) == 250
+    assert int(found[2]) > 20, "children were killed before they saved anything"
+
+
+@pytest.mark.slow
+def test_killed_at_every_call_to_the_system(tmp_path: Path) -> None:
+    found = re.match(r"(\d+) killed", run("steps", str(tmp_path), "200"))
+    assert found is not None
+    assert int(found[1]) >= 40
+
+
+@pytest.mark.slow
+def test_processes_that_save_to_one_path_never_mix(tmp_path: Path) -> None:
+    found = re.match(r"(\d+) reads", run("rivals", str(tmp_path), "15"))
+    assert found is not None
+    assert int(found[1]) >= 5
+
+
+CHILD = """
+import resource, sys, os, torch, flatvars as fv
+path, limit = sys.argv[1], int(sys.argv[2])
+store = fv.VarStore()
+store.add("weight", torch.ones(100_000))
+store.save(path)
+store.add("more", torch.ones(250_000))
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+before = open(path, "rb").read()
+for size in (None, "150KB"):
+    try:
+        store.save(path, shard_size=size)
+    except fv.CheckpointError as error:
+        print(error)
+    assert open(path, "rb").read() == before
+    assert os.listdir(os.path.dirname(path)) == ["model.safetensors"], os.listdir(os.path.dirname(path))
+try:
+    store.save(path.replace(".safetensors", ".pt"))
+except (fv.CheckpointError, RuntimeError) as error:
+    print(error)
+assert os.listdir(os.path.dirname(path)) == ["model.safetensors"]
+fresh = fv.VarStore()
+fresh.add("weight", torch.zeros(100_000))
+fresh.load(path)
+assert bool((fresh["weight"].value == 1).all())
+"""
+
+
+def test_a_limit_on_file_sizes_leaves_the_old_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CHILD, str(tmp_path / "model.safetensors"), "500000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "no room to save" in done.stdout
+    assert "What was there before is untouched" in done.stdout
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    """On a small file system of the test's own, mounted in a namespace."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o size={TMPFS_SIZE} tmpfs {folder}"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this system lets no user mount a tmpfs (unshare -rm); the limit on file sizes is tested above")
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    child = f"{mount} && PYTHONPATH={ROOT} {sys.executable} {script} {folder}/model.safetensors 0"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", child], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no room to save") == 3
+    assert "No space left on device" in done.stdout
+
+
+def test_a_full_stream_is_reported() -> None:
+    store = fv.VarStore()
+    store.add("weight", torch.ones(100_000))
+    with (
+        open("/dev/full", "wb", buffering=0) as stream,
+        pytest.raises(fv.CheckpointError, match=r"no room .* the stream"),
+    ):
+        store.save(stream)
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    store = fv.VarStore()
+    store.add("weight", torch.ones(3))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "data" / "real.safetensors")
+    store.save(tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").is_symlink()
+    assert os.listdir(tmp_path / "data") == ["real.safetensors"]
+    store.load(tmp_path / "model.safetensors")
