@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import flatvars as fv
+from bench.__main__ import machine
 from bench.cases import HYPER, Shapes, make_grads, make_model
 from flatvars.checkpoint import SnapshotRing
 
@@ -149,7 +150,7 @@ def main() -> None:
         print(f"  torch.save / save: {synced:.2f} with fsync, {plain:.2f} without; ours always syncs")
         print(f"  snapshot / copy of the same bytes: {row['snapshot'] / row['copy']:.2f}", flush=True)
     if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+        options.out.write_text(json.dumps({"machine": machine("cpu"), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

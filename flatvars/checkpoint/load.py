@@ -22,17 +22,10 @@ from .image import MASKS, is_masked
 from .match import DTYPE_POLICIES, Match, Rename, Wanted, match, raise_problems, renamer
 from .progress import Progress
 from .random_state import PREFIX, apply_random, random_problems
+from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers, training_problems
 from .schema import check_content
 from .source import Source, Target, opened, pieces, verify
-from .training import (
-    apply_flags,
-    apply_gradients,
-    apply_optimizer,
-    apply_schedulers,
-    as_list,
-    check_optimizer,
-    training_problems,
-)
+from .training import as_list, check_optimizer
 
 SetMask = Callable[[str, Tensor | None], object]
 

@@ -42,14 +42,12 @@ class Match:
         pairs: Index of the variable to name of the tensor.
         tied: Variables that the file holds under several names: index, names of the tensors.
         missing: First names of variables that the file lacks.
-        unused: Names of tensors that no variable has.
         problems: In words, for the error.
     """
 
     pairs: dict[int, str] = field(default_factory=dict)
     tied: list[tuple[int, list[str]]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
 
@@ -96,14 +94,7 @@ def match(
             others.
     """
     result = Match()
-    keys: dict[str, str] = {}
-    for key in offered:
-        name = rename(key)
-        if name in keys:
-            result.problems.append(f"{keys[name]!r} and {key!r} of the file are both renamed to {name!r}")
-        keys[name] = key
-    known = {name for one in wanted for name in one.names}
-    result.unused = [key for name, key in keys.items() if name not in known]
+    keys = _renamed(offered, rename, result)
     for i, one in enumerate(wanted):
         found = [keys[name] for name in one.names if name in keys]
         if not found:
@@ -114,19 +105,33 @@ def match(
             result.tied.append((i, found))
         for key in found:
             result.problems += _differences(one, key, offered[key], dtype)
+    known = {name for one in wanted for name in one.names}
     free = {name: key for name, key in keys.items() if name not in known}
+    prefixed = [] if partial else _prefix_problem(result.missing, free)
+    if prefixed:
+        result.problems += prefixed
+        return result
     if not partial:
-        prefixed = _prefix_problem(result.missing, free)
-        if prefixed:
-            result.problems += prefixed
-            return result
         result.problems += _missing(result.missing, free)
     if unused is not None:
-        extra = [key for name, key in free.items() if unused(name)]
-        result.problems += [
-            f"{key!r} is in the file but not in the store (strict=False, select= or rename= let it be)" for key in extra
-        ]
+        result.problems += _unused([key for name, key in free.items() if unused(name)])
     return result
+
+
+def _renamed(offered: Mapping[str, Entry], rename: Callable[[str], str], result: Match) -> dict[str, str]:
+    """From names in the store to names in the file."""
+    keys: dict[str, str] = {}
+    for key in offered:
+        name = rename(key)
+        if name in keys:
+            result.problems.append(f"{keys[name]!r} and {key!r} of the file are both renamed to {name!r}")
+        keys[name] = key
+    return keys
+
+
+def _unused(keys: Sequence[str]) -> list[str]:
+    hint = "(strict=False, select= or rename= let it be)"
+    return [f"{key!r} is in the file but not in the store {hint}" for key in keys]
 
 
 def _differences(one: Wanted, key: str, entry: Entry, dtype: str) -> list[str]:

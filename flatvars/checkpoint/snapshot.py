@@ -19,9 +19,10 @@ from .background import Writer, writer_of
 from .image import MASKS, Image, Plane, is_masked
 from .load import SetMask
 from .random_state import apply_random
+from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers
 from .save import SHARD_SIZE, capture, check_target, write
 from .source import Target
-from .training import OptimizerImage, apply_flags, apply_gradients, apply_optimizer, apply_schedulers
+from .training import OptimizerImage
 
 if TYPE_CHECKING:
     from ..store import VarStore

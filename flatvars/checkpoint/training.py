@@ -1,12 +1,11 @@
-"""What training needs beside values: optimizers, schedulers, gradients of an unfinished cycle, masks, random numbers.
+"""What training needs beside values: optimizers, schedulers, gradients of an unfinished cycle, random numbers.
 
-Captured as an image's planes and a description by names; applied to another store by the same names. Everything is
-checked before anything is written.
+Captured as an image's planes and a description by names; `resuming.py` applies it by the same names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +15,9 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..registry import Registry
 from ..streams import GRADS
-from ..variable import Variable
 from .image import Image, Plane, Record, existing
 from .known import members_of
-from .plain import decode, encode
+from .plain import encode
 from .random_state import RandomState, capture_random
 
 if TYPE_CHECKING:
@@ -194,113 +192,3 @@ def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]
     )
     for dtype, buffer in existing(registry, GRADS) if touched else []:
         image.planes.append(Plane(GRADS, GRADS, dtype, buffer, lambda record, _: record.id in touched))
-
-
-# Applying ---------------------------------------------------------------------------------------------------------
-
-
-ByName = Mapping[str, Variable]
-Fetch = Callable[[str, Tensor], None]
-"""Copies the tensor of a name into one of the same shape."""
-
-
-def training_problems(
-    content: Mapping[str, Any] | None, optimizers: Sequence[Any], schedulers: Sequence[Any], by_name: ByName
-) -> list[str]:
-    """What keeps a saved training state from being applied here, all of it.
-
-    Args:
-        content: The description's `training`.
-        by_name: The store's variables by their names in the file.
-
-    Raises:
-        DamagedFileError: values that nobody wrote.
-    """
-    if content is None:
-        return ["the file holds values alone: it was saved without optimizer=; leave optimizer and schedulers out"]
-    problems = []
-    for kind, saved, given in (
-        ("optimizer", content["optimizers"], optimizers),
-        ("scheduler", content["schedulers"], schedulers),
-    ):
-        if given and len(saved) != len(given):
-            problems.append(f"the file holds {len(saved)} {kind}s, and {len(given)} were given; give as many")
-        for one, mine in zip(saved, given, strict=False):
-            decode(one["state"] if kind == "scheduler" else [group["hyper"] for group in one["groups"]])
-            if one["class"] != type(mine).__name__:
-                problems.append(f"the file holds the state of a {one['class']}, and a {type(mine).__name__} was given")
-    for saved, optimizer in zip(content["optimizers"], optimizers, strict=False):
-        problems += _group_problems(saved, optimizer, by_name)
-    return problems
-
-
-def _group_problems(saved: Mapping[str, Any], optimizer: Optimizer, by_name: ByName) -> list[str]:
-    if len(saved["groups"]) != len(optimizer.param_groups):
-        return [f"the optimizer has {len(optimizer.param_groups)} param groups, the saved one {len(saved['groups'])}"]
-    problems = []
-    for i, (group, variables) in enumerate(zip(saved["groups"], optimizer._variables, strict=True)):
-        theirs = {by_name[name].id for name in group["variables"] if name in by_name}
-        mine = {v.id for v in variables}
-        if theirs != mine or any(name not in by_name for name in group["variables"]):
-            problems.append(
-                f"param group {i} holds {len(mine)} variables here and {len(group['variables'])} in the file, or "
-                "others: make the optimizer with the same groups"
-            )
-    return problems
-
-
-def apply_flags(registry: Registry, saved: Mapping[str, Mapping[str, Any]], by_name: ByName) -> None:
-    """Trains and freezes as the file says; re-carves where a variable lacks room."""
-    for name, content in saved.items():
-        variable = by_name[name]
-        if variable.requires_grad != content["trainable"]:
-            variable.param.requires_grad_(content["trainable"])
-        variable.frozen = bool(content["frozen"])
-    registry.sync_masks()
-
-
-def apply_optimizer(optimizer: Optimizer, content: Mapping[str, Any], by_name: ByName) -> None:
-    """Hyper-parameters, step counts and the count of skipped steps; streams are the caller's."""
-    for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
-        for key, value in decode(saved["hyper"]).items():
-            if isinstance(group.get(key), Tensor):
-                group[key].fill_(value)  # the tensor a CUDA graph or the user holds on to
-            else:
-                group[key] = value
-    optimizer._retire_plans()
-    steps = {by_name[name].id: count for name, count in content["steps"].items()}
-    optimizer._counts = {(v.id, v.state_epoch): steps.get(v.id, 0) for group in optimizer._variables for v in group}
-    optimizer._skipped.fill_(content["skipped"])
-
-
-def apply_gradients(registry: Registry, content: Mapping[str, Any], by_name: ByName, fetch: Fetch) -> None:
-    """Puts the gradients of an unfinished cycle back where they lay."""
-    gradients = registry.gradients
-    gradients.zero(True)
-    touched = [(name, by_name[name]) for name in content["touched"]]
-    if gradients.mode == "views":
-        for name, variable in touched:
-            assert variable.param.grad is not None
-            fetch(f"{GRADS}/{name}", variable.param.grad)
-        return
-    for dtype in dict.fromkeys(variable.dtype for _, variable in touched):
-        gradients.stream(dtype).zero_()
-    for name, variable in touched:
-        gradients.stream(variable.dtype)  # made here, where no step has made it yet
-        fetch(f"{GRADS}/{name}", registry.view(GRADS, variable))
-    for name in content["pending"]:
-        grad = torch.empty_like(by_name[name].param)
-        fetch(f"{PENDING}/{name}", grad)
-        by_name[name].param.grad = grad
-    gradients.touched = {variable.id for _, variable in touched}
-    gradients.spent, gradients.exposed = bool(content["spent"]), False
-    if content["fresh"]:
-        # Adding nothing takes the norm by the very launch that took it before: another would round differently.
-        for part in gradients.plans().parts:
-            part.plan.accumulate_([None] * len(part.order), gradients.stream(part.region), 1.0, True)
-        gradients.fresh = True
-
-
-def apply_schedulers(schedulers: Sequence[Any], content: Sequence[Mapping[str, Any]]) -> None:
-    for scheduler, saved in zip(schedulers, content, strict=True):
-        scheduler.load_state_dict(decode(saved["state"]))
