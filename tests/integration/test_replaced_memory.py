@@ -29,12 +29,12 @@ BREAKS: dict[str, Callable[[nn.Module], object]] = {
     "data-transposed": lambda module: setattr(module.weight, "data", module.weight.data.as_strided((2, 3), (1, 2))),
     "vector_to_parameters": lambda module: nn.utils.vector_to_parameters(torch.ones(8), module.parameters()),
     "to_empty": emptied,
+    "share_memory": lambda module: module.share_memory(),
 }
 
 HARMLESS: dict[str, Callable[[nn.Module], object]] = {
     "to-same": lambda module: module.to("cpu").float(),
     "load_state_dict": lambda module: module.load_state_dict({k: v * 2 for k, v in module.state_dict().items()}),
-    "share_memory": lambda module: module.share_memory(),
     "in-place": lambda module: nn.init.ones_(module.weight),
 }
 
