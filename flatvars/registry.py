@@ -262,7 +262,7 @@ class Registry:
             self.settle()
             self.check_aliases()
             for region in self.layout.regions:
-                self._streams.values(region.dtype).share_memory_()
+                self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
             for variable in self.variables:
                 bind(variable, self.piece(variable))
             self._notify()
@@ -360,9 +360,9 @@ def check_alias(registry: Registry, variable: Variable) -> None:
         f"variable {variable.name!r} no longer lies in its store: its Parameter now holds a {param.dtype} tensor of "
         f"shape {tuple(param.shape)} and strides {param.stride()} on {param.device} (the store holds {variable.dtype}, "
         f"{tuple(variable.shape)}, {view.stride()}, {registry.device}). Something replaced its memory: module.to(), "
-        "half(), double(), load_state_dict(assign=True), vector_to_parameters, share_memory() or `.data =`. Call store.rebind() to "
-        "take the new values in, or store.restore_aliases() to go back to the store's. Instead of share_memory(), call "
-        "store.share_memory_()"
+        "half(), double(), load_state_dict(assign=True), vector_to_parameters, share_memory() or `.data =`. Call "
+        "store.rebind() to take the new values in, or store.restore_aliases() to go back to the store's. Instead of "
+        "share_memory(), call store.share_memory_()"
     )
 
 

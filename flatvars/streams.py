@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack, to_dlpack
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from .layout import Layout, Span
 
@@ -24,9 +24,9 @@ def piece_of(stream: Tensor, span: Span) -> Tensor:
 
     Many programs ask for a tensor's storage, not for its bytes: pickle writes it whole for every view, deepcopy of a
     buffer copies it whole, Accelerate and safetensors take two tensors of one storage for one tied tensor and save the
-    first alone, and torch.compile looks for overlaps among them. To all of these, a variable is a tensor like any other.
+    first alone, and torch.compile looks for overlaps among them. To all of these, a variable is now as any tensor.
     """
-    if stream.device.type not in ("cpu", "cuda") or (stream.device.type == "cpu" and stream.is_shared()):
+    if stream.device.type not in ("cpu", "cuda") or (stream.device.type == "cpu" and stream.is_shared()):  # type: ignore[no-untyped-call]
         # Shared memory is known by its storage: another process gets the whole buffer, once.
         return view_of(stream, span).data
     # As bytes, which the exchange format knows on every device; it keeps the buffer alive as long as the piece.
