@@ -120,8 +120,11 @@ def test_functional_call_and_torch_func() -> None:
     by_name = torch.func.grad(direct)({name: p.detach() for name, p in net.named_parameters()})
     assert_close(torch.cat([g.reshape(-1) for g in by_name.values()]), expected, "gradients by name")
     assert_close(torch.func.jvp(loss, (vector,), (torch.ones_like(vector),))[1], expected.sum(), "derivative")
-    per_sample = torch.func.vmap(torch.func.grad(direct), (None,))(dict(net.named_parameters()))
-    assert per_sample.keys() == store.variables().keys()
+    each = torch.func.vmap(
+        torch.func.grad(lambda values, x: functional_call(net, values, (x,)).square().sum()), (None, 0)
+    )
+    per_sample = each({name: p.detach() for name, p in net.named_parameters()}, X)
+    assert_close(torch.cat([g.sum(0).reshape(-1) for g in per_sample.values()]), expected, "gradients of samples")
     assert store.gradient_names() == []
     store.accumulate(by_name)
     assert_close(torch.cat([store[name].grad.reshape(-1) for name in store]), expected, "accumulated")

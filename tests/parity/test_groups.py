@@ -76,6 +76,7 @@ def test_params_may_be_given_as_to_torch(how: str) -> None:
     assert ("param_names" in pair.opt.param_groups[0]) == (how == "named_parameters")
 
 
+@pytest.mark.row("P-O-04")
 @pytest.mark.parametrize("mode", MODES)
 def test_add_param_group_in_the_middle_of_a_run(mode: str) -> None:
     pair = Pair.of(Bag(MIXTURE), mode=mode)
@@ -91,6 +92,7 @@ def test_add_param_group_in_the_middle_of_a_run(mode: str) -> None:
     pair.assert_states_close()
 
 
+@pytest.mark.row("P-O-04")
 def test_add_param_group_refuses_what_torch_refuses() -> None:
     pair = Pair.of(Bag(MIXTURE), "adamw")
     with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
