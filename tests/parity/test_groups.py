@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flatvars as fv
-from tests.support.models import MIXTURE, Bag
+from tests.support.models import MIXTURE, Bag, Chain
 
 from .pairs import FLAVOR, MODES, Pair
 
@@ -135,3 +135,19 @@ def test_an_empty_variable_hides_no_neighbor(numel: int) -> None:
     )
     pair.run(2)
     pair.assert_values_close()
+
+
+@pytest.mark.row("P-O-02", "P-O-04")
+def test_parameter_names_are_kept() -> None:
+    """As torch's: given as pairs, saved, and loaded over those there are."""
+    module, plain = Chain(), Chain()
+    store = fv.VarStore.from_module(module)
+    ours = fv.optim.AdamW(list(module.named_parameters()), lr=0.1, store=store)
+    theirs = torch.optim.AdamW(list(plain.named_parameters()), lr=0.1)
+    saved = ours.state_dict()["param_groups"][0]["param_names"]
+    assert saved == theirs.state_dict()["param_groups"][0]["param_names"] == list(store)
+    state = theirs.state_dict()
+    state["param_groups"][0]["param_names"] = [f"other.{name}" for name in store]
+    for opt in (ours, theirs):
+        opt.load_state_dict(state)
+        assert opt.param_groups[0]["param_names"][0] == "other.layers.0.weight"
