@@ -87,3 +87,24 @@ def test_recurrent_layers_train_or_say_what_to_call(kind, device):
     store.check_aliases()
     model(inputs)[0].square().sum().backward()
     ours.step()
+
+
+@pytest.mark.row("P-A-12")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_variables_are_storages_of_their_own(dtype, device):
+    """In the buffer, without a copy, and alive as long as any of them is."""
+    model = nn.Sequential(nn.Linear(300, 500), nn.Linear(500, 7)).to(device, dtype)
+    store = fv.VarStore.from_module(model)
+    flat = store.values
+    allocated = torch.cuda.memory_allocated(device)
+    assert allocated < 1.1 * flat.nbytes + 2**20
+    for variable in store.variables().values():
+        storage = variable.param.untyped_storage()
+        assert storage.nbytes() == variable.spec.numel * dtype.itemsize
+        assert storage.data_ptr() == flat.data_ptr() + variable.span.offset * dtype.itemsize
+    bias = model[1].bias.detach()
+    expected = bias.clone()
+    del model, store, flat, variable, storage
+    junk = torch.full((200_000,), 9.0, device=device)
+    assert torch.equal(bias, expected)
+    assert junk.device == device
