@@ -1,9 +1,7 @@
-"""Copies of what lies in a store: deepcopy, pickle and torch.save.
+"""Copies of stores: deepcopy, pickle and torch.save.
 
-A view of a buffer drags the whole buffer along when it is pickled: a model of 100 parameters would be written 100
-times. A Parameter or buffer that lies in a store is therefore pickled as its own elements. Python's way to say so for
-classes that are not ours is `copyreg`; every other tensor takes the way it always took. Files hold plain torch
-Parameters, and load where flatvars is not installed.
+Parameters need no help: each has a storage of its own (`streams.piece_of`), so it is written as its own bytes and loads
+where flatvars is not installed.
 
 A copy of a store is carved anew: names, ids, values, masks and groups are the original's, gradients are not copied (as
 torch does not copy those of a module), and its Parameters are those of modules and optimizers that are copied in the
@@ -23,21 +21,11 @@ from torch import Tensor, nn
 
 from .grads import Gradients
 from .owners import living
-from .registry import Registry, variable_of
+from .registry import Registry
 from .spec import VarSpec
 from .variable import Variable
 
 Owners = list[tuple[nn.Module, str]]
-
-
-def reduce_tensor(tensor: Tensor) -> Any:
-    """Pickles a tensor as ever, and one that lies in a store as a tensor with memory of its own."""
-    if variable_of(tensor) is None:
-        return tensor.__reduce_ex__(2)  # type: ignore[no-untyped-call]
-    own = tensor.detach().clone()
-    own = nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own
-    own.__dict__.update(tensor.__dict__)
-    return own.__reduce_ex__(2)  # type: ignore[no-untyped-call]
 
 
 class Handle:
@@ -52,12 +40,7 @@ class Handle:
         self.owners = owners
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
-        param = memo.get(id(self.param))
-        if param is None and isinstance(self.param, nn.Parameter):
-            param = copy.deepcopy(self.param, memo)
-        elif param is None:
-            # Not by deepcopy, which would copy the buffer that it is a view of.
-            param = memo[id(self.param)] = self.param.detach().clone()
+        param = copy.deepcopy(self.param, memo)
         owners = [(memo[id(owner)], name) for owner, name in self.owners if id(owner) in memo]
         return Handle(param, owners)
 
@@ -108,7 +91,5 @@ def restore_registry(
 
 
 def register() -> None:
-    """Tells Python's pickle and deepcopy; done when flatvars is imported."""
-    copyreg.pickle(nn.Parameter, reduce_tensor)
-    copyreg.pickle(Tensor, reduce_tensor)
+    """Tells Python's pickle and deepcopy how; done when flatvars is imported."""
     copyreg.pickle(Registry, reduce_registry)

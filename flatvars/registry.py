@@ -15,7 +15,7 @@ from .errors import AliasError, FlatvarsError, NameTakenError
 from .layout import Layout, plan_layout
 from .select import Selector, find
 from .spec import VarSpec
-from .streams import FROZEN_ELEMENTS, VALUES, Streams, byte, view_of
+from .streams import FROZEN_ELEMENTS, VALUES, Streams, byte, piece_of, view_of
 from .variable import Variable
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class Registry:
 
     def move_in(self, variable: Variable, param: Tensor) -> None:
         """Copies a parameter's values into the variable's span and binds it; its old memory is released."""
-        view = self.view(VALUES, variable)
+        view = self.piece(variable)
         if not param.is_meta and param.shape == view.shape:  # from meta there are no values, maybe not even a shape
             view.copy_(param.detach())
         variable.param = param
@@ -251,7 +251,7 @@ class Registry:
         self._streams, self._layout, self.device = streams, streams.layout, device
         self._place(specs)
         for variable in bound:
-            bind(variable, self.view(VALUES, variable))
+            bind(variable, self.piece(variable))
 
     def _place(self, specs: Sequence[VarSpec]) -> None:
         """Writes down where the variables lie by the specs; nothing moves if only names changed."""
@@ -274,6 +274,22 @@ class Registry:
         region, span = variable.dtype, variable.span
         buffer = self._streams.values(region) if stream == VALUES else self._streams.get(stream, region)
         return view_of(buffer, span).data
+
+    def piece(self, variable: Variable) -> Tensor:
+        """The variable's values as its Parameter holds them: in the buffer, with a storage of its own."""
+        assert variable._span is not None
+        return piece_of(self._streams.values(variable.dtype), variable._span)
+
+    def share_memory(self) -> None:
+        """See `VarStore.share_memory_`."""
+        with self.lock:
+            self.settle()
+            self.check_aliases()
+            for region in self.layout.regions:
+                self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
+            for variable in self.variables:
+                bind(variable, self.piece(variable))
+            self._notify()
 
     def register_optimizer(self) -> str:
         """A prefix for the state streams of one more optimizer."""
@@ -368,8 +384,9 @@ def check_alias(registry: Registry, variable: Variable) -> None:
         f"variable {variable.name!r} no longer lies in its store: its Parameter now holds a {param.dtype} tensor of "
         f"shape {tuple(param.shape)} and strides {param.stride()} on {param.device} (the store holds {variable.dtype}, "
         f"{tuple(variable.shape)}, {view.stride()}, {registry.device}). Something replaced its memory: module.to(), "
-        "half(), double(), load_state_dict(assign=True), vector_to_parameters or `.data =`. Call store.rebind() to "
-        "take the new values in, or store.restore_aliases() to go back to the store's"
+        "half(), double(), load_state_dict(assign=True), vector_to_parameters, share_memory() or `.data =`. Call "
+        "store.rebind() to take the new values in, or store.restore_aliases() to go back to the store's. Instead of "
+        "share_memory(), call store.share_memory_()"
     )
 
 

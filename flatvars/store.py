@@ -27,7 +27,6 @@ from .path import Path
 from .registry import Registry
 from .registry import bind as bind_param
 from .select import Selector
-from .streams import VALUES
 from .variable import Variable
 
 # Inside the class, `float` is the conversion method.
@@ -430,6 +429,14 @@ class VarStore:
         self.root().double()
         return self
 
+    def share_memory_(self) -> VarStore:
+        """Moves the values into shared memory, where processes that get a Parameter write into this store.
+
+        A module's own share_memory() takes its Parameters out of the store one by one, which the next step notices.
+        """
+        self._registry.share_memory()
+        return self
+
     # Values -----------------------------------------------------------------------------------------------------------
 
     def copy_(self, other: VarStore) -> VarStore:
@@ -494,7 +501,7 @@ class VarStore:
         """Binds every Parameter to the store's memory again; values written elsewhere meanwhile are dropped."""
         self._registry.settle()
         for variable in self._registry.variables:
-            bind_param(variable, self._registry.view(VALUES, variable))
+            bind_param(variable, self._registry.piece(variable))
         self._registry.generation += 1
 
     # Gradients --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from .layout import Layout, Span
 
@@ -17,6 +18,21 @@ FROZEN_ELEMENTS = "frozen_elements"
 def view_of(stream: Tensor, span: Span) -> Tensor:
     """The variable's own shape over a stream, in its memory order."""
     return stream.as_strided(span.spec.shape, span.spec.stride, span.offset)
+
+
+def piece_of(stream: Tensor, span: Span) -> Tensor:
+    """The variable's own shape over the same memory, as a storage of its own that ends with the variable.
+
+    Many programs ask for a tensor's storage, not for its bytes: pickle writes it whole for every view, deepcopy of a
+    buffer copies it whole, Accelerate and safetensors take two tensors of one storage for one tied tensor and save the
+    first alone, and torch.compile looks for overlaps among them. To all of these, a variable is now as any tensor.
+    """
+    if stream.device.type not in ("cpu", "cuda") or (stream.device.type == "cpu" and stream.is_shared()):  # type: ignore[no-untyped-call]
+        # Shared memory is known by its storage: another process gets the whole buffer, once.
+        return view_of(stream, span).data
+    # As bytes, which the exchange format knows on every device; it keeps the buffer alive as long as the piece.
+    raw = from_dlpack(to_dlpack(flat_of(stream, span).view(torch.uint8)))
+    return raw.view(stream.dtype).as_strided(span.spec.shape, span.spec.stride)
 
 
 def flat_of(stream: Tensor, span: Span) -> Tensor:

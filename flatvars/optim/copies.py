@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..registry import Registry
-from ..streams import view_of
+from ..streams import piece_of, view_of
 from ..variable import Variable
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ LEFT_OUT = {
 
 
 def get_state(optimizer: Optimizer) -> dict[str, Any]:
-    """What an optimizer is, without the memory it shares with its store: param groups by index, states as copies."""
+    """What an optimizer is, without its store's streams: param groups by index, states one by one."""
     plain = {name: value for name, value in optimizer.__dict__.items() if name not in LEFT_OUT}
     plain = {name: value for name, value in plain.items() if not name.endswith("_hooks")}
     counts = optimizer.step_counts()
@@ -46,16 +46,15 @@ def get_state(optimizer: Optimizer) -> dict[str, Any]:
         "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
         "members": [[variable.index for variable in group] for group in optimizer._variables],
         "steps": steps,
-        "states": {v.index: _copy_states(optimizer, v) for v in optimizer._members() if steps[v.index]},
+        "states": {v.index: _states_of(optimizer, v) for v in optimizer._members() if steps[v.index]},
     }
 
 
-def _copy_states(optimizer: Optimizer, variable: Variable) -> dict[str, Tensor]:
+def _states_of(optimizer: Optimizer, variable: Variable) -> dict[str, Tensor]:
     if not variable.spec.trainable:
         return {}
     pairs = zip(optimizer.rule().states, optimizer.state_streams(variable.dtype), strict=True)
-    # Copies: a view would be written with the whole stream it lies in.
-    return {name: view_of(stream, variable.span).clone() for name, stream in pairs}
+    return {name: piece_of(stream, variable.span) for name, stream in pairs}
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..registry import variable_of
-from ..streams import view_of
+from ..streams import piece_of, view_of
 from ..variable import Variable
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def read_state(
     state: dict[str, Any] = {"step": torch.tensor(float(count))} if rule.keeps_step else {}
     of_group = optimizer.state_names(group)
     pairs = zip(rule.states, streams, strict=True)
-    state.update({name: view_of(stream, variable.span) for name, stream in pairs if name in of_group})
+    state.update({name: piece_of(stream, variable.span) for name, stream in pairs if name in of_group})
     return state
 
 

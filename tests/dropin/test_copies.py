@@ -40,15 +40,9 @@ each_way = pytest.mark.parametrize("duplicate", WAYS.values(), ids=WAYS)
 each_mode = pytest.mark.parametrize("mode", ["gather", "views"])
 
 
-def saved_bytes(item: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(item, buffer)
-    return buffer.getvalue()
-
-
-def run(module: nn.Module, opt: torch.optim.Optimizer, steps: int = 3, width: int = 3) -> None:
+def run(module: nn.Module, opt: torch.optim.Optimizer, steps: int = 3) -> None:
     for _ in range(steps):
-        backward(module, width)
+        backward(module)
         opt.step()
         opt.zero_grad()
 
@@ -117,60 +111,6 @@ def test_ties_buffers_and_memory_orders(duplicate: Callable[[Any], Any]) -> None
         for name, buffer in twin.named_buffers():
             assert other[name].value.data_ptr() == buffer.data_ptr()
     assert duplicate((tied, fv.VarStore.from_module(TiedLanguageModel())))[0].head.weight is not tied.head.weight
-
-
-@pytest.mark.row("P-A-12")
-@pytest.mark.parametrize("dump", [pickle.dumps, saved_bytes], ids=["pickle", "file"])
-def test_the_buffer_is_written_once(dump: Callable[[Any], bytes]) -> None:
-    """A view drags its buffer along: 20 layers and their statistics would be 40 times too large."""
-    make = lambda: nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)) for _ in range(10)))  # noqa: E731
-    plain, module = make(), make()
-    size = len(dump(plain))
-    store = fv.VarStore.from_module(module, buffers=True)
-    opt = fv.optim.Adam(store)
-    store.accumulate({name: torch.ones_like(v.value) for name, v in store.variables().items() if v.requires_grad})
-    opt.step()
-    values_alone = store.numel * 4
-    # Each tensor has a record of its own: 64 bytes of alignment and some hundred of description.
-    records = 1000 * len(store)
-    assert len(dump(module)) < 1.1 * size
-    assert len(dump(module[0][0].weight)) < 32 * 32 * 4 + 2000
-    assert len(dump(store)) < values_alone + records
-    assert len(dump((module, store))) < size + 2 * records
-    assert len(dump((module, store, opt))) < 3 * values_alone + 5 * records
-
-
-@pytest.mark.row("P-A-12")
-def test_state_dicts_are_for_torch_save() -> None:
-    """They are views, as torch's are, and torch saves the storage they share once."""
-    module = nn.Sequential(*(nn.Linear(32, 32) for _ in range(10)))
-    opt = fv.optim.Adam(fv.VarStore.from_module(module))
-    run(module, opt, 1, width=32)
-    whole = 10 * (32 * 32 + 32) * 4
-    assert len(saved_bytes(module.state_dict())) < 1.2 * whole
-    assert len(saved_bytes(opt.state_dict())) < 1.2 * 2 * whole
-
-
-@pytest.mark.row("P-A-12")
-def test_a_pickled_module_needs_no_flatvars() -> None:
-    module, _, _ = adopted()
-    assert b"flatvars" not in pickle.dumps(module)
-    assert b"flatvars" not in pickle.dumps(module.state_dict())
-
-
-def test_other_tensors_are_pickled_as_ever() -> None:
-    base = torch.arange(6.0)
-    a, b = through_pickle([base, base])
-    assert a is b
-    view = copy.copy(base[2:])
-    assert view.data_ptr() == base[2:].data_ptr()
-    param = nn.Parameter(base, requires_grad=False)
-    param.note = "kept"
-    twin = through_pickle(param)
-    assert type(twin) is nn.Parameter
-    assert twin.note == "kept"
-    assert not twin.requires_grad
-    assert torch.equal(twin, base)
 
 
 @each_way
@@ -266,29 +206,6 @@ def test_a_copied_store_notices_what_a_copied_module_loses() -> None:
         opt.step()
     assert store.rebind() == ["weight"]
     opt.step()
-
-
-def test_watch_tells_a_loaded_store_of_its_module() -> None:
-    module, store, opt = through_pickle(adopted())
-    assert store.watch(module) == ["weight", "bias"]
-    assert store.watch(nn.Linear(3, 2)) == []
-    module.weight = nn.Parameter(torch.ones(2, 3))
-    backward(module)
-    with pytest.raises(fv.AliasError, match=r"store\.rebind\(\)"):
-        opt.step()
-
-
-def test_watch_a_module_made_of_the_stores_variables() -> None:
-    store = fv.VarStore()
-    module = nn.Linear(3, 2)
-    module.weight = store.root().zeros("w", (2, 3))
-    opt = fv.optim.SGD(store, lr=0.1)
-    assert store.watch(module) == ["w"]
-    run(module, opt, 1)
-    module.weight = nn.Parameter(torch.ones(2, 3))
-    backward(module)
-    with pytest.raises(fv.AliasError, match=r"'w' is no longer used: Linear\.weight"):
-        opt.step()
 
 
 def test_what_strayed_is_not_copied_silently() -> None:

@@ -188,3 +188,43 @@ def test_changed_numbers_are_not_frozen_into_a_graph(device):
     optimizer.param_groups[0]["lr"] = 0.7
     with pytest.raises(fv.FlatvarsError, match="upload_hyperparameters"):
         capture(optimizer)
+
+
+def scheduled_run(device, captured):
+    """Forward, backward and step of a model under OneCycle, which moves lr and the first beta; in one graph or not."""
+    torch.manual_seed(7)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.GELU(), torch.nn.Linear(64, 4)).to(device)
+    store = fv.VarStore.from_module(model)
+    optimizer = fv.optim.AdamW(store, lr=0.01, max_norm=0.5)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=40)
+    inputs = torch.randn(8, 16, device=device)
+
+    def whole_step():
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUP):
+            whole_step()
+            schedule.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    optimizer.upload_hyperparameters()
+    graph = torch.cuda.CUDAGraph()
+    if captured:
+        optimizer.zero_grad()
+        with torch.cuda.graph(graph):
+            whole_step()
+    for k in range(8):
+        inputs.copy_(torch.randn(8, 16, generator=torch.Generator().manual_seed(k)))
+        optimizer.upload_hyperparameters()
+        graph.replay() if captured else whole_step()
+        schedule.step()
+    return streams_of(store, optimizer)
+
+
+def test_a_scheduler_goes_on_after_capture(device):
+    for actual, expected in zip(scheduled_run(device, True), scheduled_run(device, False), strict=True):
+        assert_same_bits(actual, expected)

@@ -24,6 +24,7 @@ def train(module: nn.Module, opt: torch.optim.Optimizer, steps: int = 3) -> None
         opt.step()
 
 
+@pytest.mark.row("P-R-09")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_network_with_batch_norms_trains_as_without_a_store(mode: str) -> None:
     module = ResNet()
@@ -92,6 +93,7 @@ def test_masks_pass_them_by() -> None:
     assert store["norm.running_mean"] not in store.trainable_variables()
 
 
+@pytest.mark.row("P-R-09")
 def test_conversion_takes_floating_ones_along() -> None:
     module = ResNet()
     store = fv.VarStore.from_module(module, buffers=True)

@@ -36,6 +36,7 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.row("P-A-11")
 @pytest.mark.parametrize("mode", ["gather", "views"])
 @pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
 def test_a_copy_of_a_module_is_independent(duplicate: Callable[[nn.Module], nn.Module], mode: str) -> None:
@@ -95,6 +96,7 @@ def test_a_state_dict_in_a_file_is_as_large_as_the_model() -> None:
     assert_same(torch.load(flat), {name: value.clone() for name, value in module.state_dict().items()})
 
 
+@pytest.mark.row("P-A-11")
 def test_an_averaged_model_follows_the_training() -> None:
     module, _, opt = adopted(steps=0)
     plain = linear()

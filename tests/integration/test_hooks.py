@@ -35,6 +35,7 @@ def hook(module: nn.Linear, log: list[str]) -> None:
     module.register_full_backward_hook(lambda owner, grad_in, grad_out: log.append("backward"))
 
 
+@pytest.mark.row("P-G-08", "P-G-09")
 @pytest.mark.parametrize("mode", ["gather", "views"])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("when", ["before-adoption", "after-adoption"])
@@ -70,6 +71,7 @@ def test_hooks_from_the_meta_device() -> None:
     assert sorted(log) == ["accumulated", "backward", "forward", "gradient"]
 
 
+@pytest.mark.row("P-G-08")
 def test_a_step_in_a_hook_trains_during_the_backward_pass() -> None:
     """One optimizer per parameter, as in torch's tutorial; each leaves the gradients of the others alone."""
     module, plain = linear(), linear()
@@ -93,6 +95,7 @@ def test_a_step_in_a_hook_trains_during_the_backward_pass() -> None:
         torch.testing.assert_close(ours, theirs, rtol=5e-6, atol=5e-7)
 
 
+@pytest.mark.row("P-G-09")
 def test_a_hook_that_clips_is_seen_by_the_step() -> None:
     module, _, opt = adopted(steps=0)
     module.weight.register_hook(lambda grad: torch.zeros_like(grad))

@@ -50,6 +50,7 @@ def test_they_keep_their_values_while_others_train(buffers: bool) -> None:
     store.check()
 
 
+@pytest.mark.row("P-X-02")
 def test_each_dtype_has_a_region() -> None:
     module, store, _ = trained()
     trainable = {region.dtype: region.trainable_numel > 0 for region in store.regions}

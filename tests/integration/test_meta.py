@@ -29,6 +29,7 @@ def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
+@pytest.mark.row("P-R-12")
 @pytest.mark.parametrize("buffers", [False, True], ids=["parameters", "with-buffers"])
 @pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
 def test_values_are_those_of_the_same_seed(build: Callable[[], nn.Module], buffers: bool) -> None:
@@ -60,6 +61,7 @@ def test_it_trains_as_one_that_was_built_on_the_cpu(build: Callable[[], nn.Modul
     assert stores[1]["head.bias" if isinstance(plain, ResNet) else "1.bias"].value.any()
 
 
+@pytest.mark.row("P-R-12")
 def test_an_lstm_runs_and_trains() -> None:
     """RNNs hold weak references to their Parameters, so those are replaced: in the module and in its flat weights."""
     module = on_meta(lambda: nn.LSTM(3, 4))

@@ -32,6 +32,7 @@ REPLACES: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
+@pytest.mark.row("P-R-10")
 @pytest.mark.parametrize("change", KEEPS.values(), ids=KEEPS)
 def test_the_original_parameter_is_trained_on(change: Callable[[nn.Module], object]) -> None:
     module, store, opt = adopted()
@@ -45,6 +46,7 @@ def test_the_original_parameter_is_trained_on(change: Callable[[nn.Module], obje
     store.check()
 
 
+@pytest.mark.row("P-R-10")
 @pytest.mark.parametrize("change", REPLACES.values(), ids=REPLACES)
 def test_new_parameters_are_not_left_untrained_silently(change: Callable[[nn.Module], object]) -> None:
     module, _, opt = adopted()

@@ -146,6 +146,7 @@ def holding(param: nn.Parameter) -> nn.Module:
     return module
 
 
+@pytest.mark.row("P-X-02")
 @pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
 def test_parameters_that_cannot_be_held(make: Callable[[], nn.Module], message: str) -> None:
     module = nn.Sequential()

@@ -29,17 +29,18 @@ BREAKS: dict[str, Callable[[nn.Module], object]] = {
     "data-transposed": lambda module: setattr(module.weight, "data", module.weight.data.as_strided((2, 3), (1, 2))),
     "vector_to_parameters": lambda module: nn.utils.vector_to_parameters(torch.ones(8), module.parameters()),
     "to_empty": emptied,
+    "share_memory": lambda module: module.share_memory(),
 }
 
 HARMLESS: dict[str, Callable[[nn.Module], object]] = {
     "to-same": lambda module: module.to("cpu").float(),
     "load_state_dict": lambda module: module.load_state_dict({k: v * 2 for k, v in module.state_dict().items()}),
-    "share_memory": lambda module: module.share_memory(),
     "in-place": lambda module: nn.init.ones_(module.weight),
 }
 
 
 # torch says once per process that a transposed parameter and its row-major view of a gradient do not match.
+@pytest.mark.row("P-A-06", "P-A-08")
 @pytest.mark.filterwarnings("ignore:grad and param do not obey:UserWarning")
 @pytest.mark.parametrize("steps", [0, 2], ids=["before-the-first-step", "later"])
 @pytest.mark.parametrize("mode", ["gather", "views"])
@@ -119,6 +120,7 @@ def test_unfreezing_never_drops_values_silently() -> None:
     assert module.weight[0, 0] == 7.0
 
 
+@pytest.mark.row("P-A-06", "P-X-01", "P-X-03")
 @pytest.mark.parametrize("change", BREAKS.values(), ids=BREAKS)
 def test_rebind_takes_the_new_values_in(change: Callable[[nn.Module], object]) -> None:
     module, store, opt = adopted(steps=2)
@@ -148,6 +150,7 @@ def test_restore_aliases_goes_back(change: Callable[[nn.Module], object]) -> Non
     assert opt.state[module.weight]["step"] == 3
 
 
+@pytest.mark.row("P-A-06")
 @pytest.mark.parametrize("change", HARMLESS.values(), ids=HARMLESS)
 def test_what_keeps_the_alias_goes_on(change: Callable[[nn.Module], object]) -> None:
     module, store, opt = adopted(steps=1)
@@ -160,6 +163,7 @@ def test_what_keeps_the_alias_goes_on(change: Callable[[nn.Module], object]) -> 
     assert opt.state[module.weight]["step"] == 2
 
 
+@pytest.mark.row("P-X-01")
 def test_another_shape_is_refused_by_rebind() -> None:
     module, store, _ = adopted()
     module.weight.data = torch.ones(4, 3)
@@ -169,6 +173,7 @@ def test_another_shape_is_refused_by_rebind() -> None:
         store.rebind()
 
 
+@pytest.mark.row("P-A-06")
 def test_channels_last_conversion_is_noticed() -> None:
     module = nn.Conv2d(3, 4, 3)
     store = fv.VarStore.from_module(module)

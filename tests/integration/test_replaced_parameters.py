@@ -40,6 +40,7 @@ REPLACEMENTS: dict[str, Callable[[nn.Module], object]] = {
 }
 
 
+@pytest.mark.row("P-R-04", "P-A-07", "P-O-07")
 @pytest.mark.parametrize("stale", [False, True], ids=["no-grad", "stale-grad"])
 @pytest.mark.parametrize("mode", ["gather", "views"])
 @pytest.mark.parametrize("replace", REPLACEMENTS.values(), ids=REPLACEMENTS)
@@ -58,6 +59,7 @@ def test_a_step_notices(replace: Callable[[nn.Module], object], mode: str, stale
         store.check()
 
 
+@pytest.mark.row("P-X-01")
 @pytest.mark.parametrize("replace", REPLACEMENTS.values(), ids=REPLACEMENTS)
 def test_rebind_takes_the_new_parameter_in(replace: Callable[[nn.Module], object]) -> None:
     module, store, opt = adopted(steps=2)
@@ -75,6 +77,7 @@ def test_rebind_takes_the_new_parameter_in(replace: Callable[[nn.Module], object
     store.check()
 
 
+@pytest.mark.row("P-A-07")
 def test_conversion_by_swapping_is_noticed() -> None:
     module, _, opt = adopted()
     torch.__future__.set_swap_module_params_on_conversion(True)
@@ -87,6 +90,7 @@ def test_conversion_by_swapping_is_noticed() -> None:
         opt.step()
 
 
+@pytest.mark.row("P-R-08", "P-X-01")
 def test_a_tie_that_came_apart_is_noticed() -> None:
     """load_state_dict(assign=True) makes two Parameters of a tied one; the store trains neither."""
     module = TiedLanguageModel()

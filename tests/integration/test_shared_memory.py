@@ -1,4 +1,4 @@
-"""share_memory(): one buffer for several processes, as for Hogwild training."""
+"""store.share_memory_(): one buffer for several processes, as for Hogwild training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def train_in_a_child(module: nn.Module) -> None:
             param.fill_(param.numel())
 
 
+@pytest.mark.row("P-A-10")
 def test_another_process_writes_the_values_of_the_store() -> None:
     module, store, opt = adopted()
-    module.share_memory()
+    store.share_memory_()
     store.check()
     child = torch.multiprocessing.get_context("spawn").Process(target=train_in_a_child, args=(module,))
     child.start()
@@ -36,11 +37,24 @@ def test_another_process_writes_the_values_of_the_store() -> None:
     store.check()
 
 
+def test_a_modules_own_call_is_noticed() -> None:
+    module, store, opt = adopted()
+    module.share_memory()
+    backward(module)
+    with pytest.raises(fv.AliasError, match=r"call store\.share_memory_\(\)"):
+        opt.step()
+    store.restore_aliases()
+    store.share_memory_()
+    opt.step()
+    assert module.weight.is_shared()
+
+
 @pytest.mark.parametrize("mode", ["gather", "views"])
 @pytest.mark.parametrize("steps", [0, 2])
 def test_training_goes_on_bit_for_bit(steps: int, mode: str) -> None:
     (module, store, opt), (twin, _, other) = adopted(mode, steps), adopted(mode, steps)
-    module.share_memory()
+    store.share_memory_()
+    module.share_memory()  # no more to do
     assert all(param.is_shared() for param in module.parameters())
     for net, optimizer in ((module, opt), (twin, other)):
         backward(net)
@@ -53,7 +67,7 @@ def test_training_goes_on_bit_for_bit(steps: int, mode: str) -> None:
 def test_a_store_may_grow_afterwards() -> None:
     """The new buffer is the process's own again; values and state stay."""
     module, store, opt = adopted(steps=2)
-    module.share_memory()
+    store.share_memory_()
     before, before_states = values(module), states(opt)
     store.add("later", torch.ones(3))
     assert len(store.values) == 96  # asking carves

@@ -34,6 +34,7 @@ def assert_same_gradients(pair: Pair) -> None:
             torch.testing.assert_close(grad, param.grad, rtol=rtol, atol=atol, equal_nan=True, msg=name)
 
 
+@pytest.mark.row("P-G-13")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6], ids=["zero", "clipped", "untouched"])
@@ -101,6 +102,7 @@ def test_max_norm_spans_dtypes() -> None:
     assert pair.store.grad_norm().item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.row("P-G-13")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "minus-inf"])
 def test_nonfinite_gradients_are_poisoned_as_torch_does(poison: float, mode: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import flatvars as fv
-from tests.support.models import MIXTURE, Bag
+from tests.support.models import MIXTURE, Bag, Chain
 
 from .pairs import FLAVOR, MODES, Pair
 
@@ -77,6 +77,7 @@ def test_params_may_be_given_as_to_torch(how: str) -> None:
     assert ("param_names" in pair.opt.param_groups[0]) == (how == "named_parameters")
 
 
+@pytest.mark.row("P-O-04")
 @pytest.mark.parametrize("mode", MODES)
 def test_add_param_group_in_the_middle_of_a_run(mode: str) -> None:
     pair = Pair.of(Bag(MIXTURE), mode=mode)
@@ -92,6 +93,7 @@ def test_add_param_group_in_the_middle_of_a_run(mode: str) -> None:
     pair.assert_states_close()
 
 
+@pytest.mark.row("P-O-04")
 def test_add_param_group_refuses_what_torch_refuses() -> None:
     pair = Pair.of(Bag(MIXTURE), "adamw")
     with pytest.raises(ValueError, match="some parameters appear in more than one parameter group"):
@@ -134,3 +136,19 @@ def test_an_empty_variable_hides_no_neighbor(numel: int) -> None:
     )
     pair.run(2)
     pair.assert_values_close()
+
+
+@pytest.mark.row("P-O-02", "P-O-04")
+def test_parameter_names_are_kept() -> None:
+    """As torch's: given as pairs, saved, and loaded over those there are."""
+    module, plain = Chain(), Chain()
+    store = fv.VarStore.from_module(module)
+    ours = fv.optim.AdamW(list(module.named_parameters()), lr=0.1, store=store)
+    theirs = torch.optim.AdamW(list(plain.named_parameters()), lr=0.1)
+    saved = ours.state_dict()["param_groups"][0]["param_names"]
+    assert saved == theirs.state_dict()["param_groups"][0]["param_names"] == list(store)
+    state = theirs.state_dict()
+    state["param_groups"][0]["param_names"] = [f"other.{name}" for name in store]
+    for opt in (ours, theirs):
+        opt.load_state_dict(state)
+        assert opt.param_groups[0]["param_names"][0] == "other.layers.0.weight"

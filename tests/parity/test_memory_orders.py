@@ -30,6 +30,7 @@ def test_dense_parameters_keep_their_order_and_others_become_row_major() -> None
         assert param.stride() == (torch.empty(value.shape).stride() if name in NOT_DENSE else stride), name
 
 
+@pytest.mark.row("P-A-14")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", CHOSEN)
 def test_every_order_follows_torch(optimizer: str, mode: str) -> None:

@@ -61,6 +61,7 @@ def run(pair: Pair, schedulers: list[Any], steps: int, seed: int = 1) -> list[An
     return seen
 
 
+@pytest.mark.row("P-O-01")
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "adamw"])
 def test_schedules_follow_torch(optimizer: str, make: Callable[[Any], Any]) -> None:
@@ -72,6 +73,7 @@ def test_schedules_follow_torch(optimizer: str, make: Callable[[Any], Any]) -> N
     pair.assert_states_close()
 
 
+@pytest.mark.row("P-O-01")
 def test_one_cycle_moves_the_first_beta() -> None:
     pair = Pair.of(Bag(SHAPES), "adamw")
     seen = run(pair, [SCHEDULERS["one-cycle"](opt) for opt in (pair.opt, pair.ref)], STEPS)
@@ -80,6 +82,7 @@ def test_one_cycle_moves_the_first_beta() -> None:
     pair.assert_values_close()
 
 
+@pytest.mark.row("P-O-01")
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "adamw"])
 def test_reduce_on_plateau(optimizer: str) -> None:
     pair = Pair.of(Bag(SHAPES), optimizer)

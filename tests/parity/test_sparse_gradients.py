@@ -22,6 +22,7 @@ def losses(pair: Pair, ids: Tensor) -> None:
     pair.both(lambda net: net(ids).square().sum())
 
 
+@pytest.mark.row("P-G-12")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", ["sgd-dampening", "adam-decay", "adamw-amsgrad", "lion"])
 def test_steps_follow_torch_with_dense_gradients(optimizer: str, mode: str) -> None:

@@ -30,6 +30,7 @@ def late_c(step: int) -> tuple[str, ...]:
     return ("c",)
 
 
+@pytest.mark.row("P-O-02")
 @pytest.mark.parametrize("optimizer", EXCHANGED)
 def test_ours_goes_on_from_torch(optimizer: str) -> None:
     pair = Pair.of(Bag(SHAPES), optimizer)
@@ -41,6 +42,7 @@ def test_ours_goes_on_from_torch(optimizer: str) -> None:
     pair.assert_states_close()
 
 
+@pytest.mark.row("P-O-02")
 @pytest.mark.parametrize("optimizer", EXCHANGED)
 def test_torch_goes_on_from_ours(optimizer: str) -> None:
     pair = Pair.of(Bag(SHAPES), optimizer)
@@ -55,6 +57,7 @@ def test_torch_goes_on_from_ours(optimizer: str) -> None:
     pair.assert_states_close()
 
 
+@pytest.mark.row("P-O-03")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_loaded_state_is_a_copy(mode: str) -> None:
     pair = Pair.of(Bag(SHAPES), "adamw", mode)
@@ -118,6 +121,7 @@ def test_wider_state_survives_conversion_of_the_values() -> None:
         assert torch.equal(state["exp_avg"], before[index]["exp_avg"])
 
 
+@pytest.mark.row("P-O-03")
 def test_float32_state_of_bfloat16_variables_round_trips() -> None:
     module = Bag(SHAPES, [torch.bfloat16])
     pair = Pair.of(module, "adamw", state_dtype=torch.float32)
@@ -164,6 +168,7 @@ def test_compact_forgets_the_count_with_the_state() -> None:
     pair.assert_values_close()
 
 
+@pytest.mark.row("P-O-03")
 def test_group_and_parameter_counts_must_match() -> None:
     pair = Pair.of(Bag(SHAPES), "adamw")
     state = pair.opt.state_dict()

@@ -19,6 +19,7 @@ from .pairs import MODES, OPTIMIZERS, Pair
 SHAPES = {"a": (2,), "b": (3, 3), "c": (), "d": (66_000,)}
 
 
+@pytest.mark.row("P-O-01")
 @pytest.mark.parametrize("change", ["none", "in-place", "scheduler", "replaced"])
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam-decay", "adamw", "lion"])
 def test_a_tensor_learning_rate(optimizer: str, change: str) -> None:
@@ -52,6 +53,7 @@ def closure(module: Chain, optimizer: Any, seen: list[float]) -> Any:
     return call
 
 
+@pytest.mark.row("P-O-05")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "adamw"])
 def test_closures(optimizer: str, mode: str) -> None:
@@ -101,6 +103,7 @@ def log_calls(optimizer: Any, log: list[tuple[Any, ...]]) -> list[Any]:
     ]
 
 
+@pytest.mark.row("P-O-05")
 def test_hooks_are_called_as_by_torch() -> None:
     pair = Pair.of(Bag(SHAPES), "adamw")
     ours: list[tuple[Any, ...]] = []

@@ -30,6 +30,7 @@ def assert_unchanged(pair: Pair, name: str, before: dict[str, Any]) -> None:
         assert_same_bits(after[key], value)
 
 
+@pytest.mark.row("P-G-05")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_no_gradient_leaves_every_bit(optimizer: str, mode: str) -> None:
@@ -154,6 +155,7 @@ def flip(pair: Pair, names: tuple[str, ...], how: str, on: bool) -> None:
         (pair.store.unfreeze if on else pair.store.freeze)(names)
 
 
+@pytest.mark.row("P-G-06")
 @pytest.mark.parametrize("steps", [0, 1], ids=["before-the-first-step", "later"])
 @pytest.mark.parametrize("mode", MODES)
 def test_a_stale_gradient_of_a_frozen_variable_is_used_as_by_torch(mode: str, steps: int) -> None:

@@ -18,6 +18,7 @@ def loss(module: nn.Module) -> Tensor:
     return module(X).square().sum()
 
 
+@pytest.mark.row("P-A-04")
 @pytest.mark.parametrize("how", ["scattered", "accumulated"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lion"])
@@ -92,6 +93,7 @@ class Renormed(nn.Module):
         return self.last(hidden.sum(0) + self.embed(IDS))
 
 
+@pytest.mark.row("P-A-05")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "adamw"])
 def test_an_embedding_with_max_norm_trains_among_others(optimizer: str, mode: str) -> None:

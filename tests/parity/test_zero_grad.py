@@ -20,6 +20,7 @@ CALLERS: dict[str, Callable[[Pair, bool], None]] = {
 }
 
 
+@pytest.mark.row("P-G-04", "P-X-03")
 @pytest.mark.parametrize("none", [True, False], ids=["to-none", "to-zero"])
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("mode", MODES)

@@ -1,0 +1,75 @@
+"""DistributedDataParallel over gloo, two processes: both bucket settings, both gradient modes, with no_sync or not."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.parity.pairs import MODES, assert_close
+
+from .processes import WORLD
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed"),
+]
+
+
+Results = list[dict[str, dict[str, Tensor]]]
+ACCUMULATE = {"each": 1, "no_sync": 2}
+FROZEN = {"all": 0, "part-frozen": 1}
+
+
+def ours(mode: str, bucket_view: int, accumulate: int, frozen: int) -> str:
+    return f"flatvars,{mode},{bucket_view},{accumulate},{frozen}"
+
+
+def torchs(accumulate: int, frozen: int) -> str:
+    return f"torch,gather,0,{accumulate},{frozen}"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The trained values of every case, by rank: importing torch twice takes longer than all of them."""
+    folder = tmp_path_factory.mktemp("ddp")
+    shared = list(itertools.product(ACCUMULATE.values(), FROZEN.values()))
+    cases = [torchs(*each) for each in shared]
+    cases += [ours(*each) for each in itertools.product(MODES, (0, 1), ACCUMULATE.values(), FROZEN.values())]
+    command = [sys.executable, "-m", "tests.dropin.processes"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [*command, str(rank), str(folder / "store"), str(folder / "values"), *cases],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(WORLD)
+    ]
+    errors = [process.communicate(timeout=240)[1] for process in started]
+    assert [process.returncode for process in started] == [0] * WORLD, "\n".join(errors)
+    return [torch.load(folder / f"values.{rank}") for rank in range(WORLD)]
+
+
+@pytest.mark.row("P-X-04", "P-X-05")
+@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN)
+@pytest.mark.parametrize("accumulate", ACCUMULATE.values(), ids=ACCUMULATE)
+@pytest.mark.parametrize("bucket_view", [0, 1], ids=["copied", "bucket-view"])
+@pytest.mark.parametrize("mode", MODES)
+def test_two_processes_train_as_with_torch(
+    mode: str, bucket_view: int, accumulate: int, frozen: int, results: Results
+) -> None:
+    case = ours(mode, bucket_view, accumulate, frozen)
+    for name, value in results[0][torchs(accumulate, frozen)].items():
+        assert torch.equal(results[0][case][name], results[1][case][name]), name
+        assert_close(results[0][case][name], value, name)
