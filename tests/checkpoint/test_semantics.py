@@ -180,7 +180,7 @@ def test_fill_takes_what_is_there(path: Path) -> None:
     assert_values(store, {"a": torch.ones(3), "b": torch.zeros(2)})
 
 
-@pytest.mark.row("C-05", "B-11")
+@pytest.mark.row("C-05", "B-03", "B-11")
 @pytest.mark.parametrize(
     "rename",
     [
