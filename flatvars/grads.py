@@ -4,10 +4,9 @@ Autograd leaves a gradient per parameter in `.grad`. In the default mode ("gathe
 and step read them through a pointer table: no gradient buffer exists, and everything users do to `.grad` keeps its
 meaning. `accumulate()` moves them into the flat stream instead (float32 for low-precision variables), which is how
 micro-batches add up in full precision; `.grad` is None afterwards. A step ends the cycle: the next `accumulate()`
-overwrites. In the mode "views", `.grad` is a view of the stream from the start and autograd adds into it in place.
+overwrites. In the mode "views" (`views.py`), `.grad` is a view of the stream from the start.
 
-None is not zero: a variable without a gradient is untouched. In "views" mode every view has a version counter of its
-own, and a view that was written since `zero_grad()` has moved on: no hook is needed to know.
+None is not zero: a variable without a gradient is untouched.
 
 The gradient of a masked element is not one: it counts as 0 in every norm, and the stream holds 0 there. What autograd
 left in `.grad` stays as it is.
@@ -30,6 +29,7 @@ from .plans import PlanSet
 from .registry import Registry
 from .streams import FROZEN_ELEMENTS, GRADS, flat_of, same_dtype, view_of
 from .variable import Variable
+from .views import GradViews
 
 
 @dataclass
@@ -64,8 +64,7 @@ class Gradients:
         self.exposed = False  # the stream was handed out: its norm may have changed behind our back
         self.fresh = False  # the norm of `plans` is that of the stream
         self._plans: PlanSet | None = None
-        self._attached: dict[int, tuple[Tensor, int]] = {}  # "views": the view of a variable, its version when zeroed
-        self._written: set[int] = set()  # "views": ids of the variables whose view was written before a carve
+        self.views = GradViews(self._registry)
         registry.recarved.append(self._follow)
 
     @property
@@ -114,23 +113,23 @@ class Gradients:
         return self._plans
 
     def before_carve(self) -> None:
-        """Notes which views were written, while they can still be told: a change of dtype makes new tensors of them."""
+        """The registry is about to carve."""
         if self.mode == "views":
-            self._written = {v.id for v in self.registry.variables if self._is_written(v)}
+            self.views.before_carve(self.registry.variables)
 
     def _follow(self) -> None:
         """After a re-carve: spans moved, so views must be made anew; what was written stays written."""
         self.fresh = False
         self._plans = None  # its views would keep the old stream
         if self.mode == "views":
-            self._attach(self.registry.trainable(), self._written)
+            self.views.after_carve(self.registry.trainable())
 
     # Collecting ---------------------------------------------------------------------------------------------------
 
     def collect(self, variables: Sequence[Variable]) -> Collected:
         """The gradients a step of these variables would use now."""
         if self.mode == "views":
-            return Collected(None, [self._settle(v) for v in variables])
+            return Collected(None, [self.views.settle(v) for v in variables])
         pending = [v.param.grad for v in variables]
         return self.choose(variables, pending)
 
@@ -167,47 +166,6 @@ class Gradients:
         if collected.grads is not None:
             return plans.scattered(collected.grads)
         return plans.gathered(self.stream, collected.touched)
-
-    # "views" mode -------------------------------------------------------------------------------------------------
-
-    def _is_written(self, variable: Variable) -> bool:
-        view, version = self._attached.get(variable.id, (None, 0))
-        grad = variable.param.grad
-        return grad is not None and (grad is not view or grad._version != version)
-
-    def _settle(self, variable: Variable) -> bool:
-        """Whether the variable has a gradient; one that autograd or the user put elsewhere is taken into the stream."""
-        if not self._is_written(variable):
-            return False
-        grad = variable.param.grad
-        view, version = self._attached.get(variable.id, (None, -1))
-        if grad is not view and grad is not None:
-            view = view_of(self.stream(variable.dtype), variable.span).data
-            view.copy_(grad.detach().to_dense() if grad.layout != torch.strided else grad.detach())
-            variable.param.grad = view
-            self._attached[variable.id] = (view, -1)
-        return True
-
-    def _attach(self, variables: Sequence[Variable], written: set[int]) -> None:
-        """Points every `.grad` into the stream; those of `written` variables count as written."""
-        for variable in variables:
-            view = view_of(self.stream(variable.dtype), variable.span).data
-            if variable.id in written and variable.param.grad is not None:
-                view.copy_(variable.param.grad)
-            else:
-                view.zero_()  # what a Parameter that was replaced has left
-            variable.param.grad = view
-            self._attached[variable.id] = (view, -1 if variable.id in written else view._version)
-
-    def _reset(self, variables: Sequence[Variable]) -> None:
-        """Every `.grad` is its view again, and counts as not written."""
-        for variable in variables:
-            if variable.id not in self._attached:  # trained again since; it had room, so nothing was carved
-                self._attach([variable], set())
-            view, _ = self._attached[variable.id]
-            if variable.param.grad is not view:
-                variable.param.grad = view
-            self._attached[variable.id] = (view, view._version)
 
     # Operations ---------------------------------------------------------------------------------------------------
 
@@ -342,9 +300,9 @@ class Gradients:
         if self.mode == "views":
             if set_to_none:
                 self._zero_spans(trainable)
-                self._reset(trainable)
+                self.views.reset(trainable)
             else:
-                written = [v.param.grad for v in trainable if self._settle(v) and v.param.grad is not None]
+                written = [v.param.grad for v in trainable if self.views.settle(v) and v.param.grad is not None]
                 self._zero_in_place(written)
             return
         self._zero_in_place([v.param.grad for v in trainable if v.param.grad is not None])

@@ -171,7 +171,7 @@ def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
 def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]) -> None:
     gradients = registry.gradients
     if gradients.mode == "views":
-        touched = {v.id for v in registry.trainable() if gradients._settle(v)}
+        touched = {v.id for v in registry.trainable() if gradients.views.settle(v)}
     else:
         touched = set(gradients.touched)
         for variable in registry.variables:
