@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 from typing import Any
 
@@ -82,12 +83,16 @@ class Machine(RuleBasedStateMachine):
         assert_agree(self.twins)
         self.twins.copy_to_plain()
 
-    @rule(factor=st.sampled_from([0.5, 1.5]))
-    def schedule(self, factor: float) -> None:
-        """As schedulers do."""
-        for optimizer in (self.twins.opt, self.twins.ref):
-            for group in optimizer.param_groups:
-                group["lr"] *= factor
+    @rule(gamma=st.sampled_from([0.5, 1.5]))
+    def step_with_a_scheduler(self, gamma: float) -> None:
+        optimizers = (self.twins.opt, self.twins.ref)
+        schedulers = [torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma) for optimizer in optimizers]
+        self.twins.step(None, True)
+        self.twins.ref._opt_called = True  # it is not called where a step is skipped
+        for scheduler in schedulers:
+            scheduler.step()
+        assert_agree(self.twins)
+        self.twins.copy_to_plain()
 
     # Masks ------------------------------------------------------------------------------------------------------------
 
@@ -200,6 +205,19 @@ class Machine(RuleBasedStateMachine):
         saved: dict[str, Any] = twins.opt.state_dict()
         twins.ref.load_state_dict(saved)
         twins.plain.load_state_dict(twins.module.state_dict())
+
+    @rule()
+    def save_and_load(self) -> None:
+        """A checkpoint brings everything back."""
+        file = io.BytesIO()
+        self.twins.store.save(file, self.twins.opt)
+        for variable in self.twins.store.variables().values():
+            variable.value.fill_(9.0)
+        for streams in self.twins.opt._states.values():
+            for stream in streams:
+                stream.add_(1.0)
+        file.seek(0)
+        self.twins.store.load(file, self.twins.opt)
 
     @rule()
     def go_on_with_a_deepcopy(self) -> None:
