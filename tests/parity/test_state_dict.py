@@ -91,7 +91,7 @@ def test_state_follows_when_a_variable_is_added() -> None:
     pair = Pair.of(Bag(SHAPES), "adamw")
     pair.run(3)
     before = copy.deepcopy(pair.opt.state_dict())
-    pair.store.add("later", torch.ones(7))
+    pair.store.add("later", torch.ones(7), trainable=False)
     pair.assert_states_close()
     pair.opt.load_state_dict(before)
     pair.run(3, seed=2)
