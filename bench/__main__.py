@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench.cases.cell import STATES, Cell
+from bench.cases.cell import Cell
 from bench.harness.isolate import PeerProcess
 from bench.harness.machine import machine
 from bench.harness.record import Results, Row

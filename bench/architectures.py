@@ -1,4 +1,4 @@
-"""Three real architectures, small enough to be trained here and named by their size: what whole steps are measured on."""
+"""Three real architectures, in a size for a CPU and one for a GPU: what whole training steps are measured on."""
 
 from __future__ import annotations
 

@@ -47,6 +47,8 @@ FULL_CPU = Limits(rounds=9, set_up_seconds=60.0, peer_seconds=0.8, total_seconds
 QUICK = Limits(rounds=7, set_up_seconds=45.0, peer_seconds=1.5, total_seconds=440.0)
 QUICK_CPU = Limits(rounds=5, set_up_seconds=20.0, peer_seconds=0.4, total_seconds=80.0)
 GATE_SLACK_SECONDS = 60.0
+# What the cell that was begun last may take beyond the total.
+GRACE_SECONDS = 30.0
 
 
 def limits(device: str, quick: bool) -> Limits:
@@ -79,14 +81,16 @@ class Runner:
         self.processes = processes
         self.device = device
         self.limits = limits
+        self.end = 0.0
         self.slow: dict[tuple[str, str, str], Refused] = {}  # (peer, case, optimizer) whose set-up took too long
 
     def run(self, cells: Sequence[Cell], after: Callable[[int, Cell, list[Row]], None]) -> list[Row]:
         """All rows, cell by cell; `after` hears how many cells are done and the rows of the last."""
-        for process in self.processes:
-            process.start()
         rows: list[Row] = []
         end = time.monotonic() + self.limits.total_seconds
+        self.end = end + GRACE_SECONDS
+        for process in self.processes:
+            process.start()
         for i, cell in enumerate(cells):
             if time.monotonic() > end:
                 reason = f"not begun within {self.limits.total_seconds:.0f} s"
@@ -123,7 +127,8 @@ class Runner:
         if turn.ready is not None or turn.row.status != "ok":
             return turn.ready is not None
         key = (turn.process.name, cell.case, cell.optimizer)
-        answer: Any = self.slow.get(key) or turn.process.ask("set_up", cell, seconds=self.limits.set_up_seconds)
+        seconds = min(self.limits.set_up_seconds, max(1.0, self.end - time.monotonic()))
+        answer: Any = self.slow.get(key) or turn.process.ask("set_up", cell, seconds=seconds)
         turn.row.version = turn.process.version
         if isinstance(answer, Refused):
             if "took more than" in answer.reason:

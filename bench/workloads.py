@@ -1,8 +1,8 @@
 """What is measured on: lists of parameter shapes, by name.
 
-`1000x1024` is a thousand tensors of 1,024 elements; the names of models are those of `MODELS`. A model's list is that of
-the real architecture; where memory does not hold it, fewer of its layers are taken or its width is divided, and the name
-says so.
+`1000x1024` is a thousand tensors of 1,024 elements; the names of models are those of `MODELS`. A model's list is that
+of the real architecture; where memory does not hold it, fewer of its layers are taken or its width is divided, and the
+name says so.
 """
 
 from __future__ import annotations

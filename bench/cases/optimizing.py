@@ -34,8 +34,8 @@ TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "adamw": ("AdamW", {}),
     "amsgrad": ("AdamW", {"amsgrad": True}),
 }
-# Error of three steps that a state of this precision explains, in units of the largest change of a value.
-STATE_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
+# Error of three steps that values or state of this precision explain, in units of the largest change of a value.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
 
 
 class ReferenceLion(torch.optim.Optimizer):
@@ -76,7 +76,7 @@ class Trainer:
         step: The optimizer's step; for tails everything between backward and the next forward.
         give: Puts gradients where autograd would.
         norm: The norm that the last tail clipped by.
-        tolerance: Error that the peer's own format explains, where it is not the cell's.
+        tolerance: Mean error that the peer's own format explains, where it is not the cell's.
         norm_limit: How far the norm may be off.
     """
 
@@ -104,7 +104,7 @@ def gate(cell: Cell, trainer: Trainer, grads: list[Tensor]) -> Checked:
     for i, grad in enumerate(grads):
         reference[i].grad = sample([grad]) * (min(1.0, MAX_NORM / (norm + 1e-6)) if clipped else 1.0)
     followed = _follow(cell, workload, reference)
-    error = norm_error = 0.0
+    norm_error = 0.0
     for _ in range(STEPS):
         # A peer may write into what it is given: torch's clipping does.
         trainer.give([grad.clone() for grad in grads])
@@ -113,12 +113,26 @@ def gate(cell: Cell, trainer: Trainer, grads: list[Tensor]) -> Checked:
         if clipped and trainer.norm is not None:
             norm_error = max(norm_error, abs(trainer.norm() / norm - 1.0))
     after, start, wanted = sample(trainer.params), torch.cat(before), torch.cat([r.detach() for r in reference])
-    change = float((wanted - start).abs().max())
-    error = float((after - wanted).abs().max()) / change
-    rounding = STEPS * torch.finfo(form.param).eps * float(wanted.abs().max()) / change
+    limit = max(TOLERANCE[form.param], TOLERANCE[form.state]) if trainer.tolerance is None else trainer.tolerance
     # A clip coefficient that is off by e moves an update by at most about e of itself.
-    tolerance = STATE_TOLERANCE[form.state] if trainer.tolerance is None else trainer.tolerance
-    return Checked(error, tolerance + rounding + 2 * trainer.norm_limit, norm_error, trainer.norm_limit)
+    limit += 2 * trainer.norm_limit if clipped else 0.0
+    rounding = STEPS * torch.finfo(form.param).eps
+    error = _distance(after, wanted, start, rounding, worst=trainer.tolerance is None)
+    return Checked(error, limit, norm_error, trainer.norm_limit)
+
+
+def _distance(after: Tensor, wanted: Tensor, start: Tensor, rounding: float, *, worst: bool) -> float:
+    """How far values are off beyond `rounding` of themselves, in units of how far they should have moved.
+
+    Args:
+        worst: Of the element that is off most; else the root of the mean square, for states in 8 bits, where single
+            elements are off by a whole update.
+    """
+    off = ((after - wanted).abs() - rounding * wanted.abs()).clamp(min=0.0)
+    moved = wanted - start
+    if worst:
+        return float(off.max() / moved.abs().max())
+    return float(off.square().mean().sqrt() / moved.square().mean().sqrt())
 
 
 def _follow(cell: Cell, workload: Workload, reference: list[nn.Parameter]) -> torch.optim.Optimizer:

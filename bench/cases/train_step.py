@@ -35,7 +35,7 @@ def train(cell: Cell, device: str, make: Callable[[Cell, list[nn.Parameter]], Tr
 
     def check() -> Checked:
         wanted = _plain_losses(twins.pop(), inputs, targets)
-        losses = [float(run()) for _ in range(STEPS)]
+        losses = [run().item() for _ in range(STEPS)]
         error = max(abs(a / b - 1.0) for a, b in zip(losses, wanted, strict=True))
         return Checked(
             error, max(LOSS_LIMIT, trainer.tolerance or 0.0), note=f"losses {losses[0]:.4f}, {losses[-1]:.4f}"
@@ -50,7 +50,7 @@ def _plain_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> list[flo
     losses = []
     for _ in range(STEPS):
         loss = model.loss(inputs, targets)
-        losses.append(float(loss))
+        losses.append(loss.item())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, MAX_NORM)
         optimizer.step()

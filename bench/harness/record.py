@@ -14,7 +14,7 @@ FORMAT = 2
 
 @dataclass
 class Row:
-    """One peer on one cell. Times in milliseconds, bytes modelled; None where there is no number, and `reason` says why.
+    """One peer on one cell. Times in milliseconds, bytes modelled; None where there is no number: `reason` says why.
 
     Attributes:
         like: Formats of values and state; only rows alike in it are compared.

@@ -23,7 +23,7 @@ def trainer(bits: int, cell: Cell, params: list[nn.Parameter]) -> Trainer:
     groups = param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"])
     kind = {"adamw": "AdamW", "lion": "Lion"}[cell.optimizer]
     optimizer = getattr(bitsandbytes.optim, kind)(groups, **HYPER[cell.optimizer], optim_bits=bits)
-    return usual_trainer(cell, params, optimizer, tolerance=None if bits == 32 else 0.6)
+    return usual_trainer(cell, params, optimizer, tolerance=None if bits == 32 else 0.3)
 
 
 def storage8(cell: Cell) -> Storage:

