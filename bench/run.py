@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +21,9 @@ from bench.peers import OURS
 # A round is as many runs as fit in here, so that a clock's step is nothing beside it.
 ROUND_MS = 10.0
 MOST_RUNS = 20
-# Bytes that one peer's values, gradients, state and the gate's copies take for a parameter, roughly.
+# Bytes that one peer's values, gradients, state and the gate's copies take for a parameter, roughly; frozen ones less.
 BYTES_PER_PARAM = 32
+BYTES_PER_FROZEN = 8
 SEEN_FROM = 2**22
 
 
@@ -43,10 +45,12 @@ class Limits:
 
 
 FULL = Limits(rounds=11, set_up_seconds=120.0, peer_seconds=4.0, total_seconds=5400.0)
-FULL_CPU = Limits(rounds=9, set_up_seconds=60.0, peer_seconds=0.8, total_seconds=540.0)
+FULL_CPU = Limits(rounds=9, set_up_seconds=25.0, peer_seconds=0.8, total_seconds=540.0)
 QUICK = Limits(rounds=7, set_up_seconds=45.0, peer_seconds=1.5, total_seconds=440.0)
 QUICK_CPU = Limits(rounds=5, set_up_seconds=20.0, peer_seconds=0.4, total_seconds=80.0)
 GATE_SLACK_SECONDS = 60.0
+# Set-ups that may be stopped before a peer is not asked again: each costs a restart as well.
+PATIENCE = 2
 # What the cell that was begun last may take beyond the total.
 GRACE_SECONDS = 30.0
 
@@ -82,7 +86,7 @@ class Runner:
         self.device = device
         self.limits = limits
         self.end = 0.0
-        self.slow: dict[tuple[str, str, str], Refused] = {}  # (peer, case, optimizer) whose set-up took too long
+        self.too_slow: Counter[str] = Counter()  # set-ups of each peer that were stopped
 
     def run(self, cells: Sequence[Cell], after: Callable[[int, Cell, list[Row]], None]) -> list[Row]:
         """All rows, cell by cell; `after` hears how many cells are done and the rows of the last."""
@@ -90,7 +94,8 @@ class Runner:
         end = time.monotonic() + self.limits.total_seconds
         self.end = end + GRACE_SECONDS
         for process in self.processes:
-            process.start()
+            if any(process.why_not(cell) is None for cell in cells):
+                process.start()
         for i, cell in enumerate(cells):
             if time.monotonic() > end:
                 reason = f"not begun within {self.limits.total_seconds:.0f} s"
@@ -120,19 +125,25 @@ class Runner:
 
     def _at_once(self, cell: Cell) -> int:
         """How many peers fit into memory together."""
-        need = max(1, cell.workload.total * BYTES_PER_PARAM)
+        frozen = cell.workload.total - cell.workload.numel
+        need = max(1, cell.workload.numel * BYTES_PER_PARAM + frozen * BYTES_PER_FROZEN)
         return max(1, int(0.6 * free_bytes(self.device) / need))
 
     def _set_up(self, cell: Cell, turn: _Turn) -> bool:
         if turn.ready is not None or turn.row.status != "ok":
             return turn.ready is not None
-        key = (turn.process.name, cell.case, cell.optimizer)
         seconds = min(self.limits.set_up_seconds, max(1.0, self.end - time.monotonic()))
-        answer: Any = self.slow.get(key) or turn.process.ask("set_up", cell, seconds=seconds)
-        turn.row.version = turn.process.version
+        name, reason = turn.process.name, turn.process.why_not(cell)
+        if reason is not None:
+            answer: Any = Refused("skipped", reason)
+        elif self.too_slow[name] >= PATIENCE:
+            reason = f"not asked again after {PATIENCE} set-ups of more than {self.limits.set_up_seconds:.0f} s"
+            answer = Refused("skipped", reason)
+        else:
+            answer = turn.process.ask("set_up", cell, seconds=seconds)
+        turn.row.version = turn.process.version or turn.row.version
         if isinstance(answer, Refused):
-            if "took more than" in answer.reason:
-                self.slow[key] = answer
+            self.too_slow[name] += "took more than" in answer.reason
             turn.row.status, turn.row.reason = answer.status, answer.reason
             return False
         checked = answer.checked

@@ -8,7 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.cases.cell import Cell
 from bench.harness.worker import Refused, serve
+from bench.peers import load
 
 START_SECONDS = 120.0
 
@@ -46,6 +48,11 @@ class PeerProcess:
         except OSError:
             return self._died(method)
         return self._receive(method, seconds)
+
+    def why_not(self, cell: Cell) -> str | None:
+        """Why the peer has no way to run a cell, as far as its description says: no process is started for that."""
+        # A description imports nothing of its peer, but ours imports flatvars, and not that of another checkout.
+        return None if self.source is not None else load(self.where).why_not(cell, self.device)
 
     def start(self) -> None:
         """Starts the process without waiting for it: importing torch takes seconds, which peers share."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -102,7 +103,10 @@ class Results:
 
 
 def _short(value: Any) -> Any:
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    # JSON has no NaN; the reason of a red gate has the text.
+    return float(f"{value:.5g}") if math.isfinite(value) else None
 
 
 def compare_peers(rows: Iterable[Row], ours: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ COLUMNS = (
     "B/param",
     "peak B",
     "error",
+    "note",
 )
 
 
@@ -44,6 +45,7 @@ def cells_of(row: Row) -> list[str]:
         number(row.bytes_per_param, "{:.1f}"),
         number(row.peak_bytes_per_param, "{:.1f}"),
         number(row.error, "{:.0e}"),
+        row.note,
     ]
 
 
@@ -60,7 +62,9 @@ def print_cell(rows: Sequence[Row]) -> None:
 
 
 def print_summary(results: Results) -> None:
-    """The short table, last: every cell in a line, averages with worst rows, losses, aims."""
+    """The short table, last: versions, every cell in a line, averages with worst rows, losses, aims."""
+    versions = {row.peer: row.version for row in results.rows if row.version}
+    print("peers: " + ", ".join(f"{peer} {version}" for peer, version in versions.items()))
     lines = [_line(row) for row in results.rows if row.peer == "flatvars"]
     print_table(
         "flatvars (bytes are modelled; ratios above 1 are faster; best peer of like formats)",

@@ -22,6 +22,9 @@ class InProcess:
         self.name, self.version = name.lower(), ""
         self.bench = Bench(getattr(broken_peers, name), "cpu")
 
+    def why_not(self, cell: Cell) -> None:
+        """As for a peer that only its own process knows."""
+
     def start(self) -> None:
         """There is nothing to start."""
 
@@ -70,6 +73,14 @@ def test_no_number_on_a_red_gate(peer):
 def test_a_peer_that_cannot_is_skipped_with_the_reason(peer, reason):
     row = run_here(peer)
     assert (row.status, row.reason, row.wall_ms) == ("skipped", reason, None)
+
+
+def test_no_process_is_started_for_what_a_description_refuses():
+    process = PeerProcess("missing", "tests.support.broken_peers:MISSING", "cpu")
+    (row,) = Runner([process], "cpu", FEW).run((CELL,), lambda done, cell, rows: None)
+    assert (row.status, row.reason) == ("skipped", "not installed: pip install no-such-package")
+    assert process._process is None
+    process.close()
 
 
 def test_what_goes_wrong_in_a_process_is_a_row_and_the_others_go_on():
