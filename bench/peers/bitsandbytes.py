@@ -37,6 +37,7 @@ BNB32 = Peer(
     "bitsandbytes",
     "float32 state",
     optimizer_cases(partial(trainer, 32)),
+    most_on_cpu=400,
 )
 BNB8 = Peer(
     "bitsandbytes 8",
@@ -45,4 +46,5 @@ BNB8 = Peer(
     "state in 8 bits by blocks of 256, tensors below 4,096 elements in float32; updates are off by tens of percent",
     optimizer_cases(partial(trainer, 8)),
     storage=storage8,
+    most_on_cpu=400,
 )

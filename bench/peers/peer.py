@@ -48,6 +48,7 @@ class Peer:
         storage: How it keeps a cell.
         gpu_only: It has no way to run elsewhere.
         most_tensors: It is not asked for longer lists, with `most_reason`.
+        most_on_cpu: Nor for longer ones than this on a CPU, where it is a loop that takes seconds.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Peer:
     gpu_only: bool = False
     most_tensors: int | None = None
     most_reason: str = ""
+    most_on_cpu: int | None = None
 
     def version(self) -> str:
         try:
@@ -74,8 +76,11 @@ class Peer:
             return "runs on GPUs alone"
         if cell.case not in self.cases:
             return "has no such operation"
-        if self.most_tensors is not None and len(cell.workload.shapes) > self.most_tensors:
+        tensors = len(cell.workload.shapes)
+        if self.most_tensors is not None and tensors > self.most_tensors:
             return self.most_reason
+        if device == "cpu" and self.most_on_cpu is not None and tensors > self.most_on_cpu:
+            return f"a loop on a CPU: seconds for more than {self.most_on_cpu} tensors"
         return None
 
 

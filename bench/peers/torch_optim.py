@@ -36,6 +36,8 @@ def trainer(options: dict[str, bool], foreach: bool | None, cell: Cell, params: 
 
 def compiled_trainer(cell: Cell, params: Params) -> Trainer:
     """The step compiled as torch's recipe has it, and capturable where torch can: its counts stay on the device."""
+    if (cell.optimizer, cell.format) != ("adamw", "float32"):
+        raise CannotRunError("compiles for a while: asked for AdamW in float32 alone here")
     optimizer = optimizer_of(cell, params, foreach=True)
     for group in optimizer.param_groups:
         if "capturable" in group and params[0].is_cuda:

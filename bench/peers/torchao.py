@@ -27,6 +27,7 @@ TORCHAO = Peer(
     "state in 8 bits by blocks of 256, tensors below 4,096 elements in float32; updates are off by tens of percent",
     optimizer_cases(trainer),
     storage=storage8,
+    most_on_cpu=400,
     most_tensors=2000,
     most_reason="a compiled call per tensor: minutes for more than 2,000",
 )
