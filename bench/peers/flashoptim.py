@@ -39,7 +39,7 @@ FLASH8 = Peer(
     "flashoptim 8",
     "flashoptim",
     "flashoptim",
-    "companded 8-bit state by groups of 32; updates are off by percents",
+    "companded 8-bit state by groups of 32; error is the mean, not the worst",
     optimizer_cases(partial(trainer, True)),
     storage=lambda cell: Storage(
         "float32 values, companded 8-bit state", EIGHT_BITS * (0.5 if cell.optimizer == "lion" else 1.0)

@@ -24,7 +24,7 @@ TORCHAO = Peer(
     "torchao 8",
     "torchao",
     "torchao",
-    "state in 8 bits by blocks of 256, tensors below 4,096 elements in float32; updates are off by tens of percent",
+    "state in 8 bits by blocks of 256, tensors below 4,096 elements in float32; error is the mean, not the worst",
     optimizer_cases(trainer),
     storage=storage8,
     most_on_cpu=400,
