@@ -24,7 +24,7 @@ HEAVYBALL = Peer(
     "heavyball",
     "heavyball",
     "heavyball",
-    "float32 state, stochastic rounding of bfloat16 values; divides by max(root, eps), so error is the mean; compiling is not timed",
+    "float32 state; divides by max(root, eps), so error is the mean; compiling is not timed",
     optimizer_cases(trainer),
     most_tensors=400,
     most_reason="compiling takes minutes for more than 400 tensors",
