@@ -1,1 +1,1 @@
-"""Benchmarks of flatvars; each runs as a module, for example ``python -m bench.train``."""
+"""Benchmarks of flatvars: `python -m bench` against its peers, `python -m bench.train` a whole training job."""

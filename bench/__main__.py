@@ -1,112 +1,137 @@
-"""`python -m bench`: the end of a training step against torch's, and every kernel against the copy (on a GPU).
+"""`python -m bench`: flatvars against its peers, every one in its own process and behind a gate.
 
-python -m bench                  # on a GPU if there is one, else on the CPU
-python -m bench --quick          # a minute
-python -m bench --case init      # initialization against the loop of torch.nn.init calls
-python -m bench --out bench/results
+python -m bench                         the full tables, on a GPU if there is one, else at CPU sizes
+python -m bench --quick                 every kernel once: within 9 minutes on a GPU, 2 on a CPU
+python -m bench --out bench/results     and a JSON and a CSV file
+python -m bench --case tail --on 1000x1024 --peer flatvars --peer "torch fused"
+python -m bench plot                    figures of the results in bench/results
+python -m bench readme                  the tables and figures of bench/README.md from those results
+python -m bench compare A B             two result files, or two commits in one run
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import os
-import platform
-from functools import partial
+import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from bench import host, init
-from bench.cases import CASES, QUICK, TAILS, gate, give_grads, make_grads
-from bench.kernels import copy_case, kernel_cases
-from bench.measure import time_in_turn
+from bench.cases.cell import Cell
+from bench.harness.isolate import PeerProcess
+from bench.harness.machine import machine
+from bench.harness.record import Results, Row
+from bench.peers import PEERS, QUICK
+from bench.plan import CASES, cells
+from bench.report.table import print_cell, print_summary, print_table
+from bench.run import Runner, limits
+from bench.train.progress import Progress
+
+FOLDER = Path(__file__).parent / "results"
 
 
-def machine(device: str) -> dict[str, str]:
-    """What the numbers belong to."""
-    facts = {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
-    }
-    if device != "cpu":
-        import triton
-
-        facts |= {"gpu": torch.cuda.get_device_name(), "triton": triton.__version__}
-    return facts
-
-
-def measure_tails(names: list[str], device: str, rounds: int) -> list[dict[str, Any]]:
-    rows = []
-    for name in names:
-        shapes = CASES[name]
-        grads = make_grads(shapes, device)
-        checked = gate(shapes, device)
-        tails = {library: make(shapes, device) for library, make in TAILS.items()}
-        prepare = [partial(give_grads, tail, grads) for tail in tails.values()]
-        timings = dict(zip(tails, time_in_turn(prepare, [t.run for t in tails.values()], rounds, device), strict=True))
-        row: dict[str, Any] = {"case": name, "norm_error": checked.norm_error, "difference": checked.difference}
-        for library, timing in timings.items():
-            row |= {f"{library}_ms": timing.total_ms, f"{library}_host_ms": timing.host_ms}
-            row[f"{library}_spread"] = timing.spread
-        row["ratio"] = row["torch_ms"] / row["flatvars_ms"]
-        rows.append(row)
-        print(
-            f"{name:<14} flatvars {row['flatvars_ms']:9.3f} ms (host {row['flatvars_host_ms']:.3f})   "
-            f"torch {row['torch_ms']:9.3f} ms (host {row['torch_host_ms']:.3f})   {row['ratio']:6.2f}x",
-            flush=True,
-        )
-    return rows
-
-
-def measure_kernels(numel: int, device: str, rounds: int) -> list[dict[str, Any]]:
-    rows = []
-    copy_speed = 0.0
-    for case in [copy_case(numel, device), *kernel_cases(numel, device)]:
-        (timing,) = time_in_turn([lambda: None], [case.run], rounds, device)
-        speed = case.nbytes / timing.total_ms / 1e6
-        copy_speed = copy_speed or speed
-        rows.append({"kernel": case.name, "ms": timing.total_ms, "GB/s": speed, "of_copy": speed / copy_speed})
-        print(
-            f"{case.name:<24} {timing.total_ms:8.3f} ms {speed:8.0f} GB/s (modelled) {speed / copy_speed:6.1%} of copy"
-        )
-    return rows
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--case", choices=[*CASES, "init"], action="append", help="repeatable; all if not given")
-    parser.add_argument("--quick", action="store_true", help="small cases, fewer rounds")
-    parser.add_argument("--out", type=Path, help="folder for a JSON file of the results")
-    options = parser.parse_args()
-    facts = machine(options.device)
-    print("  ".join(f"{key}: {value}" for key, value in facts.items()))
-    rounds = 5 if options.quick else 15
-    names = options.case or [*(QUICK if options.quick else CASES), "init"]
-    tails = [name for name in names if name != "init"]
-    results: dict[str, Any] = {"machine": facts, "tails": measure_tails(tails, options.device, rounds)}
-    if "init" in names:
-        cases = init.QUICK_NAMES if options.quick else init.NAMES
-        results["init"] = init.measure(list(cases), options.device, rounds)
-    print("Host time of the parts of a step that walk the variables:")
-    results["host"] = host.table()
-    if options.device == "cpu":
-        print("Kernels are measured on a GPU alone: on a CPU the torch backend runs.")
-    else:
-        results["kernels"] = measure_kernels(2**24 if options.quick else 2**28, options.device, rounds)
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--case", choices=list(CASES), action="append", help="repeatable; all if not given")
+    made.add_argument("--on", action="append", help="workload: NxM, or a model of bench/workloads.py; repeatable")
+    made.add_argument("--peer", choices=list(PEERS), action="append", help="repeatable; the copy always runs")
+    made.add_argument("--quick", action="store_true", help="every kernel once, fewer rounds, fewer peers")
+    made.add_argument("--out", type=Path, help="folder for the results, as JSON and CSV")
+    return made
+
+
+def chosen_cells(options: argparse.Namespace) -> list[Cell]:
+    """The cells of the plan that were asked for; a workload the plan has not, with AdamW in float32."""
+    planned = cells(options.device, options.quick)
+    found = [
+        cell
+        for cell in planned
+        if (not options.case or cell.case in options.case) and (not options.on or cell.on in options.on)
+    ]
+    for on in options.on or []:
+        for case in options.case or ["tail"]:
+            if not any(cell.case == case and cell.on == on for cell in found):
+                stepping = case in ("tail", "step", "save", "load", "train")
+                found.append(Cell(case, on, "adamw" if stepping else ""))
+    for cell in found:
+        cell.workload  # noqa: B018  (an unknown name is an error now, not after minutes)
+    return found
+
+
+def run(options: argparse.Namespace, command: str) -> Results:
+    """The benchmark itself; prints each cell when it is done."""
+    everyone = QUICK[options.device] if options.quick else tuple(PEERS)
+    names = list(dict.fromkeys(["copy", *options.peer])) if options.peer else list(everyone)
+    todo = chosen_cells(options)
+    facts = machine(options.device, command)
+    print("\n".join(f"{key}: {value}" for key, value in facts.items()))
+    left_out = [name for name in PEERS if name not in names]
+    if left_out:
+        print(f"not asked: {', '.join(left_out)}")
+    processes = [PeerProcess(name, PEERS[name], options.device) for name in names]
+    try:
+        with Progress(len(todo)) as progress:
+
+            def after(done: int, cell: Cell, rows: list[Row]) -> None:
+                print_cell(rows)
+                progress.update(done, cell.text)
+
+            rows = Runner(processes, options.device, limits(options.device, options.quick)).run(todo, after)
+    finally:
+        for process in processes:
+            process.close()
+    return Results(facts, rows, [] if options.case or options.on else host_costs(options.quick))
+
+
+def host_costs(quick: bool) -> list[dict[str, float]]:
+    """The table of `bench/host.py`."""
+    # Peers' processes import this file as well, and only flatvars' own may import flatvars.
+    from bench import host
+
+    return host.table(host.COUNTS[:3] if quick else host.COUNTS)
+
+
+def benchmark(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(arguments)
+    command = shlex.join(["python", "-m", "bench", *arguments])
+    results = run(options, command)
+    if results.host:
+        columns = list(results.host[0])
+        lines = [[f"{line[c]:,.0f}" for c in columns] for line in results.host]
+        print_table("Host: microseconds of the parts of a step that walk the variables", columns, lines)
+    print_summary(results)
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        path = options.out / f"{facts['date']}-{options.device}.json"
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        print(f"written: {path}")
+        name = f"{results.machine['date']}-{options.device}{'-quick' if options.quick else ''}"
+        print(f"written: {results.save(options.out, name)}")
+    return 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs a command of `python -m bench`.
+
+    Returns:
+        The exit status: 1 where `compare` found a slowdown.
+    """
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command == "plot":
+        from bench.plot import command as plot
+
+        return plot(rest)
+    if command == "readme":
+        from bench.report.readme import command as readme
+
+        return readme(rest)
+    if command == "compare":
+        from bench.compare import command as compare
+
+        return compare(rest)
+    return benchmark(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,16 +21,13 @@ from typing import Any
 import torch
 
 import flatvars as fv
-from bench.__main__ import machine
-from bench.cases import HYPER, Shapes, make_grads, make_model
+from bench.cases.material import gradients, parameters
+from bench.cases.optimizing import HYPER
+from bench.harness.machine import machine
+from bench.workloads import Workload, workload
 from flatvars.checkpoint import SnapshotRing
 
-CASES: dict[str, Shapes] = {
-    "1000x1024": [(1024,)] * 1_000,
-    "10000x256": [(256,)] * 10_000,
-    "1000x16384": [(16_384,)] * 1_000,
-    "1000x65536": [(65_536,)] * 1_000,
-}
+CASES = ("1000x1024", "10000x256", "1000x16384", "1000x65536")
 
 
 @dataclass
@@ -41,12 +39,13 @@ class Contender:
     store: fv.VarStore | None
 
 
-def make(shapes: Shapes, library: str) -> Contender:
-    model = make_model(shapes, "cpu")
+def make(work: Workload, library: str) -> Contender:
+    model = torch.nn.ParameterList(parameters(work, "cpu"))
     params = list(model.parameters())
+    hyper = HYPER["adamw"]
     store = fv.VarStore.from_module(model) if library == "flatvars" else None
-    optimizer: Any = fv.optim.AdamW(store, **HYPER) if store else torch.optim.AdamW(params, fused=True, **HYPER)
-    for param, grad in zip(params, make_grads(shapes, "cpu"), strict=True):
+    optimizer: Any = fv.optim.AdamW(store, **hyper) if store else torch.optim.AdamW(params, fused=True, **hyper)
+    for param, grad in zip(params, gradients(work, "cpu"), strict=True):
         param.grad = grad
     optimizer.step()
     optimizer.zero_grad()
@@ -75,11 +74,11 @@ def in_turn(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def gate(ours: Contender, folder: Path) -> None:
+def gate(work: Workload, ours: Contender, folder: Path) -> None:
     """What was saved loads equal, or no number is printed."""
     assert ours.store is not None
     ours.store.save(folder / "gate.safetensors", ours.optimizer)
-    other = make([tuple(p.shape) for p in ours.model.parameters()], "flatvars")
+    other = make(work, "flatvars")
     assert other.store is not None
     with torch.no_grad():
         other.store.values.zero_()
@@ -88,13 +87,13 @@ def gate(ours: Contender, folder: Path) -> None:
     (folder / "gate.safetensors").unlink()
 
 
-def measure(shapes: Shapes, folder: Path, rounds: int) -> dict[str, float]:
+def measure(work: Workload, folder: Path, rounds: int) -> dict[str, float]:
     """Milliseconds of saves, and of what training waits for."""
-    ours, theirs = make(shapes, "flatvars"), make(shapes, "torch")
+    ours, theirs = make(work, "flatvars"), make(work, "torch")
     store = ours.store
     assert store is not None
-    gate(ours, folder)
-    grads = make_grads(shapes, "cpu")
+    gate(work, ours, folder)
+    grads = gradients(work, "cpu")
     ring = SnapshotRing(store, ours.optimizer, keep=2)
     streams = [store.values, *ours.optimizer.state_streams(torch.float32)]  # type: ignore[attr-defined]
     floor = [torch.empty_like(stream) for stream in streams]
@@ -141,16 +140,22 @@ def main() -> None:
     rows = []
     for name in options.case or list(CASES):
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            row = measure(CASES[name], Path(folder), options.rounds)
+            row = measure(workload(name), Path(folder), options.rounds)
         rows.append({"case": name, **row})
-        print(f"{name}, AdamW, {sum(torch.Size(s).numel() for s in CASES[name]) * 12 / 1e6:.0f} MB:")
+        print(f"{name}, AdamW, {workload(name).numel * 12 / 1e6:.0f} MB:")
         for what, ms in row.items():
             print(f"  {what:<22} {ms:10.3f} ms")
         synced, plain = (row[key] / row["save"] for key in ("torch_save_and_sync", "torch_save"))
         print(f"  torch.save / save: {synced:.2f} with fsync, {plain:.2f} without; ours always syncs")
         print(f"  snapshot / copy of the same bytes: {row['snapshot'] / row['copy']:.2f}", flush=True)
     if options.out:
-        options.out.write_text(json.dumps({"machine": machine("cpu"), "rows": rows}, indent=1) + "\n")
+        options.out.write_text(
+            json.dumps(
+                {"machine": machine("cpu", " ".join(["python -m bench.checkpoint", *sys.argv[1:]])), "rows": rows},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

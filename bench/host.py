@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
+from torch import nn
 
 import flatvars as fv
-from bench.cases import make_grads, make_model
+from bench.cases.material import gradients, parameters
+from bench.cases.optimizing import give_grads
+from bench.workloads import workload
+
+COUNTS = (10, 100, 1_000, 10_000)
 
 
 def host_costs(count: int, rounds: int = 15) -> dict[str, float]:
     """Microseconds per step and part, with `count` variables of 16 elements, on the CPU."""
-    shapes: list[tuple[int, ...]] = [(16,)] * count
-    model = make_model(shapes, "cpu")
-    optimizer = fv.optim.SGD(fv.VarStore.from_module(model), lr=1e-3)
-    params = list(model.parameters())
-    grads = make_grads(shapes, "cpu")
+    shapes = workload(f"{count}x16")
+    params = parameters(shapes, "cpu")
+    optimizer = fv.optim.SGD(fv.VarStore.from_module(nn.ParameterList(params)), lr=1e-3)
+    grads = gradients(shapes, "cpu")
 
     def give() -> None:
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad
+        give_grads(params, grads)
 
     give()
     optimizer.step()
@@ -46,11 +49,6 @@ def _median(prepare: Callable[[], None], part: Callable[[], object], rounds: int
     return statistics.median(times)
 
 
-def table(counts: tuple[int, ...] = (10, 100, 1_000, 10_000)) -> list[dict[str, float]]:
-    """One row per number of variables; prints it."""
-    rows = []
-    for count in counts:
-        row = host_costs(count)
-        rows.append({"variables": count, **row})
-        print(f"{count:>6} variables: " + ", ".join(f"{name} {us:.1f} us" for name, us in row.items()), flush=True)
-    return rows
+def table(counts: Iterable[int] = COUNTS) -> list[dict[str, float]]:
+    """One line per number of variables."""
+    return [{"variables": count, **host_costs(count)} for count in counts]

@@ -91,16 +91,19 @@ class Gradients:
     @torch.no_grad()
     def of(self, variable: Variable) -> Tensor | None:
         """One variable's gradient, or None."""
+        pending = variable.param.grad
         if self.mode == "gather" and variable.id in self.touched:
-            if variable.param.grad is None:
+            if pending is None:
                 self.exposed = True
                 return view_of(self.stream(variable.dtype), variable.span)
             if not self.spent:
-                self.accumulate()
-                return self.of(variable)
+                # What a step would use, in a tensor of its own: looking must not gather, a scale may still come.
+                masked = self.registry.masked_elements(variable)
+                pending = pending if masked is None else pending.masked_fill(masked.bool(), 0.0)
+                return view_of(self.stream(variable.dtype), variable.span) + pending
         if self.mode == "views":
             return variable.param.grad if self.collect([variable]).touched[0] else None
-        return variable.param.grad
+        return pending
 
     def plans(self) -> PlanSet:
         """Plans over all variables that can have a gradient."""

@@ -222,3 +222,17 @@ def test_a_sequence_names_the_variables_that_require_gradients(how: str, mode: s
     assert torch.equal(pair.store["d"].grad, torch.ones(66_000))
     assert pair.store["b"].grad is None
     assert list(pair.store.norms()) == ["a", "c", "d"]
+
+
+def test_looking_at_a_gradient_does_not_gather_it() -> None:
+    """It did, with a scale of 1, so that `accumulate(scale)` found nothing left to scale."""
+    store = fv.VarStore()
+    weight = store.root().zeros("w", (3,))
+    weight.grad = torch.ones(3)
+    store.accumulate(scale=0.5)
+    weight.grad = torch.ones(3)
+    assert store["w"].grad is not None
+    assert store["w"].grad.tolist() == [1.5] * 3
+    assert weight.grad is not None
+    store.accumulate(scale=0.5)
+    assert store["w"].grad.tolist() == [1.0] * 3

@@ -1,0 +1,142 @@
+"""flatvars, in its three ways: gradients where autograd leaves them, gathered first, or views of one buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import flatvars as fv
+from bench.cases import checkpoint, gradients, init
+from bench.cases.adopt import adopt
+from bench.cases.cell import FORMATS, CannotRunError, Cell, Contender
+from bench.cases.optimizing import HYPER, MAX_NORM, TORCH_NAMES, Trainer, give_grads, param_groups
+from bench.peers.peer import Builder, Peer, optimizer_cases
+
+Params = list[nn.Parameter]
+
+
+def optimizer_of(cell: Cell, params: Params, **options: Any) -> fv.optim.Optimizer:
+    """The fv.optim optimizer of a cell over parameters that a store holds."""
+    form = FORMATS[cell.format]
+    groups = param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"])
+    name, extra = TORCH_NAMES.get(cell.optimizer, ("Lion", {}))
+    state = {} if form.state == form.param else {"state_dtype": form.state}
+    made: fv.optim.Optimizer = getattr(fv.optim, name)(groups, **HYPER[cell.optimizer], **extra, **state, **options)
+    return made
+
+
+def trainer(mode: str, cell: Cell, params: Params) -> Trainer:
+    """A step or a tail; `mode` is "gather", "accumulate" or "views"."""
+    store = fv.VarStore.from_module(nn.ParameterList(params), grads="views" if mode == "views" else "gather")
+    trained = [params[i] for i in cell.workload.trained]
+    clip = {"max_norm": MAX_NORM} if cell.case == "tail" else {}
+    optimizer = optimizer_of(cell, params, **clip)
+
+    def finish() -> None:
+        if mode == "accumulate":
+            store.accumulate()
+        optimizer.step()
+        if cell.case == "tail":
+            optimizer.zero_grad()
+
+    def write_views(grads: list[Tensor]) -> None:
+        # As autograd does: in place, which is what says that there is a gradient.
+        torch._foreach_copy_([param.grad for param in trained], grads)
+
+    give = write_views if mode == "views" else partial(give_grads, trained)
+    norm = (lambda: float(optimizer.grad_norm)) if cell.case == "tail" else None
+    return Trainer(trained, finish, give, norm, scaffold=mode == "views")
+
+
+def _gatherer(params: Params) -> gradients.Gatherer:
+    store = fv.VarStore.from_module(nn.ParameterList(params))
+
+    def overwrite(grads: list[Tensor]) -> Tensor:
+        store.zero_grad()
+        return add(grads)
+
+    def add(grads: list[Tensor]) -> Tensor:
+        store.accumulate(grads)
+        return store.grad_norm()
+
+    def sums() -> list[Tensor]:
+        found = [variable.grad for variable in store.trainable_variables()]
+        return [grad for grad in found if grad is not None]
+
+    return gradients.Gatherer(overwrite, add, sums)
+
+
+def _norm(params: Params) -> Any:
+    return fv.VarStore.from_module(nn.ParameterList(params)).grad_norm
+
+
+def _norms(params: Params) -> Any:
+    store = fv.VarStore.from_module(nn.ParameterList(params))
+
+    def run() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        found = store.norms().values()
+        return [value for value, _ in found], [grad for _, grad in found if grad is not None]
+
+    return run
+
+
+def _init(params: Params) -> Any:
+    model = nn.ParameterList(params)
+    store = fv.VarStore.from_module(model)
+    rules = {"*": fv.init.normal(0.0, init.STD)}
+    return lambda: fv.init.apply_(store, rules, seed=1)
+
+
+def _saver(params: Params, cell: Cell) -> checkpoint.Saver:
+    if not hasattr(fv.VarStore, "save"):
+        raise CannotRunError("this version of flatvars has no VarStore.save yet")
+    store = fv.VarStore.from_module(nn.ParameterList(params))
+    optimizer = optimizer_of(cell, params)
+    return checkpoint.Saver(lambda path: store.save(path, optimizer=optimizer), store.load, optimizer.step)
+
+
+def _cases() -> dict[str, Builder]:
+    def gather(cell: Cell, device: str) -> Contender:
+        return gradients.accumulate(cell, device, _gatherer)
+
+    def save(cell: Cell, device: str) -> Contender:
+        return checkpoint.checkpoint(cell, device, _saver)
+
+    return {
+        **optimizer_cases(partial(trainer, "gather")),
+        "accumulate": gather,
+        "accumulate-add": gather,
+        "norm": lambda cell, device: gradients.norm(cell, device, _norm),
+        "norms": lambda cell, device: gradients.norms(cell, device, _norms),
+        "init": lambda cell, device: init.init(cell, device, _init),
+        "adopt": lambda cell, device: adopt(cell, device, fv.VarStore.from_module),
+        "save": save,
+        "load": save,
+    }
+
+
+FLATVARS = Peer(
+    "flatvars",
+    "flatvars",
+    "flatvars",
+    "any mix of float32, bfloat16, float16, float64 for values and state; float32 inside; norm deterministic",
+    _cases(),
+)
+ACCUMULATE = Peer(
+    "flatvars accumulate",
+    "flatvars",
+    "flatvars",
+    "as flatvars; gradients are first gathered in one float32 buffer, as for micro-batches",
+    {name: optimizer_cases(partial(trainer, "accumulate"))[name] for name in ("tail", "train")},
+)
+VIEWS = Peer(
+    "flatvars views",
+    "flatvars",
+    "flatvars",
+    "as flatvars; autograd adds into one buffer, which is what backward pays for and not shown here",
+    {name: optimizer_cases(partial(trainer, "views"))[name] for name in ("tail", "train")},
+)

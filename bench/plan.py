@@ -1,0 +1,90 @@
+"""Which cells a run has: `--quick` covers every kernel once, a full run every size, count, model, optimizer and dtype.
+
+A CPU gets the same tables at sizes that two cores finish in ten minutes.
+"""
+
+from __future__ import annotations
+
+from bench.cases.cell import FORMATS, STATES, Cell
+
+CASES = {
+    "tail": "norm, clip, AdamW, zero_grad: all between backward and the next forward",
+    "step": "the optimizer's step alone, without clipping",
+    "accumulate": "gradients of a first micro-batch into float32 sums, and their norm",
+    "accumulate-add": "gradients of a later micro-batch added to the sums, and their norm",
+    "norm": "norm of all gradients as one vector",
+    "norms": "norm of every value and every gradient",
+    "init": "first values of all parameters, normal",
+    "adopt": "a finished model into the store",
+    "save": "values and AdamW state to a file",
+    "load": "values from that file",
+    "train": "whole training steps: forward, backward, tail",
+}
+COUNTS = (10, 300, 1_000, 10_000)
+GPU_TOTALS = (10_240_000, 1_024_000_000)
+CPU_TOTALS = (2_560_000,)
+GPU_SIZES = tuple(2**power for power in range(12, 31, 2))
+CPU_SIZES = tuple(2**power for power in range(12, 25, 4))
+SMALL = ("1000x1024", "1000x32", "10000x256")
+GPU_MODELS = ("gpt2-small", "resnet101", "llama3-8b-2layers", "lora-llama3-8b-8layers", "465-groups")
+CPU_MODELS = ("gpt2-2layers", "resnet101", "llama3-8b-width/16", "lora-llama3-8b-width/16", "465-groups")
+GPU_TRAINED = ("train-gpt-124M", "train-resnet101", "train-llama-1B")
+CPU_TRAINED = ("train-gpt-1M", "train-resnet50-thin", "train-llama-2M")
+
+
+def one(size: int) -> str:
+    return f"1x{size}"
+
+
+def spread(total: int) -> list[str]:
+    """A total over each number of tensors."""
+    return [f"{count}x{total // count}" for count in COUNTS]
+
+
+def cells(device: str, quick: bool) -> list[Cell]:
+    """All cells of a run, small tables first."""
+    return quick_cells(device) if quick else full_cells(device)
+
+
+def quick_cells(device: str) -> list[Cell]:
+    """Every kernel once, the aims of the project first."""
+    on_gpu = device != "cpu"
+    large = one(2**28 if on_gpu else 2**18)
+    steps = [Cell("step", large, optimizer) for optimizer in STATES]
+    if on_gpu:
+        tails = ["1000x1024", "10000x256", large, "gpt2-small", "465-groups"]
+    else:
+        tails = ["1000x1024", large]
+    return [
+        *(Cell("tail", on, "adamw") for on in tails),
+        *steps,
+        Cell("step", large, "adamw", "bfloat16+float32"),
+        *(Cell(case, large) for case in ("accumulate", "accumulate-add", "norm")),
+        *(Cell(case, "1000x1024") for case in ("norms", "adopt")),
+        Cell("init", large),
+        Cell("train", (GPU_TRAINED if on_gpu else CPU_TRAINED)[0], "adamw"),
+    ]
+
+
+def full_cells(device: str) -> list[Cell]:
+    on_gpu = device != "cpu"
+    sizes = [one(size) for size in (GPU_SIZES if on_gpu else CPU_SIZES)]
+    counts = [name for total in (GPU_TOTALS if on_gpu else CPU_TOTALS) for name in spread(total)]
+    models = list(GPU_MODELS if on_gpu else CPU_MODELS)
+    formats_on = one(2**28 if on_gpu else 2**18)
+    files_on = ["1000x1024", one(2**28 if on_gpu else 2**22)]
+    few = ["1000x1024", sizes[-1]]
+    steps = [Cell("step", on, "adamw") for on in sizes]
+    formats = [Cell("step", formats_on, optimizer, form) for optimizer in STATES for form in FORMATS]
+    return [
+        *(Cell("tail", on, "adamw") for on in dict.fromkeys([*SMALL, *counts, *sizes, *models])),
+        *steps,
+        *(Cell("accumulate", on) for on in dict.fromkeys([*sizes, *counts])),
+        *(Cell(case, on) for case in ("accumulate-add", "norm") for on in few),
+        *(Cell("norms", on) for on in counts),
+        *(Cell(case, on) for case in ("init", "adopt") for on in [*counts, *few[1:]]),
+        *(Cell(case, on, "adamw") for case in ("save", "load") for on in files_on),
+        *(Cell("train", on, "adamw") for on in (GPU_TRAINED if on_gpu else CPU_TRAINED)),
+        # The most rows, and those that are missed least if the time is up.
+        *(cell for cell in formats if cell not in steps),
+    ]

@@ -1,0 +1,155 @@
+"""`python -m bench readme`: the tables and figures of bench/README.md, from the newest committed results.
+
+What stands between `<!-- generated: NAME -->` and `<!-- end -->` is made here; the rest is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.harness.record import Results, Row
+from bench.peers import OURS, PEERS, load
+from bench.plot import FIGURES, draw, figure_path
+from bench.report.summary import averages, cell_text, losses
+from bench.report.table import aims, number
+
+BENCH = Path(__file__).parents[1]
+PAGE = BENCH / "README.md"
+FOLDER = BENCH / "results"
+NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
+NOT_YET = "Not measured yet. The command is `python -m bench --out bench/results`, then `python -m bench readme`."
+ALT = {
+    "bandwidth": "bandwidth of the tail against size",
+    "tensors": "time of the tail against the number of tensors",
+    "memory": "bytes a parameter, by peer",
+}
+
+
+def newest(folder: Path, device: str) -> Path | None:
+    """The newest full results of a device; names begin with their date."""
+    return max(folder.glob(f"*-{device}.json"), default=None)
+
+
+def page(text: str, folder: Path = FOLDER) -> str:
+    """The text with every generated part made anew."""
+    parts = {"peers": peers_table(folder)}
+    for device in NAMES:
+        parts[device] = device_part(newest(folder, device), device)
+
+    def fill(match: re.Match[str]) -> str:
+        return f"<!-- generated: {match[1]} -->\n\n{parts[match[1]]}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- generated: (\w+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+
+
+def device_part(path: Path | None, device: str) -> str:
+    """Everything about one device's results."""
+    if path is None:
+        table = markdown(("aim", "wanted", "measured", "reached"), aims([])) if device == "cuda" else ""
+        return "\n\n".join(filter(None, (NOT_YET, table)))
+    results = Results.load(path)
+    facts = results.machine
+    where = f"{facts['gpu']}, driver {facts['driver']}, CUDA {facts['cuda']}; " if "gpu" in facts else ""
+    head = (
+        f"{facts['date']}, {where}{facts['processor']}; torch {facts['torch']}, triton {facts['triton']}, Python "
+        f"{facts['python']}, commit {facts['commit']}; `{facts['command']}` "
+        f"([JSON](results/{path.name}), [CSV](results/{path.stem}.csv)). "
+        f"{number_text(results.rows)}"
+    )
+    aimed = markdown(("aim", "wanted", "measured", "reached"), aims(results.rows)) if device == "cuda" else ""
+    figures = "\n".join(f"![{ALT[name]}](results/plots/{figure_path(path, name, 'svg').name})" for name in FIGURES)
+    parts = [head, aimed, "Averages, and the worst row:", averages_table(results.rows), lost_text(results.rows)]
+    for case in dict.fromkeys(row.case for row in results.rows):
+        parts += [f"**{case}**, milliseconds:", case_table([row for row in results.rows if row.case == case])]
+    if results.host:
+        parts += ["Microseconds of the parts of a step that walk the variables:", host_table(results.host)]
+    return "\n\n".join(filter(None, [*parts, figures]))
+
+
+def number_text(rows: Sequence[Row]) -> str:
+    """How many rows have a number, and why the others have none."""
+    without = [row for row in rows if row.wall_ms is None and row.status != "skipped"]
+    timed = sum(row.wall_ms is not None for row in rows)
+    reasons = [f"{row.peer} on {row.case} {cell_text(row)}: {row.status}, {row.reason}" for row in without]
+    tail = f" No number: {'; '.join(reasons)}." if reasons else ""
+    return f"{timed} rows with a number.{tail}".replace("|", "/")
+
+
+def averages_table(rows: Sequence[Row]) -> str:
+    lines = [[a.case, a.against, str(a.rows), f"{a.mean:.2f}x", f"{a.worst:.2f}x", a.worst_on] for a in averages(rows)]
+    return markdown(("case", "flatvars against", "rows", "geometric mean", "worst", "on"), lines)
+
+
+def lost_text(rows: Sequence[Row]) -> str:
+    lost = losses(rows)
+    if not lost:
+        return "No row is lost to a peer of like formats."
+    lines = [[r.case, cell_text(r), r.best_peer, number(r.best_ratio, "{:.2f}x")] for r in lost]
+    return f"Lost to a peer of like formats:\n\n{markdown(('case', 'on', 'to', 'ratio'), lines)}"
+
+
+def case_table(rows: Sequence[Row]) -> str:
+    """One line a cell: ours, torch fused, the best peer of like formats."""
+    lines = []
+    for mine in (row for row in rows if row.peer == "flatvars"):
+        peers = {row.peer: row for row in rows if row.cell == mine.cell}
+        fused, best = peers.get("torch fused"), peers.get(mine.best_peer)
+        variants = [number(getattr(peers.get(peer), "wall_ms", None)) for peer in OURS]
+        if mine.wall_ms is None:
+            variants[0] = f"{mine.status}: {mine.reason}"
+        lines.append(
+            [
+                cell_text(mine),
+                *variants,
+                number(mine.host_ms),
+                number(mine.launches, "{:,}"),
+                number(mine.of_copy, "{:.0%}"),
+                number(getattr(fused, "wall_ms", None)),
+                number(mine.fused_ratio, "{:.2f}x"),
+                f"{mine.best_peer} {number(getattr(best, 'wall_ms', None))}" if mine.best_peer else "-",
+                number(mine.best_ratio, "{:.2f}x"),
+                mine.note or "-",
+            ]
+        )
+    columns = ("on", *OURS, "host", "launches", "of copy", "torch fused", "ratio", "best peer", "ratio", "note")
+    # A column that no line has anything in says nothing.
+    kept = [i for i in range(len(columns)) if i == 0 or any(line[i] != "-" for line in lines)]
+    return markdown([columns[i] for i in kept], [[line[i] for i in kept] for line in lines])
+
+
+def host_table(host: Sequence[dict[str, float]]) -> str:
+    return markdown(list(host[0]), [[f"{value:,.0f}" for value in line.values()] for line in host])
+
+
+def peers_table(folder: Path) -> str:
+    """Every peer with its formats, and the version that results were made with."""
+    versions: dict[str, list[str]] = {}
+    for device in NAMES:
+        path = newest(folder, device)
+        for row in Results.load(path).rows if path else []:
+            found = versions.setdefault(row.peer, [])
+            if row.version and row.version not in found:
+                found.append(row.version)
+    lines = [[name, ", ".join(versions.get(name, [])) or "-", load(PEERS[name]).formats] for name in PEERS]
+    return markdown(("peer", "version", "formats and accuracy"), lines)
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def command(arguments: Sequence[str]) -> int:
+    """`python -m bench readme`: figures of the newest results, then the page."""
+    parser = argparse.ArgumentParser(prog="python -m bench readme", description=__doc__)
+    parser.parse_args(arguments)
+    for device in NAMES:
+        path = newest(FOLDER, device)
+        for drawn in draw(path) if path else []:
+            print(drawn)
+    PAGE.write_text(page(PAGE.read_text()))
+    print(PAGE)
+    return 0

@@ -1,0 +1,144 @@
+"""The table that a run prints: with rich where it is, as aligned text elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from bench.harness.record import Results, Row
+from bench.peers import OURS
+from bench.report.summary import TARGETS, averages, cell_text, losses
+
+COLUMNS = (
+    "peer",
+    "wall ms",
+    "spread",
+    "host ms",
+    "device ms",
+    "launches",
+    "GB/s",
+    "of copy",
+    "B/param",
+    "peak B",
+    "error",
+    "note",
+)
+
+
+def number(value: float | None, form: str = "{:.3g}") -> str:
+    return "-" if value is None else form.format(value)
+
+
+def cells_of(row: Row) -> list[str]:
+    """A row as text; where there is no number, why."""
+    if row.wall_ms is None:
+        return [row.peer, f"{row.status}: {row.reason}", *[""] * (len(COLUMNS) - 2)]
+    return [
+        row.peer,
+        number(row.wall_ms, "{:.4g}"),
+        number(row.spread, "{:.0%}"),
+        number(row.host_ms, "{:.4g}"),
+        number(row.device_ms, "{:.4g}"),
+        number(row.launches, "{:,}"),
+        number(row.gb_per_s),
+        number(row.of_copy, "{:.0%}"),
+        number(row.bytes_per_param, "{:.1f}"),
+        number(row.peak_bytes_per_param, "{:.1f}"),
+        number(row.error, "{:.0e}"),
+        row.note,
+    ]
+
+
+def heading(row: Row) -> str:
+    return f"{row.case} {cell_text(row)}: {row.elements:,} elements in {row.tensors:,} tensors, {row.groups} groups"
+
+
+def print_cell(rows: Sequence[Row]) -> None:
+    """One cell, when it is done; peers that have no such operation are left out."""
+    shown = [row for row in rows if row.reason != "has no such operation"]
+    if not shown:
+        return
+    print_table(heading(shown[0]), COLUMNS, [cells_of(row) for row in shown])
+
+
+def print_summary(results: Results) -> None:
+    """The short table, last: versions, every cell in a line, averages with worst rows, losses, aims."""
+    versions = {row.peer: row.version for row in results.rows if row.version}
+    print("peers: " + ", ".join(f"{peer} {version}" for peer, version in versions.items()))
+    lines = [_line(row) for row in results.rows if row.peer == "flatvars"]
+    print_table(
+        "flatvars (bytes are modelled; ratios above 1 are faster; best peer of like formats)",
+        ("case", "on", "wall ms", "host ms", "launches", "of copy", "x torch fused", "x best", "best peer"),
+        lines,
+    )
+    means = [
+        [a.case, a.against, f"{a.rows}", f"{a.mean:.2f}x", f"{a.worst:.2f}x", a.worst_on]
+        for a in averages(results.rows)
+    ]
+    print_table("Averages", ("case", "against", "rows", "geometric mean", "worst", "on"), means)
+    lost = [
+        [row.case, cell_text(row), row.best_peer, number(row.best_ratio, "{:.2f}x")] for row in losses(results.rows)
+    ]
+    print_table("Lost", ("case", "on", "to", "ratio"), lost or [["nothing", "", "", ""]])
+    bad = [
+        [r.case, cell_text(r), r.peer, f"{r.status}: {r.reason}"] for r in results.rows if r.status in ("red", "failed")
+    ]
+    if bad:
+        print_table("No number", ("case", "on", "peer", "why"), bad)
+    if results.machine["device"] != "cpu":
+        print_table("Aims", ("aim", "wanted", "measured", ""), aims(results.rows))
+
+
+def aims(rows: Sequence[Row]) -> list[list[str]]:
+    """The project's aims with what a GPU run measured."""
+    lines = []
+    for target in TARGETS:
+        value = target.measured(rows)
+        if value is None:
+            lines.append([target.text, target.aim, "not measured yet", ""])
+        else:
+            lines.append([target.text, target.aim, target.show(value), "yes" if target.reached(value) else "no"])
+    return lines
+
+
+def _line(row: Row) -> list[str]:
+    if row.wall_ms is None:
+        return [row.case, cell_text(row), f"{row.status}: {row.reason}", *[""] * 6]
+    return [
+        row.case,
+        cell_text(row),
+        number(row.wall_ms, "{:.4g}"),
+        number(row.host_ms, "{:.4g}"),
+        number(row.launches, "{:,}"),
+        number(row.of_copy, "{:.0%}"),
+        number(row.fused_ratio, "{:.2f}x"),
+        number(row.best_ratio, "{:.2f}x"),
+        row.best_peer,
+    ]
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        _print_plain(title, columns, rows)
+        return
+    # Log files have no width of their own, and 80 columns would break the numbers.
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row, style="bold" if row[0] in OURS else None)
+    console.print(table)
+
+
+def _print_plain(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"\n{title}")
+    # A reason stands in the second column of a row without numbers, and may be as long as it is.
+    fitting = [row for row in rows if any(row[2:])] or rows
+    widths = [max(len(row[i]) for row in [columns, *fitting]) for i in range(len(columns))]
+    for row in [columns, *rows]:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())

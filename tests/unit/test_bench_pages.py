@@ -1,0 +1,243 @@
+"""What is made of results: files, the page, figures, comparisons. The page must be what the results say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import plot
+from bench.compare import changes, report
+from bench.harness.record import Results, Row, compare_peers
+from bench.peers import OURS, PEERS
+from bench.report import readme
+from bench.report.summary import TARGETS, averages, losses
+from bench.report.table import print_cell, print_summary
+
+ROOT = Path(__file__).parents[2]
+MACHINE = {
+    "date": "2020-01-01",
+    "command": "python -m bench",
+    "commit": "abc",
+    "device": "cpu",
+    "processor": "a processor",
+    "torch": "2",
+    "triton": "3",
+    "python": "3",
+}
+
+
+def row(peer: str, ms: float | None, on: str = "10x100", **other: object) -> Row:
+    count, numel = map(int, on.split("x"))
+    made = Row(
+        "tail", "adamw", on, "float32", count * numel, count, 1, peer, "1.0", like="float32", wall_ms=ms, spread=0.01
+    )
+    made.gb_per_s, made.bytes_per_param, made.peak_bytes_per_param, made.host_ms = 5.0, 16.0, 20.0, ms
+    return replace(made, **other)
+
+
+@pytest.fixture
+def results() -> Results:
+    rows = [
+        row("copy", 1.0, like="no state"),
+        row("flatvars", 2.0),
+        row("torch fused", 6.0),
+        row("optimi", 4.0),
+        row("torchao 8", 0.5, like="8-bit"),
+        row("heavyball", None, status="failed", reason="its process ended"),
+        row("flatvars", 3.0, "1x1024"),
+        row("torch fused", 1.5, "1x1024"),
+    ]
+    compare_peers(rows, OURS)
+    return Results(dict(MACHINE), rows, [{"variables": 10, "zero_grad": 1.5}])
+
+
+@pytest.fixture
+def folder(results: Results, tmp_path: Path) -> Path:
+    results.save(tmp_path, "2020-01-01-cpu")
+    return tmp_path
+
+
+def test_ratios_are_among_like_formats(results):
+    ours = results.rows[1]
+    assert (ours.best_peer, ours.best_ratio, ours.fused_ratio) == ("optimi", 2.0, 3.0)
+
+
+def test_average_beside_worst_and_losses_shown(results):
+    best, fused = averages(results.rows)
+    assert (best.rows, best.worst, best.worst_on) == (2, 0.5, "adamw 1x1024")
+    assert best.mean == pytest.approx(1.0)
+    assert fused.mean == pytest.approx((3.0 * 0.5) ** 0.5)
+    assert [lost.on for lost in losses(results.rows)] == ["1x1024"]
+
+
+def test_files_come_back_as_they_were(results, folder):
+    path = folder / "2020-01-01-cpu.json"
+    assert Results.load(path) == results
+    lines = (folder / "2020-01-01-cpu.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(results.rows)
+    assert lines[0].startswith("case,optimizer,on,format,elements")
+    path.write_text(json.dumps({"format": 1}))
+    with pytest.raises(ValueError, match="format 1"):
+        Results.load(path)
+
+
+@pytest.mark.parametrize("without_rich", [False, True])
+def test_tables_are_printed_with_and_without_rich(results, without_rich, monkeypatch, capsys):
+    if without_rich:
+        monkeypatch.setitem(sys.modules, "rich.console", None)
+        monkeypatch.setitem(sys.modules, "rich.table", None)
+    print_cell(results.rows[:6])
+    print_summary(results)
+    out = capsys.readouterr().out
+    for text in ("flatvars", "failed: its process ended", "0.50x", "Averages", "Lost"):
+        assert text in out
+    assert "Aims" not in out
+
+
+def test_aims_are_read_from_rows():
+    tail = row("flatvars", 0.05, "1000x1024", fused_ratio=6.0, best_ratio=1.2)
+    step = row("flatvars", 1.0, f"1x{10**8}", case="step", of_copy=0.5)
+    measured = [target.measured([tail, step]) for target in TARGETS]
+    assert measured == [0.5, None, None, None, 6.0, None, 1.2, 0.05]
+    reached = [target.reached(value) for target, value in zip(TARGETS, measured, strict=True) if value is not None]
+    assert reached == [False, True, True, True]
+
+
+# The page
+
+
+def test_the_page_is_what_the_committed_results_say():
+    text = readme.PAGE.read_text()
+    assert readme.page(text) == text, "bench/README.md is not what bench/results says: run python -m bench readme"
+
+
+def test_committed_figures_are_those_of_the_committed_results():
+    for device in readme.NAMES:
+        results = readme.newest(readme.FOLDER, device)
+        assert results is None or plot.is_current(results), f"{results}: run python -m bench readme"
+
+
+def test_the_page_shows_results_and_is_idempotent(folder):
+    text = (
+        "before\n<!-- generated: cpu -->\nold\n<!-- end -->\nbetween\n<!-- generated: cuda -->\n<!-- end -->\nafter\n"
+    )
+    once = readme.page(text, folder)
+    assert readme.page(once, folder) == once
+    assert "old" not in once
+    for part in ("before", "between", "after", "3.00x", "optimi 4", "failed, its process ended", "not measured yet"):
+        assert part in once
+    assert once.count("Not measured yet") == 1
+
+
+def test_the_page_follows_the_results(folder, results):
+    text = "<!-- generated: cpu -->\n<!-- end -->\n"
+    before = readme.page(text, folder)
+    results.rows[1].wall_ms = 2.5
+    results.save(folder, "2020-01-01-cpu")
+    assert readme.page(before, folder) != before
+
+
+def test_the_newest_results_count_and_quick_ones_do_not(folder, results):
+    results.save(folder, "2021-01-01-cpu")
+    results.save(folder, "2022-01-01-cpu-quick")
+    assert readme.newest(folder, "cpu") == folder / "2021-01-01-cpu.json"
+    assert readme.newest(folder, "cuda") is None
+
+
+def test_every_peer_says_its_formats(tmp_path):
+    table = readme.peers_table(tmp_path)
+    assert all(f"| {name} | - | " in table for name in PEERS)
+
+
+# Figures
+
+
+def test_figures_are_drawn_and_know_their_results(folder):
+    pytest.importorskip("matplotlib")
+    path = folder / "2020-01-01-cpu.json"
+    drawn = plot.draw(path)
+    assert len(drawn) == len(plot.FIGURES) * 2
+    assert all(figure.stat().st_size > 1000 for figure in drawn)
+    assert {figure.suffix for figure in drawn} == {".png", ".svg"}
+    assert plot.is_current(path)
+    svg = [figure.read_bytes() for figure in drawn if figure.suffix == ".svg"]
+    plot.draw(path)
+    assert [figure.read_bytes() for figure in drawn if figure.suffix == ".svg"] == svg
+    path.write_text(path.read_text() + "\n")
+    assert not plot.is_current(path)
+
+
+# Comparisons
+
+
+def test_a_slowdown_is_flagged_and_noise_is_not(capsys):
+    before = [row("flatvars", 10.0), row("torch fused", 10.0), row("flatvars", 10.0, "1x64")]
+    after = [row("flatvars", 10.5), row("torch fused", 30.0), row("flatvars", 13.0, "1x64")]
+    verdicts = {(c.peer, c.on): c.verdict for c in changes(before, after)}
+    assert verdicts == {
+        ("flatvars", "adamw 10x100"): "",
+        ("flatvars", "adamw 1x64"): "SLOWER",
+        ("torch fused", "adamw 10x100"): "SLOWER",
+    }
+    assert report(before, after) == 1
+    assert "1 rows of flatvars slower" in capsys.readouterr().out
+    # A peer that became slower fails nobody.
+    assert report(before[:2], after[:2]) == 0
+    assert report(after, before) == 0
+
+
+def test_a_wide_spread_allows_more():
+    (change,) = changes([row("flatvars", 10.0, spread=0.5)], [row("flatvars", 13.0)])
+    assert change.verdict == ""
+
+
+def test_a_number_that_is_gone_is_flagged(capsys):
+    gone = row("flatvars", None, status="red", reason="error")
+    assert report([row("flatvars", 1.0)], [gone, row("flatvars", 1.0, "1x64")]) == 1
+    assert "1 without a number" in capsys.readouterr().out
+
+
+def test_nothing_in_common_is_no_success(capsys):
+    assert report([row("flatvars", 1.0)], [row("flatvars", 1.0, "1x64")]) == 1
+    assert "no row in common" in capsys.readouterr().out
+
+
+# Commands
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bench", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_the_command_measures_and_writes(tmp_path):
+    arguments = ["--device", "cpu", "--case", "tail", "--on", "20x30", "--peer", "flatvars", "--peer", "torch fused"]
+    done = run(*arguments, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*-cpu.json")
+    results = Results.load(path)
+    assert {r.peer: r.status for r in results.rows} == {"copy": "ok", "flatvars": "ok", "torch fused": "ok"}
+    ours = results.rows[1]
+    assert ours.fused_ratio == pytest.approx(results.rows[2].wall_ms / ours.wall_ms, rel=1e-3)
+    assert "--peer flatvars" in results.machine["command"]
+    assert "Averages" in done.stdout
+    assert run("compare", str(path), str(path)).returncode == 0
+    assert run("compare", str(path), "HEAD").returncode == 2
+
+
+def test_the_benchmark_needs_neither_rich_nor_matplotlib():
+    code = (
+        "import sys\n"
+        "for name in ('rich', 'matplotlib', 'safetensors', 'transformers', 'heavyball'): sys.modules[name] = None\n"
+        "import bench.__main__, bench.plot, bench.compare, bench.report.readme\n"
+        "print('flatvars' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    # Peers' processes import these files too, and only flatvars' own may import flatvars.
+    assert done.stdout == "False\n", done.stderr
