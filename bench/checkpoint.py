@@ -149,13 +149,8 @@ def main() -> None:
         print(f"  torch.save / save: {synced:.2f} with fsync, {plain:.2f} without; ours always syncs")
         print(f"  snapshot / copy of the same bytes: {row['snapshot'] / row['copy']:.2f}", flush=True)
     if options.out:
-        options.out.write_text(
-            json.dumps(
-                {"machine": machine("cpu", " ".join(["python -m bench.checkpoint", *sys.argv[1:]])), "rows": rows},
-                indent=1,
-            )
-            + "\n"
-        )
+        facts = machine("cpu", " ".join(["python -m bench.checkpoint", *sys.argv[1:]]))
+        options.out.write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
