@@ -34,7 +34,7 @@ def checkpoint(cell: Cell, device: str, make: Callable[[list[nn.Parameter], Cell
     give_grads(trained, gradients(cell.workload, device, form.param))
     saver.step()
     folder = Path(tempfile.mkdtemp(prefix="flatvars-bench-"))
-    path = folder / "checkpoint.safetensors"  # the ending says the format
+    path = folder / "checkpoint.pt"
 
     def check() -> Checked:
         values = [param.detach().clone() for param in params]

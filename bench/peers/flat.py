@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import flatvars as fv
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
-from bench.cases.cell import FORMATS, CannotRunError, Cell, Contender
+from bench.cases.cell import FORMATS, Cell, Contender
 from bench.cases.optimizing import HYPER, MAX_NORM, TORCH_NAMES, Trainer, give_grads, param_groups
 from bench.peers.peer import Builder, Peer, optimizer_cases
 
@@ -92,11 +93,15 @@ def _init(params: Params) -> Any:
 
 
 def _saver(params: Params, cell: Cell) -> checkpoint.Saver:
-    if not hasattr(fv.VarStore, "save"):
-        raise CannotRunError("this version of flatvars has no VarStore.save yet")
     store = fv.VarStore.from_module(nn.ParameterList(params))
     optimizer = optimizer_of(cell, params)
-    return checkpoint.Saver(lambda path: store.save(path, optimizer=optimizer), store.load, optimizer.step)
+
+    def named(path: Path) -> Path:
+        return path.with_suffix(".safetensors")
+
+    return checkpoint.Saver(
+        lambda path: store.save(named(path), optimizer), lambda path: store.load(named(path)), optimizer.step
+    )
 
 
 def _cases() -> dict[str, Builder]:
