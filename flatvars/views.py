@@ -77,4 +77,5 @@ class GradViews:
 
     def after_carve(self, variables: Sequence[Variable]) -> None:
         """Spans moved, so views must be made anew; what was written stays written."""
+        self._attached = {}  # those of frozen variables too, which lie in the old stream
         self.attach(variables, self._kept)

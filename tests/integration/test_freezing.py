@@ -166,3 +166,19 @@ def test_a_second_optimizer_has_state_of_its_own_until_it_is_gone() -> None:
     before = states(first)
     store.add("later", torch.ones(WIDTH), trainable=False)
     assert_same(states(first), before)
+
+
+def test_views_of_variables_that_were_frozen_during_a_carve_are_made_anew() -> None:
+    """They pointed into the old stream, so that a gradient was lost without a word."""
+    module = nn.Linear(2, 2)
+    store = fv.VarStore.from_module(module, grads="views")
+    store.freeze("bias")
+    store.add("later", torch.ones(500))
+    store.double()
+    store.unfreeze()
+    store.zero_grad()
+    module(torch.ones(1, 2, dtype=torch.float64)).sum().backward()
+    assert module.bias.grad is not None
+    begin, end = store.grads.data_ptr(), store.grads.data_ptr() + store.grads.nbytes
+    assert begin <= module.bias.grad.data_ptr() < end
+    assert store["bias"].grad is not None

@@ -92,9 +92,11 @@ class Twins:
             param.grad = None if grad is None else grad.clone().to(param.dtype)
 
     def accumulate(self, scale: float) -> None:
-        """`store.accumulate`; in "views" mode gradients stay where they are."""
+        """`store.accumulate`; in "views" mode gradients stay where they are, which is the stream: masked ones are 0."""
         if self.mode == "views":
             self.store.accumulate()
+            for name, _, theirs in self.pairs():
+                theirs.grad = None if theirs.grad is None else self.masked(name, theirs.grad)
             return
         pending = {n: t.grad for n, _, t in self.pairs() if t.grad is not None and n not in self.frozen}
         self.store.accumulate(scale=scale)
