@@ -95,6 +95,8 @@ class Optimizer(Conveniences):
         self._seen = len(self._registry.variables)
         self.state = OptimizerState(self)  # type: ignore[assignment]
 
+    _params_generation = -1  # of the registry, when the Parameters of `param_groups` were its variables
+
     def _attach(self, registry: Registry) -> None:
         """All that belongs to this object and its store alone: a copy of the optimizer starts from here."""
         self._registry = registry
@@ -143,6 +145,8 @@ class Optimizer(Conveniences):
 
     def _join(self) -> None:
         """Takes up the variables that were declared since the last time; groups they number are made of defaults."""
+        if self._params_generation != self._registry.generation:
+            self._renew_params()
         variables = self._registry.variables
         for variable in variables[self._seen :]:
             number = variable.group if self._by_number else group_of(variable, self._selectors)
@@ -153,6 +157,12 @@ class Optimizer(Conveniences):
             self.param_groups[number]["params"].append(variable.param)
             self._variables[number].append(variable)
         self._seen = len(variables)
+
+    def _renew_params(self) -> None:
+        """A Parameter that was assigned to a module took the place of the old one in the store."""
+        for group, variables in zip(self.param_groups, self._variables, strict=True):
+            group["params"] = [v.param for v in variables]
+        self._params_generation = self._registry.generation
 
     def take_up(self) -> list[Variable]:
         self._join()
@@ -179,9 +189,7 @@ class Optimizer(Conveniences):
         return [v for group in self._variables for v in group]
 
     def _make_plans(self) -> PlanSet:
-        for group, variables in zip(self.param_groups, self._variables, strict=True):
-            # A Parameter that was assigned to a module took the place of the old one in the store.
-            group["params"] = [v.param for v in variables]
+        self._renew_params()
         members = [(v, g) for g, group in enumerate(self._variables) for v in group]
         trainable = sorted((m for m in members if is_trained(m[0])), key=lambda m: m[0].index)
         plans = PlanSet(self._registry, [v for v, _ in trainable], [g for _, g in trainable])

@@ -20,6 +20,7 @@ LEFT_OUT = {
     "_frozen",
     "_key",
     "_norm",
+    "_params_generation",
     "_plan_keys",
     "_plans",
     "_registry",

@@ -111,3 +111,16 @@ def test_an_attribute_set_to_none_leaves_the_rest_in_training() -> None:
     assert opt.state[module.weight]["step"] == 2
     assert opt.state[store["bias"].param]["step"] == 1
     assert not torch.equal(module.weight.detach(), before["weight"])
+
+
+def test_zero_grad_clears_the_gradient_of_the_new_parameter() -> None:
+    """It cleared the old one's until the next step."""
+    module = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(module)
+    opt = fv.optim.SGD(store, lr=0.1)
+    module.weight = nn.Parameter(torch.ones(2, 3))
+    store.rebind()
+    module(torch.ones(1, 3)).sum().backward()
+    opt.zero_grad()
+    assert module.weight.grad is None
+    assert opt.param_groups[0]["params"][0] is module.weight
