@@ -203,7 +203,7 @@ class Machine(RuleBasedStateMachine):
         twins.module.load_state_dict(twins.plain.state_dict())
         twins.opt.load_state_dict(twins.ref.state_dict())
         saved: dict[str, Any] = twins.opt.state_dict()
-        twins.ref.load_state_dict(saved)
+        twins.ref.load_state_dict(copy.deepcopy(saved))  # torch keeps what it is given, which are our streams
         twins.plain.load_state_dict(twins.module.state_dict())
 
     @rule()
