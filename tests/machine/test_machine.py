@@ -136,10 +136,9 @@ class Machine(RuleBasedStateMachine):
         sums = self.twins.cycle.sums
         if name in sums:
             sums[name] = self.twins.masked(name, sums[name])
-        if self.twins.mode == "views":
-            theirs = dict(self.twins.plain.named_parameters())[name]
-            if theirs.grad is not None:
-                theirs.grad = self.twins.masked(name, theirs.grad)
+        if self.twins.mode == "views":  # gradients lie in the stream, which is 0 wherever an element is masked
+            for masked, _, theirs in self.twins.pairs():
+                theirs.grad = None if theirs.grad is None else self.twins.masked(masked, theirs.grad)
 
     # The store --------------------------------------------------------------------------------------------------------
 
