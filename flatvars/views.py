@@ -71,6 +71,11 @@ class GradViews:
                 variable.param.grad = view
             self._attached[variable.id] = (view, view._version)
 
+    def mark_written(self, variable: Variable) -> None:
+        """Counts the variable's view as written, also where it has no element to write."""
+        view, _ = self._attached[variable.id]
+        self._attached[variable.id] = (view, WRITTEN)
+
     def before_carve(self, variables: Sequence[Variable]) -> None:
         """Notes which views were written, while they can still be told: a change of dtype makes new tensors of them."""
         self._kept = {v.id for v in variables if self.is_written(v)}

@@ -100,6 +100,7 @@ def apply_gradients(registry: Registry, content: Mapping[str, Any], by_name: ByN
         for name, variable in touched:
             assert variable.param.grad is not None
             fetch(f"{GRADS}/{name}", variable.param.grad)
+            gradients.views.mark_written(variable)
         return
     for dtype in dict.fromkeys(variable.dtype for _, variable in touched):
         gradients.stream(dtype).zero_()
