@@ -19,7 +19,7 @@ from torch import nn
 from tests.machine.agreement import assert_agree
 from tests.machine.twins import PAIRS, SHAPES, Twins
 
-SEQUENCES = int(os.environ.get("FLATVARS_SEQUENCES", "40"))
+SEQUENCES = int(os.environ.get("FLATVARS_SEQUENCES", "200"))
 ACTIONS = 25
 
 NAMES = st.sampled_from(list(SHAPES))
