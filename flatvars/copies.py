@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .grads import Gradients
+from .masks import ElementMasks
 from .owners import living
 from .registry import Registry
 from .spec import VarSpec
@@ -64,7 +65,7 @@ def record(registry: Registry, variable: Variable) -> dict[str, Any]:
         "group": variable.group,
         "frozen": variable.frozen,
         "initializer": variable.initializer,
-        "masked": registry.masked_elements(variable),
+        "mask": registry.masks.of(variable),
         "handle": Handle(variable.param, living(variable)),
     }
 
@@ -76,6 +77,7 @@ def restore_registry(
     params = [entry["handle"].param for entry in records]
     registry = Registry(params[0].device if params else device)
     registry.gradients = Gradients(registry, mode)
+    registry.masks = ElementMasks(registry)
     registry.seed = seed
     for entry, param in zip(records, params, strict=True):
         spec: VarSpec = entry["spec"]
@@ -86,7 +88,7 @@ def restore_registry(
     registry._next_id = next_id
     registry.settle()
     for variable, entry in zip(registry.variables, records, strict=True):
-        registry.mask_elements(variable, entry["masked"])
+        registry.masks.take(variable, entry["mask"])
     return registry
 
 

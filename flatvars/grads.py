@@ -98,8 +98,8 @@ class Gradients:
                 return view_of(self.stream(variable.dtype), variable.span)
             if not self.spent:
                 # What a step would use, in a tensor of its own: looking must not gather, a scale may still come.
-                masked = self.registry.masked_elements(variable)
-                pending = pending if masked is None else pending.masked_fill(masked.bool(), 0.0)
+                trains = self.registry.masks.of(variable)
+                pending = pending if trains is None else pending.masked_fill(~trains, 0.0)
                 return view_of(self.stream(variable.dtype), variable.span) + pending
         if self.mode == "views":
             return variable.param.grad if self.collect([variable]).touched[0] else None

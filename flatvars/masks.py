@@ -7,6 +7,7 @@ zeros of new room mean "trains", and it is all there is to know: whether a varia
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,11 +45,21 @@ class ElementMasks:
             if mask is not None:
                 for variable in variables:
                     check_mask(variable, mask)
-            for variable in variables:
-                self._write(variable, mask)
-            self.prune()
-            registry.generation += 1
-            registry.gradients.clear_masked()
+            self._put(variables, mask)
+
+    @torch.no_grad()
+    def take(self, variable: Variable, mask: Tensor | None) -> None:
+        """Gives a variable the mask that `of` told of another, or of itself at another time; None removes it."""
+        with self.registry.lock:
+            if mask is not None or self.of(variable) is not None:
+                self._put([variable], mask if mask is None else mask.to(self.registry.device))
+
+    def _put(self, variables: Sequence[Variable], mask: Tensor | None) -> None:
+        for variable in variables:
+            self._write(variable, mask)
+        self.prune()
+        self.registry.generation += 1
+        self.registry.gradients.clear_masked()
 
     def _write(self, variable: Variable, mask: Tensor | None) -> None:
         streams, region = self.registry.streams, variable.dtype

@@ -15,11 +15,12 @@ from .errors import AliasError, FlatvarsError, NameTakenError
 from .layout import Layout, plan_layout
 from .select import Selector, find
 from .spec import VarSpec
-from .streams import FROZEN_ELEMENTS, VALUES, Streams, byte, piece_of, view_of
+from .streams import VALUES, Streams, piece_of, view_of
 from .variable import Variable
 
 if TYPE_CHECKING:
     from .grads import Gradients
+    from .masks import ElementMasks
 
 # Which registry a parameter belongs to. Keyed by identity: a Parameter cannot be hashed by value, and a weak reference
 # to it would forbid torch.utils.swap_tensors. An entry counts only while the registry still holds that very object.
@@ -63,7 +64,8 @@ class Registry:
         self.seed = 0
         self.lock = threading.RLock()
         self.recarved: list[Callable[[], None]] = []
-        self.gradients: Gradients  # set by the store that owns both
+        self.gradients: Gradients  # set by the store that owns all three
+        self.masks: ElementMasks
         self._layout: Layout = plan_layout([])
         self._streams = Streams(self._layout, device)
         self._carved = 0  # variables that lie in the streams; those behind are declared only
@@ -193,22 +195,8 @@ class Registry:
             param = nn.Parameter(value, variable.requires_grad) if isinstance(variable.param, nn.Parameter) else value
             copy = self.declare(dataclasses.replace(variable.spec, name=name), param, [name], variable.group)
             copy.frozen, copy.initializer = variable.frozen, variable.initializer
-            self.mask_elements(copy, self.masked_elements(variable))
+            self.masks.take(copy, self.masks.of(variable))
             return copy
-
-    def masked_elements(self, variable: Variable) -> Tensor | None:
-        """Which elements do not train, [shape] uint8, a copy; None if all do."""
-        stream = self.streams.find(FROZEN_ELEMENTS, variable.dtype)
-        if stream is None or not variable.spec.trainable:
-            return None
-        masked = view_of(stream, variable.span)
-        return masked.clone() if bool(masked.any()) else None
-
-    def mask_elements(self, variable: Variable, masked: Tensor | None) -> None:
-        """Gives a new variable what `masked_elements` took from another."""
-        if masked is not None:
-            view_of(self.streams.get(FROZEN_ELEMENTS, variable.dtype, byte), variable.span).copy_(masked)
-            self.generation += 1
 
     def move_in(self, variable: Variable, param: Tensor) -> None:
         """Copies a parameter's values into the variable's span and binds it; its old memory is released."""

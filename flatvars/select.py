@@ -88,7 +88,9 @@ def find(variables: Sequence[Variable], by_name: Mapping[str, Variable], selecto
     for pattern in (*selector.include, *selector.exclude):
         if isinstance(pattern, (str, re.Pattern)):
             check_known(pattern, variables, by_name)
-    return [v for v in variables if fits(v, selector)]
+    # A string that is a name means that variable alone, though it may be a glob that fits others: "w[0]" fits "w0".
+    exact = frozenset(p for p in (*selector.include, *selector.exclude) if isinstance(p, str) and p in by_name)
+    return [v for v in variables if fits(v, selector, exact)]
 
 
 def as_select(selector: Selector) -> Select:
@@ -99,9 +101,13 @@ def as_select(selector: Selector) -> Select:
     return Select((selector,) if is_pattern(selector) else tuple(selector))  # type: ignore[arg-type]
 
 
-def fits(variable: Variable, selector: Select) -> bool:
-    included = not selector.include or any(matches(variable, pattern) for pattern in selector.include)
-    return included and not any(matches(variable, pattern) for pattern in selector.exclude)
+def fits(variable: Variable, selector: Select, exact: frozenset[str] = frozenset()) -> bool:
+    """Whether a variable is selected; strings of `exact` are names, and no globs."""
+
+    def any_fits(patterns: Iterable[Pattern]) -> bool:
+        return any(p in variable.names if p in exact else matches(variable, p) for p in patterns)
+
+    return (not selector.include or any_fits(selector.include)) and not any_fits(selector.exclude)
 
 
 def fits_name(name: str, selector: Select) -> bool:

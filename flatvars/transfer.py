@@ -101,7 +101,7 @@ def clone_into(target: Registry, source: Registry) -> None:
         copy.id = variable.id
     target.settle()
     for copy, variable in zip(target.variables, source.variables, strict=True):
-        target.mask_elements(copy, source.masked_elements(variable))
+        target.masks.take(copy, source.masks.of(variable))
     target._next_id = source._next_id
 
 
@@ -121,7 +121,7 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
         registry.check_aliases()
         registry.settle()
     moved = [(variable, prefix, variable.grad) for registry, prefix in sources for variable in registry.variables]
-    masks = [registry.masked_elements(variable) for registry, _ in sources for variable in registry.variables]
+    masks = [registry.masks.of(variable) for registry, _ in sources for variable in registry.variables]
     for registry, _ in sources:
         registry.retire(
             "the variables of this store were merged into another one; use the store that VarStore.merge returned, and "
@@ -133,8 +133,8 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
         # A copy: it may be a view of the gradient stream that goes with the old store.
         variable.param.grad = None if grad is None else grad.to(variable.dtype, copy=True)
     target.settle()
-    for variable, masked in zip(target.variables, masks, strict=True):
-        target.mask_elements(variable, masked)
+    for variable, mask in zip(target.variables, masks, strict=True):
+        target.masks.take(variable, mask)
     hand_over(target, {id(registry) for registry, _ in sources})
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..layout import Layout, Span
 from ..registry import Registry
-from ..streams import VALUES, flat_of, view_of
+from ..streams import FROZEN_ELEMENTS, VALUES, flat_of, view_of
 from ..variable import Variable
 from .blocks import HostStream, is_row_major
 from .description import Description
@@ -21,7 +21,6 @@ from .header import CODE_OF
 if TYPE_CHECKING:
     from .training import Training
 
-MASKS = "frozen_elements"
 """The stream of elements that are not trained (nonzero); it exists only where masks are used."""
 
 
@@ -59,7 +58,7 @@ class Record:
 
 
 def record_of(variable: Variable) -> Record:
-    group = int(getattr(variable, "group", 0))
+    group = variable.group
     return make_record(
         variable.span, variable.id, tuple(variable.names), variable.requires_grad, variable.frozen, group
     )
@@ -182,22 +181,15 @@ def image_of(registry: Registry, records: list[Record]) -> Image:
         for region in registry.layout.regions
     ]
     for region in registry.layout.regions:
-        if (MASKS, region.dtype) in registry.streams:
-            mask = registry.streams.get(MASKS, region.dtype)
-            planes.append(Plane(MASKS, MASKS, region.dtype, mask, any_element))
+        if (FROZEN_ELEMENTS, region.dtype) in registry.streams:
+            mask = registry.streams.get(FROZEN_ELEMENTS, region.dtype)
+            planes.append(Plane(FROZEN_ELEMENTS, FROZEN_ELEMENTS, region.dtype, mask, any_element))
     return Image(registry.layout, records, planes)
 
 
 def any_element(record: Record, mask: Tensor) -> bool:
     """Whether an element of a variable is masked."""
     return record.span.spec.trainable and bool(flat_of(mask, record.span).any())
-
-
-def is_masked(registry: Registry, variable: Variable) -> bool:
-    """Whether an element of a store's variable is masked now."""
-    if (MASKS, variable.dtype) not in registry.streams or not variable.spec.trainable:
-        return False
-    return bool(registry.view(MASKS, variable).any())
 
 
 def value_views(image: Image) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def _places(params: list[torch.Tensor]) -> tuple[list[int], list[tuple[int, ...]
 
 def _flags(registry: Registry) -> tuple[list[bool], list[bool], list[Any]]:
     variables = registry.variables
-    groups = [getattr(v, "group", 0) for v in variables]
+    groups = [v.group for v in variables]
     return [v.param.requires_grad for v in variables], [v.frozen for v in variables], groups
 
 

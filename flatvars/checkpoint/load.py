@@ -14,11 +14,10 @@ from torch import Tensor
 from ..errors import CheckpointError, DamagedFileError
 from ..registry import Registry
 from ..select import Selector, as_select, fits_name
-from ..streams import VALUES, view_of
+from ..streams import FROZEN_ELEMENTS, VALUES, view_of
 from ..variable import Variable
 from .blocks import copy_in
 from .header import Entry
-from .image import MASKS, is_masked
 from .match import DTYPE_POLICIES, Match, Rename, Wanted, match, raise_problems, renamer
 from .progress import Progress
 from .random_state import PREFIX, apply_random, random_problems
@@ -26,8 +25,6 @@ from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_sched
 from .schema import check_content
 from .source import Source, Target, opened, pieces, verify
 from .training import as_list, check_optimizer
-
-SetMask = Callable[[str, Tensor | None], object]
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,10 @@ class Options:
 class Loading:
     """One load into one registry, from the checks to the last write."""
 
-    def __init__(self, registry: Registry, source: Source, options: Options, set_mask: SetMask | None) -> None:
+    def __init__(self, registry: Registry, source: Source, options: Options) -> None:
         self.registry = registry
         self.source = source
         self.options = options
-        self.set_mask = set_mask
         self.description = source.description
         self.rename = renamer(options.rename)
         self.variables = registry.matching(options.select)
@@ -174,8 +170,6 @@ class Loading:
             if self.source.entries[key].shape != tuple(variable.shape):
                 shape = self.source.entries[key].shape
                 problems.append(f"{key!r} has shape {shape}, the variable {tuple(variable.shape)}")
-            if stream == MASKS and self.set_mask is None:
-                problems.append(f"the file masks elements of {name!r}, which this version cannot do")
         return problems
 
     # Writes -------------------------------------------------------------------------------------------------------
@@ -252,29 +246,25 @@ class Loading:
 
     def _apply_masks(self, found: Mapping[str, Variable]) -> None:
         for name, variable in found.items():
-            key = f"{MASKS}/{name}"
-            if key in self.source.entries and self.set_mask is not None:
-                self.set_mask(variable.name, self._whole(key).to(self.registry.device) == 0)
-            elif self.set_mask is not None and is_masked(self.registry, variable):
-                self.set_mask(variable.name, None)
+            key = f"{FROZEN_ELEMENTS}/{name}"
+            self.registry.masks.take(variable, self._whole(key) == 0 if key in self.source.entries else None)
 
 
 def _can(dtypes: Mapping[int, torch.dtype], variable: Variable) -> bool:
     return dtypes.get(variable.id, variable.dtype).is_floating_point
 
 
-def load(registry: Registry, target: Target, options: Options, set_mask: SetMask | None = None) -> list[str]:
+def load(registry: Registry, target: Target, options: Options) -> list[str]:
     """Loads a checkpoint into a registry; see `VarStore.load`.
 
     Args:
-        set_mask: Sets the mask of a variable's elements (True trains), or removes it for None.
 
     Returns:
         Names of the variables that the file does not hold; empty unless `partial`.
     """
     registry.check_aliases()
     with opened(target) as source, Progress("loading", options.progress) as progress:
-        loading = Loading(registry, source, options, set_mask)
+        loading = Loading(registry, source, options)
         loading.check(progress)
         loading.apply(progress)
         return loading.match.missing

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
 from ..registry import Registry
-from ..streams import GRADS, VALUES, view_of
+from ..streams import FROZEN_ELEMENTS, GRADS, VALUES, view_of
 from ..variable import Variable
 from .background import Writer, writer_of
-from .image import MASKS, Image, Plane, is_masked
-from .load import SetMask
+from .image import Image, Plane
 from .random_state import apply_random
 from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers
 from .save import SHARD_SIZE, capture, check_target, write
@@ -125,7 +124,7 @@ def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: S
 
 
 @torch.no_grad()
-def restore(registry: Registry, snapshot: Snapshot, set_mask: SetMask | None) -> None:
+def restore(registry: Registry, snapshot: Snapshot) -> None:
     """See `VarStore.restore`."""
     image = snapshot.image()
     _check(registry, snapshot, image)
@@ -148,7 +147,7 @@ def restore(registry: Registry, snapshot: Snapshot, set_mask: SetMask | None) ->
         apply_optimizer(one.optimizer, saved, by_name)
         _restore_states(image, one, planes)
     if training.optimizers:
-        _restore_masks(registry, image, planes, by_name, set_mask)
+        _restore_masks(registry, image, planes, by_name)
         apply_gradients(registry, content["gradients"], by_name, _fetch_from(image, planes, by_name))
     apply_schedulers(training.schedulers, content["schedulers"])
     if training.random is not None:
@@ -184,17 +183,14 @@ def _restore_masks(
     image: Image,
     planes: Mapping[Key, Plane],
     by_name: Mapping[str, Variable],
-    set_mask: SetMask | None,
 ) -> None:
     for record in image.records:
         region = record.span.spec.dtype
-        plane = planes.get((MASKS, region))
+        plane = planes.get((FROZEN_ELEMENTS, region))
         variable = by_name[record.name]
         masked = plane is not None and plane.has(record, plane.buffer)
-        if set_mask is not None and plane is not None and masked:
-            set_mask(variable.name, (view_of(plane.buffer, record.span) == 0).to(registry.device))
-        elif set_mask is not None and is_masked(registry, variable):
-            set_mask(variable.name, None)
+        mask = view_of(plane.buffer, record.span) == 0 if plane is not None and masked else None
+        registry.masks.take(variable, mask)
 
 
 def _fetch_from(image: Image, planes: Mapping[Key, Plane], by_name: Mapping[str, Variable]) -> Any:

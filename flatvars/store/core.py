@@ -27,7 +27,7 @@ class Core:
         self._registry = Registry(concrete(device))
         self._gradients = Gradients(self._registry, grads)
         self._registry.gradients = self._gradients
-        self._masks = ElementMasks(self._registry)
+        self._registry.masks = ElementMasks(self._registry)
         self._registry.seed = seed
         self._declarations = Declarations(self._registry, dtype, on_duplicate)
 
@@ -53,12 +53,11 @@ class Core:
     # `copies.py` says how: copy.deepcopy((module, store, optimizer)) and pickle.dumps(...) keep all three together.
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_gradients", "_masks")}
+        return {name: value for name, value in self.__dict__.items() if name != "_gradients"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._gradients = self._registry.gradients
-        self._masks = ElementMasks(self._registry)
 
 
 def concrete(device: torch.device | str | None) -> torch.device:

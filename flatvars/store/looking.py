@@ -145,7 +145,7 @@ class Looking(Core):
                 end = span.offset + span.numel
             if bool(torch.any(values[end:] != 0)):
                 raise FlatvarsError(f"the padding at the end of the {region.dtype} region is not 0")
-        self._masks.check()
+        self._registry.masks.check()
 
 
 def _state(variable: Variable) -> str:

@@ -94,7 +94,7 @@ class Saving(Training):
             >>> store.load("model.safetensors", rename=[(r"^module\\.", "")])
         """
         options = Options(optimizer, schedulers, rng, strict, False, dtype, rename, select, verify, progress)
-        load(self._registry, path, options, self.set_trainable_mask)
+        load(self._registry, path, options)
 
     def load_partial(
         self,
@@ -150,4 +150,4 @@ class Saving(Training):
         Raises:
             MismatchError: variables were added since, or it is another store's.
         """
-        restore(self._registry, snapshot, self.set_trainable_mask)
+        restore(self._registry, snapshot)

@@ -61,7 +61,7 @@ class Training(Looking):
             >>> store.trainable_mask("weight")[:, 0].tolist()
             [True, False, True, True]
         """
-        self._masks.set(selector, mask)
+        self._registry.masks.set(selector, mask)
 
     def trainable_mask(self, name: str) -> Tensor | None:
         """Which elements of a variable train, bool [shape], or None where all do. A copy; synchronizes.
@@ -69,7 +69,7 @@ class Training(Looking):
         Raises:
             UnknownNameError: the store has no variable of that name.
         """
-        return self._masks.of(self[name])
+        return self._registry.masks.of(self[name])
 
     # Gradients --------------------------------------------------------------------------------------------------------
 

@@ -73,4 +73,6 @@ def test_selectors_partition_and_combine() -> None:
 def test_a_name_with_brackets_is_found_as_it_is() -> None:
     store = fv.VarStore()
     store.root().zeros("w[0]", (1,))
+    store.root().zeros("w0", (1,))
     assert [v.name for v in store.select("w[0]")] == ["w[0]"]
+    assert [v.name for v in store.select(fv.select("*", exclude="w[0]"))] == ["w0"]
