@@ -39,7 +39,7 @@ class KnownMembers:
         names: By count key.
         group_of: Param group of each variable, by id.
         of_groups: Names in each param group.
-        of_parts: Names in each part of the plans, in its order.
+        of_parts: Names in each part of the plans, in its order; None where the counted state was given up since.
     """
 
     generation: int
@@ -48,7 +48,7 @@ class KnownMembers:
     names: dict[tuple[int, int], str]
     group_of: dict[int, int]
     of_groups: list[list[str]]
-    of_parts: list[list[str]]
+    of_parts: list[list[str | None]]
 
 
 _variables: weakref.WeakKeyDictionary[Registry, KnownVariables] = weakref.WeakKeyDictionary()
@@ -62,10 +62,7 @@ def records_in_place(registry: Registry) -> list[Record]:
         AliasError: a parameter is not its span: what would be saved is not what the model uses.
     """
     known = _variables.get(registry)
-    same = (
-        known is not None and known.generation == registry.generation and len(known.params) == len(registry.variables)
-    )
-    if known is not None and same and _places(known.params) == known.places and _flags(registry) == known.flags:
+    if known is not None and _still(known, registry):
         return known.records
     for variable in registry.variables:
         check_alias(registry, variable)
@@ -107,7 +104,7 @@ def members_of(optimizer: Optimizer) -> KnownMembers:
         {v.id: i for i, group in enumerate(optimizer._variables) for v in group},
         [[v.name for v in group] for group in optimizer._variables],
         [
-            [names.get(optimizer._plan_keys[k], "") for k in part.order]
+            [names.get(optimizer._plan_keys[k]) for k in part.order]
             for part in (plans.parts if plans is not None else [])
         ],
     )

@@ -39,14 +39,14 @@ class Counts:
     """Steps taken by variables: on the device until someone asks."""
 
     known: dict[str, int]
-    parts: list[tuple[list[str], Tensor]]
+    parts: list[tuple[list[str | None], Tensor]]
     resolved: bool = False
 
     def resolve(self) -> dict[str, int]:
         """By name; waits for the device."""
         if not self.resolved:
             for names, taken in self.parts:
-                self.known.update(zip(names, taken.tolist(), strict=True))
+                self.known.update({n: count for n, count in zip(names, taken.tolist(), strict=True) if n is not None})
             self.known = {name: count for name, count in self.known.items() if count}
             self.resolved = True
         return self.known

@@ -61,3 +61,21 @@ def test_the_gradient_of_an_empty_variable_comes_back_from_a_checkpoint() -> Non
     file.seek(0)
     store.load(file, opt)
     assert store.gradient_names() == ["empty", "w"]
+
+
+def test_a_checkpoint_right_after_state_was_given_up_loads() -> None:
+    store = fv.VarStore()
+    kept, frozen = store.add("kept", torch.ones(2)), store.add("frozen", torch.ones(3))
+    opt = fv.optim.SGD(store, lr=0.1, momentum=0.9)
+    kept.grad, frozen.grad = torch.ones(2), torch.ones(3)
+    opt.step()
+    store.freeze("frozen")
+    store.compact()  # takes the state of what is frozen; the optimizer has not looked since
+    file = io.BytesIO()
+    store.save(file, opt)
+    momentum = opt.state[kept]["momentum_buffer"].clone()
+    opt.state[kept]["momentum_buffer"].zero_()
+    file.seek(0)
+    store.load(file, opt)
+    assert torch.equal(opt.state[kept]["momentum_buffer"], momentum)
+    assert opt.state[store["frozen"].param] == {}

@@ -154,6 +154,13 @@ class Machine(RuleBasedStateMachine):
         self.twins.plain.register_parameter(name, theirs)
         self.twins.ref.param_groups[0 if decayed else 1]["params"].append(theirs)
 
+    @rule()
+    def move(self) -> None:
+        """New streams on the device; `tests/gpu/test_devices.py` goes to another one and back."""
+        before = self.twins.store["bias"].param
+        assert self.twins.store.to(self.twins.store.device) is self.twins.store
+        assert self.twins.store["bias"].param is before
+
     @rule(dtype=st.sampled_from([torch.float64, torch.float32]), how=st.sampled_from(["store", "module"]))
     def convert(self, dtype: torch.dtype, how: str) -> None:
         """Values, gradients and state; or the module alone, and the store takes it in."""

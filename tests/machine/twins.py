@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import flatvars as fv
+from tests.parity.lion_reference import Lion
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "w_matrix": (5, 7),
@@ -27,6 +28,8 @@ PAIRS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] 
     "momentum": (fv.optim.SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
     "adam": (fv.optim.Adam, torch.optim.Adam, {"lr": 0.01, "eps": 1e-3}),
     "amsgrad": (fv.optim.AdamW, torch.optim.AdamW, {"lr": 0.01, "eps": 1e-3, "amsgrad": True}),
+    "rmsprop": (fv.optim.RMSprop, torch.optim.RMSprop, {"lr": 0.01, "eps": 1e-2, "momentum": 0.5}),
+    "lion": (fv.optim.Lion, Lion, {"lr": 0.01}),
     "adamw": (fv.optim.AdamW, torch.optim.AdamW, {"lr": 0.01, "eps": 1e-3, "betas": (0.8, 0.99)}),
 }
 
