@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -56,22 +56,27 @@ class HostStream:
         self.dtype = stream.dtype
         self.itemsize = stream.element_size()
         self._first = 0
-        self._bytes = _bytes_of(stream) if stream.device.type == "cpu" else memoryview(b"")
+        self._bytes = host_bytes(stream) if stream.device.type == "cpu" else memoryview(b"")
 
-    def pieces(self, span: Span, numel: int, row_major: bool) -> Iterator[memoryview]:
+    def pieces(self, span: Span, numel: int, row_major: bool) -> Iterable[memoryview]:
         """A variable's bytes in row-major order, in pieces that stay valid.
 
         Args:
             numel, row_major: The span's; asked for because one span is read in several streams.
         """
+        if row_major and numel * self.itemsize <= PIECE:
+            return (self._run(span.offset, span.offset + numel),)
+        return self._runs(span, numel) if row_major else self._transposed(span)
+
+    def _runs(self, span: Span, numel: int) -> Iterator[memoryview]:
         limit = PIECE // self.itemsize
-        if row_major:
-            for first in range(0, numel, limit):
-                yield self._run(span.offset + first, span.offset + min(first + limit, numel))
-            return
+        for first in range(0, numel, limit):
+            yield self._run(span.offset + first, span.offset + min(first + limit, numel))
+
+    def _transposed(self, span: Span) -> Iterator[memoryview]:
         view = view_of(self.stream, span)
-        for index, _, _ in blocks(span.spec.shape, limit):
-            yield _bytes_of(view[index].contiguous().reshape(-1).cpu())
+        for index, _, _ in blocks(span.spec.shape, PIECE // self.itemsize):
+            yield host_bytes(view[index])
 
     def _run(self, start: int, stop: int) -> memoryview:
         a, b = start * self.itemsize, stop * self.itemsize
@@ -79,12 +84,13 @@ class HostStream:
             # One copy for many small variables. A new buffer each time: callers may still hold the last one.
             upto = max(stop, min(start + PIECE // self.itemsize, len(self.stream)))
             host = torch.empty(upto - start, dtype=self.stream.dtype, pin_memory=self.stream.is_cuda)
-            self._bytes, self._first = _bytes_of(host.copy_(self.stream[start:upto])), a
+            self._bytes, self._first = host_bytes(host.copy_(self.stream[start:upto])), a
         return self._bytes[a - self._first : b - self._first]
 
 
-def _bytes_of(flat: Tensor) -> memoryview:
-    return flat.view(torch.uint8).numpy().data
+def host_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's bytes in row-major order; its own memory where it lies so on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def copy_in(target: Tensor, read: Callable[[int, int], Tensor], itemsize: int) -> None:

@@ -6,7 +6,6 @@ import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from json.encoder import encode_basestring_ascii as quote
 from operator import itemgetter
 from typing import Any
 
@@ -40,11 +39,15 @@ class Description:
     save: str = ""
     part: list[int] = field(default_factory=lambda: [1, 1])
 
-    def encode(self) -> str:
-        """As members of a JSON object, but for `crc32`, which is known last."""
+    def encode(self, variables: str) -> str:
+        """As members of a JSON object, but for `crc32`, which is known last.
+
+        Args:
+            variables: As JSON.
+        """
         content = {"format": FORMAT, **self.__dict__}
-        del content["crc32"]
-        return json.dumps(content, separators=(",", ":"), allow_nan=False)[1:-1]
+        del content["crc32"], content["variables"]
+        return f'{json.dumps(content, separators=(",", ":"), allow_nan=False)[1:-1]},"variables":{variables}'
 
     def name_of(self, key: str) -> tuple[str, str]:
         """The stream and the variable (or other name) of a tensor; the stream of values is ""."""
@@ -52,16 +55,15 @@ class Description:
         return (stream, name) if slash and stream in self.streams and key not in self.variables else ("", key)
 
 
-def metadata_of(description: str, rows: bytes, crc32: Mapping[str, int]) -> dict[str, str]:
+def metadata_of(description: str, rows: bytes, crc32: str) -> dict[str, str]:
     """The strings for a header; "format" is what Hugging Face's loaders ask for.
 
     Args:
         description: What `Description.encode` returned.
         rows: What `digest_rows` returned.
-        crc32: Checksum of each tensor.
+        crc32: Checksum of each tensor, as members of a JSON object.
     """
-    sums = ",".join(f'{quote(key)}:"{crc:08x}"' for key, crc in crc32.items())
-    text = f'{{{description},"crc32":{{{sums}}}}}'
+    text = f'{{{description},"crc32":{{{crc32}}}}}'
     return {"format": "pt", KEY_CRC: _digest(text, rows), KEY: text}
 
 

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,27 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+_releases: list[threading.Thread] = []
+
+
+def release(descriptors: list[int]) -> None:
+    """Closes files that have no name any more, beside what comes next: giving back their blocks takes a while."""
+
+    def close() -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    if descriptors:
+        _releases.append(threading.Thread(target=close, name="flatvars-release"))
+        _releases[-1].start()
+
+
+def wait_for_releases() -> None:
+    """Until the room of what was replaced is free again."""
+    while _releases:
+        _releases.pop().join()
+
+
 class Draft:
     """A file that is being written under a name that nobody reads; locked until it is published or dropped."""
 
@@ -94,6 +116,7 @@ class Publication:
         self.target = Path(os.path.realpath(target))  # a link stays a link; what it points to is replaced
         self.token = secrets.token_hex(4)
         self.drafts: list[Draft] = []
+        wait_for_releases()
         if not self.target.parent.is_dir():
             raise CheckpointError(f"folder {self.target.parent} does not exist; create it before saving {target}")
 
@@ -117,15 +140,21 @@ class Publication:
         """Renames all drafts, the last one last: readers see the old checkpoint until then, and this one after."""
         for draft in self.drafts:
             draft.sync()
-        with _folder(self.target.parent) as locked:
-            for draft in self.drafts:
-                if fcntl is None:
-                    draft.close()  # Windows renames no open file
-                os.replace(draft.path, draft.final)
-            sync_folder(self.target.parent)
-            if locked:
-                self._remove_replaced({draft.final for draft in self.drafts})
+        replaced: list[int] = []
+        try:
+            with _folder(self.target.parent) as locked:
+                for draft in self.drafts:
+                    if fcntl is None:
+                        draft.close()  # Windows renames no open file
+                    else:
+                        replaced += _opened(draft.final)
+                    os.replace(draft.path, draft.final)
                 sync_folder(self.target.parent)
+                if locked:
+                    self._remove_replaced({draft.final for draft in self.drafts})
+                    sync_folder(self.target.parent)
+        finally:
+            release(replaced)
         self.drop()
 
     def drop(self) -> None:
@@ -162,6 +191,14 @@ class Publication:
             old = path in (self.target, self.index) or shard.fullmatch(path.name) is not None
             if old and path not in mine:
                 path.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> list[int]:
+    """A descriptor of a file, if there is one that may be read."""
+    try:
+        return [os.open(path, os.O_RDONLY | os.O_CLOEXEC)]
+    except OSError:
+        return []
 
 
 @contextmanager
@@ -210,6 +247,14 @@ def write_views(descriptor: int, views: Sequence[memoryview]) -> None:
             start += 1
         if written:
             pending[start] = pending[start][written:]
+
+
+def start_writeback(descriptor: int, count: int) -> None:
+    """Has the system move the last `count` bytes written to the disk, beside what comes next: the sync waits less."""
+    if hasattr(os, "posix_fadvise"):
+        # Pages on their way to the disk are not dropped by this.
+        position = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.posix_fadvise(descriptor, position - count, count, os.POSIX_FADV_DONTNEED)
 
 
 def _write(write: Callable[[memoryview], int], view: memoryview) -> None:

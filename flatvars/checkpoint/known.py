@@ -10,7 +10,7 @@ import torch
 
 from ..plans import PlanSet
 from ..registry import Registry, check_alias
-from .image import Record, record_of
+from .records import Catalog, record_of
 
 if TYPE_CHECKING:
     from ..optim.base import Optimizer
@@ -24,9 +24,10 @@ class KnownVariables:
     """The variables of a registry, as they lay when it was last looked at."""
 
     generation: int
-    records: list[Record]
+    catalog: Catalog
     params: list[torch.Tensor]
-    places: tuple[list[int], list[tuple[int, ...]], list[torch.dtype]]
+    matrices: list[torch.Tensor]
+    places: tuple[list[int], list[tuple[int, ...]]]
     flags: tuple[list[bool], list[bool], list[Any]]
 
 
@@ -55,31 +56,33 @@ _variables: weakref.WeakKeyDictionary[Registry, KnownVariables] = weakref.WeakKe
 _members: weakref.WeakKeyDictionary[Optimizer, KnownMembers] = weakref.WeakKeyDictionary()
 
 
-def records_in_place(registry: Registry) -> list[Record]:
-    """A record of each variable.
+def catalog_in_place(registry: Registry) -> Catalog:
+    """All variables.
 
     Raises:
         AliasError: a parameter is not its span: what would be saved is not what the model uses.
     """
     known = _variables.get(registry)
     if known is not None and _still(known, registry):
-        return known.records
+        return known.catalog
     for variable in registry.variables:
         check_alias(registry, variable)
     params = [v.param for v in registry.variables]
-    records = [record_of(v) for v in registry.variables]
-    _variables[registry] = KnownVariables(registry.generation, records, params, _places(params), _flags(registry))
-    return records
+    matrices = [param for param in params if param.dim() > 1]
+    catalog = Catalog([record_of(v) for v in registry.variables])
+    places, flags = _places(params, matrices), _flags(registry)
+    _variables[registry] = KnownVariables(registry.generation, catalog, params, matrices, places, flags)
+    return catalog
 
 
 def _still(known: KnownVariables, registry: Registry) -> bool:
     if known.generation != registry.generation or len(known.params) != len(registry.variables):
         return False
-    return _places(known.params) == known.places and _flags(registry) == known.flags
+    return _places(known.params, known.matrices) == known.places and _flags(registry) == known.flags
 
 
-def _places(params: list[torch.Tensor]) -> tuple[list[int], list[tuple[int, ...]], list[torch.dtype]]:
-    return list(map(_address, params)), list(map(_stride, params)), [param.dtype for param in params]
+def _places(params: list[torch.Tensor], matrices: list[torch.Tensor]) -> tuple[list[int], list[tuple[int, ...]]]:
+    return list(map(_address, params)), list(map(_stride, matrices))
 
 
 def _flags(registry: Registry) -> tuple[list[bool], list[bool], list[Any]]:

@@ -13,8 +13,9 @@ from ..errors import CheckpointError
 from ..registry import Registry
 from ..select import Selector
 from .image import Image, image_of
-from .known import records_in_place
+from .known import catalog_in_place
 from .progress import Progress
+from .records import Catalog
 from .source import Target
 from .torch_file import TORCH_SUFFIXES, write_torch_file
 from .training import as_list, capture_training
@@ -39,16 +40,16 @@ def capture(
         UnknownNameError: a pattern of the selection fits nothing.
         AliasError: a parameter no longer lies in the store, so that stale values would be saved.
     """
-    records = records_in_place(registry)
+    catalog = catalog_in_place(registry)
     trains = bool(as_list(optimizer) or as_list(schedulers) or rng)
     if select is not None and trains:
         raise CheckpointError("select= saves some variables, training resumes with all; leave one of them out")
     if select is not None:
         chosen = {variable.name for variable in registry.matching(select)}
-        records = [record for record in records if record.names[0] in chosen]
-        if not records:
+        catalog = Catalog([record for record in catalog.records if record.name in chosen])
+        if not catalog.records:
             raise CheckpointError(f"select={select!r} chooses none of the {len(registry.variables)} variables")
-    image = image_of(registry, records)
+    image = image_of(registry, catalog)
     if trains:
         capture_training(registry, image, optimizer, schedulers, rng)
     return image

@@ -184,13 +184,14 @@ def _restore_masks(
     planes: Mapping[Key, Plane],
     by_name: Mapping[str, Variable],
 ) -> None:
+    frozen: dict[int, Tensor] = {}
+    for (stream, region), plane in planes.items():
+        if stream == FROZEN_ELEMENTS:
+            for record in plane.choose(image.catalog.by_dtype[region], plane.buffer):
+                frozen[record.id] = view_of(plane.buffer, record.span)
     for record in image.records:
-        region = record.span.spec.dtype
-        plane = planes.get((FROZEN_ELEMENTS, region))
-        variable = by_name[record.name]
-        masked = plane is not None and plane.has(record, plane.buffer)
-        mask = view_of(plane.buffer, record.span) == 0 if plane is not None and masked else None
-        registry.masks.take(variable, mask)
+        mask = frozen.get(record.id)
+        registry.masks.take(by_name[record.name], None if mask is None else mask == 0)
 
 
 def _fetch_from(image: Image, planes: Mapping[Key, Plane], by_name: Mapping[str, Variable]) -> Any:

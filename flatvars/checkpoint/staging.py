@@ -10,7 +10,8 @@ from ..layout import plan_layout
 from ..spec import VarSpec
 from ..streams import VALUES, Streams, view_of
 from .blocks import copy_in
-from .image import Image, Plane, always, make_record
+from .image import Image, Plane, everything
+from .records import Catalog, make_record
 from .source import Source
 
 
@@ -37,5 +38,5 @@ def staged(source: Source, keys: list[str], dtype: torch.dtype | None) -> Image:
         names = tuple(about.get("names", (key,)))
         trainable, frozen = about.get("trainable", True), about.get("frozen", False)
         records.append(make_record(span, about.get("id", i), names, trainable, frozen, about.get("group", 0)))
-    planes = [Plane("", VALUES, r.dtype, streams.values(r.dtype), always) for r in layout.regions]
-    return Image(layout, records, planes)
+    planes = [Plane("", VALUES, r.dtype, streams.values(r.dtype), everything) for r in layout.regions]
+    return Image(layout, Catalog(records), planes)

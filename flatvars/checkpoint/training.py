@@ -15,10 +15,11 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..registry import Registry
 from ..streams import GRADS
-from .image import Image, Plane, Record, existing
+from .image import Image, Plane, existing
 from .known import members_of
 from .plain import encode
 from .random_state import RandomState, capture_random
+from .records import Record
 
 if TYPE_CHECKING:
     from ..optim.base import Optimizer
@@ -139,18 +140,21 @@ def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> Optimize
     counts = Counts(known, parts)
     states_of = [optimizer.state_names(group) for group in optimizer.param_groups]
 
-    def has_state(name: str) -> Callable[[Record, Tensor], bool]:
-        def has(record: Record, _: Tensor) -> bool:
-            group = members.group_of.get(record.id)
-            wanted = group is not None and name in states_of[group] and record.span.spec.trainable
-            return wanted and record.name in counts.resolve()
+    def with_state(name: str) -> Callable[[list[Record], Tensor], list[Record]]:
+        groups = {number for number, names in enumerate(states_of) if name in names}
 
-        return has
+        def choose(records: list[Record], _: Tensor) -> list[Record]:
+            steps, group_of = counts.resolve(), members.group_of
+            return [
+                r for r in records if r.names[0] in steps and r.span.spec.trainable and group_of.get(r.id) in groups
+            ]
+
+        return choose
 
     for name in states:
         stream = f"{optimizer._key}.{name}"
         for dtype, buffer in existing(registry, stream):
-            image.planes.append(Plane(name, stream, dtype, buffer, has_state(name)))
+            image.planes.append(Plane(name, stream, dtype, buffer, with_state(name)))
     groups = [
         {"hyper": _hyper(group), "variables": names}
         for group, names in zip(optimizer.param_groups, members.of_groups, strict=True)
@@ -190,5 +194,9 @@ def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]
         spent=gradients.spent,
         fresh=gradients.fresh and not gradients.exposed,
     )
+
+    def choose(records: list[Record], _: Tensor) -> list[Record]:
+        return [r for r in records if r.id in touched]
+
     for dtype, buffer in existing(registry, GRADS) if touched else []:
-        image.planes.append(Plane(GRADS, GRADS, dtype, buffer, lambda record, _: record.id in touched))
+        image.planes.append(Plane(GRADS, GRADS, dtype, buffer, choose))

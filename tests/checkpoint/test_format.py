@@ -6,7 +6,9 @@ import io
 import json
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import flatvars as fv
+from flatvars.checkpoint import known
 from flatvars.checkpoint.header import CODE_OF
 from tests.support.models import MIXTURE, Bag, Orders, TiedLanguageModel
 
@@ -225,3 +228,56 @@ def test_a_parameter_that_left_the_store_is_not_saved_stale(tmp_path: Path) -> N
     with pytest.raises(fv.AliasError, match="no longer lies"):
         store.save(tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["100%", "%08x", 'a":,"b', "snow\u2603man", "tab\tname"])
+def test_names_that_look_like_something_else_are_names(name: str, tmp_path: Path) -> None:
+    store = fv.VarStore()
+    store.add(name, torch.arange(3.0))
+    store.save(tmp_path / "model.safetensors")
+    assert load_file(tmp_path / "model.safetensors")[name].tolist() == [0.0, 1.0, 2.0]
+    store[name].value.zero_()
+    store.load(tmp_path / "model.safetensors")
+    assert store[name].value.tolist() == [0.0, 1.0, 2.0]
+
+
+def saved(store: fv.VarStore, opt: Any, path: Path) -> tuple[dict[str, Any], bytes]:
+    """Header, without what is another for each save, and data."""
+    store.save(path, opt)
+    header, data = parts(path.read_bytes())
+    described = json.loads(header["__metadata__"].pop("flatvars"))
+    del described["save"], header["__metadata__"]["flatvars.crc32"]
+    return {**header, "described": described}, data
+
+
+def test_a_save_keeps_nothing_of_the_last_one_that_has_changed_since(tmp_path: Path) -> None:
+    """What follows from names alone is derived once; everything that can change, does so here between two saves."""
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    store = fv.VarStore.from_module(model)
+    opt = fv.optim.SGD(store, lr=0.1, momentum=0.9)
+    path = tmp_path / "model.safetensors"
+
+    def step() -> None:
+        for param in model.parameters():
+            param.grad = torch.ones_like(param) if param.requires_grad else None
+        opt.step()
+        opt.zero_grad()
+
+    changes: dict[str, Callable[[], object]] = {
+        "nothing": lambda: None,
+        "a step": step,
+        "freezing": lambda: store.freeze("0.*"),
+        "compaction": store.compact,
+        "a mask": lambda: store.set_trainable_mask("1.bias", torch.tensor([True, False])),
+        "a name": lambda: store.rename("1.weight", "last"),
+        "a variable": lambda: store.add("late", torch.ones(5)),
+        "a dtype": lambda: store.set_dtype(torch.float64),
+        "a group": lambda: setattr(store["late"], "group", 1),
+        "a gradient": lambda: store["late"].set_grad(torch.ones(5, dtype=torch.float64)),
+    }
+    saved(store, opt, path)
+    for what, change in changes.items():
+        change()
+        found = saved(store, opt, path)
+        known._variables.clear()
+        assert found == saved(store, opt, path), what
