@@ -27,6 +27,7 @@ from bench.harness.machine import machine
 from bench.workloads import Workload, workload
 from flatvars.checkpoint import SnapshotRing
 
+PIECE = 1 << 24
 CASES = ("1000x1024", "10000x256", "1000x16384", "1000x65536")
 
 
@@ -103,6 +104,15 @@ def measure(work: Workload, folder: Path, rounds: int) -> dict[str, float]:
         for target, stream in zip(floor, streams, strict=True):
             target.copy_(stream)
 
+    def disk() -> None:
+        """The same bytes without names and checksums, and the sync: what the disk takes."""
+        with (folder / "bytes").open("wb", buffering=0) as file:
+            for stream in streams:
+                data = stream.view(torch.uint8).numpy().data
+                for first in range(0, len(data), PIECE):
+                    file.write(data[first : first + PIECE])
+            os.fsync(file.fileno())
+
     def background() -> None:
         ring[-1].save(folder / "background.safetensors")
 
@@ -117,6 +127,7 @@ def measure(work: Workload, folder: Path, rounds: int) -> dict[str, float]:
             "save": lambda: store.save(folder / "ours.safetensors", ours.optimizer),
             "torch_save_and_sync": lambda: torch_save(theirs, folder, sync=True),
             "torch_save": lambda: torch_save(theirs, folder, sync=False),
+            "disk": disk,
             "copy": copy,
             "snapshot": ring.take,
             "snapshot_save_call": background,
@@ -147,6 +158,7 @@ def main() -> None:
             print(f"  {what:<22} {ms:10.3f} ms")
         synced, plain = (row[key] / row["save"] for key in ("torch_save_and_sync", "torch_save"))
         print(f"  torch.save / save: {synced:.2f} with fsync, {plain:.2f} without; ours always syncs")
+        print(f"  save / the same bytes written and synced: {row['save'] / row['disk']:.2f}")
         print(f"  snapshot / copy of the same bytes: {row['snapshot'] / row['copy']:.2f}", flush=True)
     if options.out:
         facts = machine("cpu", " ".join(["python -m bench.checkpoint", *sys.argv[1:]]))
