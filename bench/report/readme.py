@@ -6,6 +6,7 @@ What stands between `<!-- generated: NAME -->` and `<!-- end -->` is made here; 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,17 @@ PAGE = BENCH / "README.md"
 FOLDER = BENCH / "results"
 NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
 NOT_YET = "Not measured yet. The command is `python -m bench --out bench/results`, then `python -m bench readme`."
+CHECKPOINT_COLUMNS = {
+    "save": "save",
+    "torch_save_and_sync": "torch.save and fsync",
+    "torch_save": "torch.save",
+    "disk": "disk",
+    "copy": "copy",
+    "snapshot": "snapshot",
+    "snapshot_save_call": "saving call",
+    "step": "step",
+    "step_while_saving": "step while saving",
+}
 ALT = {
     "bandwidth": "bandwidth of the tail against size",
     "tensors": "time of the tail against the number of tensors",
@@ -35,7 +47,7 @@ def newest(folder: Path, device: str) -> Path | None:
 
 def page(text: str, folder: Path = FOLDER) -> str:
     """The text with every generated part made anew."""
-    parts = {"peers": peers_table(folder)}
+    parts = {"peers": peers_table(folder), "checkpoints": checkpoints_part(folder / "checkpoint")}
     for device in NAMES:
         parts[device] = device_part(newest(folder, device), device)
 
@@ -122,6 +134,25 @@ def case_table(rows: Sequence[Row]) -> str:
 
 def host_table(host: Sequence[dict[str, float]]) -> str:
     return markdown(list(host[0]), [[f"{value:,.0f}" for value in line.values()] for line in host])
+
+
+def checkpoints_part(folder: Path) -> str:
+    """Saves and snapshots of every device they were measured on (`python -m bench.checkpoint`)."""
+    parts = []
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text())
+        facts, lines = content["machine"], []
+        for row in content["rows"]:
+            against = [f"{row[key] / row['save']:.2f}x" for key in ("torch_save_and_sync", "torch_save", "disk")]
+            stall = f"{row['snapshot'] / row['copy']:.2f}"
+            lines.append([row["case"], *(number(row[key]) for key in CHECKPOINT_COLUMNS), *against, stall])
+        parts.append(
+            f"{facts['date']}, {facts['processor']}; torch {facts['torch']}, Python {facts['python']}, commit "
+            f"{facts['commit']}; `{facts['command']}` ([JSON](results/checkpoint/{path.name})). Milliseconds, medians:"
+        )
+        ratios = ("torch.save and fsync / save", "torch.save / save", "disk / save", "snapshot / copy")
+        parts.append(markdown(("case", *CHECKPOINT_COLUMNS.values(), *ratios), lines))
+    return "\n\n".join(parts) or "Not measured yet. The command is `python -m bench.checkpoint`."
 
 
 def peers_table(folder: Path) -> str:

@@ -25,8 +25,9 @@ COLUMNS = (
 )
 
 
-def number(value: float | None, form: str = "{:.3g}") -> str:
-    return "-" if value is None else form.format(value)
+def number(value: float | None, form: str = "") -> str:
+    """Three digits, or as asked."""
+    return "-" if value is None else (form or ("{:,.0f}" if value >= 100 else "{:.3g}")).format(value)
 
 
 def cells_of(row: Row) -> list[str]:
