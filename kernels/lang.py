@@ -68,6 +68,16 @@ class EagerMath:
         return -EagerMath.maximum(-x, -y)
 
 
+def eager_sign(x: Any) -> Any:
+    """The twin of `sign`, over torch tensors and Python floats."""
+    if not isinstance(x, torch.Tensor):
+        return x if math.isnan(x) or x == 0.0 else math.copysign(1.0, x)
+    # Comparing and choosing are the slowest operators there are on a CPU. The smallest number times these is above 1,
+    # and clamp lets NaN through.
+    large = 2.0**600 if x.dtype == torch.float64 else 2.0**80
+    return ((x * large) * large).clamp(-1.0, 1.0)
+
+
 def eager_split_exponent(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The twin of `split_exponent`, over float32 arrays."""
     bits = x.view(np.int32) - 0x3F3504F3
@@ -106,6 +116,11 @@ if HAS_TRITON:
         return quotient
 
     @triton.jit
+    def sign(x):  # type: ignore[no-untyped-def]
+        """-1, 0 or 1; NaN of NaN."""
+        return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
+
+    @triton.jit
     def split_exponent(x):  # type: ignore[no-untyped-def]
         """x = mantissa * 2^exponent of a normal positive float32, mantissa in [sqrt(1/2), sqrt(2)), both float32."""
         bits = x.to(tl.int32, bitcast=True) - 0x3F3504F3
@@ -115,6 +130,7 @@ if HAS_TRITON:
 else:
     sqrt_rn = EagerMath.sqrt_rn
     div_rn = EagerMath.div_rn
+    sign = eager_sign
     split_exponent = eager_split_exponent
 
 # Triton reads the same variable when a kernel is decorated: the kernels of this process then run on CPU tensors.
@@ -147,6 +163,8 @@ def _eager_value(value: Any) -> Any:
         return EagerMath.sqrt_rn
     if value is div_rn:
         return EagerMath.div_rn
+    if value is sign:
+        return eager_sign
     if value is split_exponent:
         return eager_split_exponent
     if hasattr(value, "fn") and isinstance(value.fn, types.FunctionType):  # a triton.jit function

@@ -1,4 +1,4 @@
-"""torch's own fused operators behind one signature.
+"""torch's own operators behind one signature: fused where there are such.
 
 Each takes parallel lists of flat runs and updates them in place. They read `grad / grad_scale` and write that quotient
 back to `grads`, so a caller that must not rewrite gradients passes copies or no `grad_scale`.
@@ -6,13 +6,17 @@ back to `grads`, so a caller that must not rewrite gradients passes copies or no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.rmsprop import rmsprop as torch_rmsprop
 
 Runs = list[Tensor]
+
+# Elements that operators work on one after the other: their temporaries stay in a core's cache.
+CHUNK = 131_072
 
 
 def fused_adam(
@@ -77,3 +81,35 @@ def fused_sgd(
             is_first_step=is_first,
             grad_scale=scale,
         )
+
+
+def native_rmsprop(names: Sequence[str]) -> Callable[..., None]:
+    """torch's RMSprop, which has no fused operator, with the states of these names; chunk by chunk."""
+
+    def run(
+        values: Runs, grads: Runs, states: Sequence[Runs], steps: Runs, group: Mapping[str, Any], scale: Tensor | None
+    ) -> None:
+        if scale is not None:
+            torch._foreach_div_(grads, scale)
+        params, gradients, *stored = [
+            [piece for stream in runs for piece in torch.split(stream, CHUNK)] for runs in (values, grads, *states)
+        ]
+        state = dict(zip(names, stored, strict=True))
+        torch_rmsprop(
+            params,
+            gradients,
+            state["square_avg"],
+            state.get("grad_avg", []),
+            state.get("momentum_buffer", []),
+            [torch.zeros(())] * len(params),
+            foreach=False,
+            maximize=bool(group["maximize"]),
+            lr=float(group["lr"]),
+            alpha=float(group["alpha"]),
+            eps=float(group["eps"]),
+            weight_decay=float(group["weight_decay"]),
+            momentum=float(group["momentum"]),
+            centered=bool(group["centered"]),
+        )
+
+    return run

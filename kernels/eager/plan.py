@@ -20,14 +20,12 @@ from torch import Tensor
 from ..errors import check_order
 from ..rules import Rule
 from ..segments import Segments
-from ..sources import flat, in_memory_order
 from .accumulate import Accumulation
+from .norms import norm_of, norms_of, square_sum
 from .runs import Gather, Loaded, Run, find_masks, merge
-from .step import Step
+from .step import Scratch, Step
 
-# Elements whose squares are summed in float32; rows are added in double precision. Norms of rows run at the speed of
-# memory, a norm over everything at half of it, and `dot` stalls for milliseconds when other processes use the cores.
-NORM_ROW = 2_048
+Places = Sequence[int] | Mapping[int, int]  # by variable
 
 
 @dataclass
@@ -75,6 +73,7 @@ class Plan:
         self._gather: Gather | None = None
         self._flat: list[Run] | None = None
         self._accumulation: Accumulation | None = None
+        self._scratch = Scratch(segments.compute_dtype)
 
     # Which gradients a launch reads -------------------------------------------------------------------------------
 
@@ -109,9 +108,9 @@ class Plan:
 
     def _write_norm(self, grads: Iterable[Tensor], grad_scale: float = 1.0) -> None:
         sums = self.sums.tolist()[: self.slot]
-        square_sum = math.fsum(_square_sum(grad) for grad in grads) / grad_scale**2
-        self.sums[self.slot] = square_sum
-        self.norm_out.fill_(math.sqrt(square_sum + sum(sums)))
+        total = math.fsum([square_sum(grad) for grad in grads]) / grad_scale**2
+        self.sums[self.slot] = total
+        self.norm_out.fill_(math.sqrt(total + sum(sums)))
 
     def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`."""
@@ -129,27 +128,25 @@ class Plan:
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
         """Norms of every variable, [variables, 2]: of its value and of its gradient; 0 for what is not given."""
         check_order(order)
-        out = torch.zeros((len(self.segments), 2), dtype=self.segments.compute_dtype)
-        for i, (start, numel) in enumerate(zip(self.segments.starts, self.segments.numels, strict=True)):
-            if not numel:
-                continue
-            if values is not None:
-                out[i, 0] = torch.linalg.vector_norm(values[start : start + numel], order, dtype=out.dtype)
-            if sources is not None and sources.touched[i]:
-                grad = self._source(sources, i)
-                if i in self.masks:
-                    grad = grad.masked_fill(self.masks[i], 0.0)
-                out[i, 1] = torch.linalg.vector_norm(grad, order, dtype=torch.promote_types(out.dtype, grad.dtype))
-        return out
-
-    def _source(self, sources: Sources, i: int) -> Tensor:
-        """One variable's gradient, [numel]."""
         segments = self.segments
-        if sources.stream is not None:
-            return sources.stream[segments.starts[i] : segments.starts[i] + segments.numels[i]]
-        grad = sources.grads[i]
-        assert grad is not None
-        return flat(in_memory_order(segments.names[i], grad, segments.shapes[i], segments.strides[i]))
+        out = np.zeros((len(segments), 2))
+        real = [i for i, numel in enumerate(segments.numels) if numel]
+        if values is not None:
+            _norms_into(out[:, 0], real, values, segments.starts, segments.nexts, order)
+        if sources is not None:
+            touched = [i for i in real if sources.touched[i] and i not in self.masks]
+            if sources.stream is not None:
+                _norms_into(out[:, 1], touched, sources.stream, segments.starts, segments.nexts, order)
+            elif self._gather is not None:
+                small = [i for i in self._gather.small if segments.numels[i]]
+                _norms_into(out[:, 1], small, self._gather.scratch, *self._gather.places, order)
+            alone = [x for x in sources.runs if not x.gathered and (sources.stream is None or x.run.mask is not None)]
+            for loaded in alone:
+                i, mask = loaded.run.variables[0], loaded.run.mask
+                if segments.numels[i]:
+                    grad = loaded.grad if mask is None else loaded.grad.masked_fill(mask, 0.0)
+                    out[i, 1] = norm_of(grad, order)
+        return torch.from_numpy(out).to(segments.compute_dtype)
 
     def step_(
         self,
@@ -178,7 +175,7 @@ class Plan:
         for index in sorted({loaded.run.group for loaded in runs}):
             group = groups[index]
             chosen = [loaded for loaded in runs if loaded.run.group == index]
-            step = Step(rule, group, coefficient, values, states, self.segments)
+            step = Step(rule, group, coefficient, values, states, self.segments, self._scratch)
             step.apply(chosen, [int(self.counts[loaded.run.variables[0]]) + 1 for loaded in chosen])
         self.counts[self._touched] += 1
 
@@ -194,14 +191,16 @@ class Plan:
         self._pattern, self._gather, self._flat = [], None, None
 
 
-def _square_sum(grad: Tensor) -> float:
-    wide = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    rows, rest = divmod(len(grad), NORM_ROW)
-    norms = torch.linalg.vector_norm(grad[: len(grad) - rest].view(rows, NORM_ROW), dim=1, dtype=wide)
-    tail = torch.linalg.vector_norm(grad[len(grad) - rest :], dtype=wide)
-    return float(torch.linalg.vector_norm(norms, dtype=torch.float64)) ** 2 + float(tail) ** 2
+def _norms_into(
+    out: np.ndarray, chosen: Sequence[int], stream: Tensor, starts: Places, ends: Places, order: float
+) -> None:
+    if chosen:
+        stops = [min(ends[i], stream.numel()) for i in chosen]
+        out[chosen] = norms_of(stream, [starts[i] for i in chosen], stops, order)
 
 
 def clip_coefficient(norm: Tensor, max_norm: float) -> float:
-    """torch.nn.utils.clip_grad_norm_'s, in its own float32 arithmetic; NaN where the norm is NaN."""
-    return float(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+    """torch.nn.utils.clip_grad_norm_'s, in its own arithmetic: that of the norm's dtype; NaN where the norm is NaN."""
+    number = np.float64 if norm.dtype == torch.float64 else np.float32
+    # torch divides a number by a tensor as number * (1 / tensor).
+    return float(np.minimum(number(max_norm) * (number(1.0) / (number(norm) + number(1e-6))), number(1.0)))

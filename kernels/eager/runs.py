@@ -41,6 +41,7 @@ class Run:
     variables: list[int]
     mask: Tensor | None = None
     _slices: dict[int, Tensor] = field(default_factory=dict)
+    _padding: Tensor | None = None
 
     def of(self, stream: Tensor) -> Tensor:
         """The stretch of a stream, [stop - start]."""
@@ -58,12 +59,13 @@ class Run:
             yield part.masked_fill(mask, 0.0)
 
     def padding(self, segments: Segments) -> Tensor:
-        """Positions in the run that belong to no variable."""
-        real = torch.zeros(self.stop - self.start, dtype=torch.bool)
-        for i in self.variables:
-            first = segments.starts[i] - self.start
-            real[first : first + segments.numels[i]] = True
-        return torch.nonzero(~real).squeeze(1)
+        """Positions in the run that belong to no variable; kept, as runs do not change once they are merged."""
+        if self._padding is None:
+            ends = [*(segments.starts[i] for i in self.variables[1:]), self.stop]
+            stops = [segments.starts[i] + segments.numels[i] for i in self.variables]
+            gaps = [torch.arange(stop - self.start, end - self.start) for stop, end in zip(stops, ends, strict=True)]
+            self._padding = torch.cat(gaps)
+        return self._padding
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class Gather:
         self._template: list[Tensor | None] = []
         self._slots: list[int] = []
         self._offsets: list[int] = []
+        self._ends: list[int] = []
         base = 0
         for k, run in small.items():
             self._gathered[k] = Loaded(run, self.scratch[base : base + run.stop - run.start], gathered=True)
@@ -150,9 +153,15 @@ class Gather:
             start, numel = self.segments.starts[i], self.segments.numels[i]
             self._slots.append(len(self._template))
             self._offsets.append(base + start - run.start)
+            self._ends.append(base + end - run.start)
             self._template.append(None)
             if end - start > numel:
                 self._template.append(torch.zeros(end - start - numel))
+
+    @cached_property
+    def places(self) -> tuple[dict[int, int], dict[int, int]]:
+        """Where each small gradient starts in the scratch, and where the next one does, by variable."""
+        return dict(zip(self.small, self._offsets, strict=True)), dict(zip(self.small, self._ends, strict=True))
 
     @cached_property
     def _views(self) -> list[Tensor]:

@@ -21,6 +21,19 @@ RULE_CHUNK = 65_536
 CLIP_CHUNK = 4_194_304
 
 
+class Scratch:
+    """Memory that is kept from step to step: new pages cost more than what is written to them."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._memory = torch.empty(0, dtype=dtype)
+
+    def take(self, numel: int) -> Tensor:
+        """[numel], of any content; the next call gives the same memory."""
+        if self._memory.numel() < numel:
+            self._memory = torch.empty(numel, dtype=self._memory.dtype)
+        return self._memory[:numel]
+
+
 class Step:
     """One param group's part of one step.
 
@@ -29,6 +42,7 @@ class Step:
         coefficient: Of clipping, multiplied to every gradient; the gradients themselves stay as they are.
         values, states: Streams of the region, updated in place.
         segments: To tell variables from padding.
+        scratch: For scaled gradients.
     """
 
     def __init__(
@@ -39,16 +53,17 @@ class Step:
         values: Tensor,
         states: Sequence[Tensor],
         segments: Segments,
+        scratch: Scratch,
     ) -> None:
         self.rule, self.group, self.coefficient = rule, group, coefficient
-        self.values, self.states, self.segments = values, states, segments
+        self.values, self.states, self.segments, self.scratch = values, states, segments, scratch
         self.compute = segments.compute_dtype
         same = all(state.dtype == values.dtype for state in states) and values.dtype == self.compute
         self.native = rule.native if same else None
 
     def apply(self, runs: list[Loaded], steps: list[int]) -> None:
         """Updates the runs; `steps` numbers this update of each, from 1."""
-        tensors = {step: torch.tensor(float(step)) for step in set(steps)}
+        tensors = {step: torch.scalar_tensor(float(step)) for step in set(steps)}
         whole: list[tuple[Loaded, Tensor]] = []
         for loaded, step in zip(runs, steps, strict=True):
             if self.native is None or loaded.grad.dtype != self.values.dtype:
@@ -71,7 +86,7 @@ class Step:
         assert self.native is not None
         scale = None
         if self.coefficient != 1.0:
-            scale = torch.tensor(1.0 / self.coefficient if self.coefficient else torch.inf)
+            scale = torch.scalar_tensor(1.0 / self.coefficient if self.coefficient else torch.inf)
         states = [[loaded.run.of(state) for loaded in runs] for state in self.states]
         values = [loaded.run.of(self.values) for loaded in runs]
         self.native(values, [loaded.grad for loaded in runs], states, steps, self.group, scale)
@@ -80,7 +95,7 @@ class Step:
         """The fused operator on a borrowed gradient, scaled chunk by chunk into scratch that stays in cache."""
         assert self.native is not None
         grad = loaded.grad
-        scratch = torch.empty(min(CLIP_CHUNK, len(grad)), dtype=grad.dtype)
+        scratch = self.scratch.take(min(CLIP_CHUNK, grad.numel()))
         values, *states = [torch.split(loaded.run.of(stream), CLIP_CHUNK) for stream in (self.values, *self.states)]
         for k, chunk in enumerate(torch.split(grad, CLIP_CHUNK)):
             scaled = torch.mul(chunk, self.coefficient, out=scratch[: len(chunk)])
@@ -108,7 +123,8 @@ class Step:
         for k, chunk in enumerate(torch.split(loaded.grad, RULE_CHUNK)):
             stored = [stream[k] for stream in streams]
             value, *states = [x.to(self.compute) for x in stored]
-            grad = chunk.to(self.compute) * self.coefficient
+            grad = chunk.to(self.compute)
+            grad = grad if self.coefficient == 1.0 else grad * self.coefficient
             value, states = function(value, grad, tuple(states), hyper, step)
             for target, result in zip(stored, (value, *states), strict=True):
                 target.copy_(torch.where(masks[k], target, result.to(target.dtype)) if masks else result)

@@ -9,25 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..lang import device_function, tl
+from ..lang import device_function, sign, tl  # noqa: F401  Triton's interpreter wants tl in sight
 from .rule import Rule
 
 
 @device_function
 def lion(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
-    lr, weight_decay, beta1, keep1, beta2, keep2, sign = hyper
-    g = sign * g
+    lr, weight_decay, beta1, keep1, beta2, keep2, ascent = hyper
+    g = ascent * g
     m = state[0]
     blend = beta1 * m + keep1 * g
-    direction = tl.where(blend > 0.0, 1.0, tl.where(blend < 0.0, -1.0, blend))  # keeps 0 and NaN
-    return p * (1.0 - lr * weight_decay) - lr * direction, (beta2 * m + keep2 * g,)
+    return p * (1.0 - lr * weight_decay) - lr * sign(blend), (beta2 * m + keep2 * g,)
 
 
 def lion_hyper(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Row of Lion: lr, weight_decay, beta1, 1-beta1, beta2, 1-beta2, sign."""
+    """Row of Lion: lr, weight_decay, beta1, 1-beta1, beta2, 1-beta2, -1 to maximize."""
     beta1, beta2 = (float(beta) for beta in group["betas"])
-    sign = -1.0 if group["maximize"] else 1.0
-    return (group["lr"], group["weight_decay"], beta1, 1.0 - beta1, beta2, 1.0 - beta2, sign)
+    ascent = -1.0 if group["maximize"] else 1.0
+    return (group["lr"], group["weight_decay"], beta1, 1.0 - beta1, beta2, 1.0 - beta2, ascent)
 
 
 LION = Rule("Lion", lion, ("exp_avg",), lion_hyper)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..eager.native import native_rmsprop
 from ..lang import device_function, div_rn, sqrt_rn, tl
 from .rule import Rule
 
@@ -89,7 +90,12 @@ def rmsprop_hyper(group: Mapping[str, Any]) -> tuple[Any, ...]:
 
 _STATES = ("square_avg", "momentum_buffer", "grad_avg")
 
-RMSPROP = Rule("RMSprop", rmsprop, _STATES[:1], rmsprop_hyper)
-RMSPROP_MOMENTUM = Rule("RMSprop(momentum)", rmsprop_momentum, _STATES[:2], rmsprop_hyper)
-RMSPROP_CENTERED = Rule("RMSprop(centered)", rmsprop_centered, _STATES[::2], rmsprop_hyper)
-RMSPROP_CENTERED_MOMENTUM = Rule("RMSprop(centered, momentum)", rmsprop_centered_momentum, _STATES, rmsprop_hyper)
+
+def _rule(name: str, function: Any, states: tuple[str, ...]) -> Rule:
+    return Rule(name, function, states, rmsprop_hyper, native_rmsprop(states))
+
+
+RMSPROP = _rule("RMSprop", rmsprop, _STATES[:1])
+RMSPROP_MOMENTUM = _rule("RMSprop(momentum)", rmsprop_momentum, _STATES[:2])
+RMSPROP_CENTERED = _rule("RMSprop(centered)", rmsprop_centered, _STATES[::2])
+RMSPROP_CENTERED_MOMENTUM = _rule("RMSprop(centered, momentum)", rmsprop_centered_momentum, _STATES)

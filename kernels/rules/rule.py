@@ -31,7 +31,7 @@ class Rule:
         hyper: Maps a param group to the row of numbers that `function` unpacks. Computed on the host in double
             precision and rounded once. A number may be a one-element tensor: it is copied without a synchronization.
         keeps_step: Whether the step count is part of the saved state, as torch's Adam does and its SGD does not.
-        native: torch's fused operator for the same update, or None; `kernels/eager/native.py` says how it is called.
+        native: torch's own operators for the same update, or None; `kernels/eager/native.py` says how it is called.
     """
 
     name: str

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from flatvars.kernels.lang import EagerMath, eager_twin, tl
+from flatvars.kernels.lang import EagerMath, eager_sign, eager_twin, tl
 from tests.support.rig import Rig
 from tests.support.rules import CASES, drift
 from tests.support.tolerances import TWIN, assert_close
@@ -74,3 +76,16 @@ def test_eager_maximum_keeps_nan(left, right):
     nan = torch.tensor([torch.nan]) if left == "tensor" else float("nan")
     one = torch.tensor([1.0]) if right == "tensor" else 1.0
     assert EagerMath.maximum(nan, one).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_twin_of_sign_is_exact_to_the_smallest_number(dtype):
+    tiny = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    numbers = [0.0, tiny, 1e-30, 1.0, torch.finfo(dtype).max, torch.inf]
+    expected = [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert tiny > 0.0
+    found = eager_sign(torch.tensor(numbers + [-x for x in numbers] + [torch.nan], dtype=dtype))
+    assert found.tolist()[:-1] == expected + [-x for x in expected]
+    assert found[-1].isnan()
+    assert [eager_sign(x) for x in numbers] == expected
+    assert math.isnan(eager_sign(math.nan))
