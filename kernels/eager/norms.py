@@ -6,7 +6,6 @@ other processes use the cores; an operator for each variable takes longer than t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,26 +26,29 @@ def rows_of(tensor: Tensor, width: int, order: float) -> Floats:
     return rows
 
 
-def square_sum(grad: Tensor) -> float:
+def _rows_and_rest(flat: Tensor, order: float) -> Floats:
+    """Norms of the whole rows of a flat tensor, and of what is left."""
+    whole = flat.numel() // ROW * ROW
+    parts = [rows_of(flat[:whole], ROW, order)] if whole else []
+    if whole < flat.numel():
+        parts.append(rows_of(flat[whole:], flat.numel() - whole, order))
+    return np.concatenate(parts) if parts else np.zeros(1)
+
+
+def square_sum(flat: Tensor) -> float:
     """Of a flat tensor."""
-    whole = grad.numel() // ROW * ROW
-    total = 0.0
-    if whole:
-        norms = rows_of(grad[:whole], ROW, 2.0)
-        total = float(np.dot(norms, norms))
-    if whole < grad.numel():
-        rest = grad[whole:]
-        total += float(rows_of(rest, rest.numel(), 2.0)[0]) ** 2
-    return total
+    norms = _rows_and_rest(flat, 2.0)
+    return float(np.dot(norms, norms))
 
 
-def norm_of(grad: Tensor, order: float) -> float:
-    """Of a flat tensor."""
-    if order == 2.0:
-        return math.sqrt(square_sum(grad))
-    return float(rows_of(grad, grad.numel(), order)[0])
+@np.errstate(over="ignore")  # as torch, which says nothing
+def norm_of(flat: Tensor, order: float) -> float:
+    """Of a flat tensor, for an order above 0."""
+    norms = _rows_and_rest(flat, order)
+    return float(norms.max() if order == np.inf else (norms**order).sum() ** (1.0 / order))
 
 
+@np.errstate(over="ignore")
 def norms_of(stream: Tensor, starts: Sequence[int], ends: Sequence[int], order: float) -> Floats:
     """Norms of many stretches of a stream at once, none of them empty; what lies in between may be anything.
 
