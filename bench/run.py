@@ -45,7 +45,7 @@ class Limits:
 
 
 FULL = Limits(rounds=11, set_up_seconds=120.0, peer_seconds=4.0, total_seconds=5400.0)
-FULL_CPU = Limits(rounds=7, set_up_seconds=25.0, peer_seconds=0.5, total_seconds=540.0)
+FULL_CPU = Limits(rounds=7, set_up_seconds=25.0, peer_seconds=0.5, total_seconds=1200.0)
 QUICK = Limits(rounds=7, set_up_seconds=45.0, peer_seconds=1.5, total_seconds=440.0)
 QUICK_CPU = Limits(rounds=5, set_up_seconds=20.0, peer_seconds=0.4, total_seconds=85.0)
 GATE_SLACK_SECONDS = 60.0

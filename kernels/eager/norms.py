@@ -37,8 +37,8 @@ def _rows_and_rest(flat: Tensor, order: float) -> Floats:
 
 def square_sum(flat: Tensor) -> float:
     """Of a flat tensor."""
-    norms = _rows_and_rest(flat, 2.0)
-    return float(np.dot(norms, norms))
+    # Not np.dot: threads of BLAS spin on after it, and take the cores from torch's.
+    return float(np.square(_rows_and_rest(flat, 2.0)).sum())
 
 
 @np.errstate(over="ignore")  # as torch, which says nothing

@@ -195,7 +195,8 @@ def _norms_into(
     out: np.ndarray, chosen: Sequence[int], stream: Tensor, starts: Places, ends: Places, order: float
 ) -> None:
     if chosen:
-        stops = [min(ends[i], stream.numel()) for i in chosen]
+        stops = [ends[i] for i in chosen]
+        stops[-1] = min(stops[-1], stream.numel())  # gradients end where what is trained does
         out[chosen] = norms_of(stream, [starts[i] for i in chosen], stops, order)
 
 

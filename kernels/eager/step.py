@@ -16,9 +16,9 @@ from .runs import MASK_CHUNK, Loaded, Run
 
 # Elements a rule works on at a time: its temporaries stay in cache.
 RULE_CHUNK = 65_536
-# Elements of a borrowed gradient that are scaled into scratch before a fused operator reads them: 16 MB, which stays in
-# the last cache. Smaller chunks are no faster, and each is two parallel regions that wait for every core to be free.
-CLIP_CHUNK = 4_194_304
+# Elements of a borrowed gradient that are scaled into scratch before a fused operator reads them: 4 MB, which stays in
+# cache. Each chunk is two parallel regions that wait for every core to be free, so that smaller ones are slower.
+CLIP_CHUNK = 1_048_576
 
 
 class Scratch:
