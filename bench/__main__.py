@@ -23,7 +23,7 @@ from bench.cases.cell import Cell
 from bench.harness.isolate import PeerProcess
 from bench.harness.machine import machine
 from bench.harness.record import Results, Row
-from bench.peers import PEERS, QUICK
+from bench.peers import FULL, PEERS, QUICK
 from bench.plan import CASES, cells
 from bench.report.table import print_cell, print_summary, print_table
 from bench.run import Runner, limits
@@ -65,7 +65,7 @@ def chosen_cells(options: argparse.Namespace) -> list[Cell]:
 
 def run(options: argparse.Namespace, command: str) -> Results:
     """The benchmark itself; prints each cell when it is done."""
-    everyone = QUICK[options.device] if options.quick else tuple(PEERS)
+    everyone = (QUICK if options.quick else FULL)[options.device]
     names = list(dict.fromkeys(["copy", *options.peer])) if options.peer else list(everyone)
     todo = chosen_cells(options)
     facts = machine(options.device, command)

@@ -75,12 +75,7 @@ def full_cells(device: str) -> list[Cell]:
     files_on = ["1000x1024", one(2**28 if on_gpu else 2**22)]
     few = ["1000x1024", sizes[-1]]
     steps = [Cell("step", on, "adamw") for on in sizes]
-    formats = [
-        Cell("step", formats_on, optimizer, form)
-        for optimizer in STATES
-        for form in FORMATS
-        if on_gpu or form == "float32" or optimizer == "adamw"
-    ]
+    formats = [Cell("step", formats_on, optimizer, form) for optimizer in STATES for form in FORMATS]
     return [
         *(Cell("tail", on, "adamw") for on in dict.fromkeys([*SMALL, *counts, *sizes, *models])),
         *steps,

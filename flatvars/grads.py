@@ -27,7 +27,7 @@ from torch import Tensor
 from .errors import GradientError, UnknownNameError
 from .plans import PlanSet
 from .registry import Registry
-from .streams import FROZEN_ELEMENTS, GRADS, flat_of, same_dtype, view_of
+from .streams import FROZEN_ELEMENTS, GRADS, same_dtype, view_of
 from .variable import Variable
 from .views import GradViews
 
@@ -64,6 +64,8 @@ class Gradients:
         self.exposed = False  # the stream was handed out: its norm may have changed behind our back
         self.fresh = False  # the norm of `plans` is that of the stream
         self._plans: PlanSet | None = None
+        # Of the variables that were zeroed last, by generation of the registry and indices.
+        self._stretches: tuple[Any, list[tuple[torch.dtype, int, int]]] = (None, [])
         self.views = GradViews(self._registry)
         registry.recarved.append(self._follow)
 
@@ -132,7 +134,7 @@ class Gradients:
     def collect(self, variables: Sequence[Variable]) -> Collected:
         """The gradients a step of these variables would use now."""
         if self.mode == "views":
-            return Collected(None, [self.views.settle(v) for v in variables])
+            return Collected(None, self.views.settle_all(variables))
         pending = [v.param.grad for v in variables]
         return self.choose(variables, pending)
 
@@ -287,8 +289,13 @@ class Gradients:
                 self.fresh = False
 
     def _zero_spans(self, variables: Sequence[Variable]) -> None:
-        for variable in variables:
-            flat_of(self.stream(variable.dtype), variable.span).zero_()
+        """One launch for each stretch of neighbors: for all variables, one a region."""
+        registry = self.registry
+        chosen = registry.generation, [variable.index for variable in variables]
+        if self._stretches[0] != chosen:
+            self._stretches = chosen, registry.layout.stretches(chosen[1])
+        for dtype, start, stop in self._stretches[1]:
+            self.stream(dtype)[start:stop].zero_()
 
     @torch.no_grad()
     def zero(self, set_to_none: bool = True, variables: Sequence[Variable] | None = None) -> None:
@@ -305,7 +312,8 @@ class Gradients:
                 self._zero_spans(trainable)
                 self.views.reset(trainable)
             else:
-                written = [v.param.grad for v in trainable if self.views.settle(v) and v.param.grad is not None]
+                hits = self.views.settle_all(trainable)
+                written = [v.param.grad for v in compress(trainable, hits) if v.param.grad is not None]
                 self._zero_in_place(written)
             return
         self._zero_in_place([v.param.grad for v in trainable if v.param.grad is not None])

@@ -75,6 +75,19 @@ class Layout:
             after[members[-1]] = region.numel
         return after
 
+    def stretches(self, chosen: Iterable[int]) -> list[tuple[torch.dtype, int, int]]:
+        """What the chosen trainable spans cover, with padding behind them, in as few (dtype, start, stop) as can be."""
+        found: list[tuple[torch.dtype, int, int]] = []
+        place = {region.dtype: number for number, region in enumerate(self.regions)}
+        for i in sorted(chosen, key=lambda i: (place[self.spans[i].spec.dtype], self.spans[i].offset, i)):
+            dtype, start = self.spans[i].spec.dtype, self.spans[i].offset
+            stop = min(self._next_offset[i], self.region_of[dtype].trainable_numel)
+            if found and found[-1][0] == dtype and found[-1][2] == start:
+                found[-1] = (dtype, found[-1][1], stop)
+            else:
+                found.append((dtype, start, stop))
+        return found
+
     def segments(self, chosen: Iterable[int], groups: Sequence[int] | None = None) -> tuple[list[int], Segments]:
         """The chosen spans of one dtype, ordered by offset, as kernels want them; and their indices in that order.
 

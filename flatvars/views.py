@@ -50,6 +50,17 @@ class GradViews:
             self._attached[variable.id] = (view, WRITTEN)
         return True
 
+    def settle_all(self, variables: Sequence[Variable]) -> list[bool]:
+        """The same for many."""
+        found = []
+        nothing = (None, WRITTEN)
+        for variable in variables:
+            view, version = self._attached.get(variable.id, nothing)
+            grad = variable.param.grad
+            # By far the most are what they should be: no call for those.
+            found.append(grad._version != version if grad is view and grad is not None else self.settle(variable))
+        return found
+
     def attach(self, variables: Sequence[Variable], written: set[int]) -> None:
         """Points every `.grad` into the stream; those of `written` variables count as written."""
         for variable in variables:

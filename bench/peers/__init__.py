@@ -43,6 +43,20 @@ QUICK = {
     ),
     "cpu": ("copy", "flatvars", "torch foreach", "torch fused"),
 }
+# Peers of a full run: on a CPU those that are made for one, and do not take minutes a row; others with --peer.
+FULL = {
+    "cuda": tuple(PEERS),
+    "cpu": (
+        "copy",
+        "flatvars",
+        "flatvars accumulate",
+        "flatvars views",
+        "torch foreach",
+        "torch fused",
+        "contiguous-params",
+        "optimi",
+    ),
+}
 OURS = ("flatvars", "flatvars accumulate", "flatvars views")
 
 

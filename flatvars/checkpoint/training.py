@@ -175,7 +175,9 @@ def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
 def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]) -> None:
     gradients = registry.gradients
     if gradients.mode == "views":
-        touched = {v.id for v in registry.trainable() if gradients.views.settle(v)}
+        trained = registry.trainable()
+        hits = gradients.views.settle_all(trained)
+        touched = {v.id for v, hit in zip(trained, hits, strict=True) if hit}
     else:
         touched = set(gradients.touched)
         for variable in registry.variables:

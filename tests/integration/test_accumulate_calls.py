@@ -56,6 +56,29 @@ def test_operators_do_not_grow_with_variables(scale: float, without: int | None)
         assert 0 < counts.total() < 20
 
 
+@pytest.mark.parametrize("frozen", [False, True], ids=["all", "one frozen in the middle"])
+def test_a_tail_over_views_does_not_grow_with_variables(frozen: bool) -> None:
+    """Norm, clip, step and zero_grad over gradients that lie in the stream."""
+    found = []
+    for count in (FEW, MANY):
+        store = fv.VarStore.from_module(Bag({f"v{i}": KINDS[i % len(KINDS)] for i in range(count)}), grads="views")
+        opt = fv.optim.AdamW(store, lr=0.1, max_norm=1.0)
+        if frozen:
+            store.freeze("v5")
+        for _ in range(2):  # the first makes plans and state
+            for variable in store.trainable_variables():
+                if variable.requires_grad:
+                    variable.param.grad.fill_(2.0)
+            with count_operators() as names:
+                opt.step()
+                opt.zero_grad()
+        found.append(Counter(names))
+        assert all(not stream.any() for stream in [store.grads])
+        assert [v.grad for v in store.trainable_variables()] == [None] * len(store.trainable_variables())
+    assert found[0] == found[1]
+    assert 0 < found[1].total() < 60
+
+
 def test_the_counter_would_see_one_for_each() -> None:
     """What is one call for all variables and one call for each must not look alike."""
     store = store_of(FEW)

@@ -7,7 +7,7 @@ import pytest
 import flatvars as fv
 from bench.cases.cell import FORMATS, STATES, CannotRunError, Cell
 from bench.harness.timing import measure_round, middle
-from bench.peers import PEERS, QUICK, load
+from bench.peers import FULL, PEERS, QUICK, load
 from bench.plan import CASES, full_cells, quick_cells
 from bench.workloads import workload
 
@@ -126,7 +126,7 @@ def test_an_unknown_workload_says_what_there_is():
 
 
 def test_quick_asks_known_peers():
-    for names in QUICK.values():
+    for names in (*QUICK.values(), *FULL.values()):
         assert set(names) <= set(PEERS)
         assert {"copy", "flatvars", "torch fused"} <= set(names)
 

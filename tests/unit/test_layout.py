@@ -116,3 +116,23 @@ def test_tensors_with_gaps_or_overlaps_are_not_dense(tensor: torch.Tensor) -> No
 def test_specs_that_no_store_can_hold(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         VarSpec(**{"shape": (2,), "dtype": torch.float32, **arguments})  # type: ignore[arg-type]
+
+
+@given(specs(), st.data())
+@settings(max_examples=200, deadline=None)
+def test_stretches_cover_the_chosen_and_nobody_else(model: list[VarSpec], data: st.DataObject) -> None:
+    layout = plan_layout(model)
+    trainable = [i for i, span in enumerate(layout.spans) if span.spec.trainable]
+    chosen = [i for i in trainable if data.draw(st.booleans())]
+    stretches = layout.stretches(chosen)
+    for i, span in enumerate(layout.spans):
+        covered = [s for s in stretches if s[0] == span.spec.dtype and s[1] <= span.offset and span.stop <= s[2]]
+        touched = [
+            s
+            for s in stretches
+            if s[0] == span.spec.dtype and s[1] < span.offset + span.numel and span.offset < s[2] and span.numel
+        ]
+        assert len(covered) >= 1 if i in chosen else not touched
+    if chosen == trainable:
+        assert len(stretches) <= len(layout.regions)
+    assert all(stop <= layout.region_of[dtype].trainable_numel for dtype, _, stop in stretches)
