@@ -7,8 +7,8 @@ Values depend on the seed, the variable's name and the element's index alone; `f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +37,7 @@ from .schemes import (
     xavier_uniform,
     zeros,
 )
+from .select import names as fits_pattern
 from .spec import contiguous_stride
 from .variable import Variable
 
@@ -75,7 +76,8 @@ __all__ = [
     "zeros",
 ]
 
-Rules = Mapping[str, "Initializer | None"]
+# Names, globs or regular expressions, as selectors have them.
+Rules = Mapping["str | re.Pattern[str]", "Initializer | None"]
 
 
 def choose(names: Iterable[str], rules: Rules) -> Initializer | None:
@@ -86,7 +88,7 @@ def choose(names: Iterable[str], rules: Rules) -> Initializer | None:
     """
     names = list(names)
     for pattern, initializer in rules.items():
-        if any(fnmatchcase(name, pattern) for name in names):
+        if any(fits_pattern(name, pattern) for name in names):
             if initializer is not None and not isinstance(initializer, Initializer):
                 raise InitError(
                     f"rule {pattern!r} is {initializer!r}; give an initializer such as fv.init.zeros(), with its "
@@ -136,7 +138,8 @@ def apply_(module_or_store: nn.Module | VarStore, rules: Rules, seed: int | None
     Args:
         module_or_store: For a module, patterns match its own parameter names; for a store, the store's. Values follow
             from the store's names in both cases. Buffers are left alone.
-        rules: From name patterns to initializers; the first that matches a name wins. None leaves a parameter alone.
+        rules: From names, globs or compiled regular expressions to initializers; the first that matches one of a
+            parameter's names wins. None leaves a parameter alone.
         seed: In [0, 2^64); the store's if not given.
 
     Raises:

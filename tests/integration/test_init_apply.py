@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -213,3 +214,14 @@ def test_two_stores_in_one_module() -> None:
         assert_same_bits(
             store["weight"].value, INIT.tensor(INIT.normal(), store["weight"].shape, "weight", seed=store.seed)
         )
+
+
+def test_rules_are_names_globs_and_regular_expressions() -> None:
+    """A name with brackets is that name, though as a glob it would not fit itself."""
+    store = fv.VarStore()
+    for name in ("w[0]", "deep.bias", "deep.weight"):
+        store.add(name, torch.zeros(3))
+    rules = {"w[0]": INIT.constant(1.0), re.compile(r"bias$"): INIT.constant(2.0), "*": INIT.constant(3.0)}
+    INIT.apply_(store, rules)
+    found = {name: variable.value[0].item() for name, variable in store.variables().items()}
+    assert found == {"w[0]": 1.0, "deep.bias": 2.0, "deep.weight": 3.0}
