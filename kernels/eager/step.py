@@ -58,15 +58,17 @@ class Step:
         self.rule, self.group, self.coefficient = rule, group, coefficient
         self.values, self.states, self.segments, self.scratch = values, states, segments, scratch
         self.compute = segments.compute_dtype
-        same = all(state.dtype == values.dtype for state in states) and values.dtype == self.compute
-        self.native = rule.native if same else None
+        same = all(state.dtype == values.dtype for state in states)
+        self.narrow = values.dtype != self.compute
+        self.native = rule.native if same and (rule.native_narrow or not self.narrow) else None
 
     def apply(self, runs: list[Loaded], steps: list[int]) -> None:
         """Updates the runs; `steps` numbers this update of each, from 1."""
         tensors = {step: torch.scalar_tensor(float(step)) for step in set(steps)}
         whole: list[tuple[Loaded, Tensor]] = []
         for loaded, step in zip(runs, steps, strict=True):
-            if self.native is None or loaded.grad.dtype != self.values.dtype:
+            masked = loaded.run.mask is not None
+            if self.native is None or loaded.grad.dtype != self.values.dtype or (masked and self.narrow):
                 self._chunks_of_rule(loaded, float(step))
             elif loaded.run.mask is not None:
                 self._masked_chunks(loaded, loaded.run.mask, tensors[step])
@@ -84,22 +86,28 @@ class Step:
     def _call(self, runs: list[Loaded], steps: list[Tensor]) -> None:
         """One call of the fused operator over all runs; it may overwrite gradients only where they are scratch."""
         assert self.native is not None
-        scale = None
-        if self.coefficient != 1.0:
-            scale = torch.scalar_tensor(1.0 / self.coefficient if self.coefficient else torch.inf)
+        scale = None if self.coefficient == 1.0 else self._scale()
         states = [[loaded.run.of(state) for loaded in runs] for state in self.states]
         values = [loaded.run.of(self.values) for loaded in runs]
         self.native(values, [loaded.grad for loaded in runs], states, steps, self.group, scale)
+
+    def _scale(self) -> Tensor:
+        """What the operators divide gradients by."""
+        return torch.scalar_tensor(1.0 / self.coefficient if self.coefficient else torch.inf)
 
     def _scaled_chunks(self, loaded: Loaded, step: Tensor) -> None:
         """The fused operator on a borrowed gradient, scaled chunk by chunk into scratch that stays in cache."""
         assert self.native is not None
         grad = loaded.grad
         scratch = self.scratch.take(min(CLIP_CHUNK, grad.numel()))
+        scale = self._scale() if self.narrow else None  # inside the operator: a product would be rounded
         values, *states = [torch.split(loaded.run.of(stream), CLIP_CHUNK) for stream in (self.values, *self.states)]
         for k, chunk in enumerate(torch.split(grad, CLIP_CHUNK)):
-            scaled = torch.mul(chunk, self.coefficient, out=scratch[: len(chunk)])
-            self.native([values[k]], [scaled], [[state[k]] for state in states], [step], self.group, None)
+            if self.narrow:
+                scaled = scratch.view(grad.dtype)[: len(chunk)].copy_(chunk)
+            else:
+                scaled = torch.mul(chunk, self.coefficient, out=scratch[: len(chunk)])
+            self.native([values[k]], [scaled], [[state[k]] for state in states], [step], self.group, scale)
 
     def _masked_chunks(self, loaded: Loaded, masks: Tensor, step: Tensor) -> None:
         """The fused operator on everything, chunk by chunk; what is masked is put back."""

@@ -98,7 +98,7 @@ def adam_hyper(group: Mapping[str, Any]) -> tuple[Any, ...]:
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _MOMENTS_MAX = (*_MOMENTS, "max_exp_avg_sq")
 
-ADAM = Rule("Adam", adam, _MOMENTS, adam_hyper, fused_adam)
-ADAMW = Rule("AdamW", adamw, _MOMENTS, adam_hyper, fused_adamw)
-AMSGRAD = Rule("Adam(amsgrad)", amsgrad, _MOMENTS_MAX, adam_hyper, fused_adam)
-AMSGRADW = Rule("AdamW(amsgrad)", amsgradw, _MOMENTS_MAX, adam_hyper, fused_adamw)
+ADAM = Rule("Adam", adam, _MOMENTS, adam_hyper, fused_adam, native_narrow=True)
+ADAMW = Rule("AdamW", adamw, _MOMENTS, adam_hyper, fused_adamw, native_narrow=True)
+AMSGRAD = Rule("Adam(amsgrad)", amsgrad, _MOMENTS_MAX, adam_hyper, fused_adam, native_narrow=True)
+AMSGRADW = Rule("AdamW(amsgrad)", amsgradw, _MOMENTS_MAX, adam_hyper, fused_adamw, native_narrow=True)

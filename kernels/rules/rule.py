@@ -32,6 +32,7 @@ class Rule:
             precision and rounded once. A number may be a one-element tensor: it is copied without a synchronization.
         keeps_step: Whether the step count is part of the saved state, as torch's Adam does and its SGD does not.
         native: torch's own operators for the same update, or None; `kernels/eager/native.py` says how it is called.
+        native_narrow: Whether they compute in float32 and round once where everything is in float16 or bfloat16.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Rule:
     states: tuple[str, ...]
     hyper: Callable[[Mapping[str, Any]], tuple[Any, ...]]
     native: Callable[..., None] | None = None
+    native_narrow: bool = False
     keeps_step: bool = True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rule:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import flatvars as fv
 from tests.support.models import MIXTURE, Bag
 
 from .pairs import MODES, OPTIMIZERS, Pair, assert_close, assert_no_worse
@@ -111,3 +112,29 @@ def test_float32_state_of_bfloat16_variables_is_closer_to_the_truth(optimizer: s
             if key != "step":
                 expected = exact.state_dict()["state"][index][key].float()
                 torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0], ids=["whole", "clipped"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("amsgrad", [False, True], ids=["adamw", "amsgrad"])
+def test_a_large_narrow_tensor_is_rounded_once_and_its_gradient_stays(
+    amsgrad: bool, dtype: torch.dtype, max_norm: float | None
+) -> None:
+    """On a CPU torch's own operator steps it, whose scale must not be rounded into the gradients first."""
+    generator = torch.Generator().manual_seed(3)
+    values, grad = (torch.randn(300, 301, generator=generator).to(dtype) for _ in range(2))
+    store = fv.VarStore()
+    param = store.add("w", values.clone())
+    opt = fv.optim.AdamW(store, lr=0.01, eps=1e-6, amsgrad=amsgrad, max_norm=max_norm)
+    exact = torch.nn.Parameter(values.double())
+    reference = torch.optim.AdamW([exact], lr=0.01, eps=1e-6, amsgrad=amsgrad)
+    param.grad, exact.grad = grad.clone(), grad.double()
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_([exact], max_norm)
+    opt.step()
+    reference.step()
+    assert torch.equal(param.grad, grad)
+    ulp = torch.finfo(dtype).eps
+    torch.testing.assert_close(param.double(), exact, rtol=ulp, atol=1e-6)
+    mean = opt.state[param]["exp_avg"].double()
+    torch.testing.assert_close(mean, reference.state[exact]["exp_avg"], rtol=ulp, atol=torch.finfo(dtype).tiny)
