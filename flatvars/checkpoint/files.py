@@ -7,6 +7,7 @@ drafts and shards are unique, so that saves still never mix.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -75,15 +76,22 @@ def release(descriptors: list[int]) -> None:
         for descriptor in descriptors:
             os.close(descriptor)
 
-    if descriptors:
-        _releases.append(threading.Thread(target=close, name="flatvars-release"))
-        _releases[-1].start()
+    if not descriptors:
+        return
+    thread = threading.Thread(target=close, name="flatvars-release")
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is ending, and starts no more
+        close()
+    else:
+        _releases.append(thread)
 
 
 def wait_for_releases() -> None:
     """Until the room of what was replaced is free again."""
-    while _releases:
-        _releases.pop().join()
+    with contextlib.suppress(IndexError):  # empty: another thread may take the last one
+        while True:
+            _releases.pop().join()
 
 
 class Draft:
@@ -196,7 +204,7 @@ class Publication:
 def _opened(path: Path) -> list[int]:
     """A descriptor of a file, if there is one that may be read."""
     try:
-        return [os.open(path, os.O_RDONLY | os.O_CLOEXEC)]
+        return [os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)]
     except OSError:
         return []
 

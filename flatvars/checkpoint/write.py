@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -92,7 +92,7 @@ def _write_file(descriptor: int, table: Table, description: str, data: Bytes, pr
         for batch in _batches(table, data):
             # Sums of small pieces keep Python's lock: in another thread they would only get in the way.
             aside = len(batch) <= LARGE_PIECES
-            pending = checksums.submit(add, batch) if aside else None
+            pending = _begin(checksums, add, batch) if aside else None
             write_views(descriptor, [view for _, view in batch])
             size = sum([len(view) for _, view in batch])
             start_writeback(descriptor, size)
@@ -103,6 +103,14 @@ def _write_file(descriptor: int, table: Table, description: str, data: Bytes, pr
             progress.advance(size)
     os.lseek(descriptor, 0, os.SEEK_SET)
     write_views(descriptor, [memoryview(table.header(description, crcs))])
+
+
+def _begin(executor: ThreadPoolExecutor, job: Callable[..., None], batch: object) -> Future[None] | None:
+    """Starts a job beside; None once the interpreter is ending and starts no more: a save that was begun goes on."""
+    try:
+        return executor.submit(job, batch)
+    except RuntimeError:
+        return None
 
 
 def _batches(table: Table, data: Bytes) -> Iterator[list[tuple[int, memoryview]]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -301,3 +303,36 @@ def test_a_store_that_is_gone_frees_its_buffers_while_snapshots_live() -> None:
     assert storage() is None
     assert stream() is None
     assert snapshot.nbytes > 0
+
+
+AT_EXIT = """
+import concurrent.futures.thread as pool, sys, time
+import torch
+import flatvars as fv
+from flatvars.checkpoint import save as saving
+
+real = saving.write_path
+def late(*arguments):
+    while not pool._shutdown:  # until the interpreter is ending
+        time.sleep(0.001)
+    real(*arguments)
+saving.write_path = late
+store = fv.VarStore()
+store.add("w", torch.arange(9_000_000.0))
+store.snapshot().save(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
+def test_a_save_that_was_begun_is_finished_when_the_program_ends(there: bool, tmp_path: Path) -> None:
+    """In pieces that are large enough for checksums beside the writing, which no thread can be started for any more."""
+    path = tmp_path / "model.safetensors"
+    store = fv.VarStore()
+    store.add("w", torch.zeros(9_000_000))
+    if there:
+        store.save(path)
+    done = subprocess.run([sys.executable, "-c", AT_EXIT, path], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    store.load(path)
+    assert torch.equal(store["w"].value, torch.arange(9_000_000.0))
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
