@@ -1,174 +1,186 @@
-"""Whether Triton is here, and the two lives of a device function.
+"""The words a rule may use, and what a device function is.
 
-This is the only module of the library that asks. With Triton, `device_function` is `triton.jit` and `tl` is
-`triton.language`. Without it, `tl` is `EagerMath`, the same names over torch, so that a rule can be written, imported
-and run on any machine. `eager_twin` gives, in both cases, the function as plain Python over torch tensors.
+A device function is plain Python over these words. It has three lives, all of the same bits:
+
+- called as it is, over NumPy scalars and arrays: the reference that people and tests read;
+- `kernels.triton.compile.twin`: a function of Triton, for GPUs;
+- `kernels.cpu.compile.twin`: a function of LLVM, by Numba.
+
+Each compiler replaces the primitives below by its own; all else is made of them and of single IEEE operations, so there
+is no library function whose last bit depends on the machine. Importing this module imports no compiler.
 """
 
 from __future__ import annotations
 
-import functools
-import math
+import inspect
 import os
-import types
 from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
+from types import FunctionType, ModuleType, SimpleNamespace
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-
-class EagerMath:
-    """The names of `triton.language` that a rule may use, over torch tensors, NumPy arrays and Python floats."""
-
-    @staticmethod
-    def sqrt_rn(x: Any) -> Any:
-        # torch's goes through MKL on x86, off by an ulp once in 150 float32; so are torch.optim's results, which rules
-        # follow. NumPy's is the processor's: what must be bit-equal to a GPU runs on arrays.
-        if isinstance(x, np.ndarray):
-            return np.sqrt(x)
-        return torch.sqrt(x) if isinstance(x, torch.Tensor) else math.sqrt(x)
-
-    @staticmethod
-    def div_rn(x: Any, y: Any) -> Any:
-        return x / y
-
-    @staticmethod
-    def exp(x: Any) -> Any:
-        return torch.exp(x) if isinstance(x, torch.Tensor) else math.exp(x)
-
-    @staticmethod
-    def log(x: Any) -> Any:
-        return torch.log(x) if isinstance(x, torch.Tensor) else math.log(x)
-
-    @staticmethod
-    def abs(x: Any) -> Any:
-        return abs(x)
-
-    @staticmethod
-    def where(condition: Any, x: Any, y: Any) -> Any:
-        if isinstance(condition, torch.Tensor):
-            return torch.where(condition, x, y)
-        if isinstance(condition, np.ndarray):
-            return np.where(condition, x, y)
-        return x if condition else y
-
-    @staticmethod
-    def maximum(x: Any, y: Any) -> Any:
-        if isinstance(x, np.ndarray):
-            return np.maximum(x, y)
-        if isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor):
-            return torch.maximum(x, y)
-        if isinstance(x, torch.Tensor):
-            return x.clamp(min=y)
-        return y.clamp(min=x) if isinstance(y, torch.Tensor) else max(x, y)
-
-    @staticmethod
-    def minimum(x: Any, y: Any) -> Any:
-        return -EagerMath.maximum(-x, -y)
-
-
-def eager_sign(x: Any) -> Any:
-    """The twin of `sign`, over torch tensors and Python floats."""
-    if not isinstance(x, torch.Tensor):
-        return x if math.isnan(x) or x == 0.0 else math.copysign(1.0, x)
-    # Comparing and choosing are the slowest operators there are on a CPU. The smallest number times these is above 1,
-    # and clamp lets NaN through.
-    large = 2.0**600 if x.dtype == torch.float64 else 2.0**80
-    return ((x * large) * large).clamp(-1.0, 1.0)
-
-
-def eager_split_exponent(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The twin of `split_exponent`, over float32 arrays."""
-    bits = x.view(np.int32) - 0x3F3504F3
-    mantissa = ((bits & 0x7FFFFF) + 0x3F3504F3).view(np.float32)
-    return mantissa, (bits >> 23).astype(np.float32)
-
-
-try:
-    import triton
-    import triton.language as tl
-
-    HAS_TRITON = True
-except ImportError:
-    triton: Any = None  # type: ignore[no-redef]
-    tl: Any = EagerMath  # type: ignore[no-redef]
-    HAS_TRITON = False
-
-if HAS_TRITON:
-
-    @triton.jit
-    def sqrt_rn(x):  # type: ignore[no-untyped-def]
-        """IEEE square root of any width; `tl.sqrt_rn` takes float32 alone, and `tl.sqrt` is exact in float64."""
-        if x.dtype == tl.float64:
-            root = tl.sqrt(x)
-        else:
-            root = tl.sqrt_rn(x)
-        return root
-
-    @triton.jit
-    def div_rn(x, y):  # type: ignore[no-untyped-def]
-        """IEEE quotient of any width."""
-        if x.dtype == tl.float64:
-            quotient = x / y
-        else:
-            quotient = tl.div_rn(x, y)
-        return quotient
-
-    @triton.jit
-    def sign(x):  # type: ignore[no-untyped-def]
-        """-1, 0 or 1; NaN of NaN."""
-        return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
-
-    @triton.jit
-    def split_exponent(x):  # type: ignore[no-untyped-def]
-        """x = mantissa * 2^exponent of a normal positive float32, mantissa in [sqrt(1/2), sqrt(2)), both float32."""
-        bits = x.to(tl.int32, bitcast=True) - 0x3F3504F3
-        mantissa = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
-        return mantissa, (bits >> 23).to(tl.float32)
-
-else:
-    sqrt_rn = EagerMath.sqrt_rn
-    div_rn = EagerMath.div_rn
-    sign = eager_sign
-    split_exponent = eager_split_exponent
-
+HAS_TRITON = find_spec("triton") is not None
 # Triton reads the same variable when a kernel is decorated: the kernels of this process then run on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 
-def device_function(function: Callable[..., Any]) -> Any:
-    """Makes `function` callable from a Triton kernel; without Triton, returns it as it is.
 
-    The body may use its arguments, arithmetic, comparisons, tuples, other device functions, and of `tl` the names of
-    `EagerMath`: then `eager_twin` runs it on torch tensors as well.
+def device_function(function: _F) -> _F:
+    """Says that `function` may be called from rules and kernels; compilers find it when one that calls it is compiled.
+
+    The body may use its arguments, arithmetic, comparisons, tuples, numbers, other device functions, and the words of
+    `tl`. `Rule.check` says which line is not allowed.
     """
-    return triton.jit(function) if HAS_TRITON else function
+    function.__flatvars_device__ = True  # type: ignore[attr-defined]
+    return function
 
 
-@functools.cache
-def eager_twin(function: Any) -> Callable[..., Any]:
-    """Returns a device function as plain Python over torch tensors: same code, with `tl` and its callees replaced."""
-    plain = getattr(function, "fn", function)
-    names = {name: _eager_value(value) for name, value in plain.__globals__.items() if name in plain.__code__.co_names}
-    twin = types.FunctionType(plain.__code__, {**plain.__globals__, **names}, plain.__name__, plain.__defaults__)
-    twin.__doc__ = plain.__doc__
-    return twin
+def is_device_function(value: Any) -> bool:
+    return isinstance(value, FunctionType) and hasattr(value, "__flatvars_device__")
 
 
-def _eager_value(value: Any) -> Any:
-    if value is tl:
-        return EagerMath
-    if value is sqrt_rn:
-        return EagerMath.sqrt_rn
-    if value is div_rn:
-        return EagerMath.div_rn
-    if value is sign:
-        return eager_sign
-    if value is split_exponent:
-        return eager_split_exponent
-    if hasattr(value, "fn") and isinstance(value.fn, types.FunctionType):  # a triton.jit function
-        return eager_twin(value)
-    if HAS_TRITON and isinstance(value, tl.constexpr):
-        return value.value
-    return value
+def used_names(function: Callable[..., Any]) -> dict[str, Any]:
+    """What the names that a function does not define mean: of its module, and of the functions around it."""
+    inside = inspect.getclosurevars(function)
+    return {**inside.globals, **inside.nonlocals}
+
+
+# Primitives: every compiler has its own -------------------------------------------------------------------------------
+
+
+def sqrt_rn(x: Any) -> Any:
+    """IEEE square root."""
+    return np.sqrt(x)
+
+
+def div_rn(x: Any, y: Any) -> Any:
+    """IEEE quotient; `/` is one too, but on a GPU."""
+    return x / y
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    return np.where(condition, x, y)[()]
+
+
+def absolute(x: Any) -> Any:
+    return np.abs(x)
+
+
+def nearest(x: Any) -> Any:
+    """The nearest integer, ties to even, of |x| < 2^22."""
+    return np.rint(x)
+
+
+def power_of_two(n: Any) -> Any:
+    """2^n of an integer in the dtype of a number, within the range of normal numbers; else the end of that range."""
+    wide = np.asarray(n).dtype == np.float64
+    low, high = (-1022.0, 1023.0) if wide else (-126.0, 127.0)
+    kept = np.where(n > low, np.where(n < high, n, high), low)
+    return np.ldexp(np.ones_like(kept, dtype=np.float64 if wide else np.float32), kept.astype(np.int32))[()]
+
+
+def split_exponent(x: Any) -> tuple[Any, Any]:
+    """x = mantissa * 2^exponent of a normal positive number, mantissa in [sqrt(1/2), sqrt(2)), both of x's dtype."""
+    x = np.asarray(x)
+    # Bits of sqrt(1/2), length of the mantissa, of float64 and float32.
+    integer, half, length = (
+        (np.int64, 0x3FE6A09E667F3BCD, 52) if x.dtype == np.float64 else (np.int32, 0x3F3504F3, 23)
+    )
+    bits = x.view(integer) - integer(half)
+    mantissa = ((bits & integer((1 << length) - 1)) + integer(half)).view(x.dtype)
+    return mantissa[()], (bits >> integer(length)).astype(x.dtype)[()]
+
+
+PRIMITIVES = (sqrt_rn, div_rn, where, absolute, nearest, power_of_two, split_exponent)
+
+
+# Words made of them ---------------------------------------------------------------------------------------------------
+
+
+@device_function
+def maximum(x, y):
+    """The larger one; NaN of NaN, as torch's."""
+    return where((x > y) | (x != x), x, y)
+
+
+@device_function
+def minimum(x, y):
+    return where((x < y) | (x != x), x, y)
+
+
+@device_function
+def sign(x):
+    """-1, 0 or 1; NaN of NaN."""
+    return where(x > 0.0, 1.0, where(x < 0.0, -1.0, x))
+
+
+@device_function
+def exp(x):
+    """e^x within 2 ulp, gradual underflow and overflow included.
+
+    x = n log(2) + r with |r| < 0.35, and the Taylor series of e^r to the 13th power, whose rest is below 1e-17.
+    """
+    kept = where(x > -800.0, where(x < 800.0, x, 800.0), -800.0)
+    n = nearest(kept * 1.4426950408889634)
+    # log(2) in two parts: the first has few bits, so its product with an integer is exact.
+    r = (kept - n * 0.693359375) - n * -2.1219444005469058e-04
+    series = r * 1.6059043836821613e-10 + 2.08767569878681e-09
+    series = series * r + 2.505210838544172e-08
+    series = series * r + 2.755731922398589e-07
+    series = series * r + 2.7557319223985893e-06
+    series = series * r + 2.48015873015873e-05
+    series = series * r + 1.984126984126984e-04
+    series = series * r + 1.388888888888889e-03
+    series = series * r + 8.333333333333333e-03
+    series = series * r + 4.1666666666666664e-02
+    series = series * r + 1.6666666666666666e-01
+    series = series * r + 0.5
+    series = (series * r) * r + r + 1.0
+    half = nearest(n * 0.5)
+    power = (series * power_of_two(half)) * power_of_two(n - half)
+    return where(x == x, power, x)
+
+
+@device_function
+def log(x):
+    """Natural logarithm within 2 ulp; of zero -inf, below it NaN.
+
+    log(m) = 2 atanh((m - 1) / (m + 1)), as a series in the square, which is below 0.03: to the 23rd power.
+    """
+    small = x < 1e-30
+    mantissa, exponent = split_exponent(where(small, x * 18446744073709551616.0, x))
+    exponent = where(small, exponent - 64.0, exponent)
+    s = div_rn(mantissa - 1.0, mantissa + 1.0)
+    z = s * s
+    series = z * 0.08695652173913043 + 0.09523809523809523
+    series = series * z + 0.10526315789473684
+    series = series * z + 0.11764705882352941
+    series = series * z + 0.13333333333333333
+    series = series * z + 0.15384615384615385
+    series = series * z + 0.18181818181818182
+    series = series * z + 0.2222222222222222
+    series = series * z + 0.2857142857142857
+    series = series * z + 0.4
+    series = series * z + 0.6666666666666666
+    high = exponent * 0.693359375
+    low = (series * z) * s + exponent * -2.1219444005469058e-04
+    result = (low + 2.0 * s) + high
+    result = where(x > 0.0, result, where(x == 0.0, -INFINITY, x - x + QUIET))
+    return where(x < INFINITY, result, where(x == INFINITY, x, result))
+
+
+INFINITY = float("inf")
+QUIET = float("nan")
+
+# What rules call `tl`, after `triton.language`: the one name that their file needs.
+WORDS = ("sqrt_rn", "div_rn", "where", "abs", "maximum", "minimum", "exp", "log", "sign")
+_NAMED: dict[str, Any] = {"abs": absolute}
+tl: Any = SimpleNamespace(**{name: _NAMED.get(name) or globals()[name] for name in WORDS})
+
+
+def is_words(value: Any) -> bool:
+    """Whether a name in a rule's file means the words: `tl` from here, or triton.language itself."""
+    return value is tl or (isinstance(value, ModuleType) and value.__name__ == "triton.language")

@@ -1,0 +1,120 @@
+"""A device function as a function of LLVM.
+
+Numba compiles Python as Python means it, where a number without a decimal point is a 64-bit integer and one with it is
+double: a rule in float32 would then run in double. So the function is compiled from its source anew, with every number
+in the dtype it computes in, `tl` and its callees replaced by theirs, and nothing else changed. Numba contracts and
+reorders nothing unless it is told to.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numba
+import numpy as np
+
+from ..errors import FlatvarsError
+from ..lang import PRIMITIVES, WORDS, is_device_function, is_words, tl, used_names
+from . import primitives
+
+# `error_model`: a division by zero is infinity. `forceinline`: a call in a loop would be neither vectorized nor hoisted.
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "forceinline": True}
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Numba's function of plain Python that other kernels of this package call."""
+    return numba.njit(**OPTIONS)(function)
+
+
+@functools.cache
+def twin(function: Callable[..., Any], dtype: type) -> Any:
+    """The device function in `dtype`, np.float32 or np.float64, for other compiled functions to call."""
+    if function in PRIMITIVES:
+        return getattr(primitives, function.__name__)
+    tree = parsed(function)
+    numbers: dict[str, Any] = {}
+    tree = _Numbers(dtype, numbers).visit(tree)
+    names = {name: _replaced(function, name, value, dtype) for name, value in used_names(function).items()}
+    namespace: dict[str, Any] = {**names, **numbers, "__name__": function.__module__}
+    code = compile(ast.fix_missing_locations(ast.Module([tree], [])), inspect.getfile(function), "exec")
+    exec(code, namespace)
+    return compiled(namespace[function.__name__])
+
+
+def parsed(function: Callable[..., Any]) -> ast.FunctionDef:
+    """The syntax tree of a function, with the line numbers of its file.
+
+    Raises:
+        FlatvarsError: its source is not to be found.
+    """
+    try:
+        lines, first = inspect.getsourcelines(function)
+    except OSError as error:
+        raise FlatvarsError(
+            f"the source of {function.__name__!r} is not to be found, and compilers read it; define it in a file or in "
+            "a notebook"
+        ) from error
+    tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    assert isinstance(tree, ast.FunctionDef)
+    ast.increment_lineno(tree, first - 1)
+    return tree
+
+
+class _Numbers(ast.NodeTransformer):
+    """Gives every number the dtype of the arithmetic, but for those that count elements of a tuple."""
+
+    def __init__(self, dtype: type, numbers: dict[str, Any]) -> None:
+        self.dtype, self.numbers = dtype, numbers
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:  # noqa: N802
+        node.decorator_list = []
+        node.returns = None
+        for argument in node.args.args:
+            argument.annotation = None
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+        node.body = [self.visit(statement) for statement in node.body]
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.Subscript:  # noqa: N802
+        node.value = self.visit(node.value)
+        return node
+
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:  # noqa: N802
+        if isinstance(node.value, bool) or not isinstance(node.value, (int, float)):
+            return node
+        name = f"number_{len(self.numbers)}"
+        self.numbers[name] = self.dtype(node.value)
+        return ast.copy_location(ast.Name(name, ast.Load()), node)
+
+
+@functools.cache
+def _words(dtype: type) -> ModuleType:
+    module = ModuleType("flatvars_words")
+    for name in WORDS:
+        setattr(module, name, twin(getattr(tl, name), dtype))
+    return module
+
+
+def _replaced(function: Callable[..., Any], name: str, value: Any, dtype: type) -> Any:
+    if is_words(value):
+        return _words(dtype)
+    if is_device_function(value) or value in PRIMITIVES:
+        return twin(value, dtype)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return dtype(value)
+    raise FlatvarsError(
+        f"{function.__name__!r} uses {name!r}, which is {type(value).__name__} and neither a number nor a device "
+        "function; decorate functions that rules call with device_function"
+    )
+
+
+def float_type(dtype: type) -> Any:
+    """Numba's name of a dtype."""
+    return numba.float64 if dtype is np.float64 else numba.float32

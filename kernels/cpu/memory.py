@@ -1,0 +1,123 @@
+"""Memory by address, as compiled functions read and write it: words of tables, elements of streams, counters.
+
+Streams of one launch never overlap. LLVM is told so by a scope for each stream; without it, a loop over three states
+would check ten pairs of addresses, or run element by element.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .formats import Format
+
+I8, I64 = ir.IntType(8), ir.IntType(64)
+
+
+def pointer(builder: Any, address: Any, type_: Any, index: Any = None) -> Any:
+    found = builder.inttoptr(address, type_.as_pointer())
+    return found if index is None else builder.gep(found, [index])
+
+
+def _reader(type_: Any, result: Any) -> Any:
+    @intrinsic
+    def read(typing: Any, address: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            address, index = (context.cast(builder, a, t, types.int64) for a, t in zip(arguments, signature.args))
+            return builder.load(pointer(builder, address, type_, index))
+
+        return result(address, index), generate
+
+    return read
+
+
+def _writer(type_: Any, kind: Any) -> Any:
+    @intrinsic
+    def write(typing: Any, address: Any, index: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            address, index = (
+                context.cast(builder, a, t, types.int64) for a, t in zip(arguments[:2], signature.args[:2])
+            )
+            value = context.cast(builder, arguments[2], signature.args[2], kind)
+            builder.store(value, pointer(builder, address, type_, index))
+            return context.get_dummy_value()
+
+        return types.void(address, index, value), generate
+
+    return write
+
+
+read_byte = _reader(I8, types.uint8)
+read_int = _reader(I64, types.int64)
+read_int32 = _reader(ir.IntType(32), types.int32)
+read_float = _reader(ir.FloatType(), types.float32)
+read_double = _reader(ir.DoubleType(), types.float64)
+write_byte = _writer(I8, types.uint8)
+write_int = _writer(I64, types.int64)
+write_int32 = _writer(ir.IntType(32), types.int32)
+write_float = _writer(ir.FloatType(), types.float32)
+write_double = _writer(ir.DoubleType(), types.float64)
+
+
+@intrinsic
+def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
+    """Adds to an int64 that other threads add to as well, and returns what it was; orders memory both ways."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        address, amount = (context.cast(builder, a, t, types.int64) for a, t in zip(arguments, signature.args))
+        return builder.atomic_rmw("add", pointer(builder, address, I64), amount, "acq_rel")
+
+    return types.int64(address, amount), generate
+
+
+@intrinsic
+def scratch(typing: Any, size: Any) -> Any:
+    """The address of `size` bytes of this call's own stack; `size` is a number in the source."""
+    length = size.literal_value
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        memory = cgutils.alloca_once(builder, ir.ArrayType(I8, length))
+        memory.align = 64
+        return builder.ptrtoint(memory, I64)
+
+    return types.int64(size), generate
+
+
+# Elements of streams --------------------------------------------------------------------------------------------------
+
+
+class Scopes:
+    """Streams that do not overlap, for the elements that a loop loads and stores.
+
+    Args:
+        count: How many.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def mark(self, builder: Any, instruction: Any, stream: int) -> None:
+        module = builder.module
+        domain = module.add_metadata([ir.MetaDataString(module, f"flatvars {self.count} streams")])
+        scopes = [
+            module.add_metadata([ir.MetaDataString(module, f"flatvars {self.count} {i}"), domain])
+            for i in range(self.count)
+        ]
+        instruction.set_metadata("alias.scope", module.add_metadata([scopes[stream]]))
+        others = [scope for i, scope in enumerate(scopes) if i != stream]
+        if others:
+            instruction.set_metadata("noalias", module.add_metadata(others))
+
+
+def load_raw(builder: Any, format_: Format, address: Any, index: Any, scopes: Scopes, stream: int) -> Any:
+    instruction = builder.load(pointer(builder, address, format_.stored, index))
+    scopes.mark(builder, instruction, stream)
+    return instruction
+
+
+def store_raw(builder: Any, format_: Format, raw: Any, address: Any, index: Any, scopes: Scopes, stream: int) -> None:
+    scopes.mark(builder, builder.store(raw, pointer(builder, address, format_.stored, index)), stream)
