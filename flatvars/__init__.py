@@ -1,6 +1,6 @@
 """flatvars: all parameters of a model in one contiguous buffer, and training steps in one or two launches."""
 
-from . import checkpoint, copies, init, nn, optim
+from . import checkpoint, init, nn, optim
 from .errors import (
     AliasError,
     CheckpointError,
@@ -15,11 +15,11 @@ from .errors import (
     SpecError,
     UnknownNameError,
 )
-from .path import Entry, Path
-from .select import Select, select
-from .spec import VarSpec
-from .store import VarStore
-from .variable import Variable
+from .memory.spec import VarSpec
+from .modules.path import Entry, Path
+from .store import VarStore, copies
+from .variables.selectors import Select, select
+from .variables.variable import Variable
 
 __version__ = "0.1.0"
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .errors import FlatvarsError
 from .kernels import fills
+from .kernels.addresses import all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.rules import (
@@ -30,7 +31,6 @@ from .kernels.rules import (
     rule,
 )
 from .kernels.segments import Segments, round_up
-from .kernels.sources import all_in_memory_order, in_memory_order
 
 __all__ = [
     "ADAM",
@@ -99,9 +99,10 @@ def make_plan(
 ) -> Any:
     """A plan of the backend for a device; `kernels/plan.py` documents its arguments and methods."""
     if backend_for(device) == "triton":
-        from .kernels.plan import Plan as TritonPlan
+        from .kernels.plan import Plan
+        from .kernels.triton import launches
 
-        return TritonPlan(segments, device, norm, sums, slot, frozen)
+        return Plan(launches.bind(segments, device, frozen), norm, sums, slot)
     from .kernels.eager.plan import Plan as EagerPlan
 
     return EagerPlan(segments, device, norm, sums, slot, frozen)
@@ -110,7 +111,7 @@ def make_plan(
 def fill_(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
     """Writes variables of a stream, [numel] contiguous, each by its draw: one launch on a GPU."""
     if backend_for(stream.device) == "triton":
-        from .kernels.fill import fill_ as launch
+        from .kernels.triton.fill import fill_ as launch
     else:
         from .kernels.eager.fill import fill_ as launch
     launch(stream, fills, seed)

@@ -1,10 +1,12 @@
-"""The variables of one launch as plain integers: where each lies and in which memory order."""
+"""The variables of one launch as plain integers: where each lies, in which memory order, and cut into tiles."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -23,6 +25,7 @@ class Segments:
         nexts: Where the next span of the region starts, of whatever variable; the region's end for the last.
         groups: Row of each variable in the hyper-parameter table.
         dtype: Of the region.
+        slots: Row of each variable in its optimizer's step counts; 0, 1, 2, ... if not given.
     """
 
     names: tuple[str, ...]
@@ -32,9 +35,14 @@ class Segments:
     nexts: tuple[int, ...]
     groups: tuple[int, ...]
     dtype: torch.dtype
+    slots: tuple[int, ...] = ()
 
     # Spans start on multiples of this in every stream, and are zero up to the next multiple.
     LANES = 16
+
+    def __post_init__(self) -> None:
+        if not self.slots:
+            object.__setattr__(self, "slots", tuple(range(len(self.starts))))
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -52,3 +60,28 @@ class Segments:
     def compute_dtype(self) -> torch.dtype:
         """In which rules and norms are computed: float64 for float64, else float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+def tile_table(segments: Segments, block: int) -> npt.NDArray[np.int64]:
+    """Rows of all tiles, [tiles, 5] int64, in the order of their offsets.
+
+    A tile is at most `block` elements of one variable. Its row is `[start, local, length, variable, group]`: where it
+    starts in the region, where in the variable, how many elements it holds, and whose they are. Starts and locals are
+    multiples of 16 and spans are padded to 16 elements, so streams are read and written at full vector width without
+    luck; `length` counts no padding. An empty variable has one empty tile: its steps are counted like any other's.
+    """
+    numels = np.array(segments.numels, dtype=np.int64)
+    counts = np.maximum(-(-numels // block), 1)
+    variable = np.repeat(np.arange(len(segments), dtype=np.int64), counts)
+    first = np.cumsum(counts) - counts
+    local = (np.arange(counts.sum(), dtype=np.int64) - first[variable]) * block
+    starts = np.array(segments.starts, dtype=np.int64)
+    groups = np.array(segments.groups, dtype=np.int64)
+    length = np.minimum(numels[variable] - local, block)
+    return np.stack([starts[variable] + local, local, length, variable, groups[variable]], axis=1)
+
+
+def variable_table(segments: Segments, tiles: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """[variables, 3] int64: first tile, number of tiles, slot in the step counts."""
+    tiles_of = np.bincount(tiles[:, 3], minlength=len(segments))
+    return np.stack([np.cumsum(tiles_of) - tiles_of, tiles_of, segments.slots], axis=1).astype(np.int64)

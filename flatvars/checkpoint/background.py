@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ..errors import CheckpointError
-from ..registry import Registry
+from ..variables.registry import Registry
 
 log = logging.getLogger("flatvars")
 

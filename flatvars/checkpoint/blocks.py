@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ..layout import Span
-from ..spec import contiguous_stride
-from ..streams import view_of
+from ..memory.layout import Span
+from ..memory.spec import contiguous_stride
+from ..memory.streams import view_of
 
 PIECE = 1 << 24
 """Bytes that are read, copied or summed at a time."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..layout import Layout
-from ..registry import Registry
-from ..streams import FROZEN_ELEMENTS, VALUES, flat_of, view_of
+from ..memory.layout import Layout
+from ..memory.streams import FROZEN_ELEMENTS, VALUES, flat_of, view_of
+from ..variables.registry import Registry
 from .description import Description
 from .header import CODE_OF
 from .records import Catalog, Record

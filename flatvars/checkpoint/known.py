@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..plans import PlanSet
-from ..registry import Registry, check_alias
+from ..gradients.plans import PlanSet
+from ..variables.registry import Registry, check_alias
 from .records import Catalog, record_of
 
 if TYPE_CHECKING:

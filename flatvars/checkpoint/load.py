@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DamagedFileError
-from ..registry import Registry
-from ..select import Selector, as_select, fits_name
-from ..streams import FROZEN_ELEMENTS, VALUES, view_of
-from ..variable import Variable
+from ..memory.streams import FROZEN_ELEMENTS, VALUES, view_of
+from ..variables.registry import Registry
+from ..variables.selectors import Selector, as_select, fits_name
+from ..variables.variable import Variable
 from .blocks import copy_in
 from .header import Entry
 from .match import DTYPE_POLICIES, Match, Rename, Wanted, match, raise_problems, renamer

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..layout import Span
-from ..variable import Variable
+from ..memory.layout import Span
+from ..variables.variable import Variable
 from .blocks import is_row_major
 from .header import CODE_OF
 

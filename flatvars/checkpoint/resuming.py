@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..registry import Registry
-from ..streams import GRADS
-from ..variable import Variable
+from ..memory.streams import GRADS
+from ..variables.registry import Registry
+from ..variables.variable import Variable
 from .plain import decode
 from .training import PENDING
 

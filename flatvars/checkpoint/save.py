@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from ..registry import Registry
-from ..select import Selector
+from ..variables.registry import Registry
+from ..variables.selectors import Selector
 from .image import Image, image_of
 from .known import catalog_in_place
 from .progress import Progress

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
-from ..registry import Registry
-from ..streams import FROZEN_ELEMENTS, GRADS, VALUES, view_of
-from ..variable import Variable
+from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, view_of
+from ..variables.registry import Registry
+from ..variables.variable import Variable
 from .background import Writer, writer_of
 from .image import Image, Plane
 from .random_state import apply_random

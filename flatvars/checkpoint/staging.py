@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from ..layout import plan_layout
-from ..spec import VarSpec
-from ..streams import VALUES, Streams, view_of
+from ..memory.layout import plan_layout
+from ..memory.spec import VarSpec
+from ..memory.streams import VALUES, Streams, view_of
 from .blocks import copy_in
 from .image import Image, Plane, everything
 from .records import Catalog, make_record

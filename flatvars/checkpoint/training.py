@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..registry import Registry
-from ..streams import GRADS
+from ..memory.streams import GRADS
+from ..variables.registry import Registry
 from .image import Image, Plane, existing
 from .known import members_of
 from .plain import encode
@@ -47,7 +47,7 @@ class Counts:
         """By name; waits for the device."""
         if not self.resolved:
             for names, taken in self.parts:
-                self.known.update({n: count for n, count in zip(names, taken.tolist(), strict=True) if n is not None})
+                self.known.update({n: int(c) for n, c in zip(names, taken.tolist(), strict=True) if n is not None})
             self.known = {name: count for name, count in self.known.items() if count}
             self.resolved = True
         return self.known
@@ -136,7 +136,9 @@ def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> Optimize
     members = members_of(optimizer)
     known = {members.names[key]: count for key, count in optimizer._counts.items() if key in members.names}
     plans = optimizer._plans.parts if optimizer._plans is not None else []
-    parts = [(names, part.plan.step_counts()) for names, part in zip(members.of_parts, plans, strict=True)]
+    parts = [
+        (names, steps.clone()) for names, steps in zip(members.of_parts, optimizer._steps if plans else [], strict=True)
+    ]
     counts = Counts(known, parts)
     states_of = [optimizer.state_names(group) for group in optimizer.param_groups]
 

@@ -13,7 +13,7 @@ from ..checkpoint.save import SHARD_SIZE, check_target, write
 from ..checkpoint.source import Source, opened, verify
 from ..checkpoint.staging import staged
 from ..errors import DamagedFileError
-from ..select import as_select, fits_name
+from ..variables.selectors import as_select, fits_name
 from .show import as_json, size
 
 NAME = "convert"

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from ..checkpoint.source import Source, opened
-from ..select import as_select, fits_name
+from ..variables.selectors import as_select, fits_name
 from .show import as_json, size, table, tree
 from .stats import stats_of
 

@@ -12,10 +12,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from .. import bind
-from ..declare import Request
 from ..init import Initializer
-from ..path import Path
+from ..modules import adopt as bind
+from ..modules.declare import Request
+from ..modules.path import Path
 
 Module = TypeVar("Module", bound=nn.Module)
 # What a layer asks for, in creation order: attribute and initializer.

@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import init
 from ..init import Initializer
-from ..path import Path
+from ..modules.path import Path
 from .build import Wanted, furnish
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from ..backend import Rule
 from ..errors import FlatvarsError, ForeignParameterError
-from ..grads import Collected
-from ..plans import PlanSet
-from ..registry import Registry, variable_of
-from ..select import Selector, is_selector
+from ..gradients.grads import Collected
+from ..gradients.plans import PlanSet
+from ..memory.streams import same_dtype
 from ..store import VarStore
-from ..streams import same_dtype
-from ..variable import Variable
+from ..variables.registry import Registry, variable_of
+from ..variables.selectors import Selector, is_selector
+from ..variables.variable import Variable
 from .checks import check_complete
 from .conveniences import Conveniences
 from .copies import get_state, set_state
@@ -102,6 +102,7 @@ class Optimizer(Conveniences):
         self._registry = registry
         self._variables: list[list[Variable]] = []  # of each param group
         self._plans: PlanSet | None = None
+        self._steps: list[Tensor] = []  # taken by each variable, of each part of the plans
         self._frozen: list[Tensor] = []
         self._counts: dict[CountKey, int] = {}  # steps taken, while there are no plans
         self._norm: Tensor | None = None
@@ -194,10 +195,9 @@ class Optimizer(Conveniences):
         trainable = sorted((m for m in members if is_trained(m[0])), key=lambda m: m[0].index)
         plans = PlanSet(self._registry, [v for v, _ in trainable], [g for _, g in trainable])
         self._frozen = [v.param for v, _ in members if not is_trained(v)]
-        for part in plans.parts:
-            counts = [self._counts.get(count_key(plans.variables[k]), 0) for k in part.order]
-            if any(counts):
-                part.plan.load_step_counts(torch.tensor(counts, dtype=torch.int32))
+        device = self._registry.device
+        counts = [[self._counts.get(count_key(plans.variables[k]), 0) for k in part.order] for part in plans.parts]
+        self._steps = [torch.tensor(taken, dtype=torch.float32, device=device) for taken in counts]
         self._plans = plans
         self._plan_keys = [count_key(variable) for variable in plans.variables]
         self._skipped = self._skipped.to(self._registry.device)
@@ -212,9 +212,8 @@ class Optimizer(Conveniences):
         """Steps taken by each variable, by `count_key`. Synchronizes."""
         counts = dict(self._counts)
         if self._plans is not None:
-            for part in self._plans.parts:
-                taken = part.plan.step_counts().tolist()
-                counts.update({self._plan_keys[k]: n for k, n in zip(part.order, taken, strict=True)})
+            for part, steps in zip(self._plans.parts, self._steps, strict=True):
+                counts.update({self._plan_keys[k]: int(n) for k, n in zip(part.order, steps.tolist(), strict=True)})
         return counts
 
     def state_streams(self, region: torch.dtype) -> list[Tensor]:
@@ -275,13 +274,14 @@ class Optimizer(Conveniences):
         if self.max_norm is not None or self.skip_nonfinite:
             self._norm = norm = gradients.norm_for(plans, collected, sources, scaling["grad_scale"])
         rule = self.rule()
-        for part, source in zip(plans.parts, sources, strict=True):
+        for part, source, steps in zip(plans.parts, sources, self._steps, strict=True):
             part.plan.step_(
                 source,
                 rule,
                 plans.values(part),
                 self.state_streams(part.region),
                 self.param_groups,
+                steps=steps,
                 norm=norm,
                 max_norm=self.max_norm,
                 skip=self.skip_nonfinite,
@@ -318,8 +318,7 @@ class Optimizer(Conveniences):
     def upload_hyperparameters(self) -> None:
         """Copies changed `param_groups` to the device now. Call it before replaying a captured CUDA graph of `step`."""
         for part in self._current_plans().parts:
-            if part.plan.backend == "triton":
-                part.plan.upload_hyper(self.rule(), self.param_groups, self.max_norm)
+            part.plan.upload_hyper(self.rule(), self.param_groups, self.max_norm)
 
     # State --------------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..registry import Registry
-from ..variable import Variable
+from ..variables.registry import Registry
+from ..variables.variable import Variable
 from .checks import check_at_least, check_betas
 
 

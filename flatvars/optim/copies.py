@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..registry import Registry
-from ..streams import piece_of, view_of
-from ..variable import Variable
+from ..memory.streams import piece_of, view_of
+from ..variables.registry import Registry
+from ..variables.variable import Variable
 
 if TYPE_CHECKING:
     from .base import Optimizer
@@ -26,6 +26,7 @@ LEFT_OUT = {
     "_registry",
     "_states",
     "_states_generation",
+    "_steps",
     "_variables",
     "found_inf",
     "grad_scale",

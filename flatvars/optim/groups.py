@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ForeignParameterError
-from ..registry import Registry, variable_of
-from ..select import Selector, as_select, fits, is_selector
 from ..store import VarStore
-from ..variable import Variable
+from ..variables.registry import Registry, variable_of
+from ..variables.selectors import Selector, as_select, fits, is_selector
+from ..variables.variable import Variable
 
 
 def find_registry(params: Any, store: VarStore | None) -> Registry:

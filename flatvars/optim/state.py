@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..registry import variable_of
-from ..streams import piece_of, view_of
-from ..variable import Variable
+from ..memory.streams import piece_of, view_of
+from ..variables.registry import variable_of
+from ..variables.variable import Variable
 
 if TYPE_CHECKING:
     from .base import Optimizer

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ..declare import Declarations
-from ..grads import Gradients
-from ..masks import ElementMasks
-from ..registry import Registry
+from ..gradients.grads import Gradients
+from ..gradients.masks import ElementMasks
+from ..modules.declare import Declarations
+from ..variables.registry import Registry
 
 
 class Core:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FlatvarsError, UnknownNameError
-from ..layout import Region
-from ..owners import check_owners
-from ..select import Selector
-from ..variable import Variable
+from ..memory.layout import Region
+from ..variables.owners import check_owners
+from ..variables.selectors import Selector
+from ..variables.variable import Variable
 from .core import Core
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .. import bind, transfer
 from .. import init as init_module
 from ..errors import FlatvarsError
-from ..path import Path
-from ..select import Selector
+from ..modules import adopt as bind
+from ..modules.path import Path
+from ..variables.selectors import Selector
+from . import transfer
 from .core import Core
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .. import bind, transfer
-from ..path import Path
-from ..registry import bind as bind_param
+from ..modules import adopt as bind
+from ..modules.path import Path
+from ..variables.registry import bind as bind_param
+from . import transfer
 from .core import Core, concrete
 from .looking import Looking
 

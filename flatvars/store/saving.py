@@ -13,7 +13,7 @@ from ..checkpoint.match import Rename
 from ..checkpoint.save import capture, write
 from ..checkpoint.snapshot import restore, take
 from ..checkpoint.source import Target
-from ..select import Selector
+from ..variables.selectors import Selector
 from .training import Training
 
 

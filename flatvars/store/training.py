@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from ..select import Selector
+from ..variables.selectors import Selector
 from .looking import Looking
 
 

@@ -67,6 +67,7 @@ class Plan:
         self.device = device
         self.norm_out, self.sums, self.slot = norm, sums, slot
         self.counts = np.zeros(len(segments), dtype=np.int64)
+        self._slots = np.array(segments.slots, dtype=np.int64)
         # Runs of the pattern of touched variables seen last: one for scattered gradients, one for the flat stream.
         self._pattern: list[bool] = []
         self._touched = np.zeros(0, dtype=np.int64)
@@ -99,6 +100,9 @@ class Plan:
                 self._flat = merge(self.segments, self._touched.tolist(), self.counts, None, self.masks)
             sources.runs = [Loaded(run, run.of(sources.stream), gathered=False) for run in self._flat]
         return sources
+
+    def upload_hyper(self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> None:
+        """Nothing to do: numbers are read from the groups at every step."""
 
     # Launches -----------------------------------------------------------------------------------------------------
 
@@ -156,6 +160,8 @@ class Plan:
         states: Sequence[Tensor],
         groups: Sequence[Mapping[str, Any]],
         *,
+        steps: Tensor,
+        base: int = 0,
         norm: Tensor,
         max_norm: float | None,
         skip: bool,
@@ -168,6 +174,10 @@ class Plan:
             if self.slot == 0:
                 skipped.add_(1)
             return
+        counts = steps.numpy()[self._slots].astype(np.int64)
+        if (counts != self.counts).any():
+            self.counts, self._pattern = counts, []
+            sources = self._load(sources)
         runs = sources.runs
         coefficient = 1.0 if max_norm is None else clip_coefficient(norm, max_norm)
         if grad_scale is not None:
@@ -175,20 +185,10 @@ class Plan:
         for index in sorted({loaded.run.group for loaded in runs}):
             group = groups[index]
             chosen = [loaded for loaded in runs if loaded.run.group == index]
-            step = Step(rule, group, coefficient, values, states, self.segments, self._scratch)
+            step = Step(rule, group, coefficient, values, states, self.segments, self._scratch, base)
             step.apply(chosen, [int(self.counts[loaded.run.variables[0]]) + 1 for loaded in chosen])
         self.counts[self._touched] += 1
-
-    # Counts -------------------------------------------------------------------------------------------------------
-
-    def step_counts(self) -> Tensor:
-        """Steps taken by each variable, [variables] int32."""
-        return torch.from_numpy(self.counts).to(torch.int32)
-
-    def load_step_counts(self, counts: Tensor) -> None:
-        """Sets the steps taken, [variables] int32."""
-        self.counts = counts.cpu().numpy().astype(np.int64)
-        self._pattern, self._gather, self._flat = [], None, None
+        steps.numpy()[self._slots[self._touched]] += 1
 
 
 def _norms_into(

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..addresses import in_memory_order
 from ..errors import GradientError
 from ..segments import Segments
-from ..sources import flat, in_memory_order
 
 # Below, gathering (about 1 us a tensor and a copy of its bytes) beats a call of its own (about 10 us).
 LARGE = 65_536
@@ -43,11 +43,11 @@ class Run:
     _slices: dict[int, Tensor] = field(default_factory=dict)
     _padding: Tensor | None = None
 
-    def of(self, stream: Tensor) -> Tensor:
-        """The stretch of a stream, [stop - start]."""
+    def of(self, stream: Tensor, base: int = 0) -> Tensor:
+        """The stretch of a stream that begins at element `base` of the region, [stop - start]."""
         key = stream.data_ptr()
         if key not in self._slices:
-            self._slices[key] = stream[self.start : self.stop]
+            self._slices[key] = stream[self.start - base : self.stop - base]
         return self._slices[key]
 
     def norm_pieces(self, grad: Tensor) -> Iterator[Tensor]:
@@ -205,3 +205,8 @@ class Gather:
         torch.cat(pieces, out=self.scratch)  # type: ignore[arg-type]
         if len(self.scratch) != length:
             raise GradientError("gradients do not have the shapes of their variables")
+
+
+def flat(grad: Tensor) -> Tensor:
+    """The memory of a dense tensor as [numel], whatever the order of its axes."""
+    return grad.as_strided((grad.numel(),), (1,))

@@ -54,13 +54,18 @@ class Step:
         states: Sequence[Tensor],
         segments: Segments,
         scratch: Scratch,
+        base: int,
     ) -> None:
+        self.base = base
         self.rule, self.group, self.coefficient = rule, group, coefficient
         self.values, self.states, self.segments, self.scratch = values, states, segments, scratch
         self.compute = segments.compute_dtype
         same = all(state.dtype == values.dtype for state in states)
         self.narrow = values.dtype != self.compute
         self.native = rule.native if same and (rule.native_narrow or not self.narrow) else None
+
+    def _streams(self, run: Run) -> list[Tensor]:
+        return [run.of(self.values), *(run.of(state, self.base) for state in self.states)]
 
     def apply(self, runs: list[Loaded], steps: list[int]) -> None:
         """Updates the runs; `steps` numbers this update of each, from 1."""
@@ -87,7 +92,7 @@ class Step:
         """One call of the fused operator over all runs; it may overwrite gradients only where they are scratch."""
         assert self.native is not None
         scale = None if self.coefficient == 1.0 else self._scale()
-        states = [[loaded.run.of(state) for loaded in runs] for state in self.states]
+        states = [[loaded.run.of(state, self.base) for loaded in runs] for state in self.states]
         values = [loaded.run.of(self.values) for loaded in runs]
         self.native(values, [loaded.grad for loaded in runs], states, steps, self.group, scale)
 
@@ -101,7 +106,7 @@ class Step:
         grad = loaded.grad
         scratch = self.scratch.take(min(CLIP_CHUNK, grad.numel()))
         scale = self._scale() if self.narrow else None  # inside the operator: a product would be rounded
-        values, *states = [torch.split(loaded.run.of(stream), CLIP_CHUNK) for stream in (self.values, *self.states)]
+        values, *states = [torch.split(stream, CLIP_CHUNK) for stream in self._streams(loaded.run)]
         for k, chunk in enumerate(torch.split(grad, CLIP_CHUNK)):
             if self.narrow:
                 scaled = scratch.view(grad.dtype)[: len(chunk)].copy_(chunk)
@@ -112,7 +117,7 @@ class Step:
     def _masked_chunks(self, loaded: Loaded, masks: Tensor, step: Tensor) -> None:
         """The fused operator on everything, chunk by chunk; what is masked is put back."""
         assert self.native is not None
-        streams = [torch.split(loaded.run.of(stream), MASK_CHUNK) for stream in (self.values, *self.states)]
+        streams = [torch.split(stream, MASK_CHUNK) for stream in self._streams(loaded.run)]
         for k, (chunk, mask) in enumerate(
             zip(*(torch.split(x, MASK_CHUNK) for x in (loaded.grad, masks)), strict=True)
         ):
@@ -126,7 +131,7 @@ class Step:
     def _chunks_of_rule(self, loaded: Loaded, step: float) -> None:
         function = eager_twin(self.rule.function)
         hyper = tuple(float(x) for x in self.rule.hyper(self.group))
-        streams = [torch.split(loaded.run.of(stream), RULE_CHUNK) for stream in (self.values, *self.states)]
+        streams = [torch.split(stream, RULE_CHUNK) for stream in self._streams(loaded.run)]
         masks = [] if loaded.run.mask is None else torch.split(loaded.run.mask, RULE_CHUNK)
         for k, chunk in enumerate(torch.split(loaded.grad, RULE_CHUNK)):
             stored = [stream[k] for stream in streams]
@@ -141,5 +146,5 @@ class Step:
         for run in runs:
             padding = run.padding(self.segments)
             if len(padding):
-                for stream in (self.values, *self.states):
-                    run.of(stream).index_fill_(0, padding, 0.0)
+                for stream in self._streams(run):
+                    stream.index_fill_(0, padding, 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import flatvars as fv
-from flatvars.streams import FROZEN_ELEMENTS
+from flatvars.memory.streams import FROZEN_ELEMENTS
 
 from .support import trained
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from flatvars.kernels.launch import TILE
+from flatvars.kernels.triton.launch import TILE
 from tests.support.catch import PROGRAMS, accumulate_launch
 from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threads
 

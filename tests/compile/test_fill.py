@@ -11,7 +11,7 @@ from torch import nn
 
 import flatvars as fv
 from flatvars.backend import use_backend
-from flatvars.kernels.launch import TILE
+from flatvars.kernels.triton.launch import TILE
 from tests.support.catch import fill_launch
 from tests.support.compiled import GFX942, SM80, SM90, SM100, captured, compile_for, threads
 

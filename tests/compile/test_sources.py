@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flatvars.kernels.launch import TILE
+from flatvars.kernels.triton.launch import TILE
 from tests.support.catch import step_launch
 from tests.support.compiled import GFX942, SM90, compile_for, threads
 from tests.support.rules import CASES

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from flatvars.kernels.launch import TILE
+from flatvars.kernels.triton.launch import TILE
 from tests.support.catch import norms_launch
 from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threads
 

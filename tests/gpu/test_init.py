@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import flatvars as fv
-from flatvars.fill import Target, fill_
+from flatvars.init.fills import Target, fill_
 from tests.support.launches import count_launches
 from tests.support.tolerances import assert_same_bits
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flatvars as fv
-from flatvars import plans
+from flatvars.gradients import plans
 from tests.support.launches import count_operators
 from tests.support.models import Bag
 from tests.support.tolerances import assert_same_bits

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import flatvars as fv
-from flatvars.fill import Target, fill_
 from flatvars.init import Initializer
-from flatvars.layout import plan_layout
-from flatvars.spec import VarSpec, contiguous_stride
+from flatvars.init.fills import Target, fill_
+from flatvars.memory.layout import plan_layout
+from flatvars.memory.spec import VarSpec, contiguous_stride
 from tests.support.tolerances import assert_same_bits
 
 SHAPES: dict[str, tuple[int, ...]] = {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flatvars.kernels import fill as triton_fill
 from flatvars.kernels.eager import fill as eager_fill
 from flatvars.kernels.errors import FlatvarsError
 from flatvars.kernels.fills import CONSTANT, DIAGONAL, NORMAL, TRUNCATED, UNIFORM, Draw, Fill
-from flatvars.kernels.launch import TILE
-from flatvars.spec import contiguous_stride
+from flatvars.kernels.triton import fill as triton_fill
+from flatvars.kernels.triton.launch import TILE
+from flatvars.memory.spec import contiguous_stride
 from tests.support.memory import Guarded
 from tests.support.tolerances import assert_same_bits
 

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from flatvars.kernels.plan import Plan
 from tests.support import reference
-from tests.support.rig import Rig, lay_out
+from tests.support.rig import Rig, lay_out, plan_of
 from tests.support.tolerances import assert_norm, assert_same_bits
 
 SHAPES = [(5000,), (31,), (2048,), (7, 9)]
@@ -85,7 +84,7 @@ def test_regions_share_one_norm(store, dtypes, device):
     plans = []
     for slot, dtype in enumerate(dtypes):
         segments, numel = lay_out([(2100,), (30,)], dtype)
-        plans.append((Plan(segments, device, norm, sums, slot), numel, dtype))
+        plans.append((plan_of("triton", segments, device, None, norm, sums, slot), numel, dtype))
     for _ in range(2):
         everything = []
         for plan, numel, dtype in plans:

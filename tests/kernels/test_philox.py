@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from flatvars.kernels.philox import philox, philox_words
+from flatvars.kernels.triton.philox import philox, philox_words
 
 # From Random123's kat_vectors, philox4x64 with 10 rounds: counter, key, words.
 ALL = 2**64 - 1

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from flatvars.kernels.tiles import DTYPES, round_to
+from flatvars.kernels.triton.tiles import DTYPES, round_to
 from tests.support.tolerances import assert_same_bits
 
 BLOCK = 65_536

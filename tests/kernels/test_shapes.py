@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flatvars.kernels.launch import TILE
+from flatvars.kernels.triton.launch import TILE
 from tests.support import reference
 from tests.support.memory import in_poison
 from tests.support.rig import Rig
@@ -43,7 +43,7 @@ def test_step(shapes, dtype, device):
     rig = rig_of(shapes, dtype, device)
     step_and_check(rig, [in_poison(grad) for grad in rig.random_grads()], [CASES["adamw"]])
     rig.assert_clean()
-    assert rig.plan.step_counts().tolist() == [1] * len(shapes)
+    assert rig.steps.tolist() == [1] * len(shapes)
 
 
 @each_dtype

@@ -7,9 +7,8 @@ import math
 import pytest
 import torch
 
-from flatvars.kernels.plan import Plan
 from flatvars.kernels.rules import SGD
-from tests.support.rig import Rig, lay_out
+from tests.support.rig import Rig, lay_out, plan_of
 from tests.support.rules import CASES, sgd_group
 from tests.support.stepping import step_and_check
 from tests.support.tolerances import assert_same_bits
@@ -44,7 +43,7 @@ def test_steps_before_and_after_count_only_themselves(device):
         else:
             step_and_check(rig, grads, [case], skip=True)
     assert rig.skipped.item() == 3
-    assert rig.plan.step_counts().tolist() == [2, 2, 2]
+    assert rig.steps.tolist() == [2, 2, 2]
 
 
 def test_a_finite_norm_is_not_skipped(device):
@@ -60,10 +59,11 @@ def test_regions_count_a_skip_once(device):
     skipped = torch.zeros((), dtype=torch.int32, device=device)
     for slot in range(2):
         segments, numel = lay_out([(5000,), (20,)])
-        plan = Plan(segments, device, norm, sums, slot)
+        plan = plan_of("triton", segments, device, None, norm, sums, slot)
         grads = [torch.ones(shape, device=device) for shape in segments.shapes]
         values = torch.ones(numel, device=device)
         options = {"norm": norm, "max_norm": None, "skip": True, "skipped": skipped}
-        plan.step_(plan.scattered(grads), SGD, values, [], [sgd_group()], **options)
+        steps = torch.zeros(2, device=device)
+        plan.step_(plan.scattered(grads), SGD, values, [], [sgd_group()], steps=steps, **options)
         assert values.tolist() == [1.0] * numel
     assert skipped.item() == 1

@@ -123,4 +123,4 @@ def test_refused_by_name(wrong, device):
 def test_empty_gradients_have_no_address(device):
     rig = Rig([(0,), (4,)], rule=CASE.rule, device=device)
     step_and_check(rig, [torch.empty(0, device=device), None], [CASE])
-    assert rig.plan.step_counts().tolist() == [1, 0]
+    assert rig.steps.tolist() == [1, 0]

@@ -18,28 +18,32 @@ def test_a_variable_of_many_tiles_has_one_count(device):
     rig = Rig(SHAPES, rule=CASE.rule, device=device)
     for _ in range(3):
         step_and_check(rig, rig.random_grads(), [CASE])
-    assert rig.plan.step_counts().tolist() == [3] * len(SHAPES)
+    assert rig.steps.tolist() == [3] * len(SHAPES)
 
 
 @pytest.mark.parametrize("counts", [[0, 0, 0, 0, 0], [7, 1, 3, 0, 100_000], [16_777_215, 5, 2, 1, 9]], ids=str)
 def test_loaded_counts_decide_bias_correction(counts, device):
     """float32 counts exactly up to 2^24."""
     rig = Rig(SHAPES, rule=CASE.rule, device=device)
-    rig.plan.load_step_counts(torch.tensor(counts, dtype=torch.int32))
-    assert rig.plan.step_counts().tolist() == counts
+    rig.steps.copy_(torch.tensor(counts, dtype=torch.int32))
+    assert rig.steps.tolist() == counts
     step_and_check(rig, rig.random_grads(), [CASE])
-    assert rig.plan.step_counts().tolist() == [count + 1 for count in counts]
+    assert rig.steps.tolist() == [count + 1 for count in counts]
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32], ids=str)
 def test_counts_load_from_any_number_dtype(dtype, device):
     rig = Rig(SHAPES, rule=CASE.rule, device=device)
-    rig.plan.load_step_counts(torch.tensor([4, 3, 2, 1, 0], dtype=dtype))
-    assert rig.plan.step_counts().tolist() == [4, 3, 2, 1, 0]
+    rig.steps.copy_(torch.tensor([4, 3, 2, 1, 0], dtype=dtype))
+    assert rig.steps.tolist() == [4, 3, 2, 1, 0]
 
 
-def test_reading_counts_copies_them(device):
+def test_a_count_is_live(device):
+    """A view of one count follows every step, and what is written into it is the count."""
     rig = Rig(SHAPES, rule=CASE.rule, device=device)
-    counts = rig.plan.step_counts()
+    count = rig.steps[1]
     rig.step(rig.random_grads(), [CASE.group])
-    assert counts.tolist() == [0] * len(SHAPES)
+    assert count.item() == 1
+    count.zero_()
+    step_and_check(rig, rig.random_grads(), [CASE])
+    assert rig.steps.tolist() == [2, 1, 2, 2, 2]

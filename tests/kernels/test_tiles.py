@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatvars.kernels.segments import Segments
-from flatvars.kernels.tiles import tile_table
+from flatvars.kernels.segments import Segments, tile_table
 from tests.support.rig import lay_out
 
 LENGTHS = st.lists(st.integers(0, 200), min_size=1, max_size=12)

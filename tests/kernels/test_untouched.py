@@ -25,7 +25,7 @@ def test_step(name, dtype, device):
     rig = Rig(SHAPES, dtype, rule=case.rule, device=device)
     for present in ([1, 0, 1, 1, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]):
         step_and_check(rig, some_grads(rig, present), [case])
-    assert rig.plan.step_counts().tolist() == [2, 2, 3, 2, 1]
+    assert rig.steps.tolist() == [2, 2, 3, 2, 1]
     rig.assert_clean()
 
 
@@ -63,7 +63,7 @@ def test_step_from_the_flat_stream(device):
     rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options)
     same = [bool(torch.equal(now, kept)) for now, kept in zip(rig.spans(rig.values.stream), before, strict=True)]
     assert same == [True, True, False, True, True]
-    assert rig.plan.step_counts().tolist() == [0, 0, 1, 0, 0]
+    assert rig.steps.tolist() == [0, 0, 1, 0, 0]
     rig.assert_clean()
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import flatvars as fv
-from flatvars import backend, streams
+from flatvars import backend
+from flatvars.memory import streams
 
 FEW, MANY = 1_000, 10_000
 

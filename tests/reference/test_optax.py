@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import flatvars as fv
-from flatvars.variable import Variable
+from flatvars.variables.variable import Variable
 
 
 def network() -> nn.Module:

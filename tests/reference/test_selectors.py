@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import flatvars as fv
-from flatvars.select import Selector
+from flatvars.variables.selectors import Selector
 
 NAMES = ["encoder.0.weight", "encoder.0.bias", "encoder.10.weight", "decoder.weight", "head"]
 SELECTIONS: dict[str, tuple[Selector, list[int]]] = {

@@ -7,9 +7,9 @@ from unittest.mock import patch
 
 import torch
 
-from flatvars.kernels.fill import fill_
 from flatvars.kernels.fills import CONSTANT, NORMAL, Draw, Fill
-from flatvars.kernels.launch import PROGRAMS_PER_MULTIPROCESSOR, TILE
+from flatvars.kernels.triton.fill import fill_
+from flatvars.kernels.triton.launch import PROGRAMS_PER_MULTIPROCESSOR, TILE
 
 from .compiled import Captured, captured
 from .memory import in_poison
@@ -53,7 +53,13 @@ def step_launch(
     rig = Rig(SMALL, dtype, rule=case.rule, state_dtype=state_dtype, masks=MASKS if masked else None, fill=False)
     sources = rig.plan.scattered(_grads(rig, source, shift, mixed))
     states = [state.stream for state in rig.states]
-    options = {"norm": rig.norm, "max_norm": max_norm, "skip": skip, "skipped": rig.skipped}
+    options: dict[str, Any] = {
+        "steps": rig.steps,
+        "norm": rig.norm,
+        "max_norm": max_norm,
+        "skip": skip,
+        "skipped": rig.skipped,
+    }
     if scaled:
         options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}
     return captured(lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options))

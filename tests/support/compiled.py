@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from flatvars.kernels.launch import TILE
+from flatvars.kernels.triton.launch import TILE
 
 SM80, SM90, SM100 = (GPUTarget("cuda", capability, 32) for capability in (80, 90, 100))
 GFX942 = GPUTarget("hip", "gfx942", 64)

@@ -67,7 +67,7 @@ def count_launches() -> Iterator[Launches]:
         >>> launches.kernels
         ['accumulate_kernel', 'step_kernel']
     """
-    from flatvars.kernels.step import step_kernel
+    from flatvars.kernels.triton.step import step_kernel
 
     kind = type(step_kernel)
     launch = kind.run

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flatvars.kernels.rules import Rule
 from flatvars.kernels.segments import Segments
-from flatvars.layout import plan_layout
-from flatvars.spec import VarSpec
+from flatvars.memory.layout import plan_layout
+from flatvars.memory.spec import VarSpec
 
 from .memory import Guarded
 
@@ -34,15 +34,16 @@ def lay_out(
     return segments, layout.regions[0].numel
 
 
-def plan_of(backend: str, *args: Any) -> Any:
+def plan_of(backend: str, segments: Segments, device: torch.device, frozen: Tensor | None, *out: Any) -> Any:
     """The plan of a backend; imported here, so that a process without Triton can use the other."""
     if backend == "triton":
         from flatvars.kernels.plan import Plan
+        from flatvars.kernels.triton import launches
 
-        return Plan(*args)
+        return Plan(launches.bind(segments, device, frozen), *out)
     from flatvars.kernels.eager.plan import Plan as EagerPlan
 
-    return EagerPlan(*args)
+    return EagerPlan(segments, device, *out, frozen)
 
 
 class Rig:
@@ -77,7 +78,8 @@ class Rig:
         self.skipped = torch.zeros((), dtype=torch.int32, device=device)
         sums = torch.zeros(1, dtype=self.compute, device=device)
         self.frozen = None if masks is None else self._frozen(masks)
-        self.plan = plan_of(backend, self.segments, device, self.norm, sums, 0, self.frozen)
+        self.plan = plan_of(backend, self.segments, device, self.frozen, self.norm, sums, 0)
+        self.steps = torch.zeros(len(shapes), dtype=torch.float32, device=device)
         self.values = Guarded(self.numel, dtype, device)
         self.grads = Guarded(self.numel, self.compute, device)
         names = rule.states if rule is not None else ()
@@ -135,6 +137,7 @@ class Rig:
             self.values.stream,
             [state.stream for state in self.states],
             groups,
+            steps=self.steps,
             norm=self.norm,
             max_norm=max_norm,
             skip=skip,
@@ -149,7 +152,7 @@ class Rig:
     def snapshot(self) -> list[Tensor]:
         """Copies of everything a step may write, guards and padding included."""
         streams = [guarded.storage for guarded in self.guarded()]
-        return [tensor.clone() for tensor in (*streams, self.plan.step_counts(), self.skipped)]
+        return [tensor.clone() for tensor in (*streams, self.steps, self.skipped)]
 
     def guarded(self) -> list[Guarded]:
         return [self.values, *self.states, self.grads]

@@ -30,7 +30,7 @@ def step_and_check(
     streams = [rig.values.stream, *(state.stream for state in rig.states)]
     untouched = [[span.clone() for span in rig.spans(stream)] for stream in streams]
     before = [rig.copies(stream) for stream in streams]
-    counts = rig.plan.step_counts().tolist()
+    counts = rig.steps.tolist()
     rig.step(grads, [case.group for case in cases], max_norm=max_norm, **options)
     coefficient = 1.0
     if max_norm is not None:
@@ -50,4 +50,4 @@ def step_and_check(
         expected, kept = case.truth(value, scaled, tuple(states), case.group, counts[i])
         for actual, truth in zip(after, (expected, *kept), strict=True):
             assert_close(actual[i], truth)
-    assert rig.plan.step_counts().tolist() == counts
+    assert rig.steps.tolist() == counts

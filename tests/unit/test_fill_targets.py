@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import flatvars as fv
-from flatvars.fill import Target, fill_, name_key
 from flatvars.init import Initializer
+from flatvars.init.fills import Target, fill_, name_key
 
 NORMAL = fv.init.normal()
 
@@ -32,7 +32,7 @@ def test_the_key_of_a_name() -> None:
 def test_two_names_of_one_hash_are_refused() -> None:
     targets = [target("a"), target("b")]
     with (
-        patch("flatvars.fill.name_key", return_value=5),
+        patch("flatvars.init.fills.name_key", return_value=5),
         pytest.raises(fv.InitError, match="'a' and 'b' have the same"),
     ):
         fill_(targets, 0)

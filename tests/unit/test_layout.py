@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatvars.errors import SpecError
-from flatvars.layout import element_alignment, plan_layout
-from flatvars.spec import VarSpec, contiguous_stride, is_dense
+from flatvars.memory.layout import element_alignment, plan_layout
+from flatvars.memory.spec import VarSpec, contiguous_stride, is_dense
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 

@@ -1,0 +1,157 @@
+"""Plans of all regions for some variables: what a gradient store or an optimizer launches."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import all_in_memory_order, in_memory_order, make_plan
+from ..memory.streams import FROZEN_ELEMENTS, VALUES
+from ..variables.owners import Held, check_owners
+from ..variables.registry import Registry, check_alias
+from ..variables.variable import Variable
+
+_address = torch.Tensor.data_ptr
+_stride = torch.Tensor.stride
+
+
+@dataclass(frozen=True)
+class Part:
+    """One region's share: which of the variables it covers, in the order of its plan."""
+
+    region: torch.dtype
+    order: list[int]
+    plan: Any
+    in_order: bool
+
+    def pick(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Items of all variables, reduced to this region's and put in its order."""
+        return items if self.in_order else [items[i] for i in self.order]
+
+
+class PlanSet:
+    """Plans over some trainable variables, one per region, sharing one norm.
+
+    Attributes:
+        norm: Of the gradients, a device scalar; float64 where a region is.
+    """
+
+    def __init__(self, registry: Registry, variables: Sequence[Variable], groups: Sequence[int] | None = None) -> None:
+        # Weak: the registry keeps these plans through its gradients, and buffers must go with the last handle.
+        self._registry = weakref.ref(registry)
+        self.generation = registry.generation
+        self.variables = list(variables)
+        self.ids = [v.id for v in self.variables]
+        self.params = [v.param for v in self.variables]
+        self._addresses = self._expected()
+        self._matrices = [p for p in self.params if p.dim() > 1]
+        self._strides = [v.spec.stride for v in self.variables if len(v.spec.shape) > 1]
+        self._held = Held(self.variables)
+        regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
+        wide = torch.float64 if torch.float64 in regions else torch.float32
+        self.norm = torch.zeros((), dtype=wide, device=registry.device)
+        sums = torch.zeros(len(regions), dtype=wide, device=registry.device)
+        self.parts: list[Part] = []
+        for slot, region in enumerate(regions if self.variables else []):
+            members = [k for k, v in enumerate(self.variables) if v.dtype == region]
+            position = {self.variables[k].index: k for k in members}
+            rows = None if groups is None else [groups[k] for k in members]
+            indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows)
+            order = [position[i] for i in indices]
+            frozen = registry.streams.find(FROZEN_ELEMENTS, region)
+            plan = make_plan(segments, registry.device, self.norm, sums, slot, frozen)
+            self.parts.append(Part(region, order, plan, order == list(range(len(self.variables)))))
+
+    @property
+    def registry(self) -> Registry:
+        registry = self._registry()
+        assert registry is not None
+        return registry
+
+    def _expected(self) -> list[int]:
+        return [self.registry.view(VALUES, variable).data_ptr() for variable in self.variables]
+
+    def check(self) -> None:
+        """Raises AliasError when a parameter left the buffer, or its module holds another one now.
+
+        One address per variable, strides of those with two axes or more, and one look into the module's dict.
+        """
+        addresses = list(map(_address, self.params))
+        if addresses != self._addresses:
+            # share_memory_() moves a whole buffer with everything in it: that is no parameter gone astray.
+            self._addresses = self._expected()
+        if addresses != self._addresses or list(map(_stride, self._matrices)) != self._strides:
+            for variable in self.variables:
+                check_alias(self.registry, variable)
+        if not self._held.intact():
+            check_owners(self.variables)
+            self._held = Held(self.variables)
+
+    @cached_property
+    def padding(self) -> dict[torch.dtype, Tensor]:
+        """Positions in the trainable part of each region that belong to no variable."""
+        layout = self.registry.layout
+        found = {}
+        for part in self.parts:
+            real = torch.zeros(layout.region_of[part.region].trainable_numel, dtype=torch.bool)
+            for span in layout.spans:
+                if span.spec.dtype == part.region and span.spec.trainable:
+                    real[span.offset : span.offset + span.numel] = True
+            found[part.region] = torch.nonzero(~real).squeeze(1).to(self.registry.device)
+        return found
+
+    @cached_property
+    def _orders(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Shapes and strides of all variables."""
+        specs = [v.spec for v in self.variables]
+        return [spec.shape for spec in specs], [spec.stride for spec in specs]
+
+    def pending(self) -> list[Tensor | None]:
+        """What autograd left: `.grad` of every parameter."""
+        return [param.grad for param in self.params]
+
+    def scattered(self, grads: Sequence[Tensor | None]) -> list[Any]:
+        return [part.plan.scattered(part.pick(grads)) for part in self.parts]
+
+    def in_memory_order(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Gradients as kernels want them; refuses those they cannot read before anything is written."""
+        touched = [grad is not None for grad in grads]
+        shapes, strides = (list(compress(which, touched)) for which in self._orders)
+        if all_in_memory_order(list(compress(grads, touched)), shapes, strides):  # type: ignore[arg-type]
+            return list(grads)
+        specs = [v.spec for v in self.variables]
+        return [
+            None if grad is None else in_memory_order(spec.name, grad, spec.shape, spec.stride)
+            for spec, grad in zip(specs, grads, strict=True)
+        ]
+
+    def gathered(self, streams: Callable[[torch.dtype], Tensor], touched: Sequence[bool]) -> list[Any]:
+        return [part.plan.gathered(streams(part.region), part.pick(touched)) for part in self.parts]
+
+    def norm_(self, sources: Sequence[Any], grad_scale: Tensor | None = None) -> Tensor:
+        """Takes the L2 norm over all regions, of gradients divided by `grad_scale` if given: one launch each."""
+        for part, source in zip(self.parts, sources, strict=True):
+            part.plan.norm_(source, grad_scale)
+        return self.norm
+
+    def values(self, part: Part) -> Tensor:
+        return self.registry.streams.values(part.region)
+
+    def variable_norms(self, sources: Sequence[Any] | None, order: float, values: bool) -> tuple[Tensor, Tensor]:
+        """Norms of every variable's value and gradient, [variables] each: one launch a region."""
+        out = torch.zeros((len(self.variables), 2), dtype=self.norm.dtype, device=self.norm.device)
+        for k, part in enumerate(self.parts):
+            stream = self.values(part) if values else None
+            norms = part.plan.variable_norms(stream, None if sources is None else sources[k], order)
+            if part.in_order:
+                out = norms.to(out.dtype)
+            else:
+                out[torch.tensor(part.order, device=out.device)] = norms.to(out.dtype)
+        return out[:, 0], out[:, 1]

@@ -1,0 +1,171 @@
+"""Whole modules and stores by name patterns, in one launch per dtype.
+
+    fv.init.apply_(model, {"*.bias": fv.init.zeros(), "norm*": fv.init.ones(), "*": fv.init.kaiming_uniform()}, seed=7)
+
+Values depend on the seed, the variable's name and the element's index alone; `fills.py` says how.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ForeignParameterError, InitError
+from ..memory.spec import contiguous_stride
+from ..variables.registry import Registry, variable_of
+from ..variables.selectors import names as fits_pattern
+from ..variables.variable import Variable
+from .fills import Target, fill_, prepare
+from .initializers import Initializer
+
+if TYPE_CHECKING:
+    from ..store import VarStore
+
+# Names, globs or regular expressions, as selectors have them.
+Rules = Mapping["str | re.Pattern[str]", "Initializer | None"]
+
+
+def choose(names: Iterable[str], rules: Rules) -> Initializer | None:
+    """The initializer of the first rule whose pattern matches one of a variable's names; None says leave alone.
+
+    Raises:
+        InitError: no rule matches, or a rule is neither an initializer nor None.
+    """
+    names = list(names)
+    for pattern, initializer in rules.items():
+        if any(fits_pattern(name, pattern) for name in names):
+            if initializer is not None and not isinstance(initializer, Initializer):
+                raise InitError(
+                    f"rule {pattern!r} is {initializer!r}; give an initializer such as fv.init.zeros(), with its "
+                    "parentheses, or None to leave a variable alone"
+                )
+            return initializer
+    raise InitError(
+        f"no rule matches {names[0]!r} (rules: {', '.join(map(repr, rules)) or 'none'}); add a pattern, "
+        "or '*': None to leave all others alone"
+    )
+
+
+def target_of(registry: Registry, variable: Variable, initializer: Initializer) -> Target:
+    """A variable of a store as something to fill; the generator's key is its first name there."""
+    spec = variable.spec
+    return Target(
+        variable.name, initializer, registry.streams.values(spec.dtype), variable.span.offset, spec.shape, spec.stride
+    )
+
+
+def refill_(registry: Registry, variables: Iterable[Variable], seed: int | None = None) -> None:
+    """Runs the variables' own initializers again: one launch per dtype.
+
+    Args:
+        seed: In [0, 2^64); the registry's if not given.
+
+    Raises:
+        InitError: variables that no initializer wrote; nothing is written then.
+    """
+    variables = list(variables)
+    unknown = [v.name for v in variables if not isinstance(v.initializer, Initializer)]
+    if unknown:
+        raise InitError(
+            f"no initializer wrote {', '.join(map(repr, unknown[:10]))}, so their first values cannot be drawn again; "
+            "leave them out, or use fv.init.apply_"
+        )
+    registry.check_aliases()
+    targets = [target_of(registry, variable, variable.initializer) for variable in variables]
+    for work in prepare(targets, registry.seed if seed is None else seed):
+        work()
+    torch.autograd.graph.increment_version([variable.param for variable in variables])
+
+
+def apply_(module_or_store: nn.Module | VarStore, rules: Rules, seed: int | None = None) -> None:
+    """Writes new values into the parameters of an adopted module or of a store: one launch per dtype.
+
+    Args:
+        module_or_store: For a module, patterns match its own parameter names; for a store, the store's. Values follow
+            from the store's names in both cases. Buffers are left alone.
+        rules: From names, globs or compiled regular expressions to initializers; the first that matches one of a
+            parameter's names wins. None leaves a parameter alone.
+        seed: In [0, 2^64); the store's if not given.
+
+    Raises:
+        ForeignParameterError: a parameter that no store holds.
+        InitError: a parameter that no rule matches, or an initializer that does not fit one.
+        AliasError: a parameter that left its store's memory. Nothing is written in all three cases.
+
+    Example:
+        >>> store = fv.VarStore.from_module(model)
+        >>> fv.init.apply_(model, {"*.bias": fv.init.zeros(), "*": fv.init.xavier_uniform()}, seed=1)
+    """
+    held = _held_by_module(module_or_store) if isinstance(module_or_store, nn.Module) else _held(module_or_store)
+    plans: dict[Registry, dict[Variable, Initializer]] = {}
+    for registry, variable, names in held:
+        initializer = choose(names, rules)
+        if initializer is not None:
+            plans.setdefault(registry, {})[variable] = initializer
+    works: list[Callable[[], None]] = []
+    for registry, chosen in plans.items():
+        registry.check_aliases()
+        targets = [target_of(registry, variable, initializer) for variable, initializer in chosen.items()]
+        works += prepare(targets, registry.seed if seed is None else seed)
+    for work in works:
+        work()
+    for chosen in plans.values():
+        # Kernels do not move version counters: a backward pass over the old values must notice.
+        torch.autograd.graph.increment_version([variable.param for variable in chosen])
+        for variable, initializer in chosen.items():
+            variable.initializer = initializer
+
+
+Held = Iterable[tuple[Registry, Variable, list[str]]]
+
+
+def _held(store: VarStore) -> Held:
+    registry = store._registry
+    return [(registry, v, v.names) for v in registry.variables if isinstance(v.param, nn.Parameter)]
+
+
+def _held_by_module(module: nn.Module) -> Held:
+    names: dict[int, list[str]] = {}
+    params: dict[int, nn.Parameter] = {}
+    for name, param in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(param), []).append(name)
+        params[id(param)] = param
+    held = []
+    for key, param in params.items():
+        found = variable_of(param)
+        if found is None:
+            raise ForeignParameterError(
+                f"parameter {names[key][0]!r} belongs to no store, and initialization writes stores; adopt the module "
+                "first: fv.VarStore.from_module(module)"
+            )
+        held.append((*found, names[key]))
+    return held
+
+
+def tensor(
+    initializer: Initializer,
+    shape: Iterable[int],
+    name: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """A new tensor with the values that a variable of this name and shape gets in a store of this seed.
+
+    Raises:
+        InitError: the initializer does not fit.
+
+    Example:
+        >>> fv.init.tensor(fv.init.eye(), (2, 2), "weight")
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    shape = tuple(shape)
+    flat = torch.empty(torch.Size(shape).numel(), dtype=dtype, device=device)
+    fill_([Target(name, initializer, flat, 0, shape, contiguous_stride(shape))], seed)
+    return flat.view(shape)

@@ -1,0 +1,77 @@
+"""VarSpec: what a variable is, before any memory exists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import SpecError
+
+
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides, in elements, as torch gives them (an axis of length 0 counts as 1)."""
+    strides: list[int] = []
+    step = 1
+    for length in reversed(shape):
+        strides.append(step)
+        step *= max(length, 1)
+    return tuple(reversed(strides))
+
+
+def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether the elements fill one run of memory without gaps or overlaps, in any order of the axes."""
+    if 0 in shape:
+        return True
+    step = 1
+    for length, distance in sorted(zip(shape, stride, strict=True), key=lambda axis: (axis[1], axis[0])):
+        if length == 1:
+            continue
+        if distance != step:
+            return False
+        step *= length
+    return True
+
+
+@dataclass(frozen=True)
+class VarSpec:
+    """A named tensor to be carved out of a store.
+
+    Attributes:
+        name: Dotted path, unique in the store.
+        shape: Lengths of the axes.
+        dtype: Of the values; it chooses the region.
+        stride: Memory order of the axes, in elements; dense. Row-major if not given.
+        trainable: Whether it gets gradients and optimizer state. Only floating dtypes can.
+
+    Raises:
+        SpecError: empty name or path part, negative length, strides that are not dense, a trainable integer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    stride: tuple[int, ...] = ()
+    trainable: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.name or any(not part for part in self.name.split(".")):
+            raise SpecError(f"variable name {self.name!r} has an empty part; use a dotted path such as 'layer1.weight'")
+        if any(length < 0 for length in self.shape):
+            raise SpecError(f"variable {self.name!r} has a negative length in shape {self.shape}")
+        if not self.stride:
+            object.__setattr__(self, "stride", contiguous_stride(self.shape))
+        if len(self.stride) != len(self.shape) or not is_dense(self.shape, self.stride):
+            raise SpecError(
+                f"variable {self.name!r} has strides {self.stride} for shape {self.shape}, which are not dense; "
+                "give the strides of a contiguous or permuted (for example channels-last) tensor"
+            )
+        if self.trainable and not self.dtype.is_floating_point:
+            raise SpecError(
+                f"variable {self.name!r} has dtype {self.dtype} and cannot be trained; "
+                "only floating dtypes have gradients: add it with trainable=False"
+            )
+
+    @property
+    def numel(self) -> int:
+        return torch.Size(self.shape).numel()

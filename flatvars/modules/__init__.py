@@ -1,0 +1,1 @@
+"""Modules and names: adopt, capture, meta device, rebind, declare by path."""

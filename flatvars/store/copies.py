@@ -1,0 +1,97 @@
+"""Copies of stores: deepcopy, pickle and torch.save.
+
+Parameters need no help: each has a storage of its own (`streams.piece_of`), so it is written as its own bytes and loads
+where flatvars is not installed.
+
+A copy of a store is carved anew: names, ids, values, masks and groups are the original's, gradients are not copied (as
+torch does not copy those of a module), and its Parameters are those of modules and optimizers that are copied in the
+same call.
+"""
+
+from __future__ import annotations
+
+import copy
+import copyreg
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..gradients.grads import Gradients
+from ..gradients.masks import ElementMasks
+from ..memory.spec import VarSpec
+from ..variables.owners import living
+from ..variables.registry import Registry
+from ..variables.variable import Variable
+
+Owners = list[tuple[nn.Module, str]]
+
+
+class Handle:
+    """A variable's parameter on its way into a copy, with the modules that hold it.
+
+    Copied deeply, it finds the copies of both that the same call made before it. Pickled, it forgets the modules: a
+    store alone would write them all. `VarStore.watch` tells the loaded store.
+    """
+
+    def __init__(self, param: Tensor, owners: Owners) -> None:
+        self.param = param
+        self.owners = owners
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        param = copy.deepcopy(self.param, memo)
+        owners = [(memo[id(owner)], name) for owner, name in self.owners if id(owner) in memo]
+        return Handle(param, owners)
+
+    def __reduce__(self) -> Any:
+        return Handle, (self.param, [])
+
+
+def reduce_registry(registry: Registry) -> Any:
+    """A registry as plain records: what deepcopy and pickle make the copy of."""
+    registry.check_usable()
+    registry.check_aliases()
+    records = [record(registry, variable) for variable in registry.variables]
+    return restore_registry, (registry.device, registry.gradients.mode, registry.seed, registry._next_id, records)
+
+
+def record(registry: Registry, variable: Variable) -> dict[str, Any]:
+    return {
+        "spec": variable.spec,
+        "names": list(variable.names),
+        "id": variable.id,
+        "group": variable.group,
+        "frozen": variable.frozen,
+        "initializer": variable.initializer,
+        "mask": registry.masks.of(variable),
+        "handle": Handle(variable.param, living(variable)),
+    }
+
+
+def restore_registry(
+    device: torch.device, mode: str, seed: int, next_id: int, records: Sequence[dict[str, Any]]
+) -> Registry:
+    """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
+    params = [entry["handle"].param for entry in records]
+    registry = Registry(params[0].device if params else device)
+    registry.gradients = Gradients(registry, mode)
+    registry.masks = ElementMasks(registry)
+    registry.seed = seed
+    for entry, param in zip(records, params, strict=True):
+        spec: VarSpec = entry["spec"]
+        variable = registry.declare(spec, param, entry["names"], entry["group"])
+        variable.id, variable.frozen = entry["id"], entry["frozen"]
+        variable.initializer = entry["initializer"]
+        variable.owners = [(weakref.ref(owner), name) for owner, name in entry["handle"].owners]
+    registry._next_id = next_id
+    registry.settle()
+    for variable, entry in zip(registry.variables, records, strict=True):
+        registry.masks.take(variable, entry["mask"])
+    return registry
+
+
+def register() -> None:
+    """Tells Python's pickle and deepcopy how; done when flatvars is imported."""
+    copyreg.pickle(Registry, reduce_registry)

@@ -1,0 +1,215 @@
+"""Variable: the record a store keeps of one of its named tensors."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import FlatvarsError, SpecError
+from ..memory.layout import Span
+from ..memory.spec import VarSpec
+
+if TYPE_CHECKING:
+    from .registry import Registry
+
+
+class View(NamedTuple):
+    """A variable's value and gradient (None if it has none) in another shape; both share memory with the variable."""
+
+    value: Tensor
+    grad: Tensor | None
+
+
+class Variable:
+    """A named tensor of a store.
+
+    Two variables are equal when id and name are.
+
+    Attributes:
+        id: Unique in the store and never used again; stays when the variable is renamed, moved or converted.
+        index: Position in creation order.
+        spec: Name, shape, dtype and memory order.
+        param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
+        names: All names it goes by in its modules, the first is its own; more than one for tied weights.
+        owners: Modules that hold it, with the attribute's name.
+        group: Param group of optimizers that are made from the store.
+        initializer: Of `flatvars.init`, if one wrote its values; `store.reinit` runs it again.
+    """
+
+    def __init__(
+        self, id: int, index: int, spec: VarSpec, param: Tensor, names: list[str], registry: Registry, group: int = 0
+    ) -> None:
+        self.id = id
+        self.index = index
+        self.spec = spec
+        self.param = param
+        self.names = names
+        self.group = group
+        self.initializer: Any = None
+        # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
+        self.frozen = False
+        self.state_epoch = 0  # grows when the room for its gradient and state is given up
+        self.owners: list[tuple[weakref.ref[nn.Module], str]] = []
+        self._span: Span | None = None
+        # Weak: the registry holds its variables, and buffers must go with the last handle of the store.
+        self._reference = weakref.ref(registry)
+
+    # What it is -----------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size(self.spec.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.spec.dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.param.requires_grad
+
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it was declared to be trained: a Parameter of a floating dtype, and not a buffer."""
+        return isinstance(self.param, nn.Parameter) and self.dtype.is_floating_point
+
+    @property
+    def span(self) -> Span:
+        """Where it lies; carves what was declared and not carved yet."""
+        if self._span is None:
+            self._registry.settle()
+        assert self._span is not None
+        return self._span
+
+    @property
+    def _registry(self) -> Registry:
+        registry = self._reference()
+        if registry is None:
+            raise FlatvarsError(
+                f"the store of variable {self.name!r} is gone; keep the VarStore, or a module it adopted, alive"
+            )
+        return registry
+
+    def has_shape(self, shape: Sequence[int]) -> bool:
+        return tuple(shape) == self.spec.shape
+
+    # Value ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def value(self) -> Tensor:
+        """The values, [shape], detached; a view of the store's buffer."""
+        return self.param.detach()
+
+    @torch.no_grad()
+    def set_value(self, value: Tensor) -> None:
+        """Copies values, [shape], converted to the variable's dtype and device; the gradient stays as it is.
+
+        Raises:
+            SpecError: another shape (nothing is broadcast), or a view of the variable's own memory.
+        """
+        self._check_shape("value", value)
+        if overlaps(value, self.param):
+            raise SpecError(
+                f"cannot set variable {self.name!r} to a tensor that is a view of its own memory; pass a clone()"
+            )
+        self.param.copy_(value)
+
+    def norm(self) -> Tensor:
+        """L2 norm of the values, a device scalar."""
+        norm: Tensor = torch.linalg.vector_norm(self.value)
+        return norm
+
+    def view(self, *shape: int) -> View:
+        """Value and gradient together in another shape of as many elements; they share memory with the variable.
+
+        Raises:
+            RuntimeError: torch's, where the memory order does not allow the shape.
+        """
+        grad = self.grad
+        return View(self.value.view(*shape), None if grad is None else grad.view(*shape))
+
+    # Gradient -------------------------------------------------------------------------------------------------------
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient, [shape], wherever it lies, or None: which is not zeros."""
+        registry = self._reference()
+        return self.param.grad if registry is None else registry.gradients.of(self)
+
+    def set_grad(self, grad: Tensor | None) -> None:
+        """Replaces the gradient by a copy of `grad`, [shape]; None clears it.
+
+        Raises:
+            SpecError: another shape.
+        """
+        self.clear_grad()
+        if grad is not None:
+            self.accumulate_grad(grad)
+
+    def clear_grad(self) -> None:
+        """Makes the gradient None."""
+        self._registry.gradients.zero(True, [self])
+
+    def accumulate_grad(self, grad: Tensor) -> None:
+        """Adds to the gradient; a copy of `grad`, [shape], if there was none. Also where `requires_grad` is False.
+
+        Raises:
+            SpecError: another shape.
+        """
+        self._check_shape("gradient", grad)
+        self._registry.gradients.add(self, grad)
+
+    # Whole records --------------------------------------------------------------------------------------------------
+
+    def clone(self, name: str | None = None) -> Variable:
+        """A new variable of the store with the same value, mask and group, and without a gradient.
+
+        Args:
+            name: Of the clone; this variable's with the store's suffix for duplicates if not given.
+        """
+        return self._registry.clone(self, name)
+
+    def detach(self) -> Variable:
+        """Freezes this variable and clears its gradient; `store.unfreeze` trains it again. Returns itself."""
+        self._registry.freeze([self])
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Variable) and self.id == other.id and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        state = "requires_grad" if self.requires_grad else "frozen" if self.is_parameter else "buffer"
+        grad = "none" if self.grad is None else "set"
+        return f"Variable({self.name!r}, id={self.id}, {self.dtype}, {tuple(self.shape)}, {state}, grad={grad})"
+
+    def _check_shape(self, what: str, tensor: Tensor) -> None:
+        if tuple(tensor.shape) != self.spec.shape:
+            raise SpecError(
+                f"variable {self.name!r} has shape {self.spec.shape}, but a {what} of shape {tuple(tensor.shape)} was "
+                "given; nothing is broadcast: expand it first"
+            )
+
+
+def overlaps(left: Tensor, right: Tensor) -> bool:
+    """Whether the bytes from first to last element of two tensors meet; any two variables share a storage."""
+    if left.device != right.device or not left.numel() or not right.numel():
+        return False
+    (first, stop), (other, other_stop) = byte_range(left), byte_range(right)
+    return first < other_stop and other < stop
+
+
+def byte_range(tensor: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte and behind the last byte of a strided tensor with at least one element."""
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()

@@ -1,0 +1,121 @@
+"""What a plan asks of a compiler's kernels: one protocol, implemented by `kernels/triton` and `kernels/cpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .addresses import Sources
+from .fills import Fill
+from .rules import Rule
+from .segments import Segments, tile_table, variable_table
+
+
+@dataclass
+class Tables:
+    """What every launch of a plan reads: its variables, cut into tiles, on the device.
+
+    Attributes:
+        segments: The variables.
+        device: Of all tensors.
+        block: Elements of a tile, at most.
+        frozen: uint8 [trainable numel], not 0 for masked elements; None where all elements train.
+    """
+
+    segments: Segments
+    device: torch.device
+    block: int
+    frozen: Tensor | None
+
+    def __post_init__(self) -> None:
+        rows = tile_table(self.segments, self.block)
+        self.tiles = torch.from_numpy(rows).to(self.device)
+        self.variables = torch.from_numpy(variable_table(self.segments, rows)).to(self.device)
+
+    @cached_property
+    def compute_dtype(self) -> torch.dtype:
+        return self.segments.compute_dtype
+
+
+@dataclass(frozen=True)
+class NormSlot:
+    """Where the norm of a region goes.
+
+    Attributes:
+        norm: [] that the norm over all regions so far is written to.
+        sums: [regions] sums of squares, shared by the plans of one norm.
+        slot: This region among them; launches of one norm run in slot order.
+    """
+
+    norm: Tensor
+    sums: Tensor
+    slot: int
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What a step reads beside gradients, values and states.
+
+    Attributes:
+        hyper: [groups, 1 + columns of the rule]: max_norm, then what the rule unpacks.
+        steps: float32 [slots] in/out: steps taken by each variable.
+        base: Element of the region at which the state streams begin, a multiple of 128.
+        norm: [] of all gradients of the step; read only to clip or skip.
+        clip: Whether gradients are multiplied by the coefficient that clips `norm` to the group's max_norm.
+        skip: Whether everything stays as it is when `norm` is not finite.
+        skipped: int32 [] in/out: steps that were skipped, counted where `count_skips`.
+        grad_scale, found_inf: float32 [] or None: divide gradients by the one, change nothing if the other is not 0.
+    """
+
+    hyper: Tensor
+    steps: Tensor
+    base: int
+    norm: Tensor
+    clip: bool
+    skip: bool
+    skipped: Tensor
+    count_skips: bool
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+
+class Launches(Protocol):
+    """The kernels of one compiler over the tables of one plan."""
+
+    tables: Tables
+
+    def accumulate(
+        self,
+        sources: Sources,
+        stream: Tensor | None,
+        out: NormSlot,
+        *,
+        scale: float = 1.0,
+        add: bool = False,
+        grad_scale: Tensor | None = None,
+    ) -> None:
+        """Writes `scale` times the gradients into `stream`, or adds them, and the norm of what it then holds.
+
+        With no stream, the norm of the gradients alone, divided by `grad_scale` if given.
+        """
+
+    def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
+        """Writes the norms of every variable, [variables, 2]: of its value and its gradient; 0 where not given."""
+
+    def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
+        """Updates values and states of all variables that have a source, and counts their steps."""
+
+
+class Compiler(Protocol):
+    """A package of kernels."""
+
+    def bind(self, segments: Segments, device: torch.device, frozen: Tensor | None) -> Launches:
+        """Its launches over some variables; chooses the tiles."""
+
+    def fill(self, stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
+        """Writes all of `fills` into a stream, each by its draw."""

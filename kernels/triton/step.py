@@ -1,0 +1,145 @@
+"""One optimizer step over all tiles of a region: one launch for any rule, any number of variables and groups.
+
+    g <- gradient / grad_scale  where a GradScaler scaled the loss
+    g <- g * clip               clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
+    p, state <- RULE(p, g, state, hyper[group], step)
+
+Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
+where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements.
+Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
+even.
+Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. A variable whose
+source is 0 is untouched: no byte of it is read or written, its count stays. With SKIP and a norm that is not finite, or
+with FOUND_INF and a `found_inf` that is not 0, nothing changes but `skipped`. Where `frozen` is not 0, what was read is
+written back, bit for bit and in full width.
+
+The step count of a variable is read by all its programs and raised by the last of them to arrive, so a launch needs no
+second pass, and a count stays where it is for the life of the optimizer: a captured graph goes on counting there.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..lang import div_rn
+from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, tile_row
+
+
+@triton.jit
+def load_hyper(hyper_ptr, group, COLUMNS: tl.constexpr):
+    """Row of a group as a tuple, without column 0, which is max_norm."""
+    row = ()
+    for column in tl.static_range(1, COLUMNS):
+        row = row + (tl.load(hyper_ptr + group * COLUMNS + column),)
+    return row
+
+
+@triton.jit
+def clip_coefficient(norm, max_norm):
+    """torch's: at most 1, and NaN where the norm is NaN."""
+    coefficient = div_rn(max_norm, norm + 1e-6)
+    return tl.where(coefficient > 1.0, 1.0, coefficient)
+
+
+@triton.jit
+def is_skipped(norm_ptr, found_inf_ptr, SKIP: tl.constexpr, FOUND_INF: tl.constexpr):
+    skipped = False
+    if SKIP:
+        skipped = not (tl.abs(tl.load(norm_ptr)) < float("inf"))
+    if FOUND_INF:
+        skipped = skipped or (tl.load(found_inf_ptr) != 0.0)
+    return skipped
+
+
+@triton.jit
+def load_states(states_ptr, offset, mask):
+    stored = ()
+    for i in tl.static_range(len(states_ptr)):
+        stored = stored + (tl.load(states_ptr[i] + offset, mask=mask, other=0.0),)
+    return stored
+
+
+@triton.jit
+def widened(stored, COMPUTE: tl.constexpr):
+    states = ()
+    for i in tl.static_range(len(stored)):
+        states = states + (stored[i].to(COMPUTE),)
+    return states
+
+
+@triton.jit
+def to_store(tile, real, DTYPE: tl.constexpr):
+    return round_to(tl.where(real, tile, 0.0), DTYPE)
+
+
+@triton.jit(do_not_specialize=["base"], do_not_specialize_on_alignment=["frozen_ptr"])
+def step_kernel(
+    tiles_ptr,  # [tiles, 5] int64
+    variables_ptr,  # [variables, 3] int64: first tile, number of tiles, slot
+    sources_ptr,  # [variables, 2] int64: address (0: untouched) and dtype code
+    hyper_ptr,  # [groups, COLUMNS]: max_norm, then what the rule unpacks
+    steps_ptr,  # [slots] float32 in/out: steps taken
+    arrived_ptr,  # [variables] int32, zero between launches
+    norm_ptr,  # [] float32, of the gradients without their scale
+    grad_scale_ptr,  # [] float32, read with SCALED
+    found_inf_ptr,  # [] float32, read with FOUND_INF
+    skipped_ptr,  # [] int32 in/out
+    values_ptr,  # [numel] in/out
+    states_ptr,  # tuple of [numel of their range] in/out
+    frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
+    base,  # element of the region at which the states begin, a multiple of 128
+    RULE: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CLIP: tl.constexpr,
+    SKIP: tl.constexpr,
+    SCALED: tl.constexpr,
+    FOUND_INF: tl.constexpr,
+    COUNT_SKIPS: tl.constexpr,
+    SOURCE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    tile = tl.program_id(0).to(tl.int64)
+    # Known when compiled: with neither, nothing is loaded.
+    if SKIP or FOUND_INF:  # noqa: SIM102
+        if is_skipped(norm_ptr, found_inf_ptr, SKIP, FOUND_INF):
+            if COUNT_SKIPS and tile == 0:
+                tl.store(skipped_ptr, tl.load(skipped_ptr) + 1)
+            return
+    lane = tl.arange(0, BLOCK)
+    start, local, length, variable, group = tile_row(tiles_ptr, tile)
+    if tl.load(sources_ptr + variable * 2) == 0:
+        return
+    grad, _ = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
+    if SCALED:
+        grad = grad * div_rn(tl.full([], 1.0, COMPUTE), tl.load(grad_scale_ptr).to(COMPUTE))
+    if CLIP:
+        grad = grad * clip_coefficient(tl.load(norm_ptr).to(COMPUTE), tl.load(hyper_ptr + group * COLUMNS))
+    offset = start + lane
+    mask = padded_mask(lane, length)
+    old_value = tl.load(values_ptr + offset, mask=mask, other=0.0)
+    state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
+    old_states = load_states(states_ptr, state_offset, mask)
+    slot = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 2)
+    step = tl.load(steps_ptr + slot) + 1.0
+    hyper = load_hyper(hyper_ptr, group, COLUMNS)
+    value, states = RULE(old_value.to(COMPUTE), grad, widened(old_states, COMPUTE), hyper, step.to(COMPUTE))
+    real = lane < length
+    new_value = to_store(value, real, old_value.dtype)
+    # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep the bits of a NaN.
+    if frozen_ptr is not None:
+        frozen = load_frozen(frozen_ptr, start, lane, mask, old_value.dtype)
+        new_value = tl.where(frozen, old_value, new_value)
+    tl.store(values_ptr + offset, new_value, mask=mask)
+    for i in tl.static_range(len(states_ptr)):
+        new_state = to_store(states[i], real, old_states[i].dtype)
+        if frozen_ptr is not None:
+            new_state = tl.where(frozen, old_states[i], new_state)
+        tl.store(states_ptr[i] + state_offset, new_state, mask=mask)
+    # The atomic operation is a barrier as well: every warp has read the count before one thread writes it.
+    tiles = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)
+    if tl.atomic_add(arrived_ptr + variable, 1, sem="acq_rel") == tiles - 1:
+        tl.store(arrived_ptr + variable, 0)
+        tl.store(steps_ptr + slot, step)

@@ -1,0 +1,115 @@
+"""Device helpers every kernel shares: tile rows, 64-bit offsets, gradient sources, stores, the last program.
+
+`kernels/segments.py` says what a tile is and what its row holds.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ..lang import INTERPRETED
+
+TILE_COLUMNS = tl.constexpr(5)
+VARIABLE_COLUMNS = tl.constexpr(3)
+SOURCE_COLUMNS = tl.constexpr(2)
+# The interpreter truncates where hardware rounds float32 to bfloat16 to nearest even: round by bits there.
+ROUND_BITS = tl.constexpr(INTERPRETED)
+
+DTYPES = {
+    torch.float32: tl.float32,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+    torch.float64: tl.float64,
+}
+
+
+@triton.jit
+def tile_row(tiles_ptr, tile):
+    """One row of the tile table. `tile` is int64 from birth, so that no offset ever wraps."""
+    row = tiles_ptr + tile * TILE_COLUMNS
+    start = tl.multiple_of(tl.load(row), 16)
+    local = tl.multiple_of(tl.load(row + 1), 16)
+    return start, local, tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+
+
+@triton.jit
+def padded_mask(lane, length):
+    """Lanes up to the end of the padding: a multiple of 16, which lets masked accesses keep their full width."""
+    return lane < (length + 15) // 16 * 16
+
+
+@triton.jit
+def load_typed(address, local, length, lane, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, COMPUTE: tl.constexpr):
+    pointer = address.to(tl.pointer_type(DTYPE)) + local
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    # A source ends with its last element, not with padding. `tl.multiple_of(length, 16)` would mark `length` itself,
+    # in both branches, and widen the masked accesses of the ragged one past the end.
+    if length % 16 == 0:
+        tile = tl.load(pointer + lane, mask=lane < length // 16 * 16, other=0.0).to(COMPUTE)
+    else:
+        tile = tl.load(pointer + lane, mask=lane < length, other=0.0).to(COMPUTE)
+    return tile
+
+
+@triton.jit
+def load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED: tl.constexpr, COMPUTE: tl.constexpr):
+    """A tile of the gradient of `variable` through the pointer table, zeros where it has none; and its address.
+
+    SOURCE is the dtype of all gradients of the launch, or None where they differ and the table's code decides.
+    """
+    row = sources_ptr + variable * SOURCE_COLUMNS
+    address = tl.load(row)
+    tile = tl.zeros_like(lane).to(COMPUTE)
+    if address != 0:
+        if SOURCE is not None:
+            tile = load_typed(address, local, length, lane, SOURCE, ALIGNED, COMPUTE)
+        else:
+            code = tl.load(row + 1)
+            if code == 0:
+                tile = load_typed(address, local, length, lane, tl.float32, ALIGNED, COMPUTE)
+            elif code == 1:
+                tile = load_typed(address, local, length, lane, tl.bfloat16, ALIGNED, COMPUTE)
+            elif code == 2:
+                tile = load_typed(address, local, length, lane, tl.float16, ALIGNED, COMPUTE)
+            else:
+                tile = load_typed(address, local, length, lane, tl.float64, ALIGNED, COMPUTE)
+    return tile, address
+
+
+@triton.jit
+def load_frozen(frozen_ptr, start, lane, mask, BESIDE: tl.constexpr):
+    """Which elements of a tile are masked: they keep value and state, and their gradient counts in no norm.
+
+    BESIDE is the dtype of the stream that the mask goes with. Bytes could be read in longer pieces than its elements,
+    and the compiler would then carry the other tiles through shared memory to where the mask's lie: so the pointer is
+    known to be aligned to the number of elements that fit into 16 bytes, and no further.
+    """
+    address = frozen_ptr.to(tl.int64) + start
+    pointer = tl.multiple_of(address.to(tl.pointer_type(tl.uint8)), 128 // BESIDE.primitive_bitwidth)
+    return tl.load(pointer + lane, mask=mask, other=0) != 0
+
+
+@triton.jit
+def round_to(x, DTYPE: tl.constexpr):
+    """Rounds to nearest even, also in the interpreter."""
+    if ROUND_BITS and tl.bfloat16 == DTYPE and x.dtype == tl.float32:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        bits = tl.where(x == x, rounded, 0x7FC00000).to(tl.uint32)
+        x = bits.to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
+
+
+@triton.jit
+def arrive(counter_ptr):
+    """Counts this program in; true for the last one of the launch, which also resets the counter.
+
+    Release and acquire at device scope: what every program stored before arriving, the last one sees.
+    """
+    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1
+    if last:
+        tl.store(counter_ptr, 0)
+    return last
