@@ -12,8 +12,12 @@ is no library function whose last bit depends on the machine. Importing this mod
 
 from __future__ import annotations
 
+import ast
+import builtins
+import dis
 import inspect
 import os
+import textwrap
 from collections.abc import Callable
 from importlib.util import find_spec
 from types import FunctionType, ModuleType, SimpleNamespace
@@ -21,9 +25,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .errors import RuleError
+
 HAS_TRITON = find_spec("triton") is not None
 # Triton reads the same variable when a kernel is decorated: the kernels of this process then run on CPU tensors.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+# Packages of kernels that can compile a rule, loaded when they are asked for.
+COMPILERS = ("cpu", "triton") if HAS_TRITON else ("cpu",)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -42,10 +51,51 @@ def is_device_function(value: Any) -> bool:
     return isinstance(value, FunctionType) and hasattr(value, "__flatvars_device__")
 
 
-def used_names(function: Callable[..., Any]) -> dict[str, Any]:
-    """What the names that a function does not define mean: of its module, and of the functions around it."""
-    inside = inspect.getclosurevars(function)
-    return {**inside.globals, **inside.nonlocals}
+def used_names(function: Any) -> dict[str, Any]:
+    """What the names that a function does not define mean: of its module, and of the functions around it.
+
+    Raises:
+        RuleError: there is no such name.
+    """
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    around = {name: cell.cell_contents for name, cell in cells}
+    found: dict[str, Any] = {}
+    line = function.__code__.co_firstlineno
+    for instruction in dis.get_instructions(function):
+        line = _line_of(instruction) or line
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF"):
+            name = instruction.argval
+            known = next((names for names in (around, function.__globals__, vars(builtins)) if name in names), None)
+            if known is None:
+                raise RuleError(function, line, f"{name!r} is not defined", "define it above, or pass it in `hyper`")
+            found[name] = known[name]
+    return found
+
+
+def _line_of(instruction: Any) -> int | None:
+    # Python 3.10 has no positions, and 3.13 made a truth value of `starts_line`.
+    positions = getattr(instruction, "positions", None)
+    line: int | None = instruction.starts_line if positions is None else positions.lineno
+    return line
+
+
+def source_of(function: Any) -> ast.FunctionDef:
+    """The syntax tree of a function, with the line numbers of its file.
+
+    Raises:
+        RuleError: its source is not to be found.
+    """
+    try:
+        lines, first = inspect.getsourcelines(function)
+    except OSError:
+        raise RuleError(
+            function, None, "its source, which compilers read, is not to be found", "define it in a file or a notebook"
+        ) from None
+    tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
+    if not isinstance(tree, ast.FunctionDef):
+        raise RuleError(function, first, "it is not a plain function", "write it with def")
+    ast.increment_lineno(tree, first - 1)
+    return tree
 
 
 # Primitives: every compiler has its own -------------------------------------------------------------------------------
@@ -101,24 +151,24 @@ PRIMITIVES = (sqrt_rn, div_rn, where, absolute, nearest, power_of_two, split_exp
 
 
 @device_function
-def maximum(x, y):
+def maximum(x: Any, y: Any) -> Any:
     """The larger one; NaN of NaN, as torch's."""
     return where((x > y) | (x != x), x, y)
 
 
 @device_function
-def minimum(x, y):
+def minimum(x: Any, y: Any) -> Any:
     return where((x < y) | (x != x), x, y)
 
 
 @device_function
-def sign(x):
+def sign(x: Any) -> Any:
     """-1, 0 or 1; NaN of NaN."""
     return where(x > 0.0, 1.0, where(x < 0.0, -1.0, x))
 
 
 @device_function
-def exp(x):
+def exp(x: Any) -> Any:
     """e^x within 2 ulp, gradual underflow and overflow included.
 
     x = n log(2) + r with |r| < 0.35, and the Taylor series of e^r to the 13th power, whose rest is below 1e-17.
@@ -145,7 +195,7 @@ def exp(x):
 
 
 @device_function
-def log(x):
+def log(x: Any) -> Any:
     """Natural logarithm within 2 ulp; of zero -inf, below it NaN.
 
     log(m) = 2 atanh((m - 1) / (m + 1)), as a series in the square, which is below 0.03: to the 23rd power.

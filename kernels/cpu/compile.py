@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import textwrap
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,12 +18,18 @@ from typing import Any
 import numba
 import numpy as np
 
-from ..errors import FlatvarsError
-from ..lang import PRIMITIVES, WORDS, is_device_function, is_words, tl, used_names
+from ..errors import RuleError
+from ..lang import PRIMITIVES, WORDS, is_device_function, is_words, source_of, tl, used_names
 from . import primitives
 
 # `error_model`: a division by zero is infinity. `forceinline`: a call in a loop would be neither vectorized nor hoisted.
-OPTIONS: dict[str, Any] = {"error_model": "numpy", "nogil": True, "forceinline": True}
+# Python itself calls none of them: two wrappers fewer to compile.
+OPTIONS: dict[str, Any] = {
+    "error_model": "numpy",
+    "forceinline": True,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+}
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -32,38 +37,23 @@ def compiled(function: Callable[..., Any]) -> Any:
     return numba.njit(**OPTIONS)(function)
 
 
+def native(function: Callable[..., Any], signature: Any) -> Any:
+    """Machine code of a function, with its address: what a launch calls."""
+    return numba.cfunc(signature, error_model="numpy")(function)
+
+
 @functools.cache
 def twin(function: Callable[..., Any], dtype: type) -> Any:
     """The device function in `dtype`, np.float32 or np.float64, for other compiled functions to call."""
     if function in PRIMITIVES:
         return getattr(primitives, function.__name__)
-    tree = parsed(function)
     numbers: dict[str, Any] = {}
-    tree = _Numbers(dtype, numbers).visit(tree)
+    tree = _Numbers(dtype, numbers).visit(source_of(function))
     names = {name: _replaced(function, name, value, dtype) for name, value in used_names(function).items()}
     namespace: dict[str, Any] = {**names, **numbers, "__name__": function.__module__}
     code = compile(ast.fix_missing_locations(ast.Module([tree], [])), inspect.getfile(function), "exec")
     exec(code, namespace)
     return compiled(namespace[function.__name__])
-
-
-def parsed(function: Callable[..., Any]) -> ast.FunctionDef:
-    """The syntax tree of a function, with the line numbers of its file.
-
-    Raises:
-        FlatvarsError: its source is not to be found.
-    """
-    try:
-        lines, first = inspect.getsourcelines(function)
-    except OSError as error:
-        raise FlatvarsError(
-            f"the source of {function.__name__!r} is not to be found, and compilers read it; define it in a file or in "
-            "a notebook"
-        ) from error
-    tree = ast.parse(textwrap.dedent("".join(lines))).body[0]
-    assert isinstance(tree, ast.FunctionDef)
-    ast.increment_lineno(tree, first - 1)
-    return tree
 
 
 class _Numbers(ast.NodeTransformer):
@@ -109,9 +99,9 @@ def _replaced(function: Callable[..., Any], name: str, value: Any, dtype: type) 
         return twin(value, dtype)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return dtype(value)
-    raise FlatvarsError(
-        f"{function.__name__!r} uses {name!r}, which is {type(value).__name__} and neither a number nor a device "
-        "function; decorate functions that rules call with device_function"
+    kind = type(value).__name__
+    raise RuleError(
+        function, None, f"{name!r} is {kind}, neither a number nor a device function", "decorate it with device_function"
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .formats import Format
@@ -74,50 +73,70 @@ def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
     return types.int64(address, amount), generate
 
 
-@intrinsic
-def scratch(typing: Any, size: Any) -> Any:
-    """The address of `size` bytes of this call's own stack; `size` is a number in the source."""
-    length = size.literal_value
+def stack(size: int) -> Any:
+    """`memory()`: the address of `size` bytes of the call's own stack."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        memory = cgutils.alloca_once(builder, ir.ArrayType(I8, length))
-        memory.align = 64
-        return builder.ptrtoint(memory, I64)
+    @intrinsic
+    def memory(typing: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            # Not `alloca_once`, whose zeros LLVM takes seconds to look at.
+            with builder.goto_entry_block():
+                found = builder.alloca(ir.ArrayType(I8, size))
+            found.align = 64
+            return builder.ptrtoint(found, I64)
 
-    return types.int64(size), generate
+        return types.int64(), generate
+
+    return memory
 
 
 # Elements of streams --------------------------------------------------------------------------------------------------
 
 
-class Scopes:
-    """Streams that do not overlap, for the elements that a loop loads and stores.
-
-    Args:
-        count: How many.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def mark(self, builder: Any, instruction: Any, stream: int) -> None:
-        module = builder.module
-        domain = module.add_metadata([ir.MetaDataString(module, f"flatvars {self.count} streams")])
-        scopes = [
-            module.add_metadata([ir.MetaDataString(module, f"flatvars {self.count} {i}"), domain])
-            for i in range(self.count)
-        ]
-        instruction.set_metadata("alias.scope", module.add_metadata([scopes[stream]]))
-        others = [scope for i, scope in enumerate(scopes) if i != stream]
-        if others:
-            instruction.set_metadata("noalias", module.add_metadata(others))
+def mark(builder: Any, instruction: Any, streams: int, stream: int) -> None:
+    """Says that an access is to one of several streams that do not overlap."""
+    module = builder.module
+    domain = module.add_metadata([ir.MetaDataString(module, f"flatvars {streams} streams")])
+    scopes = [module.add_metadata([ir.MetaDataString(module, f"flatvars {streams} {i}"), domain]) for i in range(streams)]
+    instruction.set_metadata("alias.scope", module.add_metadata([scopes[stream]]))
+    others = [scope for i, scope in enumerate(scopes) if i != stream]
+    if others:
+        instruction.set_metadata("noalias", module.add_metadata(others))
 
 
-def load_raw(builder: Any, format_: Format, address: Any, index: Any, scopes: Scopes, stream: int) -> Any:
+def load_raw(builder: Any, format_: Format, address: Any, index: Any, streams: int, stream: int) -> Any:
     instruction = builder.load(pointer(builder, address, format_.stored, index))
-    scopes.mark(builder, instruction, stream)
+    mark(builder, instruction, streams, stream)
     return instruction
 
 
-def store_raw(builder: Any, format_: Format, raw: Any, address: Any, index: Any, scopes: Scopes, stream: int) -> None:
-    scopes.mark(builder, builder.store(raw, pointer(builder, address, format_.stored, index)), stream)
+def store_raw(builder: Any, raw: Any, address: Any, index: Any, streams: int, stream: int) -> None:
+    mark(builder, builder.store(raw, pointer(builder, address, raw.type, index)), streams, stream)
+
+
+def element_load(format_: Format, compute: Any, streams: int, stream: int) -> Any:
+    """`load(address, index)`: an element of a stream, as a number of `compute`, Numba's float32 or float64."""
+
+    @intrinsic
+    def load(typing: Any, address: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            raw = load_raw(builder, format_, *arguments, streams, stream)
+            return format_.widen(builder, raw, context.get_value_type(compute))
+
+        return compute(types.int64, types.int64), generate
+
+    return load
+
+
+def element_store(format_: Format, compute: Any, streams: int, stream: int) -> Any:
+    """`store(address, index, x)`: rounds to nearest even."""
+
+    @intrinsic
+    def store(typing: Any, address: Any, index: Any, x: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            store_raw(builder, format_.round(builder, arguments[2]), *arguments[:2], streams, stream)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, compute), generate
+
+    return store

@@ -13,86 +13,98 @@ As in torch, v - a^2 of a gradient that hardly changes can round below zero: its
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..eager.native import native_rmsprop
-from ..lang import device_function, div_rn, sqrt_rn, tl
+from ..lang import device_function, div_rn, sqrt_rn, where
 from .rule import Rule
 
 
-@device_function
-def decayed(p, g, hyper):  # type: ignore[no-untyped-def]
-    """Hyper 1 is weight_decay, 7 the sign of maximize."""
-    return hyper[7] * g + hyper[1] * p
+class RMSpropNumbers(NamedTuple):
+    lr: Any
+    weight_decay: Any
+    alpha: Any
+    keep: Any  # 1 - alpha
+    eps: Any
+    momentum: Any
+    centered: Any  # 1 where the average is subtracted
+    ascent: Any  # -1 to maximize
 
 
 @device_function
-def squares(g, v, hyper):  # type: ignore[no-untyped-def]
-    lr, weight_decay, alpha, keep, eps, momentum, centered, sign = hyper
-    return alpha * v + keep * g * g
+def decayed(p, g, hyper):
+    return hyper.ascent * g + hyper.weight_decay * p
 
 
 @device_function
-def center(g, v, a, hyper):  # type: ignore[no-untyped-def]
+def squares(g, v, hyper):
+    return hyper.alpha * v + hyper.keep * g * g
+
+
+@device_function
+def center(g, v, a, hyper):
     """The average, and what goes under the root; a group that is not centered keeps the one and uses v."""
-    lr, weight_decay, alpha, keep, eps, momentum, centered, sign = hyper
-    moved = a + keep * (g - a)
-    return tl.where(centered != 0.0, moved, a), tl.where(centered != 0.0, v - moved * moved, v)
+    moved = a + hyper.keep * (g - a)
+    return where(hyper.centered != 0.0, moved, a), where(hyper.centered != 0.0, v - moved * moved, v)
 
 
 @device_function
-def gather_speed(update, b, hyper):  # type: ignore[no-untyped-def]
+def gather_speed(update, b, hyper):
     """The buffer, and the update; a group without momentum touches no buffer."""
-    lr, weight_decay, alpha, keep, eps, momentum, centered, sign = hyper
-    faster = momentum * b + update
-    return tl.where(momentum != 0.0, faster, b), tl.where(momentum != 0.0, faster, update)
+    faster = hyper.momentum * b + update
+    return where(hyper.momentum != 0.0, faster, b), where(hyper.momentum != 0.0, faster, update)
 
 
 @device_function
-def rmsprop(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
+def rmsprop(p, g, state, hyper, step):
     g = decayed(p, g, hyper)
     v = squares(g, state[0], hyper)
-    return p - hyper[0] * div_rn(g, sqrt_rn(v) + hyper[4]), (v,)
+    return p - hyper.lr * div_rn(g, sqrt_rn(v) + hyper.eps), (v,)
 
 
 @device_function
-def rmsprop_momentum(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
+def rmsprop_momentum(p, g, state, hyper, step):
     g = decayed(p, g, hyper)
     v = squares(g, state[0], hyper)
-    b, update = gather_speed(div_rn(g, sqrt_rn(v) + hyper[4]), state[1], hyper)
-    return p - hyper[0] * update, (v, b)
+    b, update = gather_speed(div_rn(g, sqrt_rn(v) + hyper.eps), state[1], hyper)
+    return p - hyper.lr * update, (v, b)
 
 
 @device_function
-def rmsprop_centered(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
+def rmsprop_centered(p, g, state, hyper, step):
     g = decayed(p, g, hyper)
     v = squares(g, state[0], hyper)
     a, spread = center(g, v, state[1], hyper)
-    return p - hyper[0] * div_rn(g, sqrt_rn(spread) + hyper[4]), (v, a)
+    return p - hyper.lr * div_rn(g, sqrt_rn(spread) + hyper.eps), (v, a)
 
 
 @device_function
-def rmsprop_centered_momentum(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
+def rmsprop_centered_momentum(p, g, state, hyper, step):
     g = decayed(p, g, hyper)
     v = squares(g, state[0], hyper)
     a, spread = center(g, v, state[2], hyper)
-    b, update = gather_speed(div_rn(g, sqrt_rn(spread) + hyper[4]), state[1], hyper)
-    return p - hyper[0] * update, (v, b, a)
+    b, update = gather_speed(div_rn(g, sqrt_rn(spread) + hyper.eps), state[1], hyper)
+    return p - hyper.lr * update, (v, b, a)
 
 
-def rmsprop_hyper(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Row of RMSprop: lr 0, weight_decay 1, alpha 2, 1-alpha 3, eps 4, momentum 5, centered 6, sign 7."""
+def rmsprop_numbers(group: Mapping[str, Any]) -> RMSpropNumbers:
     alpha = float(group["alpha"])
-    sign = -1.0 if group["maximize"] else 1.0
-    average = (alpha, 1.0 - alpha, group["eps"])
-    return (group["lr"], group["weight_decay"], *average, group["momentum"], float(group["centered"]), sign)
+    return RMSpropNumbers(
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        alpha=alpha,
+        keep=1.0 - alpha,
+        eps=group["eps"],
+        momentum=group["momentum"],
+        centered=float(group["centered"]),
+        ascent=-1.0 if group["maximize"] else 1.0,
+    )
 
 
 _STATES = ("square_avg", "momentum_buffer", "grad_avg")
 
 
 def _rule(name: str, function: Any, states: tuple[str, ...]) -> Rule:
-    return Rule(name, function, states, rmsprop_hyper, native_rmsprop(states))
+    return Rule(name, function, states, RMSpropNumbers, rmsprop_numbers)
 
 
 RMSPROP = _rule("RMSprop", rmsprop, _STATES[:1])

@@ -1,0 +1,118 @@
+"""One element of a step: a value with its states, loaded as they are stored, widened, and stored again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.errors import TypingError
+from numba.extending import intrinsic
+
+from .formats import Format
+from .memory import load_raw, pointer, store_raw
+
+_RAW = {"float32": types.float32, "float64": types.float64}
+_INDEX = ir.IntType(64)
+
+
+class Elements:
+    """Access to a value stream and its state streams, which do not overlap, nor do the gradients, which come last.
+
+    Args:
+        formats: Of the values, then of each state.
+        compute: Numba's float32 or float64.
+        masked: Whether `store` keeps what was loaded where it is told to.
+    """
+
+    def __init__(self, formats: list[Format], compute: Any, masked: bool) -> None:
+        self.formats, self.compute, self.masked = formats, compute, masked
+        self.count = len(formats) - 1
+        self.streams = len(formats) + 1
+        self.stored = types.Tuple([_RAW.get(format_.name, types.int16) for format_ in formats])
+        self.addresses = types.UniTuple(types.int64, self.count) if self.count else types.Tuple(())
+        self.states = types.UniTuple(compute, self.count) if self.count else types.Tuple(())
+
+    def address_reader(self) -> Any:
+        """`read(table)`: the addresses of the states."""
+        count, result = self.count, self.addresses
+
+        @intrinsic
+        def read(typing: Any, table: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                base = pointer(builder, arguments[0], _INDEX)
+                found = [builder.load(builder.gep(base, [_INDEX(i)])) for i in range(count)]
+                return context.make_tuple(builder, result, found)
+
+            return result(types.int64), generate
+
+        return read
+
+    def loader(self) -> Any:
+        """`load(values, index, states, state index) -> stored`."""
+
+        @intrinsic
+        def load(typing: Any, values: Any, index: Any, states: Any, state_index: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                places = self._places(builder, *arguments)
+                raws = [
+                    load_raw(builder, format_, *place, self.streams, i)
+                    for i, (format_, place) in enumerate(zip(self.formats, places, strict=True))
+                ]
+                return context.make_tuple(builder, self.stored, raws)
+
+            return self.stored(types.int64, types.int64, self.addresses, types.int64), generate
+
+        return load
+
+    def widener(self) -> Any:
+        """`widen(stored) -> (p, state)`."""
+
+        @intrinsic
+        def widen(typing: Any, stored: Any) -> Any:
+            result = types.Tuple([self.compute, self.states])
+
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                type_ = context.get_value_type(self.compute)
+                wide = [
+                    format_.widen(builder, builder.extract_value(arguments[0], i), type_)
+                    for i, format_ in enumerate(self.formats)
+                ]
+                states = context.make_tuple(builder, self.states, wide[1:])
+                return context.make_tuple(builder, result, [wide[0], states])
+
+            return result(self.stored), generate
+
+        return widen
+
+    def storer(self) -> Any:
+        """`store(values, index, states, state index, p, state, stored, kept)`: rounds; where `kept`, what was there."""
+
+        @intrinsic
+        def store(
+            typing: Any, values: Any, index: Any, states: Any, state_index: Any, p: Any, state: Any, old: Any, kept: Any
+        ) -> Any:
+            given = tuple(state) if isinstance(state, types.BaseTuple) else (state,)
+            if p != self.compute or given != (self.compute,) * self.count:
+                raise TypingError(
+                    f"the rule returns {p} and {state}; it must return {self.compute} and a tuple of {self.count} "
+                    "of them, one for each state"
+                )
+
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                p, state, old, kept = arguments[4:]
+                new = [p, *(builder.extract_value(state, i) for i in range(self.count))]
+                for i, place in enumerate(self._places(builder, *arguments[:4])):
+                    raw = self.formats[i].round(builder, new[i])
+                    if self.masked:
+                        raw = builder.select(kept, builder.extract_value(old, i), raw)
+                    store_raw(builder, raw, *place, self.streams, i)
+                return context.get_dummy_value()
+
+            arguments = (types.int64, types.int64, self.addresses, types.int64, p, state, self.stored, types.boolean)
+            return types.void(*arguments), generate
+
+        return store
+
+    def _places(self, builder: Any, values: Any, index: Any, states: Any, state_index: Any) -> list[tuple[Any, Any]]:
+        return [(values, index), *((builder.extract_value(states, i), state_index) for i in range(self.count))]

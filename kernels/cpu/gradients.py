@@ -1,0 +1,99 @@
+"""Gradients of a tile as numbers of the arithmetic: where they lie if they are such, else converted beside the stack."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .compile import compiled, float_type, native
+from .formats import FORMATS
+from .memory import element_load, element_store, read_byte
+
+# Elements of a tile, as in the fixed slots of norms.
+TILE = 2_048
+
+
+@functools.cache
+def converter(name: str, dtype: type) -> Any:
+    """Converts `count` numbers of a format, times `factor`, and zero where `frozen`, an address or 0, has a byte."""
+    load = element_load(FORMATS[name], float_type(dtype), 2, 0)
+    store = element_store(FORMATS[np.dtype(dtype).name], float_type(dtype), 2, 1)
+    zero = dtype(0.0)
+
+    @compiled
+    def convert(source: Any, target: Any, count: Any, factor: Any, frozen: Any) -> None:
+        if frozen == 0:
+            for i in range(count):
+                store(target, i, load(source, i) * factor)
+        else:
+            for i in range(count):
+                x = load(source, i) * factor
+                store(target, i, zero if read_byte(frozen, i) != 0 else x)
+
+    return convert
+
+
+@functools.cache
+def converter_address(dtype: type) -> int:
+    """Address of `(gradients, code, count, factor, frozen, target)`, which converts a tile of any format.
+
+    A function of its own, which launches call: compiled into each of them, it would take longer than all else.
+    """
+    to_float32, to_bfloat16, to_float16, to_float64 = (converter(name, dtype) for name in FORMATS)
+
+    def convert(gradients: Any, code: Any, count: Any, factor: Any, frozen: Any, target: Any) -> None:
+        if code == 0:
+            to_float32(gradients, target, count, factor, frozen)
+        elif code == 1:
+            to_bfloat16(gradients, target, count, factor, frozen)
+        elif code == 2:
+            to_float16(gradients, target, count, factor, frozen)
+        else:
+            to_float64(gradients, target, count, factor, frozen)
+
+    word, number = types.int64, float_type(dtype)
+    return native(convert, types.void(word, word, word, number, word, word)).address
+
+
+def _converter_call(number: Any) -> Any:
+    @intrinsic
+    def call(
+        typing: Any, address: Any, gradients: Any, code: Any, count: Any, factor: Any, frozen: Any, target: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            type_ = ir.FunctionType(ir.VoidType(), [value.type for value in arguments[1:]])
+            builder.call(builder.inttoptr(arguments[0], type_.as_pointer()), arguments[1:])
+            return context.get_dummy_value()
+
+        word = types.int64
+        return types.void(word, word, word, word, number, word, word), generate
+
+    return call
+
+
+def tile_source(dtype: type) -> Any:
+    """`(address, code, local, count, factor, frozen, scratch, converter) -> address` of `count` gradients in `dtype`.
+
+    They lie in `scratch` where something had to be done to them, else where they are: `factor` is 1 and none is frozen.
+    """
+    plain = FORMATS[np.dtype(dtype).name].code
+    call = _converter_call(float_type(dtype))
+    one = dtype(1.0)
+
+    @compiled
+    def source(
+        address: Any, code: Any, local: Any, count: Any, factor: Any, frozen: Any, scratch: Any, converter: Any
+    ) -> Any:
+        size = 4 if code == 0 else (8 if code == 3 else 2)
+        gradients = address + local * size
+        if code == plain and factor == one and frozen == 0:
+            return gradients
+        call(converter, gradients, code, count, factor, frozen, scratch)
+        return scratch
+
+    return source

@@ -1,0 +1,61 @@
+"""What a compiled launch is given: one row of 64-bit words, which it reads by position. A call passes its address alone.
+
+Numba's own dispatcher looks at the type of every argument of every call, which takes longer than a small launch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .memory import pointer
+
+Words = npt.NDArray[np.int64]
+
+# Counters of a launch, each on a cache line of its own: threads add to them while others read the rest.
+NEXT, DONE = 0, 8
+FIRST = 16
+
+
+class Layout:
+    """Names of the words of one kind of launch."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.positions = {name: FIRST + position for position, name in enumerate(names)}
+
+    def fill(self, **words: int) -> Words:
+        """A row for one launch; every name must be given: addresses, counts, flags."""
+        row: Words = np.zeros(FIRST + len(self.names), dtype=np.int64)
+        row[FIRST:] = [words[name] for name in self.names]
+        return row
+
+    def reader(self) -> Any:
+        """`word(record, "name")` for compiled functions: an integer."""
+        return self._reader(ir.IntType(64), types.int64)
+
+    def number_reader(self) -> Any:
+        """`number(record, "name")`: a float64, filled in by `bits_of`."""
+        return self._reader(ir.DoubleType(), types.float64)
+
+    def _reader(self, type_: Any, result: Any) -> Any:
+        @intrinsic(prefer_literal=True)
+        def read(typing: Any, record: Any, name: Any) -> Any:
+            position = self.positions[name.literal_value]
+
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                return builder.load(pointer(builder, arguments[0], type_, ir.Constant(ir.IntType(64), position)))
+
+            return result(types.int64, name), generate
+
+        return read
+
+
+def bits_of(number: float) -> int:
+    """The bits of a float64, for a word that is one."""
+    return int(np.float64(number).view(np.int64))

@@ -1,0 +1,265 @@
+"""One optimizer step over all tiles of a region: one launch for any rule, any number of variables and groups.
+
+    g <- gradient / grad_scale  where a GradScaler scaled the loss
+    g <- g * clip               clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
+    p, state <- RULE(p, g, state, hyper[group], step)
+
+Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
+where elements are masked. A gradient of another dtype is converted tile by tile, in the first-level cache.
+Numerics: float32 inside (float64 for float64 regions), every operation rounded on its own, in the order of the rule;
+stores round to nearest even: the bits of Triton's interpreter, for any number of threads.
+Aliasing: values, states and steps in place; padding is not touched. A variable whose source is 0 is untouched. With a
+skip, nothing changes but `skipped`. Where `frozen` is not 0, what was read is written back.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ..rules import Rule
+from .compile import compiled, float_type, native, twin
+from .elements import Elements
+from .formats import FORMATS
+from .gradients import TILE, converter_address, tile_source
+from .memory import (
+    element_load,
+    fetch_add,
+    pointer,
+    read_byte,
+    read_double,
+    read_float,
+    read_int,
+    read_int32,
+    stack,
+    write_float,
+    write_int32,
+)
+from .record import DONE, NEXT, Layout
+from .threads import POOL, callable_of, chunk_of, threads_for, wait
+
+LAYOUT = Layout(
+    "tiles",  # address of [tiles, 5] int64
+    "count",  # of tiles
+    "chunk",  # tiles that a thread takes at a time
+    "variables",  # address of [variables, 3] int64: first tile, number of tiles, slot
+    "variable_count",
+    "sources",  # address of [variables, 2] int64: address (0: untouched) and dtype code
+    "written",  # address of uint8 [variables], 0 where a view holds no gradient; 0 where all sources count
+    "converter",  # address of the function for gradients of other dtypes
+    "hyper",  # address of [groups, columns]
+    "columns",
+    "steps",  # address of float32 [slots] in/out
+    "norm",  # address of the norm
+    "norm_is_double",
+    "clip",  # flags
+    "skip",
+    "grad_scale",  # addresses of float32, or 0
+    "found_inf",
+    "skipped",  # address of int32 in/out, or 0
+    "values",  # address of the stream, in/out
+    "base",  # element of the region at which the states begin
+    "frozen",  # address of uint8 [numel]
+    "states",  # address of the addresses of the state streams, in/out
+)
+word = LAYOUT.reader()
+ONE = np.float32(1.0)
+
+
+def clip_coefficient(dtype: type) -> Any:
+    """`coefficient(record, max_norm)`: torch's, at most 1, and NaN where the norm is NaN; 1 without clipping."""
+    one, small = dtype(1.0), dtype(1e-6)
+
+    @compiled
+    def coefficient(record: Any, max_norm: Any) -> Any:
+        if word(record, "clip") == 0:
+            return one
+        found = max_norm / (dtype(norm_of(record)) + small)
+        return one if found > one else found
+
+    return coefficient
+
+
+@compiled
+def norm_of(record: Any) -> Any:
+    """The norm, as float64."""
+    address = word(record, "norm")
+    return read_double(address, 0) if word(record, "norm_is_double") != 0 else np.float64(read_float(address, 0))
+
+
+@compiled
+def is_skipped(record: Any) -> Any:
+    if word(record, "skip") != 0 and not abs(norm_of(record)) < np.inf:
+        return True
+    found_inf = word(record, "found_inf")
+    return found_inf != 0 and read_float(found_inf, 0) != 0.0
+
+
+@compiled
+def is_untouched(record: Any, variable: Any) -> Any:
+    written = word(record, "written")
+    if read_int(word(record, "sources"), 2 * variable) == 0:
+        return True
+    return written != 0 and read_byte(written, variable) == 0
+
+
+@compiled
+def count_step(record: Any) -> None:
+    """Adds one to the steps of every variable that was touched, or to the steps that were skipped."""
+    if is_skipped(record):
+        skipped = word(record, "skipped")
+        if skipped != 0:
+            write_int32(skipped, 0, read_int32(skipped, 0) + 1)
+        return
+    steps, variables = word(record, "steps"), word(record, "variables")
+    for variable in range(word(record, "variable_count")):
+        if not is_untouched(record, variable):
+            slot = read_int(variables, 3 * variable + 2)
+            write_float(steps, slot, read_float(steps, slot) + ONE)
+
+
+def numbers_reader(numbers: Any, dtype: type) -> Any:
+    """`read(address)`: a row of hyper-parameters as the rule's named tuple."""
+    element = float_type(dtype)
+    row = types.NamedUniTuple(element, len(numbers._fields), numbers)
+
+    @intrinsic
+    def read(typing: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            base = pointer(builder, arguments[0], context.get_value_type(element))
+            index = ir.IntType(64)
+            return context.make_tuple(
+                builder, row, [builder.load(builder.gep(base, [index(i)])) for i in range(row.count)]
+            )
+
+        return row(types.int64), generate
+
+    return read
+
+
+def updater(rule: Rule, elements: Elements, dtype: type) -> Any:
+    """The loop over the elements of a tile, with everything that does not change from one to the next before it."""
+    function = twin(rule.function, dtype)
+    load_gradient = element_load(FORMATS[np.dtype(dtype).name], elements.compute, elements.streams, elements.streams - 1)
+    load, widen, store = elements.loader(), elements.widener(), elements.storer()
+    masked = elements.masked
+
+    @compiled
+    def update(
+        gradients: Any,
+        count: Any,
+        unscale: Any,
+        clip: Any,
+        values: Any,
+        start: Any,
+        states: Any,
+        state_start: Any,
+        frozen: Any,
+        hyper: Any,
+        step: Any,
+    ) -> None:
+        for i in range(count):
+            g = load_gradient(gradients, i) * unscale * clip
+            stored = load(values, start + i, states, state_start + i)
+            p, state = widen(stored)
+            kept = masked and read_byte(frozen, start + i) != 0
+            p, state = function(p, g, state, hyper, step)
+            store(values, start + i, states, state_start + i, p, state, stored, kept)
+
+    return update
+
+
+@functools.cache
+def kernel(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool) -> Any:
+    """Machine code of `(record, leader) -> finished` for one rule over streams of these formats.
+
+    Threads call it on one record and take tiles until none is left. The leader then waits a moment for the others,
+    and counts the steps if all tiles are done; if not, it returns 0, and is called once more when they are.
+    """
+    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked)
+    update, read_numbers = updater(rule, elements, dtype), numbers_reader(rule.numbers, dtype)
+    read_addresses, source = elements.address_reader(), tile_source(dtype)
+    read = read_double if dtype is np.float64 else read_float
+    size, one = np.dtype(dtype).itemsize, dtype(1.0)
+    room, coefficient = stack(TILE * size), clip_coefficient(dtype)
+
+    @compiled
+    def tiles_between(record: Any, first: Any, last: Any, memory: Any) -> None:
+        variables, sources, steps = word(record, "variables"), word(record, "sources"), word(record, "steps")
+        hyper, columns, converter = word(record, "hyper"), word(record, "columns"), word(record, "converter")
+        values, base, frozen = word(record, "values"), word(record, "base"), word(record, "frozen")
+        states, grad_scale = read_addresses(word(record, "states")), word(record, "grad_scale")
+        unscale = one
+        if grad_scale != 0:
+            unscale = one / dtype(read_float(grad_scale, 0))
+        for tile in range(first, last):
+            row = word(record, "tiles") + 40 * tile
+            variable = read_int(row, 3)
+            if is_untouched(record, variable):
+                continue
+            start, local, length = read_int(row, 0), read_int(row, 1), read_int(row, 2)
+            address, code = read_int(sources, 2 * variable), read_int(sources, 2 * variable + 1)
+            group = hyper + read_int(row, 4) * columns * size
+            step = dtype(read_float(steps, read_int(variables, 3 * variable + 2)) + ONE)
+            gradients = source(address, code, local, length, one, 0, memory, converter)
+            clip, numbers = coefficient(record, read(group, 0)), read_numbers(group + size)
+            update(gradients, length, unscale, clip, values, start, states, start - base, frozen, numbers, step)
+
+    def run(record: Any, leader: Any) -> Any:
+        # The first look is at the counter alone: who comes too late may find the rest gone.
+        count, chunk, memory = word(record, "count"), word(record, "chunk"), room()
+        first = fetch_add(record + 8 * NEXT, chunk)
+        if first < count:
+            skipped = is_skipped(record)
+            while first < count:
+                last = min(first + chunk, count)
+                if not skipped:
+                    tiles_between(record, first, last, memory)
+                fetch_add(record + 8 * DONE, last - first)
+                first = fetch_add(record + 8 * NEXT, chunk)
+        if leader == 0 or not wait(record, count):
+            return 0
+        count_step(record)
+        return 1
+
+    return native(run, types.int64(types.int64, types.int64))
+
+
+def launch(tables: Any, sources: Any, rule: Rule, values: Any, states: Any, inputs: Any) -> None:
+    """See `Launches.step`."""
+    dtype = DTYPES[tables.compute_dtype]
+    formats = tuple(name_of(state.dtype) for state in states)
+    code = kernel(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
+    addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
+    size = values.element_size() * 2 + 2 * sum(state.element_size() for state in states) + 4
+    threads = threads_for(size * tables.numel)
+    record = LAYOUT.fill(
+        tiles=tables.tiles.data_ptr(),
+        count=len(tables.tiles),
+        chunk=chunk_of(len(tables.tiles), threads),
+        variables=tables.variables.data_ptr(),
+        variable_count=len(tables.segments),
+        sources=sources.table.data_ptr(),
+        written=0,
+        converter=0 if sources.dtype == tables.compute_dtype else converter_address(dtype),
+        hyper=inputs.hyper.data_ptr(),
+        columns=inputs.hyper.shape[1],
+        steps=inputs.steps.data_ptr(),
+        norm=inputs.norm.data_ptr(),
+        norm_is_double=inputs.norm.dtype == torch.float64,
+        clip=inputs.clip,
+        skip=inputs.skip,
+        grad_scale=address_of(inputs.grad_scale),
+        found_inf=address_of(inputs.found_inf),
+        skipped=inputs.skipped.data_ptr() if inputs.count_skips else 0,
+        values=values.data_ptr(),
+        base=inputs.base,
+        frozen=address_of(tables.frozen),
+        states=addresses.ctypes.data,
+    )
+    POOL.launch(callable_of(code), record, threads)

@@ -1,0 +1,119 @@
+"""Threads of our own: each launch is one function that several threads call at once, which share out its tiles.
+
+Numba's `prange` is a trap for a library: on GNU OpenMP a forked child that enters a parallel region is terminated, and
+Numba's own scheduler aborts the process when two Python threads use it. Here the thread that launches never depends on
+another one: it takes tiles until none is left, and then waits for those that others have taken. A thread that wakes too
+late finds nothing to do, and looks at nothing but the counter.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+
+from .compile import compiled, native
+from .memory import fetch_add
+from .record import DONE, Words
+
+# Bytes that are worth another thread: waking it takes as long as moving some 60 microseconds' worth of them.
+BYTES_A_THREAD = 1_500_000
+# How often a launch is cut for a thread: those that start late, or share their core, take fewer pieces.
+PIECES = 8
+# Looks at the counter before the launching thread sleeps, some 30 microseconds.
+PATIENCE = 1_500
+
+
+class Task(NamedTuple):
+    """One launch, for the threads that help with it."""
+
+    function: Any
+    record: Words
+    finished: SimpleQueue[None]
+
+
+class Pool:
+    """Threads that wait for launches; made when first needed, and forgotten by a forked child, which has none."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        self._tasks: SimpleQueue[Task] = SimpleQueue()
+        self._threads = 0
+        self._lock = threading.Lock()
+
+    def launch(self, function: Any, record: Words, threads: int) -> None:
+        """Calls `function(record, 1)` here and `function(record, 0)` on others, until all of its tiles are done."""
+        address = record.ctypes.data
+        helpers = self._helpers(threads - 1) if threads > 1 else 0
+        if not helpers:
+            function(address, 1)
+            return
+        task = Task(function, record, SimpleQueue())
+        for _ in range(helpers):
+            self._tasks.put(task)
+        interrupt: KeyboardInterrupt | None = None
+        while not function(address, 1):
+            # Others still write to streams: not even an interrupt may let go of them.
+            try:
+                task.finished.get()
+            except KeyboardInterrupt as caught:
+                interrupt = caught
+        if interrupt is not None:
+            raise interrupt
+
+    def _helpers(self, wanted: int) -> int:
+        if self._threads < wanted:
+            with self._lock:
+                while self._threads < wanted:
+                    name = f"flatvars-{self._threads + 1}"
+                    try:
+                        threading.Thread(target=_work, args=(self._tasks,), name=name, daemon=True).start()
+                    except RuntimeError:  # the interpreter is shutting down, or the system gives no more
+                        break
+                    self._threads += 1
+        return min(wanted, self._threads)
+
+
+def _work(tasks: SimpleQueue[Task]) -> None:
+    while True:
+        task = tasks.get()
+        task.function(task.record.ctypes.data, 0)
+        task.finished.put(None)
+        del task  # it holds a record
+
+
+POOL = Pool()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=POOL.forget)
+
+
+def threads_for(size: int) -> int:
+    """How many threads a launch that moves `size` bytes is worth; torch's number at most."""
+    return max(1, min(torch.get_num_threads(), size // BYTES_A_THREAD))
+
+
+@functools.cache
+def callable_of(code: Any) -> Any:
+    """Machine code of `(record, leader) -> finished` as a function that gives up the interpreter lock."""
+    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)(code.address)
+
+
+@compiled
+def wait(record: Any, count: Any) -> Any:
+    """Whether all tiles are done, for which it waits a moment."""
+    for _ in range(PATIENCE):
+        if fetch_add(record + 8 * DONE, 0) >= count:
+            return True
+    return False
+
+
+def chunk_of(tiles: int, threads: int) -> int:
+    """Tiles that a thread takes at a time."""
+    return tiles if threads == 1 else max(1, tiles // (threads * PIECES))
