@@ -222,6 +222,12 @@ def log(x: Any) -> Any:
     return where(x < INFINITY, result, where(x == INFINITY, x, result))
 
 
+@device_function
+def power(x: Any, exponent: Any) -> Any:
+    """x^exponent of x >= 0 and an exponent above 0: as good as the product of the exponent and log(x) is."""
+    return where(x == 0.0, 0.0, exp(exponent * log(x)))
+
+
 INFINITY = float("inf")
 QUIET = float("nan")
 

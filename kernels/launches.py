@@ -38,6 +38,11 @@ class Tables:
         self.variables = torch.from_numpy(variable_table(self.segments, rows)).to(self.device)
 
     @cached_property
+    def numel(self) -> int:
+        """Elements of all variables."""
+        return sum(self.segments.numels)
+
+    @cached_property
     def compute_dtype(self) -> torch.dtype:
         return self.segments.compute_dtype
 

@@ -17,10 +17,14 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 
 from ..errors import RuleError
 from ..lang import PRIMITIVES, WORDS, is_device_function, is_words, source_of, tl, used_names
 from . import primitives
+
+# In which rules and norms are computed.
+DTYPES: dict[torch.dtype, type] = {torch.float32: np.float32, torch.float64: np.float64}
 
 # `error_model`: a division by zero is infinity. `forceinline`: a call in a loop would be neither vectorized nor hoisted.
 # Python itself calls none of them: two wrappers fewer to compile.

@@ -11,7 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from llvmlite import ir
+
+from ..errors import FlatvarsError
 
 I16, I32 = ir.IntType(16), ir.IntType(32)
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -63,6 +66,18 @@ FORMATS = {
     "float16": Format("float16", 2, 2),
     "float64": Format("float64", 8, 3),
 }
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Of the format that a dtype is stored in.
+
+    Raises:
+        FlatvarsError: no kernel knows it.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in FORMATS:
+        raise FlatvarsError(f"kernels read and write {', '.join(FORMATS)}; this stream is {dtype}")
+    return name
 
 
 def _is_double(type_: Any) -> bool:

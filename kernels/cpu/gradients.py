@@ -39,7 +39,7 @@ def converter(name: str, dtype: type) -> Any:
 
 
 @functools.cache
-def converter_address(dtype: type) -> int:
+def converter_of(dtype: type) -> int:
     """Address of `(gradients, code, count, factor, frozen, target)`, which converts a tile of any format.
 
     A function of its own, which launches call: compiled into each of them, it would take longer than all else.

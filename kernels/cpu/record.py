@@ -12,6 +12,7 @@ import numpy.typing as npt
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from torch import Tensor
 
 from .memory import pointer
 
@@ -59,3 +60,8 @@ class Layout:
 def bits_of(number: float) -> int:
     """The bits of a float64, for a word that is one."""
     return int(np.float64(number).view(np.int64))
+
+
+def address_of(tensor: Tensor | None) -> int:
+    """Of a tensor's first element; 0 where there is none."""
+    return 0 if tensor is None else tensor.data_ptr()

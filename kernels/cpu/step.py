@@ -15,18 +15,23 @@ skip, nothing changes but `skipped`. Where `frozen` is not 0, what was read is w
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from torch import Tensor
 
+from ..addresses import Sources
+from ..launches import StepInputs, Tables
 from ..rules import Rule
-from .compile import compiled, float_type, native, twin
+from .compile import DTYPES, compiled, float_type, native, twin
 from .elements import Elements
-from .formats import FORMATS
-from .gradients import TILE, converter_address, tile_source
+from .formats import FORMATS, name_of
+from .gradients import TILE, converter_of, tile_source
 from .memory import (
     element_load,
     fetch_add,
@@ -40,7 +45,7 @@ from .memory import (
     write_float,
     write_int32,
 )
-from .record import DONE, NEXT, Layout
+from .record import DONE, NEXT, Layout, address_of
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
 LAYOUT = Layout(
@@ -230,13 +235,15 @@ def kernel(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked:
     return native(run, types.int64(types.int64, types.int64))
 
 
-def launch(tables: Any, sources: Any, rule: Rule, values: Any, states: Any, inputs: Any) -> None:
+def launch(
+    tables: Tables, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+) -> None:
     """See `Launches.step`."""
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
     code = kernel(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
     addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
-    size = values.element_size() * 2 + 2 * sum(state.element_size() for state in states) + 4
+    size = 2 * sum(stream.element_size() for stream in (values, *states)) + 4
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
@@ -246,7 +253,7 @@ def launch(tables: Any, sources: Any, rule: Rule, values: Any, states: Any, inpu
         variable_count=len(tables.segments),
         sources=sources.table.data_ptr(),
         written=0,
-        converter=0 if sources.dtype == tables.compute_dtype else converter_address(dtype),
+        converter=0 if sources.dtype == tables.compute_dtype else converter_of(dtype),
         hyper=inputs.hyper.data_ptr(),
         columns=inputs.hyper.shape[1],
         steps=inputs.steps.data_ptr(),

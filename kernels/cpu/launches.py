@@ -1,0 +1,51 @@
+"""The launches of `kernels/launches.py`, by Numba."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..addresses import Sources
+from ..launches import NormSlot, StepInputs, Tables
+from ..rules import Rule
+from ..segments import Segments
+from . import accumulate, norms, step
+from .fill import fill
+from .gradients import TILE
+
+__all__ = ["CpuLaunches", "bind", "fill"]
+
+
+def bind(segments: Segments, device: torch.device, frozen: Tensor | None) -> CpuLaunches:
+    """The launches over some variables."""
+    return CpuLaunches(Tables(segments, device, TILE, frozen))
+
+
+class CpuLaunches:
+    """Compiled functions over the tables of one plan; any number of threads may launch over them."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+
+    def accumulate(
+        self,
+        sources: Sources,
+        stream: Tensor | None,
+        out: NormSlot,
+        *,
+        scale: float = 1.0,
+        add: bool = False,
+        grad_scale: Tensor | None = None,
+    ) -> None:
+        """See `Launches.accumulate`."""
+        accumulate.launch(self.tables, sources, stream, out, scale, add, grad_scale)
+
+    def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
+        """See `Launches.norms`."""
+        norms.launch(self.tables, values, sources, order, out)
+
+    def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
+        """See `Launches.step`."""
+        step.launch(self.tables, sources, rule, values, states, inputs)
