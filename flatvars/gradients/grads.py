@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GradientError, UnknownNameError
-from ..memory.streams import FROZEN_ELEMENTS, GRADS, same_dtype, view_of
+from ..memory.streams import FROZEN_ELEMENTS, GRADS, Stream, same_dtype
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .plans import PlanSet
@@ -77,9 +77,13 @@ class Gradients:
 
     # The stream ---------------------------------------------------------------------------------------------------
 
-    def stream(self, region: torch.dtype) -> Tensor:
-        """The flat gradients of a region, [trainable_numel]: float32 for narrower variables, unless they are views."""
+    def held(self, region: torch.dtype) -> Stream:
+        """The gradients of a region: in float32 for narrower variables, unless they are views."""
         return self.registry.streams.get(GRADS, region, same_dtype if self.mode == "views" else at_least_float32)
+
+    def stream(self, region: torch.dtype) -> Tensor:
+        """The flat gradients of a region, [trainable_numel]."""
+        return self.held(region).buffer
 
     @torch.no_grad()
     def read_stream(self, region: torch.dtype) -> Tensor:
@@ -97,12 +101,12 @@ class Gradients:
         if self.mode == "gather" and variable.id in self.touched:
             if pending is None:
                 self.exposed = True
-                return view_of(self.stream(variable.dtype), variable.span)
+                return self.held(variable.dtype).view(variable.span)
             if not self.spent:
                 # What a step would use, in a tensor of its own: looking must not gather, a scale may still come.
                 trains = self.registry.masks.of(variable)
                 pending = pending if trains is None else pending.masked_fill(~trains, 0.0)
-                return view_of(self.stream(variable.dtype), variable.span) + pending
+                return self.held(variable.dtype).view(variable.span) + pending
         if self.mode == "views":
             return variable.param.grad if self.collect([variable]).touched[0] else None
         return pending
@@ -227,7 +231,7 @@ class Gradients:
         for region in streams.layout.regions:
             frozen, stream = streams.find(FROZEN_ELEMENTS, region.dtype), streams.find(GRADS, region.dtype)
             if frozen is not None and stream is not None:
-                stream.masked_fill_(frozen.view(torch.bool), 0.0)
+                stream.buffer.masked_fill_(frozen.buffer.view(torch.bool), 0.0)
 
     def _aligned(self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients that a user gave, one for each variable of the plans."""
@@ -262,7 +266,7 @@ class Gradients:
     def add(self, variable: Variable, grad: Tensor) -> None:
         """Adds to one variable's gradient, wherever it lies; None counts as zero here."""
         if variable.id in self.touched and not self.spent:
-            view_of(self.stream(variable.dtype), variable.span).add_(grad.to(self.registry.device))
+            self.held(variable.dtype).view(variable.span).add_(grad.to(self.registry.device))
             self.fresh = False
             return
         own = grad.detach().to(variable.param.device, variable.dtype, copy=True)
@@ -351,7 +355,7 @@ class Gradients:
         grad, frozen = self.of(variable), self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
         if grad is None or frozen is None:
             return grad
-        return grad.masked_fill(view_of(frozen, variable.span).view(torch.bool), 0.0)
+        return grad.masked_fill(frozen.view(variable.span).view(torch.bool), 0.0)
 
     @torch.no_grad()
     def norms(self, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FlatvarsError, MaskError
-from ..memory.streams import FROZEN_ELEMENTS, byte, flat_of, view_of
+from ..memory.streams import FROZEN_ELEMENTS, Stream, byte
 from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
@@ -67,23 +67,23 @@ class ElementMasks:
             return
         if mask is not None and not bool(mask.all()):
             stream = streams.get(FROZEN_ELEMENTS, region, byte)
-            view_of(stream, variable.span).copy_(~mask)
+            stream.write(variable.span, ~mask)
         elif (FROZEN_ELEMENTS, region) in streams:
-            flat_of(streams.get(FROZEN_ELEMENTS, region, byte), variable.span).zero_()
+            streams.get(FROZEN_ELEMENTS, region, byte).write(variable.span, None)
 
     def of(self, variable: Variable) -> Tensor | None:
         """See `VarStore.trainable_mask`."""
         stream = self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
-        if stream is None or not variable.spec.trainable or not bool(flat_of(stream, variable.span).any()):
+        if stream is None or not variable.spec.trainable or not bool(stream.flat(variable.span).any()):
             return None
-        return view_of(stream, variable.span) == 0
+        return stream.view(variable.span) == 0
 
     def prune(self) -> None:
         """Frees the stream of every region where no element is masked any more."""
         streams = self.registry.streams
         for region in streams.layout.regions:
             stream = streams.find(FROZEN_ELEMENTS, region.dtype)
-            if stream is not None and not bool(stream.any()):
+            if stream is not None and not bool(stream.buffer.any()):
                 streams.drop(FROZEN_ELEMENTS, region.dtype)
 
     def check(self) -> None:
@@ -93,11 +93,11 @@ class ElementMasks:
             stream = streams.find(FROZEN_ELEMENTS, region.dtype)
             if stream is None:
                 continue
-            padding = stream.clone()
+            padding = Stream(stream.buffer.clone())
             for span in streams.layout.spans:
                 if span.spec.dtype == region.dtype and span.spec.trainable:
-                    flat_of(padding, span).zero_()
-            if bool(padding.any()):
+                    padding.write(span, None)
+            if bool(padding.buffer.any()):
                 raise FlatvarsError(
                     f"padding of the {region.dtype} region is masked: something else wrote into its stream"
                 )

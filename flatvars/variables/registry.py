@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import AliasError, FlatvarsError, NameTakenError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
-from ..memory.streams import VALUES, Streams, piece_of, view_of
+from ..memory.streams import VALUES, Streams
 from .selectors import Selector, find
 from .variable import Variable
 
@@ -259,14 +259,13 @@ class Registry:
         Views share the counter of their base: an in-place write to one variable would then break the backward pass of
         every other.
         """
-        region, span = variable.dtype, variable.span
-        buffer = self._streams.values(region) if stream == VALUES else self._streams.get(stream, region)
-        return view_of(buffer, span).data
+        span = variable.span  # carves, where that is still to do
+        return self._streams.get(stream, variable.dtype).view(span).data
 
     def piece(self, variable: Variable) -> Tensor:
         """The variable's values as its Parameter holds them: in the buffer, with a storage of its own."""
         assert variable._span is not None
-        return piece_of(self._streams.values(variable.dtype), variable._span)
+        return self._streams.get(VALUES, variable.dtype).piece(variable._span)
 
     def share_memory(self) -> None:
         """See `VarStore.share_memory_`."""
