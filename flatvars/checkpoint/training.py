@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..gradients.attached import gradients_of
 from ..memory.streams import GRADS
 from ..variables.registry import Registry
 from .image import Image, Plane, existing
@@ -175,7 +176,7 @@ def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]) -> None:
-    gradients = registry.gradients
+    gradients = gradients_of(registry)
     if gradients.mode == "views":
         trained = registry.trainable()
         hits = gradients.views.settle_all(trained)

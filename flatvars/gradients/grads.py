@@ -28,6 +28,8 @@ from ..errors import GradientError, UnknownNameError
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, same_dtype, view_of
 from ..variables.registry import Registry
 from ..variables.variable import Variable
+from .freezing import flags_moved, follow_flags
+from .masks import clear_masked
 from .plans import PlanSet
 from .views import GradViews
 
@@ -67,7 +69,8 @@ class Gradients:
         # Of the variables that were zeroed last, by generation of the registry and indices.
         self._stretches: tuple[Any, list[tuple[torch.dtype, int, int]]] = (None, [])
         self.views = GradViews(self._registry)
-        registry.recarved.append(self._follow)
+        registry.before_carve.append(self.before_carve)
+        registry.after_carve.append(self._follow)
 
     @property
     def registry(self) -> Registry:
@@ -110,8 +113,8 @@ class Gradients:
     def plans(self) -> PlanSet:
         """Plans over all variables that can have a gradient."""
         self.registry.settle()
-        if self.registry.masks_moved():
-            self.registry.sync_masks()
+        if flags_moved(self.registry):
+            follow_flags(self.registry)
         if self._plans is None or self._plans.generation != self.registry.generation:
             self._plans = PlanSet(self.registry, self.registry.trainable())
             self.fresh = False
@@ -218,16 +221,7 @@ class Gradients:
                 if grad is not None:
                     _add_grad(param, grad)
         self.collect(plans.variables)
-        self.clear_masked()
-
-    @torch.no_grad()
-    def clear_masked(self) -> None:
-        """Puts zeros where elements are masked: what the stream holds there is no gradient, and may be NaN."""
-        streams = self.registry.streams
-        for region in streams.layout.regions:
-            frozen, stream = streams.find(FROZEN_ELEMENTS, region.dtype), streams.find(GRADS, region.dtype)
-            if frozen is not None and stream is not None:
-                stream.masked_fill_(frozen.view(torch.bool), 0.0)
+        clear_masked(self.registry)
 
     def _aligned(self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients that a user gave, one for each variable of the plans."""
@@ -386,7 +380,7 @@ class Gradients:
         # A norm that is NaN or infinite makes NaN of the zeros between variables as well, and they count in no norm.
         for region, padding in self.plans().padding.items():
             self.stream(region).index_fill_(0, padding, 0.0)
-        self.clear_masked()
+        clear_masked(self.registry)
         return norm
 
     def _clip_each(self, max_norm: float, order: float) -> None:

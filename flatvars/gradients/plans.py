@@ -15,7 +15,7 @@ from torch import Tensor
 from ..backend import all_in_memory_order, in_memory_order, make_plan
 from ..memory.streams import FROZEN_ELEMENTS, VALUES
 from ..variables.owners import Held, check_owners
-from ..variables.registry import Registry, check_alias
+from ..variables.registry import Registry
 from ..variables.variable import Variable
 
 _address = torch.Tensor.data_ptr
@@ -89,7 +89,7 @@ class PlanSet:
             self._addresses = self._expected()
         if addresses != self._addresses or list(map(_stride, self._matrices)) != self._strides:
             for variable in self.variables:
-                check_alias(self.registry, variable)
+                self.registry.check_alias(variable)
         if not self._held.intact():
             check_owners(self.variables)
             self._held = Held(self.variables)

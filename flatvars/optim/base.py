@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..backend import Rule
 from ..errors import FlatvarsError, ForeignParameterError
+from ..gradients.attached import gradients_of
+from ..gradients.freezing import follow_flags
 from ..gradients.grads import Collected
 from ..gradients.plans import PlanSet
 from ..memory.streams import same_dtype
@@ -180,9 +182,9 @@ class Optimizer(Conveniences):
         if plans is not None and plans.generation == self._registry.generation:
             if not any(param.requires_grad for param in self._frozen):
                 return plans
-            self._registry.sync_masks()
+            follow_flags(self._registry)
         elif any(v.requires_grad and not is_trained(v) for v in self._members()):
-            self._registry.sync_masks()
+            follow_flags(self._registry)
         self._retire_plans()
         return self._make_plans()
 
@@ -251,7 +253,7 @@ class Optimizer(Conveniences):
                 loss = closure()
         plans = self._current_plans()
         plans.check()
-        gradients = self._registry.gradients
+        gradients = gradients_of(self._registry)
         collected = gradients.collect_for(plans)
         touched = collected.touched_of(plans)
         if strict and not all(touched):
@@ -266,7 +268,7 @@ class Optimizer(Conveniences):
         return loss
 
     def _launch(self, plans: PlanSet, collected: Collected) -> None:
-        gradients = self._registry.gradients
+        gradients = gradients_of(self._registry)
         gathered = gradients.mode == "gather" and collected.grads is None
         scaling = read_scaling(self, self._registry.device, gathered)
         sources = gradients.sources(plans, collected)
@@ -292,7 +294,7 @@ class Optimizer(Conveniences):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
         self._join()
-        gradients = self._registry.gradients
+        gradients = gradients_of(self._registry)
         if gradients.mode == "gather" and set_to_none and not gradients.touched:
             for group in self.param_groups:
                 for param in group["params"]:
