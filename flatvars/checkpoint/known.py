@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..gradients.plans import PlanSet
-from ..variables.registry import Registry, check_alias
+from ..variables.registry import Registry
 from .records import Catalog, record_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def catalog_in_place(registry: Registry) -> Catalog:
     if known is not None and _still(known, registry):
         return known.catalog
     for variable in registry.variables:
-        check_alias(registry, variable)
+        registry.check_alias(variable)
     params = [v.param for v in registry.variables]
     matrices = [param for param in params if param.dim() > 1]
     catalog = Catalog([record_of(v) for v in registry.variables])

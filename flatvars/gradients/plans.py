@@ -15,7 +15,7 @@ from torch import Tensor
 from ..backend import all_in_memory_order, in_memory_order, make_plan
 from ..memory.streams import FROZEN_ELEMENTS, VALUES
 from ..variables.owners import Held, check_owners
-from ..variables.registry import Registry, check_alias
+from ..variables.registry import Registry
 from ..variables.variable import Variable
 
 _address = torch.Tensor.data_ptr
@@ -66,7 +66,8 @@ class PlanSet:
             indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows)
             order = [position[i] for i in indices]
             frozen = registry.streams.find(FROZEN_ELEMENTS, region)
-            plan = make_plan(segments, registry.device, self.norm, sums, slot, frozen)
+            mask = None if frozen is None else frozen.buffer
+            plan = make_plan(segments, registry.device, self.norm, sums, slot, mask)
             self.parts.append(Part(region, order, plan, order == list(range(len(self.variables)))))
 
     @property
@@ -89,7 +90,7 @@ class PlanSet:
             self._addresses = self._expected()
         if addresses != self._addresses or list(map(_stride, self._matrices)) != self._strides:
             for variable in self.variables:
-                check_alias(self.registry, variable)
+                self.registry.check_alias(variable)
         if not self._held.intact():
             check_owners(self.variables)
             self._held = Held(self.variables)

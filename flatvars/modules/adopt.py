@@ -24,7 +24,7 @@ from ..init.patterns import Rules
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
 from ..memory.streams import VALUES
 from ..variables.owners import current_param
-from ..variables.registry import Registry, lies_in_span, variable_of
+from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable, byte_range
 from .meta import plan_rules
 
@@ -284,7 +284,7 @@ def rebind(registry: Registry) -> list[str]:
     strayed = {
         variable.index: param.detach()
         for variable, param in zip(registry.variables, params, strict=True)
-        if not lies_in_span(registry, variable, param)
+        if not registry.is_bound(variable, param)
     }
     for variable, param in zip(registry.variables, params, strict=True):
         if param is not variable.param:
