@@ -12,6 +12,7 @@ from .errors import (
     MaskError,
     MismatchError,
     NameTakenError,
+    RuleError,
     SpecError,
     UnknownNameError,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "MismatchError",
     "NameTakenError",
     "Path",
+    "RuleError",
     "Select",
     "SpecError",
     "UnknownNameError",

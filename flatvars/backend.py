@@ -1,11 +1,10 @@
-"""The one door to the kernels: Triton for GPU tensors, torch for the rest."""
+"""The one door to the kernels: Triton's for GPU tensors, Numba's for the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,8 @@ from .kernels import fills
 from .kernels.addresses import all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
+from .kernels.launches import Compiler
+from .kernels.plan import Plan
 from .kernels.rules import (
     ADAM,
     ADAMW,
@@ -63,15 +64,20 @@ _forced: ContextVar[str | None] = ContextVar("flatvars_backend", default=None)
 
 
 def backend_for(device: torch.device) -> str:
-    """Which backend plans made now will use on a device: "triton" on GPUs, else "torch", unless forced.
+    """Which backend plans made now will use on a device: "triton" on GPUs, "cpu" on host memory, unless forced.
 
     Raises:
-        FlatvarsError: Triton is needed and not there, or cannot run on the device.
+        FlatvarsError: Triton is needed and not there, or cannot run on the device; no kernels exist for the device.
     """
     on_gpu = device.type == "cuda"  # HIP devices carry the same name in torch
-    name = _forced.get() or ("triton" if on_gpu else "torch")
-    if name == "torch" and on_gpu:
-        raise FlatvarsError("the torch backend works on host memory; GPU tensors need the triton backend")
+    if not on_gpu and device.type != "cpu":
+        raise FlatvarsError(
+            f"flatvars has kernels for CUDA and HIP GPUs and for CPUs, none for {device.type!r}; move the module to "
+            "one of those devices first"
+        )
+    name = _forced.get() or ("triton" if on_gpu else "cpu")
+    if name == "cpu" and on_gpu:
+        raise FlatvarsError("the cpu backend works on host memory; GPU tensors need the triton backend")
     if name == "triton" and not HAS_TRITON:
         raise FlatvarsError(f"tensors on {device} need Triton, which is not installed: pip install triton")
     if name == "triton" and not on_gpu and not INTERPRETED:
@@ -82,11 +88,22 @@ def backend_for(device: torch.device) -> str:
     return name
 
 
+def _compiler(device: torch.device) -> Compiler:
+    """The package of kernels for a device, imported when it is first needed."""
+    if backend_for(device) == "triton":
+        from .kernels.triton import launches as triton_launches
+
+        return triton_launches
+    from .kernels.cpu import launches as cpu_launches
+
+    return cpu_launches
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Forces the backend of plans made in this context, for tests: "triton" or "torch"."""
-    if name not in ("triton", "torch"):
-        raise ValueError(f"backend {name!r} does not exist; use 'triton' or 'torch'")
+    """Forces the backend of plans made in this context, for tests: "triton" or "cpu"."""
+    if name not in ("triton", "cpu"):
+        raise ValueError(f"backend {name!r} does not exist; use 'triton' or 'cpu'")
     token = _forced.set(name)
     try:
         yield
@@ -96,22 +113,11 @@ def use_backend(name: str) -> Iterator[None]:
 
 def make_plan(
     segments: Segments, device: torch.device, norm: Tensor, sums: Tensor, slot: int, frozen: Tensor | None
-) -> Any:
+) -> Plan:
     """A plan of the backend for a device; `kernels/plan.py` documents its arguments and methods."""
-    if backend_for(device) == "triton":
-        from .kernels.plan import Plan
-        from .kernels.triton import launches
-
-        return Plan(launches.bind(segments, device, frozen), norm, sums, slot)
-    from .kernels.eager.plan import Plan as EagerPlan
-
-    return EagerPlan(segments, device, norm, sums, slot, frozen)
+    return Plan(_compiler(device).bind(segments, device, frozen), norm, sums, slot)
 
 
 def fill_(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
-    """Writes variables of a stream, [numel] contiguous, each by its draw: one launch on a GPU."""
-    if backend_for(stream.device) == "triton":
-        from .kernels.triton.fill import fill_ as launch
-    else:
-        from .kernels.eager.fill import fill_ as launch
-    launch(stream, fills, seed)
+    """Writes variables of a stream, [numel] contiguous, each by its draw: one launch."""
+    _compiler(stream.device).fill(stream, fills, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .kernels.errors import FlatvarsError, GradientError
+from .kernels.errors import FlatvarsError, GradientError, RuleError
 
 __all__ = [
     "AliasError",
@@ -15,6 +15,7 @@ __all__ = [
     "MaskError",
     "MismatchError",
     "NameTakenError",
+    "RuleError",
     "SpecError",
     "UnknownNameError",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -97,6 +98,65 @@ class Fill:
             position += index % length * stride
             index = index // length
         return position
+
+
+# Columns of a variable's row before its numbers: kind, seed, key, whether wide, first index, base.
+HEAD = 6
+AXES_AT = HEAD + NUMBERS
+
+
+def fill_tables(fills: Sequence[Fill], seed: int, block: int) -> tuple[Int64s, Int64s, int]:
+    """What kernels read: rows of tiles and of variables, and how many axes a variable's row has room for."""
+    axes = max((len(fill.axes) for fill in fills if not is_wide(fill)), default=0)
+    return tile_rows(fills, block), variable_rows(fills, seed, axes), axes
+
+
+def is_wide(fill: Fill) -> bool:
+    """Whether elements lie in the order of their indices, on the boundaries that wide stores need."""
+    return fill.row_major and fill.start % 16 == 0 and fill.first % 16 == 0
+
+
+def variable_rows(fills: Sequence[Fill], seed: int, axes: int) -> Int64s:
+    """[variables, columns] int64: kind, seed, key, whether wide, first index, base, numbers, axes."""
+    rows = np.zeros((len(fills), AXES_AT + 2 * axes), dtype=np.int64)
+    rows[:, AXES_AT :: 2] = 1
+    rows[:, 0] = [fill.draw.kind for fill in fills]
+    rows[:, 1] = np.uint64(seed).astype(np.int64)
+    rows[:, 2] = np.array([fill.key for fill in fills], dtype=np.uint64).view(np.int64)
+    rows[:, 3] = [is_wide(fill) for fill in fills]
+    rows[:, 4] = [fill.first for fill in fills]
+    rows[:, 5] = [fill.start - (fill.first if fill.row_major else 0) for fill in fills]
+    draws = list({id(fill.draw): fill.draw for fill in fills}.values())
+    position = {id(draw): i for i, draw in enumerate(draws)}
+    numbers = np.stack([number_row(draw) for draw in draws])
+    rows[:, HEAD : AXES_AT] = numbers[[position[id(fill.draw)] for fill in fills]]
+    for i in np.flatnonzero(rows[:, 3] == 0).tolist():
+        flat = np.array(fills[i].axes).ravel()
+        rows[i, rows.shape[1] - len(flat) :] = flat
+    return rows
+
+
+def number_row(draw: Draw) -> Int64s:
+    """[NUMBERS] int64: the bits of float64 numbers, or integers."""
+    row = np.zeros(NUMBERS, dtype=np.int64 if draw.kind == DIAGONAL else np.float64)
+    row[: len(draw.numbers)] = draw.numbers
+    bits: Int64s = row.view(np.int64)
+    return bits
+
+
+def tile_rows(fills: Sequence[Fill], block: int) -> Int64s:
+    """[tiles, 4] int64: start in the stream, row-major index of the first lane, elements, row of the variable."""
+    firsts = np.array([fill.first for fill in fills], dtype=np.int64)
+    begins = firsts // 16 * 16
+    stops = firsts + np.array([fill.count for fill in fills], dtype=np.int64)
+    counts = -(-(stops - begins) // block)
+    variable = np.repeat(np.arange(len(fills), dtype=np.int64), counts)
+    step = (np.arange(counts.sum(), dtype=np.int64) - (np.cumsum(counts) - counts)[variable]) * block
+    local = begins[variable] + step
+    starts = np.array([fill.start if is_wide(fill) else 0 for fill in fills], dtype=np.int64)
+    length = np.minimum(stops[variable] - local, block)
+    rows: Int64s = np.stack([starts[variable] + step, local, length, variable], axis=1)
+    return rows
 
 
 def diagonal(draw: Draw, numel: int) -> Int64s:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..lang import div_rn, sqrt_rn
+from .compile import div_rn, sqrt_rn
 from .tiles import arrive, load_frozen, load_source, padded_mask, tile_row
 
 

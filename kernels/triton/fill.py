@@ -12,23 +12,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import distributions
 from ..addresses import upload
-from ..distributions import normal_pair, scale_uniform, truncated
 from ..errors import FlatvarsError
-from ..fills import CONSTANT, DIAGONAL, NORMAL, NUMBERS, UNIFORM, Draw, Fill
+from ..fills import AXES_AT as AXES_START
+from ..fills import CONSTANT, DIAGONAL, NORMAL, UNIFORM, Fill, fill_tables
+from ..fills import HEAD as HEAD_COLUMNS
+from .compile import twin
 from .launch import TILE, on
 from .philox import philox_words
 from .tiles import DTYPES, round_to
 
 ROW = tl.constexpr(4)  # start, local, length, variable
-HEAD = tl.constexpr(6)  # kind, seed, key, whether wide, first index, base
-AXES_AT = tl.constexpr(HEAD.value + NUMBERS)
+HEAD, AXES_AT = tl.constexpr(HEAD_COLUMNS), tl.constexpr(AXES_START)
+normal_pair, scale_uniform, truncated = map(
+    twin, (distributions.normal_pair, distributions.scale_uniform, distributions.truncated)
+)
 IS_CONSTANT, IS_UNIFORM, IS_NORMAL, IS_DIAGONAL = map(tl.constexpr, (CONSTANT, UNIFORM, NORMAL, DIAGONAL))
 
 
@@ -124,53 +128,6 @@ def fill_kernel(
         tl.store(stream_ptr + start + lane, x, mask=lane < length)
 
 
-def is_wide(fill: Fill) -> bool:
-    """Whether elements lie in the order of their indices, on the boundaries that wide stores need."""
-    return fill.row_major and fill.start % 16 == 0 and fill.first % 16 == 0
-
-
-def variable_rows(fills: Sequence[Fill], seed: int, axes: int) -> np.ndarray:
-    """[variables, columns] int64: kind, seed, key, whether wide, first index, base, numbers, axes."""
-    rows = np.zeros((len(fills), AXES_AT.value + 2 * axes), dtype=np.int64)
-    rows[:, AXES_AT.value :: 2] = 1
-    rows[:, 0] = [fill.draw.kind for fill in fills]
-    rows[:, 1] = np.uint64(seed).astype(np.int64)
-    rows[:, 2] = np.array([fill.key for fill in fills], dtype=np.uint64).view(np.int64)
-    rows[:, 3] = [is_wide(fill) for fill in fills]
-    rows[:, 4] = [fill.first for fill in fills]
-    rows[:, 5] = [fill.start - (fill.first if fill.row_major else 0) for fill in fills]
-    draws = list({id(fill.draw): fill.draw for fill in fills}.values())
-    position = {id(draw): i for i, draw in enumerate(draws)}
-    numbers = np.stack([number_row(draw) for draw in draws])
-    rows[:, HEAD.value : AXES_AT.value] = numbers[[position[id(fill.draw)] for fill in fills]]
-    for i in np.flatnonzero(rows[:, 3] == 0).tolist():
-        flat = np.array(fills[i].axes).ravel()
-        rows[i, rows.shape[1] - len(flat) :] = flat
-    return rows
-
-
-def number_row(draw: Draw) -> np.ndarray:
-    """[NUMBERS] int64: the bits of float64 numbers, or integers."""
-    row = np.zeros(NUMBERS, dtype=np.int64 if draw.kind == DIAGONAL else np.float64)
-    row[: len(draw.numbers)] = draw.numbers
-    return row.view(np.int64)
-
-
-def tile_rows(fills: Sequence[Fill], block: int) -> np.ndarray:
-    """[tiles, 4] int64: start in the stream, row-major index of the first lane, elements, row of the variable."""
-    firsts = np.array([fill.first for fill in fills], dtype=np.int64)
-    begins = firsts // 16 * 16
-    stops = firsts + np.array([fill.count for fill in fills], dtype=np.int64)
-    counts = -(-(stops - begins) // block)
-    variable = np.repeat(np.arange(len(fills), dtype=np.int64), counts)
-    step = (np.arange(counts.sum(), dtype=np.int64) - (np.cumsum(counts) - counts)[variable]) * block
-    local = begins[variable] + step
-    starts = np.array([fill.start if is_wide(fill) else 0 for fill in fills], dtype=np.int64)
-    length = np.minimum(stops[variable] - local, block)
-    rows: np.ndarray = np.stack([starts[variable] + step, local, length, variable], axis=1)
-    return rows
-
-
 def fill_(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
     """Writes all of `fills` into a stream: one copy of a table and one launch.
 
@@ -181,8 +138,7 @@ def fill_(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
     """
     if stream.dtype not in DTYPES:
         raise FlatvarsError(f"the fill kernel writes {', '.join(map(str, DTYPES))}; this stream is {stream.dtype}")
-    axes = max((len(fill.axes) for fill in fills if not is_wide(fill)), default=0)
-    tiles, variables = tile_rows(fills, TILE.block), variable_rows(fills, seed, axes)
+    tiles, variables, axes = fill_tables(fills, seed, TILE.block)
     host = torch.from_numpy(np.concatenate([tiles.ravel(), variables.ravel()]))
     table = torch.empty_like(host, device=stream.device)
     upload(table, host)

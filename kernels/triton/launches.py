@@ -14,6 +14,7 @@ from ..launches import NormSlot, StepInputs, Tables
 from ..rules import Rule
 from ..segments import Segments
 from .accumulate import accumulate_kernel
+from .compile import twin
 from .fill import fill_ as fill
 from .launch import TILE, on, program_limit
 from .norms import ORDER_INF, ORDER_OTHER, variable_norms_kernel
@@ -124,7 +125,8 @@ class TritonLaunches:
                 tuple(states),
                 tables.frozen,
                 inputs.base,
-                RULE=rule.function,
+                RULE=twin(rule.function),
+                NUMBERS=rule.numbers,
                 COLUMNS=inputs.hyper.shape[1],
                 CLIP=inputs.clip,
                 SKIP=inputs.skip,

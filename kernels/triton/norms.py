@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..lang import sqrt_rn
+from .compile import sqrt_rn
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, tile_row
 
 ORDER_OTHER = tl.constexpr(-1)

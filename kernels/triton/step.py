@@ -22,17 +22,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..lang import div_rn
+from .compile import div_rn
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, tile_row
 
 
 @triton.jit
-def load_hyper(hyper_ptr, group, COLUMNS: tl.constexpr):
-    """Row of a group as a tuple, without column 0, which is max_norm."""
+def load_hyper(hyper_ptr, group, NUMBERS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Row of a group as the rule's named tuple, without column 0, which is max_norm."""
     row = ()
     for column in tl.static_range(1, COLUMNS):
         row = row + (tl.load(hyper_ptr + group * COLUMNS + column),)
-    return row
+    return NUMBERS(*row)
 
 
 @triton.jit
@@ -90,6 +90,7 @@ def step_kernel(
     frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
     base,  # element of the region at which the states begin, a multiple of 128
     RULE: tl.constexpr,
+    NUMBERS: tl.constexpr,
     COLUMNS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
@@ -124,7 +125,7 @@ def step_kernel(
     old_states = load_states(states_ptr, state_offset, mask)
     slot = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 2)
     step = tl.load(steps_ptr + slot) + 1.0
-    hyper = load_hyper(hyper_ptr, group, COLUMNS)
+    hyper = load_hyper(hyper_ptr, group, NUMBERS, COLUMNS)
     value, states = RULE(old_value.to(COMPUTE), grad, widened(old_states, COMPUTE), hyper, step.to(COMPUTE))
     real = lane < length
     new_value = to_store(value, real, old_value.dtype)

@@ -94,7 +94,9 @@ def load_frozen(frozen_ptr, start, lane, mask, BESIDE: tl.constexpr):
 
 @triton.jit
 def round_to(x, DTYPE: tl.constexpr):
-    """Rounds to nearest even, also in the interpreter."""
+    """Rounds to nearest even, also in the interpreter; float64 to halves through float32, as torch does."""
+    if x.dtype == tl.float64 and (tl.bfloat16 == DTYPE or tl.float16 == DTYPE):
+        x = x.to(tl.float32)
     if ROUND_BITS and tl.bfloat16 == DTYPE and x.dtype == tl.float32:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000

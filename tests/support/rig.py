@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatvars.backend import backend_for
+from flatvars.kernels.plan import Plan
 from flatvars.kernels.rules import Rule
 from flatvars.kernels.segments import Segments
 from flatvars.memory.layout import plan_layout
@@ -34,16 +37,10 @@ def lay_out(
     return segments, layout.regions[0].numel
 
 
-def plan_of(backend: str, segments: Segments, device: torch.device, frozen: Tensor | None, *out: Any) -> Any:
+def plan_of(backend: str, segments: Segments, device: torch.device, frozen: Tensor | None, *out: Any) -> Plan:
     """The plan of a backend; imported here, so that a process without Triton can use the other."""
-    if backend == "triton":
-        from flatvars.kernels.plan import Plan
-        from flatvars.kernels.triton import launches
-
-        return Plan(launches.bind(segments, device, frozen), *out)
-    from flatvars.kernels.eager.plan import Plan as EagerPlan
-
-    return EagerPlan(segments, device, *out, frozen)
+    launches = import_module(f"flatvars.kernels.{backend}.launches")
+    return Plan(launches.bind(segments, device, frozen), *out)
 
 
 class Rig:
@@ -67,7 +64,7 @@ class Rig:
         groups: Sequence[int] | None = None,
         state_dtype: torch.dtype | None = None,
         masks: Sequence[Tensor | None] | None = None,
-        backend: str = "triton",
+        backend: str | None = None,
         device: torch.device = CPU,
         fill: bool = True,
     ) -> None:
@@ -78,7 +75,7 @@ class Rig:
         self.skipped = torch.zeros((), dtype=torch.int32, device=device)
         sums = torch.zeros(1, dtype=self.compute, device=device)
         self.frozen = None if masks is None else self._frozen(masks)
-        self.plan = plan_of(backend, self.segments, device, self.frozen, self.norm, sums, 0)
+        self.plan = plan_of(backend or backend_for(device), self.segments, device, self.frozen, self.norm, sums, 0)
         self.steps = torch.zeros(len(shapes), dtype=torch.float32, device=device)
         self.values = Guarded(self.numel, dtype, device)
         self.grads = Guarded(self.numel, self.compute, device)

@@ -1,1 +1,0 @@
-"""The torch backend: the same operations and signatures as the Triton plan, no triton."""
