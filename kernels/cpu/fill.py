@@ -15,9 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from .. import distributions
@@ -25,7 +23,7 @@ from ..fills import AXES_AT, CONSTANT, DIAGONAL, HEAD, NORMAL, PER_BLOCK, UNIFOR
 from .compile import compiled, float_type, native, twin
 from .formats import FORMATS, name_of
 from .gradients import TILE
-from .memory import element_store, fetch_add, read_double, read_float, read_int, stack, write_float
+from .memory import caller, element_store, fetch_add, read_double, read_float, read_int, stack, write_float
 from .philox import complement, quarter_turn, unsigned, upper_bits, write_words
 from .record import DONE, NEXT, Layout
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
@@ -43,6 +41,10 @@ LAYOUT = Layout(
 word = LAYOUT.reader()
 # Making a value takes as long as moving so many bytes: some 4 ns.
 BYTES_A_VALUE = 64
+
+
+_DRAWER = [types.int64] * 4
+call_drawer = caller(_DRAWER)
 
 
 @functools.cache
@@ -91,17 +93,7 @@ def drawer() -> Any:
         else:
             cut(row, blocks * PER_BLOCK, memory)
 
-    return native(draw, types.void(types.int64, types.int64, types.int64, types.int64))
-
-
-@intrinsic
-def call_drawer(typing: Any, address: Any, row: Any, local: Any, length: Any, memory: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        type_ = ir.FunctionType(ir.VoidType(), [value.type for value in arguments[1:]])
-        builder.call(builder.inttoptr(arguments[0], type_.as_pointer()), arguments[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), generate
+    return native(draw, types.void(*_DRAWER))
 
 
 @compiled

@@ -6,13 +6,11 @@ import functools
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
 from .compile import compiled, float_type, native
 from .formats import FORMATS
-from .memory import element_load, element_store, read_byte
+from .memory import caller, element_load, element_store, read_byte
 
 # Elements of a tile, as in the fixed slots of norms.
 TILE = 2_048
@@ -56,24 +54,12 @@ def converter_of(dtype: type) -> int:
         else:
             to_float64(gradients, target, count, factor, frozen)
 
-    word, number = types.int64, float_type(dtype)
-    return native(convert, types.void(word, word, word, number, word, word)).address
+    return int(native(convert, types.void(*_converter_arguments(dtype))).address)
 
 
-def _converter_call(number: Any) -> Any:
-    @intrinsic
-    def call(
-        typing: Any, address: Any, gradients: Any, code: Any, count: Any, factor: Any, frozen: Any, target: Any
-    ) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            type_ = ir.FunctionType(ir.VoidType(), [value.type for value in arguments[1:]])
-            builder.call(builder.inttoptr(arguments[0], type_.as_pointer()), arguments[1:])
-            return context.get_dummy_value()
-
-        word = types.int64
-        return types.void(word, word, word, word, number, word, word), generate
-
-    return call
+def _converter_arguments(dtype: type) -> list[Any]:
+    word = types.int64
+    return [word, word, word, float_type(dtype), word, word]
 
 
 def tile_source(dtype: type) -> Any:
@@ -82,7 +68,7 @@ def tile_source(dtype: type) -> Any:
     They lie in `scratch` where something had to be done to them, else where they are: `factor` is 1 and none is frozen.
     """
     plain = FORMATS[np.dtype(dtype).name].code
-    call = _converter_call(float_type(dtype))
+    call = caller(_converter_arguments(dtype))
     one = dtype(1.0)
 
     @compiled

@@ -90,6 +90,29 @@ def stack(size: int) -> Any:
     return memory
 
 
+def caller(arguments: list[Any]) -> Any:
+    """`call(address, arguments...)`: machine code of another function, by its address; it returns nothing.
+
+    Compiled into every launch that needs it, it would take longer than the launch itself.
+    """
+
+    @intrinsic
+    def call(typing: Any, address: Any, *given: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            packed = signature.args[1]
+            found = [
+                context.cast(builder, builder.extract_value(values[1], i), is_, wanted)
+                for i, (is_, wanted) in enumerate(zip(packed, arguments, strict=True))
+            ]
+            type_ = ir.FunctionType(ir.VoidType(), [value.type for value in found])
+            builder.call(builder.inttoptr(values[0], type_.as_pointer()), found)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.StarArgTuple(given)), generate
+
+    return call
+
+
 # Elements of streams --------------------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,7 @@ from .elements import Elements
 from .formats import FORMATS, name_of
 from .gradients import TILE, converter_of, tile_source
 from .memory import (
+    caller,
     element_load,
     fetch_add,
     pointer,
@@ -56,6 +57,7 @@ LAYOUT = Layout(
     "variable_count",
     "sources",  # address of [variables, 2] int64: address (0: untouched) and dtype code
     "written",  # address of uint8 [variables], 0 where a view holds no gradient; 0 where all sources count
+    "updater",  # address of the function for the elements of a tile
     "converter",  # address of the function for gradients of other dtypes
     "hyper",  # address of [groups, columns]
     "columns",
@@ -128,16 +130,56 @@ def count_step(record: Any) -> None:
             write_float(steps, slot, read_float(steps, slot) + ONE)
 
 
-def numbers_reader(numbers: Any, dtype: type) -> Any:
+@functools.cache
+def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool) -> Any:
+    """Machine code of the loop over the elements of a tile, for one rule over streams of these formats.
+
+    What does not change from one element to the next, LLVM moves before the loop: bias corrections, step sizes.
+    """
+    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked)
+    function, number = twin(rule.function, dtype), float_type(dtype)
+    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.streams - 1)
+    load, widen, store = elements.loader(), elements.widener(), elements.storer()
+    read_addresses, read_numbers = elements.address_reader(), _numbers_reader(rule.numbers, number)
+
+    def update(
+        gradients: Any,
+        count: Any,
+        unscale: Any,
+        clip: Any,
+        values: Any,
+        start: Any,
+        state_table: Any,
+        state_start: Any,
+        frozen: Any,
+        row: Any,
+        step: Any,
+    ) -> None:
+        hyper, addresses = read_numbers(row), read_addresses(state_table)
+        for i in range(count):
+            g = load_gradient(gradients, i) * unscale * clip
+            stored = load(values, start + i, addresses, state_start + i)
+            p, state = widen(stored)
+            kept = masked and read_byte(frozen, start + i) != 0
+            p, state = function(p, g, state, hyper, step)
+            store(values, start + i, addresses, state_start + i, p, state, stored, kept)
+
+    return native(update, types.void(*_updater_arguments(number)))
+
+
+def _updater_arguments(number: Any) -> list[Any]:
+    word = types.int64
+    return [word, word, number, number, word, word, word, word, word, word, number]
+
+
+def _numbers_reader(numbers: Any, number: Any) -> Any:
     """`read(address)`: a row of hyper-parameters as the rule's named tuple."""
-    element = float_type(dtype)
-    row = types.NamedUniTuple(element, len(numbers._fields), numbers)
+    row = types.NamedUniTuple(number, len(numbers._fields), numbers)
 
     @intrinsic
     def read(typing: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            base = pointer(builder, arguments[0], context.get_value_type(element))
-            index = ir.IntType(64)
+            base, index = pointer(builder, arguments[0], context.get_value_type(number)), ir.IntType(64)
             return context.make_tuple(
                 builder, row, [builder.load(builder.gep(base, [index(i)])) for i in range(row.count)]
             )
@@ -147,58 +189,24 @@ def numbers_reader(numbers: Any, dtype: type) -> Any:
     return read
 
 
-def updater(rule: Rule, elements: Elements, dtype: type) -> Any:
-    """The loop over the elements of a tile, with everything that does not change from one to the next before it."""
-    function = twin(rule.function, dtype)
-    load_gradient = element_load(FORMATS[np.dtype(dtype).name], elements.compute, elements.streams, elements.streams - 1)
-    load, widen, store = elements.loader(), elements.widener(), elements.storer()
-    masked = elements.masked
-
-    @compiled
-    def update(
-        gradients: Any,
-        count: Any,
-        unscale: Any,
-        clip: Any,
-        values: Any,
-        start: Any,
-        states: Any,
-        state_start: Any,
-        frozen: Any,
-        hyper: Any,
-        step: Any,
-    ) -> None:
-        for i in range(count):
-            g = load_gradient(gradients, i) * unscale * clip
-            stored = load(values, start + i, states, state_start + i)
-            p, state = widen(stored)
-            kept = masked and read_byte(frozen, start + i) != 0
-            p, state = function(p, g, state, hyper, step)
-            store(values, start + i, states, state_start + i, p, state, stored, kept)
-
-    return update
-
-
 @functools.cache
-def kernel(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool) -> Any:
-    """Machine code of `(record, leader) -> finished` for one rule over streams of these formats.
+def kernel(dtype: type) -> Any:
+    """Machine code of `(record, leader) -> finished`, for every rule.
 
     Threads call it on one record and take tiles until none is left. The leader then waits a moment for the others,
     and counts the steps if all tiles are done; if not, it returns 0, and is called once more when they are.
     """
-    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked)
-    update, read_numbers = updater(rule, elements, dtype), numbers_reader(rule.numbers, dtype)
-    read_addresses, source = elements.address_reader(), tile_source(dtype)
+    source, coefficient, update = tile_source(dtype), clip_coefficient(dtype), caller(_updater_arguments(float_type(dtype)))
     read = read_double if dtype is np.float64 else read_float
     size, one = np.dtype(dtype).itemsize, dtype(1.0)
-    room, coefficient = stack(TILE * size), clip_coefficient(dtype)
+    room = stack(TILE * size)
 
     @compiled
     def tiles_between(record: Any, first: Any, last: Any, memory: Any) -> None:
         variables, sources, steps = word(record, "variables"), word(record, "sources"), word(record, "steps")
         hyper, columns, converter = word(record, "hyper"), word(record, "columns"), word(record, "converter")
         values, base, frozen = word(record, "values"), word(record, "base"), word(record, "frozen")
-        states, grad_scale = read_addresses(word(record, "states")), word(record, "grad_scale")
+        states, updater, grad_scale = word(record, "states"), word(record, "updater"), word(record, "grad_scale")
         unscale = one
         if grad_scale != 0:
             unscale = one / dtype(read_float(grad_scale, 0))
@@ -212,8 +220,10 @@ def kernel(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked:
             group = hyper + read_int(row, 4) * columns * size
             step = dtype(read_float(steps, read_int(variables, 3 * variable + 2)) + ONE)
             gradients = source(address, code, local, length, one, 0, memory, converter)
-            clip, numbers = coefficient(record, read(group, 0)), read_numbers(group + size)
-            update(gradients, length, unscale, clip, values, start, states, start - base, frozen, numbers, step)
+            clip = coefficient(record, read(group, 0))
+            update(
+                updater, gradients, length, unscale, clip, values, start, states, start - base, frozen, group + size, step
+            )
 
     def run(record: Any, leader: Any) -> Any:
         # The first look is at the counter alone: who comes too late may find the rest gone.
@@ -241,7 +251,7 @@ def launch(
     """See `Launches.step`."""
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
-    code = kernel(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
+    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
     addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
     size = 2 * sum(stream.element_size() for stream in (values, *states)) + 4
     threads = threads_for(size * tables.numel)
@@ -253,6 +263,7 @@ def launch(
         variable_count=len(tables.segments),
         sources=sources.table.data_ptr(),
         written=0,
+        updater=update.address,
         converter=0 if sources.dtype == tables.compute_dtype else converter_of(dtype),
         hyper=inputs.hyper.data_ptr(),
         columns=inputs.hyper.shape[1],
@@ -269,4 +280,4 @@ def launch(
         frozen=address_of(tables.frozen),
         states=addresses.ctypes.data,
     )
-    POOL.launch(callable_of(code), record, threads)
+    POOL.launch(callable_of(kernel(dtype)), record, threads)
