@@ -121,14 +121,15 @@ def absolute(x: Any) -> Any:
 
 def nearest(x: Any) -> Any:
     """The nearest integer, ties to even, of |x| < 2^22."""
-    return np.rint(x)
+    return np.rint(x) + 0.0  # without a sign of zero, as the others
 
 
 def power_of_two(n: Any) -> Any:
     """2^n of an integer in the dtype of a number, within the range of normal numbers; else the end of that range."""
     wide = np.asarray(n).dtype == np.float64
     low, high = (-1022.0, 1023.0) if wide else (-126.0, 127.0)
-    kept = np.where(n > low, np.where(n < high, n, high), low)
+    kept = np.where(n < high, n, high)
+    kept = np.where(kept > low, kept, low)
     return np.ldexp(np.ones_like(kept, dtype=np.float64 if wide else np.float32), kept.astype(np.int32))[()]
 
 

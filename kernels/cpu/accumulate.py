@@ -143,10 +143,11 @@ def _storer(stream: str, dtype: type) -> Any:
             for i in range(count):
                 if read_byte(frozen, start + i) != 0:
                     store(target, i, zero)
-        if same:
+        if same and (touched or frozen == 0):
             return target
         for i in range(count):
-            keep(memory, i, load(target, i))
+            # What an untouched variable holds where it is masked is no gradient either.
+            keep(memory, i, zero if frozen != 0 and read_byte(frozen, start + i) != 0 else load(target, i))
         return memory
 
     return store_tile

@@ -80,6 +80,15 @@ class _Numbers(ast.NodeTransformer):
         node.value = self.visit(node.value)
         return node
 
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:  # noqa: N802
+        """-x is 0 - x, as in Triton: it differs in the sign of zero."""
+        if not isinstance(node.op, ast.USub):
+            node.operand = self.visit(node.operand)
+            return node
+        difference = ast.BinOp(ast.Constant(0.0), ast.Sub(), node.operand)
+        ast.copy_location(difference.left, node)
+        return ast.copy_location(self.generic_visit(difference), node)  # type: ignore[return-value]
+
     def visit_Constant(self, node: ast.Constant) -> ast.expr:  # noqa: N802
         if isinstance(node.value, bool) or not isinstance(node.value, (int, float)):
             return node

@@ -87,9 +87,9 @@ def power_of_two(typing: Any, n: Any) -> Any:
         type_ = arguments[0].type
         integer, length, bias = bits_of(type_)
         low, high = ir.Constant(type_, 1.0 - bias), ir.Constant(type_, float(bias))
-        # Ordered comparisons: NaN becomes the lower end, and every conversion below is one of a small number.
+        # An ordered comparison: NaN becomes the upper end, and every conversion below is one of a small number.
         kept = builder.select(builder.fcmp_ordered("<", arguments[0], high), arguments[0], high)
-        kept = builder.select(builder.fcmp_ordered(">", arguments[0], low), kept, low)
+        kept = builder.select(builder.fcmp_ordered(">", kept, low), kept, low)
         exponent = builder.add(builder.fptosi(kept, integer), integer(bias))
         return builder.bitcast(builder.shl(exponent, integer(length)), type_)
 

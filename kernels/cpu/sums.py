@@ -15,6 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .memory import pointer
+from .primitives import bits_of
 
 LANES = 64
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -25,7 +26,10 @@ def _square(builder: Any, x: Any) -> Any:
 
 
 def _absolute(builder: Any, x: Any) -> Any:
-    return builder.call(builder.module.declare_intrinsic("llvm.fabs", [x.type]), [x])
+    integer, _, _ = bits_of(x.type.element)
+    whole = ir.VectorType(integer, LANES)
+    mask = ir.Constant(whole, [(1 << (integer.width - 1)) - 1] * LANES)
+    return builder.bitcast(builder.and_(builder.bitcast(x, whole), mask), x.type)
 
 
 def _itself(builder: Any, x: Any) -> Any:

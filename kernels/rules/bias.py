@@ -22,4 +22,4 @@ def bias_correction(step, log_beta):
     series = series * x + 1.6666666666666666e-01
     series = series * x + 0.5
     series = (series * x) * x + x
-    return where(x > -0.5, -series, 1.0 - exp(x))
+    return where(x > -0.5, 0.0 - series, 1.0 - exp(x))

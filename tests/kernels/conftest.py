@@ -1,4 +1,4 @@
-"""The kernels themselves: on CPU tensors in Triton's interpreter, or, unchanged, on a GPU.
+"""The kernels themselves: on CPU tensors by both compilers (Triton's in its interpreter), or, unchanged, on a GPU.
 
 TRITON_INTERPRET=1 python -m pytest tests/kernels
 """
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from flatvars.backend import use_backend
 from tests.support.lanes import HAS_TRITON, INTERPRETED, skipped_module
 
 HERE = Path(__file__).parent
@@ -36,6 +37,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if ON_GPU else torch.device("cpu")
+
+
+# What runs on host memory, both compilers run, and to the same bits.
+BACKENDS = ["triton"] if ON_GPU else ["triton", "cpu"]
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test of this folder runs once for each; a file about one of them defines a fixture of this name."""
+    with use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

@@ -10,19 +10,25 @@ import torch
 import triton
 import triton.language as tl
 
-from flatvars.kernels.lang import eager_twin
 from flatvars.kernels.rules.bias import bias_correction
+from flatvars.kernels.triton.compile import twin
 from tests.support.tolerances import BIAS_ULP, TOLERANCES
 
 STEPS = 10**6
 BLOCK = 65_536
 BETAS = [0.0, 0.5, 0.9, 0.999, 0.99999]
+compiled_correction = twin(bias_correction)
+
+
+@pytest.fixture(autouse=True)
+def backend():
+    """In Triton; that the other compiler's bits are the same is shown in test_words.py."""
 
 
 @triton.jit
 def bias_kernel(steps_ptr, log_beta_ptr, out_ptr, BLOCK: tl.constexpr):
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    tl.store(out_ptr + offset, bias_correction(tl.load(steps_ptr + offset), tl.load(log_beta_ptr)))
+    tl.store(out_ptr + offset, compiled_correction(tl.load(steps_ptr + offset), tl.load(log_beta_ptr)))
 
 
 def log(beta):
@@ -67,9 +73,9 @@ def test_the_naive_form_would_fail():
 
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("step", [1, 2, 500, 10**6])
-def test_twin_on_floats(beta, step):
-    """The torch backend calls it with Python floats: double precision."""
-    actual = eager_twin(bias_correction)(float(step), log(beta))
+def test_as_it_is_written(beta, step):
+    """A device function is plain Python as well."""
+    actual = bias_correction(np.float64(step), np.float64(log(beta)))
     assert actual == pytest.approx(truth(beta)[step - 1].item(), rel=TOLERANCES[torch.float64].relative)
 
 

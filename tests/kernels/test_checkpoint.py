@@ -1,8 +1,7 @@
-"""Checkpoints on the Triton backend: step counts, state and an unfinished cycle come back, and the run goes on."""
+"""Checkpoints on either backend: step counts, state and an unfinished cycle come back, and the run goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,7 @@ import pytest
 import torch
 
 import flatvars as fv
-from flatvars.backend import use_backend
 from tests.support.stores import Net, backward, batch
-
-
-@pytest.fixture(autouse=True)
-def _triton() -> Iterator[None]:
-    with use_backend("triton"):
-        yield
 
 
 def start(device: torch.device | str, seed: int) -> tuple[Net, fv.VarStore, fv.optim.AdamW]:

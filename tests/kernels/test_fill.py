@@ -1,11 +1,11 @@
-"""The fill kernel beside its twin on torch: the same bits, in every dtype, order and place; nothing else is written."""
+"""The fill kernel of both compilers: the same bits, in every dtype, order and place; nothing else is written."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from flatvars.kernels.eager import fill as eager_fill
+from flatvars.kernels.cpu import fill as cpu_fill
 from flatvars.kernels.errors import FlatvarsError
 from flatvars.kernels.fills import CONSTANT, DIAGONAL, NORMAL, TRUNCATED, UNIFORM, Draw, Fill
 from flatvars.kernels.triton import fill as triton_fill
@@ -27,6 +27,11 @@ BLOCK = TILE.block
 SEED = 2**63 + 5
 
 
+@pytest.fixture(autouse=True)
+def backend():
+    """Each test is about both."""
+
+
 def fill_of(draw, shape, start=0, *, stride=None, key=2**64 - 7, first=0, count=None):
     count = torch.Size(shape).numel() - first if count is None else count
     return Fill(start, shape, stride or contiguous_stride(shape), draw, key, first, count)
@@ -38,7 +43,7 @@ def check(fills, numel, device, dtype=torch.float32, seed=SEED):
     for guarded in (ours, twin):
         guarded.stream.fill_(-7.0)
     triton_fill.fill_(ours.stream, fills, seed)
-    eager_fill.fill_(twin.stream, fills, seed)
+    cpu_fill.fill(twin.stream, fills, seed)
     ours.assert_intact()
     twin.assert_intact()
     assert_same_bits(ours.stream, twin.stream)
@@ -145,3 +150,5 @@ def test_other_dtypes_are_refused(device):
     stream = torch.zeros(16, dtype=torch.int32, device=device)
     with pytest.raises(FlatvarsError, match="the fill kernel writes torch"):
         triton_fill.fill_(stream, [fill_of(DRAWS["normal"], (16,))], 0)
+    with pytest.raises(FlatvarsError, match=r"float64; this stream is torch\.int32"):
+        cpu_fill.fill(stream.cpu(), [fill_of(DRAWS["normal"], (16,))], 0)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import flatvars as fv
-from flatvars.backend import use_backend
 from tests.support.host_sync import no_host_sync
 from tests.support.launches import count_launches
 from tests.support.rig import Rig
@@ -16,31 +15,25 @@ from tests.support.stores import set_grads, store_of
 from tests.support.tolerances import assert_close, assert_same_bits
 
 SHAPES = [(20,), (2060,), (3, 5)]
-BACKENDS = ("triton", "torch")
 NORM, STEP = "accumulate_kernel", "step_kernel"
 
 
-def rigs(case, dtype, backend, device):
+def rigs(case, dtype, device):
     """Two rigs of the same values and states."""
     made = []
     for _ in range(2):
         torch.manual_seed(3)
-        made.append(Rig(SHAPES, dtype, rule=case.rule, backend=backend, device=device))
+        made.append(Rig(SHAPES, dtype, rule=case.rule, device=device))
     return made
 
 
-def on_cpu_if_torch(backend, device):
-    return torch.device("cpu") if backend == "torch" else device
-
-
 @pytest.mark.parametrize("max_norm", [None, 0.5])
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["momentum", "adamw", "user"])
-def test_a_scaled_step_is_the_plain_one(name, dtype, backend, max_norm, device):
+def test_a_scaled_step_is_the_plain_one(name, dtype, max_norm, device):
     """A power of two changes no rounding, so not a bit differs."""
-    device, case = on_cpu_if_torch(backend, device), CASES[name]
-    plain, scaled = rigs(case, dtype, backend, device)
+    case = CASES[name]
+    plain, scaled = rigs(case, dtype, device)
     scale = torch.tensor(1024.0, device=device)
     for _ in range(2):
         grads = [grad * 0.25 for grad in plain.random_grads()]
@@ -52,10 +45,9 @@ def test_a_scaled_step_is_the_plain_one(name, dtype, backend, max_norm, device):
     scaled.assert_clean()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_any_scale(backend, device):
-    device, case = on_cpu_if_torch(backend, device), CASES["adamw"]
-    plain, scaled = rigs(case, torch.float32, backend, device)
+def test_any_scale(device):
+    case = CASES["adamw"]
+    plain, scaled = rigs(case, torch.float32, device)
     grads = plain.random_grads()
     step_and_check(plain, grads, [case], max_norm=0.5)
     scaled.step([g * 3e3 for g in grads], [case.group], max_norm=0.5, grad_scale=torch.tensor(3e3, device=device))
@@ -64,11 +56,10 @@ def test_any_scale(backend, device):
         assert_close(ours, expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("skip", [False, True])
-def test_what_the_scaler_found_skips(skip, backend, device):
-    device, case = on_cpu_if_torch(backend, device), CASES["adamw"]
-    rig = Rig(SHAPES, rule=case.rule, backend=backend, device=device)
+def test_what_the_scaler_found_skips(skip, device):
+    case = CASES["adamw"]
+    rig = Rig(SHAPES, rule=case.rule, device=device)
     step_and_check(rig, rig.random_grads(), [case])
     before = rig.snapshot()
     rig.step(rig.random_grads(), [case.group], skip=skip, found_inf=torch.ones((), device=device))
@@ -78,16 +69,16 @@ def test_what_the_scaler_found_skips(skip, backend, device):
 
 
 @pytest.mark.parametrize("options", [{}, {"max_norm": 1.0}], ids=["plain", "clip"])
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
 def test_launches_and_no_synchronization(options, device):
     """Also under a scaler: one launch, two with clipping, and no other operator."""
-    with use_backend("triton"):
-        store = store_of(device=device)
-        optimizer = fv.optim.AdamW(store, **options)
-        set_grads(store, 8.0)
-        optimizer.grad_scale = torch.tensor(8.0, device=device)
-        optimizer.found_inf = torch.zeros((), device=device)
+    store = store_of(device=device)
+    optimizer = fv.optim.AdamW(store, **options)
+    set_grads(store, 8.0)
+    optimizer.grad_scale = torch.tensor(8.0, device=device)
+    optimizer.found_inf = torch.zeros((), device=device)
+    optimizer.step()
+    with count_launches() as launches, no_host_sync():
         optimizer.step()
-        with count_launches() as launches, no_host_sync():
-            optimizer.step()
     assert launches.kernels == ([NORM, STEP] if options else [STEP])
     assert launches.operators == []

@@ -1,4 +1,4 @@
-"""Training through the library on the Triton backend follows torch.optim."""
+"""Training through the library on either backend follows torch.optim."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import flatvars as fv
-from flatvars.backend import use_backend
 from tests.support.stores import Net, backward, batch, set_grads, store_of
 from tests.support.tolerances import assert_norm, assert_same_bits
 
@@ -22,12 +21,6 @@ OPTIMIZERS = {
     "adam": (fv.optim.Adam, torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1, "eps": 1e-4}),
     "adamw": (fv.optim.AdamW, torch.optim.AdamW, {"lr": 0.01, "amsgrad": True, "eps": 1e-4}),
 }
-
-
-@pytest.fixture(autouse=True)
-def _triton():
-    with use_backend("triton"):
-        yield
 
 
 @pytest.fixture
@@ -102,11 +95,8 @@ def test_frozen_and_unused_parameters(pair, device):
     assert optimizer.state[model.conv.weight] == {}
 
 
-@pytest.mark.parametrize("backend", ["triton", "torch"])
-def test_momentum_that_starts_later(backend, device):
+def test_momentum_that_starts_later(device):
     """A group without momentum keeps no buffer, so its first step with momentum starts from that gradient."""
-    if backend == "torch" and device.type != "cpu":
-        pytest.skip("the torch backend works on host memory")
 
     def train(optimizer, params):
         for k in range(4):
@@ -121,11 +111,10 @@ def test_momentum_that_starts_later(backend, device):
 
     twins = [nn.Parameter(torch.zeros(4, device=device)) for _ in range(2)]
     expected = train(torch.optim.SGD(groups(twins), lr=0.1), twins)
-    with use_backend(backend):
-        store = store_of([(4,), (4,)], device=device)
-        store.values.zero_()
-        params = [variable.param for variable in store.trainable_variables()]
-        actual = train(fv.optim.SGD(groups(params), lr=0.1), params)
+    store = store_of([(4,), (4,)], device=device)
+    store.values.zero_()
+    params = [variable.param for variable in store.trainable_variables()]
+    actual = train(fv.optim.SGD(groups(params), lr=0.1), params)
     torch.testing.assert_close(actual, expected, **CLOSE)
 
 

@@ -77,14 +77,14 @@ REGIONS = [torch.float32, torch.bfloat16, torch.float64]
 
 @pytest.mark.parametrize("dtypes", [REGIONS, REGIONS[:2], REGIONS[::-1]], ids=lambda d: f"{len(d)}-{d[0]}")
 @pytest.mark.parametrize("store", [False, True], ids=["norm", "accumulate"])
-def test_regions_share_one_norm(store, dtypes, device):
+def test_regions_share_one_norm(store, dtypes, backend, device):
     """Launches of one norm run in slot order, and the last leaves the norm of all."""
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
     norm, sums = torch.zeros((), dtype=wide, device=device), torch.zeros(len(dtypes), dtype=wide, device=device)
     plans = []
     for slot, dtype in enumerate(dtypes):
         segments, numel = lay_out([(2100,), (30,)], dtype)
-        plans.append((plan_of("triton", segments, device, None, norm, sums, slot), numel, dtype))
+        plans.append((plan_of(backend, segments, device, None, norm, sums, slot), numel, dtype))
     for _ in range(2):
         everything = []
         for plan, numel, dtype in plans:

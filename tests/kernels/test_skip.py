@@ -53,13 +53,13 @@ def test_a_finite_norm_is_not_skipped(device):
     assert rig.skipped.item() == 0
 
 
-def test_regions_count_a_skip_once(device):
+def test_regions_count_a_skip_once(backend, device):
     """Only the plan in slot 0 counts: all of a step's plans see the same norm."""
     norm, sums = torch.tensor(math.nan, device=device), torch.zeros(2, device=device)
     skipped = torch.zeros((), dtype=torch.int32, device=device)
     for slot in range(2):
         segments, numel = lay_out([(5000,), (20,)])
-        plan = plan_of("triton", segments, device, None, norm, sums, slot)
+        plan = plan_of(backend, segments, device, None, norm, sums, slot)
         grads = [torch.ones(shape, device=device) for shape in segments.shapes]
         values = torch.ones(numel, device=device)
         options = {"norm": norm, "max_norm": None, "skip": True, "skipped": skipped}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,13 @@ from tests.support.rig import lay_out
 
 LENGTHS = st.lists(st.integers(0, 200), min_size=1, max_size=12)
 BLOCKS = st.sampled_from([16, 32, 64])
+
+
+@pytest.fixture(autouse=True)
+def backend():
+    """Nothing is launched here."""
+    return "triton"
+
 
 
 @given(LENGTHS, BLOCKS)
