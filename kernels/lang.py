@@ -148,28 +148,28 @@ def split_exponent(x: Any) -> tuple[Any, Any]:
 PRIMITIVES = (sqrt_rn, div_rn, where, absolute, nearest, power_of_two, split_exponent)
 
 
-# Words made of them ---------------------------------------------------------------------------------------------------
+# Words made of them, without annotations, which Triton would look up ----------------------------------------------
 
 
 @device_function
-def maximum(x: Any, y: Any) -> Any:
+def maximum(x, y):
     """The larger one; NaN of NaN, as torch's."""
     return where((x > y) | (x != x), x, y)
 
 
 @device_function
-def minimum(x: Any, y: Any) -> Any:
+def minimum(x, y):
     return where((x < y) | (x != x), x, y)
 
 
 @device_function
-def sign(x: Any) -> Any:
+def sign(x):
     """-1, 0 or 1; NaN of NaN."""
     return where(x > 0.0, 1.0, where(x < 0.0, -1.0, x))
 
 
 @device_function
-def exp(x: Any) -> Any:
+def exp(x):
     """e^x within 2 ulp, gradual underflow and overflow included.
 
     x = n log(2) + r with |r| < 0.35, and the Taylor series of e^r to the 13th power, whose rest is below 1e-17.
@@ -196,7 +196,7 @@ def exp(x: Any) -> Any:
 
 
 @device_function
-def log(x: Any) -> Any:
+def log(x):
     """Natural logarithm within 2 ulp; of zero -inf, below it NaN.
 
     log(m) = 2 atanh((m - 1) / (m + 1)), as a series in the square, which is below 0.03: to the 23rd power.
@@ -224,7 +224,7 @@ def log(x: Any) -> Any:
 
 
 @device_function
-def power(x: Any, exponent: Any) -> Any:
+def power(x, exponent):
     """x^exponent of x >= 0 and an exponent above 0: as good as the product of the exponent and log(x) is."""
     return where(x == 0.0, 0.0, exp(exponent * log(x)))
 

@@ -14,14 +14,17 @@ class RuleOptimizer(Optimizer):
     Args:
         params: As for `Optimizer`.
         rule: Made with `flatvars.optim.rule`.
-        defaults: Values of the names the rule unpacks from `hyper`, given as keywords with the options of `Optimizer`.
+        defaults: Values of the numbers that the rule reads from `hyper`, as keywords, with the options of `Optimizer`.
+
+    Raises:
+        TypeError: a keyword that is neither a number of the rule nor an option.
+        ValueError: a number of the rule that neither a group nor a keyword gives.
 
     Example:
         >>> import flatvars as fv
         >>> @fv.optim.rule(hyper=("lr", "power"))
         ... def power_descent(p, g, state, hyper, step):
-        ...     lr, power = hyper
-        ...     return p - lr * power * g, state
+        ...     return p - hyper.lr * hyper.power * g, state
         >>> opt = fv.optim.RuleOptimizer(store, power_descent, lr=0.1, power=2.0)
     """
 
@@ -29,8 +32,29 @@ class RuleOptimizer(Optimizer):
 
     def __init__(self, params: Any, rule: Rule, **defaults: Any) -> None:
         options = {name: defaults.pop(name) for name in self._options if name in defaults}
+        unknown = [name for name in defaults if rule.names is not None and name not in rule.names]
+        if unknown:
+            raise TypeError(
+                f"{', '.join(unknown)}: rule {rule.name!r} reads {_listed(rule)}, and the optimizer takes "
+                f"{', '.join(self._options)}; leave out what is neither"
+            )
         self._rule = rule
         super().__init__(params, defaults, **options)
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `Optimizer`'s; the group, or the keywords of the optimizer, must give every number of the rule."""
+        given = {**self.defaults, **param_group}
+        missing = [name for name in self._rule.names or () if name not in given]
+        if missing:
+            raise ValueError(
+                f"rule {self._rule.name!r} reads {_listed(self._rule)}, and a param group has no {', '.join(missing)}; "
+                "give it as a keyword of the optimizer or in the group"
+            )
+        super().add_param_group(param_group)
+
     def rule(self) -> Rule:
         return self._rule
+
+
+def _listed(rule: Rule) -> str:
+    return ", ".join(rule.names or ()) or "no numbers"

@@ -88,6 +88,8 @@ def check_function(function: Callable[..., Any], numbers: tuple[str, ...], state
 
 def _check_body(function: Callable[..., Any], tree: ast.FunctionDef) -> None:
     names = used_names(function)
+    if tree.returns is not None or any(argument.annotation for argument in tree.args.args):
+        raise RuleError(function, tree.lineno, "it is annotated, and Triton looks annotations up", "leave them out")
     for node, line in _nodes(tree):
         refused = _REFUSED.get(type(node))
         if isinstance(node, (ast.BinOp, ast.UnaryOp, ast.AugAssign)):

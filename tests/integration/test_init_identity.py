@@ -99,22 +99,12 @@ def test_dtype(initializer: Initializer, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.row("J-15")
-@pytest.mark.parametrize("chunk", [8, 64, 1 << 20])
-@each_initializer
-def test_chunks(initializer: Initializer, chunk: int) -> None:
-    """How many elements the torch backend makes at a time is no part of the value."""
-    expected = lay_out(initializer, list(SHAPES))
-    with patch("flatvars.kernels.eager.fill.CHUNK", chunk):
-        assert_same(lay_out(initializer, list(SHAPES)), expected)
-
-
-@pytest.mark.row("J-15")
 @pytest.mark.parametrize("inference", [False, True])
 @each_initializer
 def test_threads(initializer: Initializer, inference: bool) -> None:
     expected = lay_out(initializer, list(SHAPES))
-    many = patch("torch.get_num_threads", return_value=3), patch("flatvars.kernels.eager.fill.CHUNK", 64)
-    with many[0], many[1], torch.inference_mode(inference):
+    """Which thread makes which tile is no part of a value."""
+    with patch("flatvars.kernels.cpu.fill.threads_for", return_value=3), torch.inference_mode(inference):
         assert_same(lay_out(initializer, list(SHAPES)), expected)
 
 

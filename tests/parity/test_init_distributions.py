@@ -13,7 +13,6 @@ from torch import nn
 import flatvars as fv
 from flatvars.init import Initializer
 from flatvars.kernels import distributions
-from flatvars.kernels.lang import eager_twin
 from tests.support.statistics import KS_LIMIT, assert_distribution, assert_moments, ks_statistic, normal_cdf
 
 N = 40_000
@@ -112,13 +111,13 @@ def test_tails_beyond_four_sigma_have_their_share() -> None:
 @pytest.mark.row("J-14")
 def test_normals_beyond_5_7_sigma_exist() -> None:
     """Where a generator clamps its uniform at 1e-7, as `tl.randn` does, 5.68 is the largest."""
-    radius, _ = eager_twin(distributions.normal_pair)(*np.float32([[0.0], [0.0], [0.0], [1.0]]))
+    radius, _ = distributions.normal_pair(*np.float32([[0.0], [0.0], [0.0], [1.0]]))
     assert 6.76 < radius.item() < 6.77
     clamped = math.sqrt(-2.0 * math.log(1e-7))
     assert clamped < 5.68
     # A word below this gives a radius of more than 5.7, wherever it lies in a stream.
     word = math.floor(2.0**32 * math.exp(-(5.7**2) / 2.0))
-    beyond, _ = eager_twin(distributions.normal_pair)(*np.float32([[word - 1.0], [0.0], [0.0], [1.0]]))
+    beyond, _ = distributions.normal_pair(*np.float32([[word - 1.0], [0.0], [0.0], [1.0]]))
     assert word > 300
     assert beyond.item() > 5.7
 
@@ -154,7 +153,7 @@ def test_normals_are_within_6_ulp_of_exact_mathematics() -> None:
     counts = np.arange(0, 2**32, 65_521, dtype=np.int64).astype(np.float32)
     turns = (np.arange(len(counts), dtype=np.int64) * 2_654_435_761 % 2**30 - 2**29).astype(np.float32)
     one = np.ones_like(counts)
-    actual = eager_twin(distributions.normal_pair)(counts, turns, 0.0 * one, one)
+    actual = distributions.normal_pair(counts, turns, 0.0 * one, one)
     uniform = ((counts + np.float32(0.5)) * np.float32(2.0**-32)).astype(np.float64)
     radius, angle = np.sqrt(-2.0 * np.log(uniform)), turns * (np.pi / 2.0**31)
     for x, truth in zip(actual, (radius * np.cos(angle), radius * np.sin(angle)), strict=True):
@@ -166,7 +165,7 @@ def test_quantiles_are_within_2e_6() -> None:
     p = np.concatenate([np.geomspace(1e-30, 0.1, 2000), np.linspace(0.1, 0.5, 2000)]).astype(np.float32)
     q = (1.0 - p.astype(np.float64)).astype(np.float32)
     truth = np.array([NormalDist().inv_cdf(x) for x in p.astype(np.float64).tolist()])
-    quantile = eager_twin(distributions.quantile)
+    quantile = distributions.quantile
     assert (np.abs(quantile(p, q) - truth) / np.maximum(np.abs(truth), 1.0)).max() <= 2e-6
     assert (quantile(q, p) == -quantile(p, q)).all()
 

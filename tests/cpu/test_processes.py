@@ -1,0 +1,199 @@
+"""What only a process of its own can show: forks, settings that are read once, what is imported, the end of a program."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Two threads a launch, and a step of two million elements, which is worth them. NumPy makes the numbers: a forked child
+# that enters a parallel region of torch's own OpenMP hangs, with flatvars or without.
+TRAIN = """
+import os, sys, threading, zlib
+import numpy as np, torch
+torch.set_num_threads(2)
+import flatvars as fv
+
+N = 2_000_000
+
+def prepare():
+    store = fv.VarStore()
+    store.add("v", torch.from_numpy(np.linspace(-1.0, 1.0, N, dtype=np.float32)))
+    store["v"].param.grad = torch.from_numpy(np.linspace(-2.0, 1.0, N, dtype=np.float32))
+    return store, fv.optim.SGD(store, lr=0.1, max_norm=1.0)
+
+def train(made=None):
+    store, optimizer = made or prepare()
+    for _ in range(2):
+        optimizer.step()
+    return zlib.crc32(store.values.numpy().tobytes())
+
+def ours():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("flatvars-")]
+"""
+
+
+def run(program: str, **environment: str) -> str:
+    """Runs a program behind `TRAIN`; returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN + program],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, f"status {done.returncode}: {done.stderr[-2000:]}"
+    return done.stdout.strip()
+
+
+def test_importing_flatvars_imports_no_compiler() -> None:
+    """Nor does a store; torch's optimizers import Triton themselves, but none of our kernels for it."""
+    out = run("""
+@fv.optim.rule()
+def plain(p, g, state, hyper, step):
+    return p - hyper.lr * g, state
+
+store = fv.VarStore()
+store.add("v", torch.zeros(3))
+before = [name for name in ("numba", "triton", "llvmlite") if name in sys.modules]
+optimizer = fv.optim.RuleOptimizer(store, fv.optim.rule()(plain.function), lr=0.1)
+unused = "numba" in sys.modules
+store["v"].param.grad = torch.ones(3)
+fv.optim.SGD(store).step()
+print(before, unused, "numba" in sys.modules, "flatvars.kernels.triton" in sys.modules)
+""")
+    assert out == "[] False True False"
+
+
+def test_a_forked_child_trains_as_its_parent() -> None:
+    """Threads do not survive a fork: the child makes its own. So do DataLoader's workers, and Hogwild's."""
+    out = run("""
+expected = train()
+assert len(ours()) == 1
+made = prepare()
+read, write = os.pipe()
+pid = os.fork()
+if pid == 0:
+    found = train(made)
+    os.write(write, repr((found, len(ours()))).encode())
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert train() == expected
+print(os.read(read, 100).decode() == repr((expected, 1)))
+""")
+    assert out == "True"
+
+
+def test_a_child_forked_in_the_middle_of_a_launch_trains() -> None:
+    """Whatever another thread was doing with the pool, the child starts with a new one."""
+    out = run("""
+expected = train()
+stop = False
+def background():
+    while not stop:
+        train()
+worker = threading.Thread(target=background)
+worker.start()
+states = []
+for _ in range(5):
+    made = prepare()
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if train(made) == expected else 1)
+    states.append(os.waitpid(pid, 0)[1])
+stop = True
+worker.join()
+print(states)
+""")
+    assert out == "[0, 0, 0, 0, 0]"
+
+
+def test_one_thread_of_torch_is_one_of_ours() -> None:
+    out = run("""
+several = train()
+torch.set_num_threads(1)
+one = train()
+print(several == one)
+""")
+    assert out == "True"
+    out = run("""
+torch.set_num_threads(1)
+train()
+print(len(ours()))
+""")
+    assert out == "0"
+
+
+def test_folders_that_cannot_be_written_to(tmp_path: Path) -> None:
+    """Numba would keep compiled code in a folder; nothing here asks it to."""
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    places = dict.fromkeys(("HOME", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "TMPDIR"), str(tmp_path))
+    assert run("print(train() == train())", **places) == "True"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_none_of_numbas_threading_layers_is_there() -> None:
+    """A machine without libgomp and without TBB: they are neither loaded nor missed."""
+    out = run("""
+for name in ("omppool", "tbbpool", "workqueue"):
+    sys.modules[f"numba.np.ufunc.{name}"] = None
+train()
+from numba.np.ufunc import parallel
+print(parallel._is_initialized)
+""")
+    assert out == "False"
+
+
+def test_a_step_while_the_program_ends() -> None:
+    """Python refuses new threads then."""
+    out = run("""
+import atexit
+expected = []
+atexit.register(lambda: print(train() == expected[0]))
+torch.set_num_threads(1)
+expected.append(train())
+torch.set_num_threads(2)
+""")
+    assert out == "True"
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_children_of_multiprocessing(method: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        TRAIN
+        + f"""
+made = prepare() if {method!r} == "fork" else None
+
+def child(queue):
+    queue.put(train(made))
+
+if __name__ == "__main__":
+    expected = train()
+    context = torch.multiprocessing.get_context({method!r})
+    queue = context.SimpleQueue()
+    children = [context.Process(target=child, args=(queue,)) for _ in range(2)]
+    for each in children:
+        each.start()
+    print([queue.get() == expected for _ in children])
+    for each in children:
+        each.join()
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout.strip() == "[True, True]", done.stderr[-2000:]
