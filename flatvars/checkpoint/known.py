@@ -6,17 +6,12 @@ import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from ..gradients.plans import PlanSet
-from ..variables.registry import Registry, check_alias
+from ..variables.registry import Registry
 from .records import Catalog, record_of
 
 if TYPE_CHECKING:
     from ..optim.base import Optimizer
-
-_address = torch.Tensor.data_ptr
-_stride = torch.Tensor.stride
 
 
 @dataclass(frozen=True)
@@ -25,9 +20,6 @@ class KnownVariables:
 
     generation: int
     catalog: Catalog
-    params: list[torch.Tensor]
-    matrices: list[torch.Tensor]
-    places: tuple[list[int], list[tuple[int, ...]]]
     flags: tuple[list[bool], list[bool], list[Any]]
 
 
@@ -60,29 +52,16 @@ def catalog_in_place(registry: Registry) -> Catalog:
     """All variables.
 
     Raises:
-        AliasError: a parameter is not its span: what would be saved is not what the model uses.
+        AliasError: what would be saved is not what the model uses.
     """
-    known = _variables.get(registry)
-    if known is not None and _still(known, registry):
+    registry.settle()
+    registry.check_aliases()
+    known, flags = _variables.get(registry), _flags(registry)
+    if known is not None and known.generation == registry.generation and known.flags == flags:
         return known.catalog
-    for variable in registry.variables:
-        check_alias(registry, variable)
-    params = [v.param for v in registry.variables]
-    matrices = [param for param in params if param.dim() > 1]
     catalog = Catalog([record_of(v) for v in registry.variables])
-    places, flags = _places(params, matrices), _flags(registry)
-    _variables[registry] = KnownVariables(registry.generation, catalog, params, matrices, places, flags)
+    _variables[registry] = KnownVariables(registry.generation, catalog, flags)
     return catalog
-
-
-def _still(known: KnownVariables, registry: Registry) -> bool:
-    if known.generation != registry.generation or len(known.params) != len(registry.variables):
-        return False
-    return _places(known.params, known.matrices) == known.places and _flags(registry) == known.flags
-
-
-def _places(params: list[torch.Tensor], matrices: list[torch.Tensor]) -> tuple[list[int], list[tuple[int, ...]]]:
-    return list(map(_address, params)), list(map(_stride, matrices))
 
 
 def _flags(registry: Registry) -> tuple[list[bool], list[bool], list[Any]]:

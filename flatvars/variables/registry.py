@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..errors import AliasError, FlatvarsError, NameTakenError
+from ..errors import FlatvarsError, NameTakenError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
 from ..memory.streams import VALUES, Streams, piece_of, view_of
+from .guard import AliasGuard, lies_in_span
 from .selectors import Selector, find
 from .variable import Variable
 
@@ -71,6 +72,8 @@ class Registry:
         self._carved = 0  # variables that lie in the streams; those behind are declared only
         self._retired: str | None = None
         self._next_id = 0
+        self._guard: AliasGuard | None = None
+        self._guard_for = (0, 0)
         self._claimed: list[int] = []
         weakref.finalize(self, _disown, self._claimed)
         self._optimizers = 0
@@ -120,7 +123,7 @@ class Registry:
         """
         with self.lock:
             self.check_names([name for group in names for name in group])
-            self.check_aliases()
+            self.guard.check_memory()
             added = [self.declare(*each) for each in zip(specs, params, names, strict=True)]
             self.settle()
             return added
@@ -212,17 +215,28 @@ class Registry:
         _owners[id(variable.param)] = (weakref.ref(self), variable.index)
         self._claimed.append(id(variable.param))
 
+    @property
+    def guard(self) -> AliasGuard:
+        """Over all variables that are carved."""
+        made_for = self.generation, self._carved
+        if self._guard is None or self._guard_for != made_for:
+            self._guard, self._guard_for = AliasGuard(self, self.variables[: self._carved]), made_for
+        return self._guard
+
     def check_aliases(self) -> None:
-        """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds."""
-        for variable in self.variables[: self._carved]:
-            check_alias(self, variable)
+        """Raises AliasError where values are not what modules use; see `AliasGuard.check_values`."""
+        self.guard.check_values()
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a variable's, of this registry or of another."""
+        return variable_of(tensor) is not None
 
     def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None, *, check: bool = True) -> None:
         """Lays the same variables out anew, with other dtypes, masks or device; every handle follows."""
         with self.lock:
             self.settle()
             if check:
-                self.check_aliases()
+                self.guard.check_memory()
             device = self.device if device is None else device
             self._carve(specs, device, {i: i for i in range(len(specs))}, self.variables)
             self._notify()
@@ -263,6 +277,11 @@ class Registry:
         buffer = self._streams.values(region) if stream == VALUES else self._streams.get(stream, region)
         return view_of(buffer, span).data
 
+    def addresses(self, variables: Sequence[Variable]) -> list[int]:
+        """Where the values of carved variables begin in memory, as torch tells it: 0 for those without elements."""
+        begins = {region.dtype: self._streams.values(region.dtype).data_ptr() for region in self._layout.regions}
+        return [begins[v.dtype] + v.span.offset * v.dtype.itemsize if v.spec.numel else 0 for v in variables]
+
     def piece(self, variable: Variable) -> Tensor:
         """The variable's values as its Parameter holds them: in the buffer, with a storage of its own."""
         assert variable._span is not None
@@ -272,7 +291,7 @@ class Registry:
         """See `VarStore.share_memory_`."""
         with self.lock:
             self.settle()
-            self.check_aliases()
+            self.guard.check_memory()
             for region in self.layout.regions:
                 self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
             for variable in self.variables:
@@ -355,27 +374,6 @@ class Registry:
 def with_room(spec: VarSpec, trainable: bool) -> VarSpec:
     """The spec with or without room for gradients and state; itself if nothing changes."""
     return spec if spec.trainable == trainable else dataclasses.replace(spec, trainable=trainable)
-
-
-def lies_in_span(registry: Registry, variable: Variable, param: Tensor) -> bool:
-    """Whether a tensor is the variable's span: address, strides and dtype."""
-    view = registry.view(VALUES, variable)
-    return param.data_ptr() == view.data_ptr() and param.stride() == view.stride() and param.dtype == view.dtype
-
-
-def check_alias(registry: Registry, variable: Variable) -> None:
-    """Raises AliasError when a variable's parameter is not its span."""
-    param, view = variable.param, registry.view(VALUES, variable)
-    if lies_in_span(registry, variable, param):
-        return
-    raise AliasError(
-        f"variable {variable.name!r} no longer lies in its store: its Parameter now holds a {param.dtype} tensor of "
-        f"shape {tuple(param.shape)} and strides {param.stride()} on {param.device} (the store holds {variable.dtype}, "
-        f"{tuple(variable.shape)}, {view.stride()}, {registry.device}). Something replaced its memory: module.to(), "
-        "half(), double(), load_state_dict(assign=True), vector_to_parameters, share_memory() or `.data =`. Call "
-        "store.rebind() to take the new values in, or store.restore_aliases() to go back to the store's. Instead of "
-        "share_memory(), call store.share_memory_()"
-    )
 
 
 def bind(variable: Variable, view: Tensor) -> None:
