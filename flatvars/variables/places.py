@@ -59,10 +59,10 @@ def descend(root: nn.Module, path: Iterable[str]) -> tuple[nn.Module, nn.Module 
     """The last module on a path that there is; and the end of the path, None where it breaks off."""
     module = root
     for name in path:
-        child = module._modules[name] if name in module._modules else None
-        if child is None:
+        # No get(): scripted modules have none.
+        if name not in module._modules or module._modules[name] is None:
             return module, None
-        module = child
+        module = module._modules[name]  # type: ignore[assignment]
     return module, module
 
 

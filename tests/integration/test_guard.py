@@ -50,7 +50,7 @@ READERS: dict[str, Callable[[fv.VarStore, Path], dict[str, torch.Tensor]]] = {
 each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 
 
-# Buffers ---------------------------------------------------------------------------------------------------------------
+# Buffers ------------------------------------------------------------------------------------------------------------
 
 
 @each_reader
@@ -107,7 +107,7 @@ def test_a_carve_takes_a_replaced_buffer_in() -> None:
     store.check()
 
 
-# Parameters ------------------------------------------------------------------------------------------------------------
+# Parameters ---------------------------------------------------------------------------------------------------------
 
 
 @each_reader
@@ -153,7 +153,7 @@ def test_a_tied_place_that_came_apart_is_named() -> None:
         opt.step()
 
 
-# Submodules ------------------------------------------------------------------------------------------------------------
+# Submodules ---------------------------------------------------------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -275,7 +275,7 @@ def test_nothing_keeps_a_module_that_was_replaced() -> None:
 def test_modules_without_dicts_train() -> None:
     """Scripted and traced ones keep their parameters in C++."""
     for make in (torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(1, 3))):
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match=r"torch\.jit"):
             module = make(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)))
         store = fv.VarStore.from_module(module)
         opt = fv.optim.SGD(store, lr=0.1)
@@ -285,7 +285,7 @@ def test_modules_without_dicts_train() -> None:
         store.check()
 
 
-# Cost ------------------------------------------------------------------------------------------------------------------
+# Cost ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_guard_in_order_runs_no_python_for_each_variable() -> None:
