@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..memory.layout import Span
 from ..memory.spec import contiguous_stride
-from ..memory.streams import view_of
+from ..memory.streams import Stream
 
 PIECE = 1 << 24
 """Bytes that are read, copied or summed at a time."""
@@ -51,8 +51,9 @@ def is_row_major(span: Span) -> bool:
 class HostStream:
     """A flat stream as host bytes: its own memory on the CPU, pieces copied through pinned memory from elsewhere."""
 
-    def __init__(self, stream: Tensor) -> None:
-        self.stream = stream
+    def __init__(self, held: Stream) -> None:
+        self.held, self.stream = held, held.buffer
+        stream = held.buffer
         self.dtype = stream.dtype
         self.itemsize = stream.element_size()
         self._first = 0
@@ -65,16 +66,17 @@ class HostStream:
             numel, row_major: The span's; asked for because one span is read in several streams.
         """
         if row_major and numel * self.itemsize <= PIECE:
-            return (self._run(span.offset, span.offset + numel),)
+            start = span.offset - self.held.base
+            return (self._run(start, start + numel),)
         return self._runs(span, numel) if row_major else self._transposed(span)
 
     def _runs(self, span: Span, numel: int) -> Iterator[memoryview]:
-        limit = PIECE // self.itemsize
+        limit, start = PIECE // self.itemsize, span.offset - self.held.base
         for first in range(0, numel, limit):
-            yield self._run(span.offset + first, span.offset + min(first + limit, numel))
+            yield self._run(start + first, start + min(first + limit, numel))
 
     def _transposed(self, span: Span) -> Iterator[memoryview]:
-        view = view_of(self.stream, span)
+        view = self.held.view(span)
         for index, _, _ in blocks(span.spec.shape, PIECE // self.itemsize):
             yield host_bytes(view[index])
 

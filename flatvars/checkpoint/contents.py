@@ -75,8 +75,8 @@ def tables_of(image: Image, limit: int) -> list[Table]:
         CheckpointError: two tensors have one name, as when a variable is called "exp_avg/...".
     """
     by_dtype = image.catalog.by_dtype
-    chosen = [plane.choose(by_dtype.get(plane.region, []), plane.buffer) for plane in image.planes]
-    labels = [(plane.label, plane.buffer.dtype) for plane in image.planes]
+    chosen = [plane.choose(by_dtype.get(plane.region, []), plane.held) for plane in image.planes]
+    labels = [(plane.label, plane.held.buffer.dtype) for plane in image.planes]
     loose = [Row(key, t.dtype, tuple(t.shape), t.nbytes, 0, None) for key, t in image.loose.items()]
     made_of = (limit, labels, chosen, loose)
     kept = image.catalog.kept
@@ -120,7 +120,7 @@ class Bytes:
     """The bytes of an image's tensors, in row-major order."""
 
     def __init__(self, image: Image) -> None:
-        self._streams = [HostStream(plane.buffer) for plane in image.planes]
+        self._streams = [HostStream(plane.held) for plane in image.planes]
         self._loose = image.loose
 
     def of(self, row: Row) -> Iterable[memoryview]:

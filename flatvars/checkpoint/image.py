@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..memory.layout import Layout
-from ..memory.streams import FROZEN_ELEMENTS, VALUES, flat_of, view_of
+from ..memory.streams import FROZEN_ELEMENTS, VALUES, Stream
 from ..variables.registry import Registry
 from .description import Description
 from .header import CODE_OF
@@ -29,15 +29,15 @@ class Plane:
         label: Prefix of its tensors in a file; "" for values.
         stream: Its name in the registry.
         region: Dtype of the values beside it.
-        buffer: The stream itself, or a copy.
-        choose: Of records in memory order, those whose part of it goes into a file, given the buffer.
+        held: The stream itself, or a copy.
+        choose: Of records in memory order, those whose part of it goes into a file, given `held`.
     """
 
     label: str
     stream: str
     region: torch.dtype
-    buffer: Tensor
-    choose: Callable[[list[Record], Tensor], list[Record]]
+    held: Stream
+    choose: Callable[[list[Record], Stream], list[Record]]
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Image:
         )
 
 
-def everything(records: list[Record], _: Tensor) -> list[Record]:
+def everything(records: list[Record], _: Stream) -> list[Record]:
     return records
 
 
@@ -87,7 +87,7 @@ def image_of(registry: Registry, catalog: Catalog) -> Image:
         if region.dtype not in CODE_OF:
             raise CheckpointError(f"the store holds {region.dtype} variables, which safetensors files cannot hold")
     planes = [
-        Plane("", VALUES, region.dtype, registry.streams.values(region.dtype), everything)
+        Plane("", VALUES, region.dtype, registry.streams.get(VALUES, region.dtype), everything)
         for region in registry.layout.regions
     ]
     for region in registry.layout.regions:
@@ -97,23 +97,23 @@ def image_of(registry: Registry, catalog: Catalog) -> Image:
     return Image(registry.layout, catalog, planes)
 
 
-def masked(records: list[Record], mask: Tensor) -> list[Record]:
+def masked(records: list[Record], mask: Stream) -> list[Record]:
     """Variables with an element that is not trained."""
-    return [r for r in records if r.span.spec.trainable and bool(flat_of(mask, r.span).any())]
+    return [r for r in records if r.span.spec.trainable and bool(mask.flat(r.span).any())]
 
 
 def value_views(image: Image) -> dict[str, Tensor]:
     """The values by every name, in their own shapes and in memory of their own; row-major."""
-    streams = {plane.region: plane.buffer for plane in image.planes if plane.stream == VALUES}
+    streams = {plane.region: plane.held for plane in image.planes if plane.stream == VALUES}
     views = {}
     for record in image.records:
         # A clone: torch.save writes the whole storage of a view, which is the store.
-        value = view_of(streams[record.span.spec.dtype], record.span).detach().cpu().contiguous().clone()
+        value = streams[record.span.spec.dtype].read(record.span).detach().cpu().contiguous().clone()
         views.update(dict.fromkeys(record.names, value))
     return views
 
 
-def existing(registry: Registry, stream: str) -> list[tuple[torch.dtype, Tensor]]:
+def existing(registry: Registry, stream: str) -> list[tuple[torch.dtype, Stream]]:
     """The regions of a stream that exist."""
     dtypes = [region.dtype for region in registry.layout.regions]
     return [(d, registry.streams.get(stream, d)) for d in dtypes if (stream, d) in registry.streams]

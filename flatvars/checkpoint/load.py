@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DamagedFileError
-from ..memory.streams import FROZEN_ELEMENTS, VALUES, view_of
+from ..memory.streams import FROZEN_ELEMENTS, VALUES
 from ..variables.registry import Registry
 from ..variables.selectors import Selector, as_select, fits_name
 from ..variables.variable import Variable
@@ -238,7 +238,7 @@ class Loading:
             for state, stream in zip(states, streams, strict=True):
                 for variable in (v for v in members if v.dtype == dtype):
                     key = f"{state}/{names[variable.id]}"
-                    target = view_of(stream, variable.span)
+                    target = stream.view(variable.span)
                     if key in self.source.entries:
                         fetch(key, target)
                     else:

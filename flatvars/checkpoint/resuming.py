@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..gradients.attached import gradients_of
+from ..gradients.freezing import follow_flags
 from ..memory.streams import GRADS
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -74,7 +76,7 @@ def apply_flags(registry: Registry, saved: Mapping[str, Mapping[str, Any]], by_n
         if variable.requires_grad != content["trainable"]:
             variable.param.requires_grad_(content["trainable"])
         variable.frozen = bool(content["frozen"])
-    registry.sync_masks()
+    follow_flags(registry)
 
 
 def apply_optimizer(optimizer: Optimizer, content: Mapping[str, Any], by_name: ByName) -> None:
@@ -93,7 +95,7 @@ def apply_optimizer(optimizer: Optimizer, content: Mapping[str, Any], by_name: B
 
 def apply_gradients(registry: Registry, content: Mapping[str, Any], by_name: ByName, fetch: Fetch) -> None:
     """Puts the gradients of an unfinished cycle back where they lay."""
-    gradients = registry.gradients
+    gradients = gradients_of(registry)
     gradients.zero(True)
     touched = [(name, by_name[name]) for name in content["touched"]]
     if gradients.mode == "views":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
-from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, view_of
+from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, Stream
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .background import Writer, writer_of
@@ -67,7 +67,7 @@ class Snapshot:
     def nbytes(self) -> int:
         """Host memory that it takes."""
         image = self._image
-        return 0 if image is None else sum(plane.buffer.nbytes for plane in image.planes)
+        return 0 if image is None else sum(plane.held.buffer.nbytes for plane in image.planes)
 
     def save(self, path: Target, *, shard_size: int | str | None = SHARD_SIZE, wait: bool = False) -> None:
         """Writes a checkpoint in the background, as `VarStore.save` would have at the time of the snapshot.
@@ -99,7 +99,7 @@ class Snapshot:
         if self._writer.holds(self):
             self._writer.wait()
         image, self._image = self._image, None
-        return {} if image is None else {(plane.stream, plane.region): plane.buffer for plane in image.planes}
+        return {} if image is None else {(plane.stream, plane.region): plane.held.buffer for plane in image.planes}
 
 
 def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: Snapshot | None) -> Snapshot:
@@ -111,8 +111,10 @@ def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: S
     planes = []
     for plane in image.planes:
         old = memory.get((plane.stream, plane.region))
-        fits = old is not None and old.shape == plane.buffer.shape and old.dtype == plane.buffer.dtype
-        planes.append(dataclasses.replace(plane, buffer=to_host(plane.buffer, old if fits else None)))
+        held = plane.held
+        fits = old is not None and old.shape == held.buffer.shape and old.dtype == held.buffer.dtype
+        copy = Stream(to_host(held.buffer, old if fits else None), held.base)
+        planes.append(dataclasses.replace(plane, held=copy))
     image.planes = planes
     image.loose = {key: to_host(tensor) for key, tensor in image.loose.items()}
     for one in image.training.optimizers if image.training is not None else []:
@@ -138,7 +140,7 @@ def restore(registry: Registry, snapshot: Snapshot) -> None:
     if training is not None:
         apply_flags(registry, {record.name: record.describe() for record in image.records}, by_name)
     for region in image.layout.regions:
-        registry.streams.values(region.dtype).copy_(planes[VALUES, region.dtype].buffer, non_blocking=True)
+        registry.streams.values(region.dtype).copy_(planes[VALUES, region.dtype].held.buffer, non_blocking=True)
     torch.autograd.graph.increment_version([v.param for v in registry.variables])
     if training is None:
         return
@@ -173,9 +175,14 @@ def _restore_states(image: Image, one: OptimizerImage, planes: Mapping[Key, Plan
         for name, stream in zip(optimizer.rule().states, streams, strict=True):
             plane = planes.get((f"{optimizer._key}.{name}", region.dtype))
             if plane is None:
-                stream.zero_()
-            else:
-                stream.copy_(plane.buffer, non_blocking=True)
+                stream.buffer.zero_()
+            elif plane.held.cover == stream.cover:
+                stream.buffer.copy_(plane.held.buffer, non_blocking=True)
+            else:  # variables joined or left since; all that the snapshot knows of is in its range
+                stream.buffer.zero_()
+                first, stop = max(plane.held.base, stream.base), min(plane.held.cover[1], stream.cover[1])
+                kept = plane.held.buffer[first - plane.held.base : stop - plane.held.base]
+                stream.buffer[first - stream.base : stop - stream.base].copy_(kept)
 
 
 def _restore_masks(
@@ -187,8 +194,8 @@ def _restore_masks(
     frozen: dict[int, Tensor] = {}
     for (stream, region), plane in planes.items():
         if stream == FROZEN_ELEMENTS:
-            for record in plane.choose(image.catalog.by_dtype[region], plane.buffer):
-                frozen[record.id] = view_of(plane.buffer, record.span)
+            for record in plane.choose(image.catalog.by_dtype[region], plane.held):
+                frozen[record.id] = plane.held.read(record.span)
     for record in image.records:
         mask = frozen.get(record.id)
         registry.masks.take(by_name[record.name], None if mask is None else mask == 0)
@@ -202,7 +209,7 @@ def _fetch_from(image: Image, planes: Mapping[Key, Plane], by_name: Mapping[str,
             target.copy_(image.loose[key])
             return
         span = spans[key.partition("/")[2]]
-        target.copy_(view_of(planes[GRADS, span.spec.dtype].buffer, span))
+        target.copy_(planes[GRADS, span.spec.dtype].held.read(span))
 
     return fetch
 

@@ -8,7 +8,7 @@ import torch
 
 from ..memory.layout import plan_layout
 from ..memory.spec import VarSpec
-from ..memory.streams import VALUES, Streams, view_of
+from ..memory.streams import VALUES, Streams
 from .blocks import copy_in
 from .image import Image, Plane, everything
 from .records import Catalog, make_record
@@ -34,9 +34,9 @@ def staged(source: Source, keys: list[str], dtype: torch.dtype | None) -> Image:
     for i, (key, span) in enumerate(zip(keys, layout.spans, strict=True)):
         about = described.get(key, {})
         itemsize = source.entries[key].dtype.itemsize
-        copy_in(view_of(streams.values(span.spec.dtype), span), partial(source.read, key), itemsize)
+        copy_in(streams.get(VALUES, span.spec.dtype).view(span), partial(source.read, key), itemsize)
         names = tuple(about.get("names", (key,)))
         trainable, frozen = about.get("trainable", True), about.get("frozen", False)
         records.append(make_record(span, about.get("id", i), names, trainable, frozen, about.get("group", 0)))
-    planes = [Plane("", VALUES, r.dtype, streams.values(r.dtype), everything) for r in layout.regions]
+    planes = [Plane("", VALUES, r.dtype, streams.get(VALUES, r.dtype), everything) for r in layout.regions]
     return Image(layout, Catalog(records), planes)

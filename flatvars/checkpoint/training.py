@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..memory.streams import GRADS
+from ..gradients.attached import gradients_of
+from ..memory.streams import GRADS, Stream
 from ..variables.registry import Registry
 from .image import Image, Plane, existing
 from .known import members_of
@@ -142,10 +143,10 @@ def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> Optimize
     counts = Counts(known, parts)
     states_of = [optimizer.state_names(group) for group in optimizer.param_groups]
 
-    def with_state(name: str) -> Callable[[list[Record], Tensor], list[Record]]:
+    def with_state(name: str) -> Callable[[list[Record], Stream], list[Record]]:
         groups = {number for number, names in enumerate(states_of) if name in names}
 
-        def choose(records: list[Record], _: Tensor) -> list[Record]:
+        def choose(records: list[Record], _: Stream) -> list[Record]:
             steps, group_of = counts.resolve(), members.group_of
             return [
                 r for r in records if r.names[0] in steps and r.span.spec.trainable and group_of.get(r.id) in groups
@@ -175,7 +176,7 @@ def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]) -> None:
-    gradients = registry.gradients
+    gradients = gradients_of(registry)
     if gradients.mode == "views":
         trained = registry.trainable()
         hits = gradients.views.settle_all(trained)
@@ -199,7 +200,7 @@ def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]
         fresh=gradients.fresh and not gradients.exposed,
     )
 
-    def choose(records: list[Record], _: Tensor) -> list[Record]:
+    def choose(records: list[Record], _: Stream) -> list[Record]:
         return [r for r in records if r.id in touched]
 
     for dtype, buffer in existing(registry, GRADS) if touched else []:

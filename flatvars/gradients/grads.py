@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from ..errors import GradientError, UnknownNameError
-from ..memory.streams import FROZEN_ELEMENTS, GRADS, same_dtype, view_of
+from ..memory.streams import FROZEN_ELEMENTS, GRADS, Stream, same_dtype
 from ..variables.registry import Registry
 from ..variables.variable import Variable
+from .freezing import flags_moved, follow_flags
+from .masks import clear_masked
 from .plans import PlanSet
 from .views import GradViews
 
@@ -67,7 +69,8 @@ class Gradients:
         # Of the variables that were zeroed last, by generation of the registry and indices.
         self._stretches: tuple[Any, list[tuple[torch.dtype, int, int]]] = (None, [])
         self.views = GradViews(self._registry)
-        registry.recarved.append(self._follow)
+        registry.before_carve.append(self.before_carve)
+        registry.after_carve.append(self._follow)
 
     @property
     def registry(self) -> Registry:
@@ -77,9 +80,13 @@ class Gradients:
 
     # The stream ---------------------------------------------------------------------------------------------------
 
-    def stream(self, region: torch.dtype) -> Tensor:
-        """The flat gradients of a region, [trainable_numel]: float32 for narrower variables, unless they are views."""
+    def held(self, region: torch.dtype) -> Stream:
+        """The gradients of a region: in float32 for narrower variables, unless they are views."""
         return self.registry.streams.get(GRADS, region, same_dtype if self.mode == "views" else at_least_float32)
+
+    def stream(self, region: torch.dtype) -> Tensor:
+        """The flat gradients of a region, [trainable_numel]."""
+        return self.held(region).buffer
 
     @torch.no_grad()
     def read_stream(self, region: torch.dtype) -> Tensor:
@@ -97,12 +104,12 @@ class Gradients:
         if self.mode == "gather" and variable.id in self.touched:
             if pending is None:
                 self.exposed = True
-                return view_of(self.stream(variable.dtype), variable.span)
+                return self.held(variable.dtype).view(variable.span)
             if not self.spent:
                 # What a step would use, in a tensor of its own: looking must not gather, a scale may still come.
                 trains = self.registry.masks.of(variable)
                 pending = pending if trains is None else pending.masked_fill(~trains, 0.0)
-                return view_of(self.stream(variable.dtype), variable.span) + pending
+                return self.held(variable.dtype).view(variable.span) + pending
         if self.mode == "views":
             return variable.param.grad if self.collect([variable]).touched[0] else None
         return pending
@@ -110,8 +117,8 @@ class Gradients:
     def plans(self) -> PlanSet:
         """Plans over all variables that can have a gradient."""
         self.registry.settle()
-        if self.registry.masks_moved():
-            self.registry.sync_masks()
+        if flags_moved(self.registry):
+            follow_flags(self.registry)
         if self._plans is None or self._plans.generation != self.registry.generation:
             self._plans = PlanSet(self.registry, self.registry.trainable())
             self.fresh = False
@@ -218,16 +225,7 @@ class Gradients:
                 if grad is not None:
                     _add_grad(param, grad)
         self.collect(plans.variables)
-        self.clear_masked()
-
-    @torch.no_grad()
-    def clear_masked(self) -> None:
-        """Puts zeros where elements are masked: what the stream holds there is no gradient, and may be NaN."""
-        streams = self.registry.streams
-        for region in streams.layout.regions:
-            frozen, stream = streams.find(FROZEN_ELEMENTS, region.dtype), streams.find(GRADS, region.dtype)
-            if frozen is not None and stream is not None:
-                stream.masked_fill_(frozen.view(torch.bool), 0.0)
+        clear_masked(self.registry)
 
     def _aligned(self, plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients that a user gave, one for each variable of the plans."""
@@ -262,7 +260,7 @@ class Gradients:
     def add(self, variable: Variable, grad: Tensor) -> None:
         """Adds to one variable's gradient, wherever it lies; None counts as zero here."""
         if variable.id in self.touched and not self.spent:
-            view_of(self.stream(variable.dtype), variable.span).add_(grad.to(self.registry.device))
+            self.held(variable.dtype).view(variable.span).add_(grad.to(self.registry.device))
             self.fresh = False
             return
         own = grad.detach().to(variable.param.device, variable.dtype, copy=True)
@@ -351,7 +349,7 @@ class Gradients:
         grad, frozen = self.of(variable), self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
         if grad is None or frozen is None:
             return grad
-        return grad.masked_fill(view_of(frozen, variable.span).view(torch.bool), 0.0)
+        return grad.masked_fill(frozen.view(variable.span).view(torch.bool), 0.0)
 
     @torch.no_grad()
     def norms(self, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -386,7 +384,7 @@ class Gradients:
         # A norm that is NaN or infinite makes NaN of the zeros between variables as well, and they count in no norm.
         for region, padding in self.plans().padding.items():
             self.stream(region).index_fill_(0, padding, 0.0)
-        self.clear_masked()
+        clear_masked(self.registry)
         return norm
 
     def _clip_each(self, max_norm: float, order: float) -> None:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import FlatvarsError, MaskError
-from ..memory.streams import FROZEN_ELEMENTS, byte, flat_of, view_of
+from ..memory.streams import FROZEN_ELEMENTS, GRADS, Stream, byte
 from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
+from .freezing import flags_moved, follow_flags, freeze
 
 
 class ElementMasks:
@@ -25,7 +26,7 @@ class ElementMasks:
     def __init__(self, registry: Registry) -> None:
         # Weak: the registry keeps the call below, and buffers must go with the last handle.
         self._registry = weakref.ref(registry)
-        registry.recarved.append(self.prune)
+        registry.after_carve.append(self.prune)
 
     @property
     def registry(self) -> Registry:
@@ -39,8 +40,8 @@ class ElementMasks:
         registry = self.registry
         with registry.lock:
             registry.settle()
-            if registry.masks_moved():
-                registry.sync_masks()
+            if flags_moved(registry):
+                follow_flags(registry)
             variables = registry.matching(selector)
             if mask is not None:
                 for variable in variables:
@@ -59,7 +60,11 @@ class ElementMasks:
             self._write(variable, mask)
         self.prune()
         self.registry.generation += 1
-        self.registry.gradients.clear_masked()
+        clear_masked(self.registry)
+
+    def freeze(self, variables: Sequence[Variable], clear_grad: bool = True) -> None:
+        """See `VarStore.freeze`."""
+        freeze(self.registry, variables, clear_grad)
 
     def _write(self, variable: Variable, mask: Tensor | None) -> None:
         streams, region = self.registry.streams, variable.dtype
@@ -67,23 +72,23 @@ class ElementMasks:
             return
         if mask is not None and not bool(mask.all()):
             stream = streams.get(FROZEN_ELEMENTS, region, byte)
-            view_of(stream, variable.span).copy_(~mask)
+            stream.write(variable.span, ~mask)
         elif (FROZEN_ELEMENTS, region) in streams:
-            flat_of(streams.get(FROZEN_ELEMENTS, region, byte), variable.span).zero_()
+            streams.get(FROZEN_ELEMENTS, region, byte).write(variable.span, None)
 
     def of(self, variable: Variable) -> Tensor | None:
         """See `VarStore.trainable_mask`."""
         stream = self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
-        if stream is None or not variable.spec.trainable or not bool(flat_of(stream, variable.span).any()):
+        if stream is None or not variable.spec.trainable or not bool(stream.flat(variable.span).any()):
             return None
-        return view_of(stream, variable.span) == 0
+        return stream.view(variable.span) == 0
 
     def prune(self) -> None:
         """Frees the stream of every region where no element is masked any more."""
         streams = self.registry.streams
         for region in streams.layout.regions:
             stream = streams.find(FROZEN_ELEMENTS, region.dtype)
-            if stream is not None and not bool(stream.any()):
+            if stream is not None and not bool(stream.buffer.any()):
                 streams.drop(FROZEN_ELEMENTS, region.dtype)
 
     def check(self) -> None:
@@ -93,14 +98,24 @@ class ElementMasks:
             stream = streams.find(FROZEN_ELEMENTS, region.dtype)
             if stream is None:
                 continue
-            padding = stream.clone()
+            padding = Stream(stream.buffer.clone())
             for span in streams.layout.spans:
                 if span.spec.dtype == region.dtype and span.spec.trainable:
-                    flat_of(padding, span).zero_()
-            if bool(padding.any()):
+                    padding.write(span, None)
+            if bool(padding.buffer.any()):
                 raise FlatvarsError(
                     f"padding of the {region.dtype} region is masked: something else wrote into its stream"
                 )
+
+
+@torch.no_grad()
+def clear_masked(registry: Registry) -> None:
+    """Puts zeros where elements are masked: what the gradient stream holds there is no gradient, and may be NaN."""
+    streams = registry.streams
+    for region in streams.layout.regions:
+        frozen, stream = streams.find(FROZEN_ELEMENTS, region.dtype), streams.find(GRADS, region.dtype)
+        if frozen is not None and stream is not None:
+            stream.buffer.masked_fill_(frozen.buffer.view(torch.bool), 0.0)
 
 
 def check_mask(variable: Variable, mask: Tensor) -> None:

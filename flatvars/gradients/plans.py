@@ -61,7 +61,8 @@ class PlanSet:
             indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows)
             order = [position[i] for i in indices]
             frozen = registry.streams.find(FROZEN_ELEMENTS, region)
-            plan = make_plan(segments, registry.device, self.norm, sums, slot, frozen)
+            mask = None if frozen is None else frozen.buffer
+            plan = make_plan(segments, registry.device, self.norm, sums, slot, mask)
             self.parts.append(Part(region, order, plan, order == list(range(len(self.variables)))))
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..memory.streams import GRADS, same_dtype, view_of
+from ..memory.streams import GRADS, same_dtype
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -30,7 +30,7 @@ class GradViews:
     def _view(self, variable: Variable) -> Tensor:
         registry = self._registry()
         assert registry is not None
-        return view_of(registry.streams.get(GRADS, variable.dtype, same_dtype), variable.span).data
+        return registry.streams.get(GRADS, variable.dtype, same_dtype).view(variable.span).data
 
     def is_written(self, variable: Variable) -> bool:
         view, version = self._attached.get(variable.id, (None, 0))

@@ -1,44 +1,26 @@
-"""Streams: contiguous buffers over a layout. Allocate, view, re-carve; no meaning."""
+"""Streams: contiguous buffers over a layout. Allocate, view, grow, re-carve; no meaning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
+from ..backend import round_up
 from .layout import Layout, Span
 
 VALUES = "values"
 GRADS = "grads"
 FROZEN_ELEMENTS = "frozen_elements"
 
+GRAIN = 128
+"""Elements. A stream over a part of a region begins and ends on multiples of it, or ends with the trainable part."""
 
-def view_of(stream: Tensor, span: Span) -> Tensor:
-    """The variable's own shape over a stream, in its memory order."""
-    return stream.as_strided(span.spec.shape, span.spec.stride, span.offset)
-
-
-def piece_of(stream: Tensor, span: Span) -> Tensor:
-    """The variable's own shape over the same memory, as a storage of its own that ends with the variable.
-
-    Many programs ask for a tensor's storage, not for its bytes: pickle writes it whole for every view, deepcopy of a
-    buffer copies it whole, Accelerate and safetensors take two tensors of one storage for one tied tensor and save the
-    first alone, and torch.compile looks for overlaps among them. To all of these, a variable is now as any tensor.
-    """
-    if stream.device.type not in ("cpu", "cuda") or (stream.device.type == "cpu" and stream.is_shared()):  # type: ignore[no-untyped-call]
-        # Shared memory is known by its storage: another process gets the whole buffer, once.
-        return view_of(stream, span).data
-    # As bytes, which the exchange format knows on every device; it keeps the buffer alive as long as the piece.
-    raw = from_dlpack(to_dlpack(flat_of(stream, span).view(torch.uint8)))
-    return raw.view(stream.dtype).as_strided(span.spec.shape, span.spec.stride)
-
-
-def flat_of(stream: Tensor, span: Span) -> Tensor:
-    """The variable's elements in memory order, [numel], without padding."""
-    return stream[span.offset : span.offset + span.numel]
-
+Cover = tuple[int, int]
+"""Elements of a region, from the first to the one behind the last."""
 
 DtypeOf = Callable[[torch.dtype], torch.dtype]
 
@@ -52,8 +34,59 @@ def byte(region: torch.dtype) -> torch.dtype:
     return torch.uint8
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A buffer over a range of a region; spans are those of the layout, wherever the range begins.
+
+    Attributes:
+        buffer: [elements of the range].
+        base: Element of the region at which the range begins.
+    """
+
+    buffer: Tensor
+    base: int = 0
+
+    @property
+    def cover(self) -> Cover:
+        return self.base, self.base + len(self.buffer)
+
+    def view(self, span: Span) -> Tensor:
+        """The variable's own shape over the stream, in its memory order."""
+        return self.buffer.as_strided(span.spec.shape, span.spec.stride, span.offset - self.base)
+
+    def flat(self, span: Span) -> Tensor:
+        """The variable's elements in memory order, [numel], without padding."""
+        start = span.offset - self.base
+        return self.buffer[start : start + span.numel]
+
+    def piece(self, span: Span) -> Tensor:
+        """The variable's own shape over the same memory, as a storage of its own that ends with the variable.
+
+        Many programs ask for a tensor's storage, not for its bytes: pickle writes it whole for every view, deepcopy of
+        a buffer copies it whole, Accelerate and safetensors take two tensors of one storage for one tied tensor and
+        save the first alone, and torch.compile looks for overlaps among them. To all of these, a variable is now as any
+        tensor.
+        """
+        buffer = self.buffer
+        if buffer.device.type not in ("cpu", "cuda") or (buffer.device.type == "cpu" and buffer.is_shared()):  # type: ignore[no-untyped-call]
+            # Shared memory is known by its storage: another process gets the whole buffer, once.
+            return self.view(span).data
+        # As bytes, which the exchange format knows on every device; it keeps the buffer alive as long as the piece.
+        raw = from_dlpack(to_dlpack(self.flat(span).view(torch.uint8)))
+        return raw.view(buffer.dtype).as_strided(span.spec.shape, span.spec.stride)
+
+    def read(self, span: Span) -> Tensor:
+        """What the stream holds of a variable, [shape], as state dicts, files and copies see it."""
+        return self.view(span)
+
+    def write(self, span: Span, tensor: Tensor | None) -> None:
+        """Replaces what it holds of a variable by a tensor, [shape], or by zeros."""
+        view = self.view(span)
+        view.zero_() if tensor is None else view.copy_(tensor)
+
+
 class Streams:
-    """All buffers of a store: `values` over whole regions, every other stream over their trainable parts.
+    """All buffers of a store: `values` over whole regions, every other stream over their trainable parts or less.
 
     Padding is zero when a stream is made and stays zero: nothing but kernels writes there, and they store zeros.
     """
@@ -61,48 +94,64 @@ class Streams:
     def __init__(self, layout: Layout, device: torch.device) -> None:
         self.layout = layout
         self.device = device
-        self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._streams: dict[tuple[str, torch.dtype], Stream] = {}
         self._dtype_of: dict[str, DtypeOf] = {}
+        self._partial: set[str] = set()  # streams that cover what they were asked for, and not a whole trainable part
         for region in layout.regions:
-            self._buffers[VALUES, region.dtype] = self._zeros(region.numel, region.dtype)
+            self._streams[VALUES, region.dtype] = Stream(self._zeros(region.numel, region.dtype))
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(numel, dtype=dtype, device=self.device)
 
     def __contains__(self, key: tuple[str, torch.dtype]) -> bool:
-        return key in self._buffers
+        return key in self._streams
 
     def values(self, region: torch.dtype) -> Tensor:
-        return self._buffers[VALUES, region]
+        return self._streams[VALUES, region].buffer
 
-    def get(self, name: str, region: torch.dtype, dtype_of: DtypeOf = same_dtype) -> Tensor:
-        """The stream `name` of a region, [trainable_numel]; made of zeros when first asked for.
+    def get(self, name: str, region: torch.dtype, dtype_of: DtypeOf = same_dtype, cover: Cover | None = None) -> Stream:
+        """The stream `name` of a region; made of zeros when first asked for.
 
         Args:
             dtype_of: From the region's dtype to the stream's; asked again when variables change theirs.
+            cover: What it must cover; all of the trainable part if not given. A stream that covers less grows to cover
+                both, and keeps what it holds: earlier `Stream` objects are then another memory.
         """
-        key = (name, region)
-        if key not in self._buffers:
+        old = self._streams.get((name, region))
+        if old is not None and (cover is None or (old.base <= cover[0] and cover[1] <= old.cover[1])):
+            return old
+        end = self.layout.region_of[region].trainable_numel
+        if old is None:
             self._dtype_of[name] = dtype_of
-            self._buffers[key] = self._zeros(self.layout.region_of[region].trainable_numel, dtype_of(region))
-        return self._buffers[key]
+            if cover is not None:
+                self._partial.add(name)
+        start, stop = (0, end) if cover is None else cover
+        if old is not None:
+            start, stop = min(start, old.base), max(stop, old.cover[1])
+        base = start // GRAIN * GRAIN
+        numel = max(min(round_up(stop, GRAIN), end) - base, 0)
+        made = Stream(self._zeros(numel, self._dtype_of[name](region)), base)
+        if old is not None:
+            made.buffer[old.base - base :][: len(old.buffer)].copy_(old.buffer)
+        self._streams[name, region] = made
+        return made
 
-    def find(self, name: str, region: torch.dtype) -> Tensor | None:
+    def find(self, name: str, region: torch.dtype) -> Stream | None:
         """The stream `name` of a region if it exists."""
-        return self._buffers.get((name, region))
+        return self._streams.get((name, region))
 
     def drop(self, name: str, region: torch.dtype | None = None) -> None:
         """Frees a stream in a region, or in all."""
-        for key in [key for key in self._buffers if key[0] == name and region in (None, key[1])]:
-            del self._buffers[key]
+        for key in [key for key in self._streams if key[0] == name and region in (None, key[1])]:
+            del self._streams[key]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, padding included."""
-        return sum(buffer.nbytes for buffer in self._buffers.values())
+        return sum(stream.buffer.nbytes for stream in self._streams.values())
 
     def names(self) -> list[str]:
-        return list(dict.fromkeys(name for name, _ in self._buffers))
+        return list(dict.fromkeys(name for name, _ in self._streams))
 
     @torch.no_grad()
     def recarve(self, layout: Layout, device: torch.device, source: Mapping[int, int]) -> Streams:
@@ -117,14 +166,29 @@ class Streams:
             New streams. What has no predecessor is zero.
         """
         new = Streams(layout, device)
-        for (name, region), old in self._buffers.items():
-            for to, origin in source.items():
-                span, before = layout.spans[to], self.layout.spans[origin]
-                if before.spec.dtype != region or not span.numel:
-                    continue
-                if name != VALUES and not (span.spec.trainable and before.spec.trainable):
-                    continue
-                kind = span.spec.dtype
-                target = new.values(kind) if name == VALUES else new.get(name, kind, self._dtype_of[name])
-                view_of(target, span).copy_(view_of(old, before))
+        new._partial = {name for name, _ in self._streams} & self._partial
+        for (name, region), old in self._streams.items():
+            pairs = [(layout.spans[to], self.layout.spans[origin]) for to, origin in source.items()]
+            pairs = [(to, origin) for to, origin in pairs if origin.spec.dtype == region and to.numel]
+            if name != VALUES:
+                pairs = [(to, origin) for to, origin in pairs if to.spec.trainable and origin.spec.trainable]
+            if name in self._partial:
+                first, end = old.cover
+                pairs = [(to, origin) for to, origin in pairs if first <= origin.offset and origin.stop <= end]
+            for dtype in dict.fromkeys(to.spec.dtype for to, _ in pairs):
+                chosen = [pair for pair in pairs if pair[0].spec.dtype == dtype]
+                target = new._streams[name, dtype] if name == VALUES else new._successor(self, name, dtype, chosen)
+                for to, origin in chosen:
+                    target.view(to).copy_(old.view(origin))
         return new
+
+    def _successor(self, old: Streams, name: str, region: torch.dtype, pairs: list[tuple[Span, Span]]) -> Stream:
+        """The stream that takes over from one of `old`, over as much as the variables need."""
+        cover = hull(to for to, _ in pairs) if name in self._partial else None
+        return self.get(name, region, old._dtype_of[name], cover)
+
+
+def hull(spans: Iterable[Span]) -> Cover:
+    """What some spans of one region cover, with what lies between them."""
+    pairs = [(span.offset, span.stop) for span in spans]
+    return min(start for start, _ in pairs), max(stop for _, stop in pairs)

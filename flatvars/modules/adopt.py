@@ -23,7 +23,7 @@ from ..errors import AliasError, SpecError
 from ..init.patterns import Rules
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
 from ..memory.streams import VALUES
-from ..variables.guard import current_param, lies_in_span
+from ..variables.guard import current_param
 from ..variables.places import Place
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable, byte_range
@@ -270,7 +270,7 @@ def hand_over(registry: Registry, former: set[int]) -> None:
 def rebind(registry: Registry) -> list[str]:
     """Takes in what replaced the store's memory or parameters; see `VarStore.rebind`."""
     registry.settle()
-    params = [current_param(registry, variable) for variable in registry.variables]
+    params = [current_param(variable) for variable in registry.variables]
     specs = []
     for variable, param in zip(registry.variables, params, strict=True):
         if tuple(param.shape) != tuple(variable.shape):
@@ -286,13 +286,13 @@ def rebind(registry: Registry) -> list[str]:
     strayed = {
         variable.index: param.detach()
         for variable, param in zip(registry.variables, params, strict=True)
-        if not lies_in_span(registry, variable, param)
+        if not registry.is_bound(variable, param)
     }
     for variable, param in zip(registry.variables, params, strict=True):
         if param is not variable.param:
             variable.param = param
             variable.places = [place.renewed() for place in variable.places]
-            registry.claim(variable)
+            registry.claims.add(variable)
     registry.recarve(specs, devices.pop(), check=False)
     for i, values in strayed.items():
         registry.view(VALUES, registry.variables[i]).copy_(values)

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ..backend import Rule
 from ..errors import FlatvarsError, ForeignParameterError
+from ..gradients.attached import gradients_of
+from ..gradients.freezing import follow_flags
 from ..gradients.grads import Collected
 from ..gradients.plans import PlanSet
-from ..memory.streams import same_dtype
+from ..memory.streams import Cover, Stream, hull, same_dtype
 from ..store import VarStore
 from ..variables.registry import Registry, variable_of
 from ..variables.selectors import Selector, is_selector
@@ -106,7 +108,7 @@ class Optimizer(Conveniences):
         self._frozen: list[Tensor] = []
         self._counts: dict[CountKey, int] = {}  # steps taken, while there are no plans
         self._norm: Tensor | None = None
-        self._states: dict[tuple[torch.dtype, str], list[Tensor]] = {}
+        self._states: dict[tuple[torch.dtype, str], list[Stream]] = {}
         self._states_generation = -1
         self._key = registry.register_optimizer()
         self.state = OptimizerState(self)  # type: ignore[assignment]
@@ -157,6 +159,7 @@ class Optimizer(Conveniences):
                 self.add_param_group({"params": []})
             self.param_groups[number]["params"].append(variable.param)
             self._variables[number].append(variable)
+            self._states_generation = -1
         self._seen = len(variables)
 
     def _renew_params(self) -> None:
@@ -180,9 +183,9 @@ class Optimizer(Conveniences):
         if plans is not None and plans.generation == self._registry.generation:
             if not any(param.requires_grad for param in self._frozen):
                 return plans
-            self._registry.sync_masks()
+            follow_flags(self._registry)
         elif any(v.requires_grad and not is_trained(v) for v in self._members()):
-            self._registry.sync_masks()
+            follow_flags(self._registry)
         self._retire_plans()
         return self._make_plans()
 
@@ -207,6 +210,7 @@ class Optimizer(Conveniences):
         """Reads the step counts back (this synchronizes) and forgets the plans."""
         self._counts = self.step_counts()
         self._plans = None
+        self._states_generation = -1  # members may have joined, which the streams must cover
 
     def step_counts(self) -> dict[CountKey, int]:
         """Steps taken by each variable, by `count_key`. Synchronizes."""
@@ -216,20 +220,33 @@ class Optimizer(Conveniences):
                 counts.update({self._plan_keys[k]: int(n) for k, n in zip(part.order, steps.tolist(), strict=True)})
         return counts
 
-    def state_streams(self, region: torch.dtype) -> list[Tensor]:
-        """The state streams of a region, in the rule's order; made of zeros when first asked for."""
+    def state_streams(self, region: torch.dtype) -> list[Stream]:
+        """The state streams of a region, in the rule's order, over one range; made of zeros when first asked for."""
         if self._states_generation != self._registry.generation:
             self._states, self._states_generation = {}, self._registry.generation
         rule = self.rule()
         key = (region, rule.name)
         if key not in self._states:
-            self._states[key] = [self._stream(name, region) for name in rule.states]
+            cover = self._cover(region)
+            self._states[key] = [self._stream(name, region, cover) for name in rule.states]
         return self._states[key]
 
-    def _stream(self, name: str, region: torch.dtype) -> Tensor:
+    def _cover(self, region: torch.dtype) -> Cover:
+        """From the first to the last variable that has room for state, and all that is covered already."""
+        streams = self._registry.streams
+        found = [streams.find(name, region) for name in streams.names() if name.startswith(f"{self._key}.")]
+        ranges = [held.cover for held in found if held is not None]
+        spans = [v.span for v in self._members() if v.dtype == region and v.spec.trainable]
+        if spans:
+            ranges.append(hull(spans))
+        if not ranges:
+            return 0, 0
+        return min(start for start, _ in ranges), max(stop for _, stop in ranges)
+
+    def _stream(self, name: str, region: torch.dtype, cover: Cover) -> Stream:
         fixed = self.state_dtype
         dtype_of = same_dtype if fixed is None else partial(always, fixed)
-        return self._registry.streams.get(f"{self._key}.{name}", region, dtype_of)
+        return self._registry.streams.get(f"{self._key}.{name}", region, dtype_of, cover)
 
     # Stepping -----------------------------------------------------------------------------------------------------
 
@@ -251,7 +268,7 @@ class Optimizer(Conveniences):
                 loss = closure()
         plans = self._current_plans()
         plans.guard.check()
-        gradients = self._registry.gradients
+        gradients = gradients_of(self._registry)
         collected = gradients.collect_for(plans)
         touched = collected.touched_of(plans)
         if strict and not all(touched):
@@ -266,7 +283,7 @@ class Optimizer(Conveniences):
         return loss
 
     def _launch(self, plans: PlanSet, collected: Collected) -> None:
-        gradients = self._registry.gradients
+        gradients = gradients_of(self._registry)
         gathered = gradients.mode == "gather" and collected.grads is None
         scaling = read_scaling(self, self._registry.device, gathered)
         sources = gradients.sources(plans, collected)
@@ -275,13 +292,15 @@ class Optimizer(Conveniences):
             self._norm = norm = gradients.norm_for(plans, collected, sources, scaling["grad_scale"])
         rule = self.rule()
         for part, source, steps in zip(plans.parts, sources, self._steps, strict=True):
+            states = self.state_streams(part.region)
             part.plan.step_(
                 source,
                 rule,
                 plans.values(part),
-                self.state_streams(part.region),
+                [held.buffer for held in states],
                 self.param_groups,
                 steps=steps,
+                base=states[0].base if states else 0,
                 norm=norm,
                 max_norm=self.max_norm,
                 skip=self.skip_nonfinite,
@@ -292,7 +311,7 @@ class Optimizer(Conveniences):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
         self._join()
-        gradients = self._registry.gradients
+        gradients = gradients_of(self._registry)
         if gradients.mode == "gather" and set_to_none and not gradients.touched:
             for group in self.param_groups:
                 for param in group["params"]:

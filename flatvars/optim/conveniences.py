@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..gradients.attached import gradients_of
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .checks import check_at_least, check_betas
@@ -99,7 +100,7 @@ class Conveniences(torch.optim.Optimizer):
 
     def _gradients(self) -> list[Tensor]:
         """The gradients of this optimizer's variables, to be written in place."""
-        gradients, variables = self._registry.gradients, self.take_up()
+        gradients, variables = gradients_of(self._registry), self.take_up()
         grads = [grad for grad in map(gradients.of, variables) if grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             gradients.flush()  # into the stream, which is dense

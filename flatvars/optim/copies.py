@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..memory.streams import piece_of, view_of
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -56,7 +55,7 @@ def _states_of(optimizer: Optimizer, variable: Variable) -> dict[str, Tensor]:
     if not variable.spec.trainable:
         return {}
     pairs = zip(optimizer.rule().states, optimizer.state_streams(variable.dtype), strict=True)
-    return {name: piece_of(stream, variable.span) for name, stream in pairs}
+    return {name: stream.piece(variable.span) for name, stream in pairs}
 
 
 @torch.no_grad()
@@ -73,7 +72,7 @@ def set_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         variable = registry.variables[index]
         for name, stream in zip(names, optimizer.state_streams(variable.dtype), strict=True):
             if name in copies:
-                view_of(stream, variable.span).copy_(copies[name])
+                stream.write(variable.span, copies[name])
     for index, count in state["steps"].items():
         variable = registry.variables[index]
         optimizer._counts[variable.id, variable.state_epoch] = count

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..memory.streams import piece_of, view_of
 from ..variables.registry import variable_of
 from ..variables.variable import Variable
 
@@ -81,7 +80,7 @@ def read_state(
     state: dict[str, Any] = {"step": torch.tensor(float(count))} if rule.keeps_step else {}
     of_group = optimizer.state_names(group)
     pairs = zip(rule.states, streams, strict=True)
-    state.update({name: piece_of(stream, variable.span) for name, stream in pairs if name in of_group})
+    state.update({name: stream.piece(variable.span) for name, stream in pairs if name in of_group})
     return state
 
 
@@ -112,9 +111,7 @@ def write_states(optimizer: Optimizer, states: Mapping[int, Mapping[str, Any]]) 
         if not variable.spec.trainable:
             continue
         for name, stream in zip(names, optimizer.state_streams(variable.dtype), strict=True):
-            value = state.get(name)
-            target = view_of(stream, variable.span)
-            target.zero_() if value is None else target.copy_(value)
+            stream.write(variable.span, state.get(name))
         # torch's SGD saves no count; a momentum buffer says that a first step was taken.
         known = any(state.get(name) is not None for name in names)
         optimizer._counts[variable.id, variable.state_epoch] = int(state["step"]) if "step" in state else int(known)

@@ -1,6 +1,6 @@
 """Copies of stores: deepcopy, pickle and torch.save.
 
-Parameters need no help: each has a storage of its own (`streams.piece_of`), so it is written as its own bytes and loads
+Parameters need no help: each has a storage of its own (`Stream.piece`), so it is written as its own bytes and loads
 where flatvars is not installed.
 
 A copy of a store is carved anew: names, ids, values, masks and groups are the original's, gradients are not copied (as
@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..gradients.grads import Gradients
-from ..gradients.masks import ElementMasks
+from ..gradients.attached import make_registry
 from ..memory.spec import VarSpec
 from ..variables.places import Place
 from ..variables.registry import Registry
@@ -83,10 +82,7 @@ def restore_registry(
 ) -> Registry:
     """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
     params = [entry["handle"].param for entry in records]
-    registry = Registry(params[0].device if params else device)
-    registry.gradients = Gradients(registry, mode)
-    registry.masks = ElementMasks(registry)
-    registry.seed = seed
+    registry = make_registry(params[0].device if params else device, mode, seed)
     for entry, param in zip(records, params, strict=True):
         spec: VarSpec = entry["spec"]
         variable = registry.declare(spec, param, entry["names"], entry["group"])

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 
-from ..gradients.grads import Gradients
-from ..gradients.masks import ElementMasks
+from ..gradients.attached import gradients_of, make_registry
 from ..modules.declare import Declarations
-from ..variables.registry import Registry
 
 
 class Core:
@@ -24,11 +22,8 @@ class Core:
         grads: str = "gather",
         on_duplicate: str = "suffix",
     ) -> None:
-        self._registry = Registry(concrete(device))
-        self._gradients = Gradients(self._registry, grads)
-        self._registry.gradients = self._gradients
-        self._registry.masks = ElementMasks(self._registry)
-        self._registry.seed = seed
+        self._registry = make_registry(concrete(device), grads, seed)
+        self._gradients = gradients_of(self._registry)
         self._declarations = Declarations(self._registry, dtype, on_duplicate)
 
     @property
@@ -57,7 +52,7 @@ class Core:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._gradients = self._registry.gradients
+        self._gradients = gradients_of(self._registry)
 
 
 def concrete(device: torch.device | str | None) -> torch.device:

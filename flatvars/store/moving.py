@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..modules import adopt as bind
 from ..modules.path import Path
-from ..variables.registry import bind as bind_param
+from ..variables.binding import bind as bind_param
 from . import transfer
 from .core import Core, concrete
 from .looking import Looking

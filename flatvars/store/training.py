@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from ..gradients import freezing
+from ..gradients.attached import masks_of
 from ..variables.selectors import Selector
 from .looking import Looking
 
@@ -24,7 +26,7 @@ class Training(Looking):
             selector: Names, globs, regular expressions, predicates: see `flatvars.select`.
             clear_grad: Drop their gradients; else they are kept, and stay unused until the variables are trained again.
         """
-        self._registry.freeze(self._registry.matching(selector), clear_grad)
+        freezing.freeze(self._registry, self._registry.matching(selector), clear_grad)
 
     def unfreeze(self, selector: Selector = None) -> None:
         """Trains the selected variables again; without a selector, those that `freeze` froze. Buffers stay as they are.
@@ -32,11 +34,11 @@ class Training(Looking):
         A variable that was frozen when the store was carved gets room for gradients and state: the buffers are
         re-carved, and everything is kept.
         """
-        self._registry.unfreeze(self._registry.matching(selector), selected=selector is not None)
+        freezing.unfreeze(self._registry, self._registry.matching(selector), selected=selector is not None)
 
     def compact(self) -> None:
         """Gives back the gradient and state bytes of frozen variables; their state and element masks are forgotten."""
-        self._registry.compact()
+        freezing.compact(self._registry)
 
     def set_trainable_mask(self, selector: Selector, mask: Tensor | None) -> None:
         """Trains only some elements of the selected variables: rows of an embedding, what pruning left.
@@ -61,7 +63,7 @@ class Training(Looking):
             >>> store.trainable_mask("weight")[:, 0].tolist()
             [True, False, True, True]
         """
-        self._registry.masks.set(selector, mask)
+        masks_of(self._registry).set(selector, mask)
 
     def trainable_mask(self, name: str) -> Tensor | None:
         """Which elements of a variable train, bool [shape], or None where all do. A copy; synchronizes.

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import AliasError
 from ..memory.streams import VALUES
+from .binding import describe_stray
+from .claims import owner_of
 from .places import Place, Watch, descend, places_below
 from .variable import Variable
 
@@ -29,11 +31,11 @@ class Carver(Protocol):
 
     def view(self, stream: str, variable: Variable) -> Tensor: ...
 
+    def is_bound(self, variable: Variable, param: Tensor) -> bool: ...
+
     def addresses(self, variables: Sequence[Variable]) -> list[int]: ...
 
     def move_in(self, variable: Variable, param: Tensor) -> None: ...
-
-    def holds(self, tensor: Tensor) -> bool: ...
 
 
 class AliasGuard:
@@ -72,8 +74,8 @@ class AliasGuard:
         if self._in_place():
             return
         for variable in self.variables:
-            if not lies_in_span(self._registry, variable, variable.param) and not self._take_in(variable):
-                _explain_memory(self._registry, variable)
+            if not self._registry.is_bound(variable, variable.param) and not self._take_in(variable):
+                raise AliasError(describe_stray(variable, self._registry.view(VALUES, variable)))
         self._note()
 
     def check(self) -> None:
@@ -127,26 +129,25 @@ class AliasGuard:
             used = [place for place in variable.places if place not in missing]
             used += [place for place in _search(variable.param, missing, below) if place not in used]
             for place in missing:
-                _check_place(self._registry, variable, place, bool(used), reads)
+                _check_place(variable, place, bool(used), reads)
             variable.places = used or variable.places
         self._params = [v.param for v in self.variables]
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
 
 
-def lies_in_span(registry: Carver, variable: Variable, param: Tensor) -> bool:
-    """Whether a tensor is the variable's span: address, strides and dtype."""
-    view = registry.view(VALUES, variable)
-    return param.data_ptr() == view.data_ptr() and param.stride() == view.stride() and param.dtype == view.dtype
+def holds(tensor: Tensor) -> bool:
+    """Whether a tensor is a variable's, of any store."""
+    return owner_of(tensor) is not None
 
 
-def current_param(registry: Carver, variable: Variable) -> Tensor:
+def current_param(variable: Variable) -> Tensor:
     """What modules hold now: another tensor only if they agree on it, none holds the old one, and no store this one."""
     missing = [place for place in variable.places if place.tensor() is not variable.param]
     if len(missing) < len(variable.places) or _search(variable.param, missing, {}):
         return variable.param
     found = [place.tensor() for place in missing]
     first = found[0] if found else None
-    if first is None or not all(tensor is first for tensor in found) or registry.holds(first):
+    if first is None or not all(tensor is first for tensor in found) or holds(first):
         return variable.param
     return first if isinstance(first, nn.Parameter) == isinstance(variable.param, nn.Parameter) else variable.param
 
@@ -169,11 +170,7 @@ def _search(tensor: Tensor, missing: Sequence[Place], below: dict[int, dict[int,
 
 def _fits(registry: Carver, variable: Variable, tensor: Tensor) -> bool:
     """Whether a tensor that replaced a buffer may be taken in as it is."""
-    if (
-        type(tensor) is not Tensor
-        or tensor.layout != torch.strided
-        or registry.holds(tensor) != (tensor is variable.param)
-    ):
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or holds(tensor) != (tensor is variable.param):
         return False
     return (tensor.shape, tensor.dtype, tensor.device) == (variable.shape, variable.dtype, registry.device)
 
@@ -181,7 +178,7 @@ def _fits(registry: Carver, variable: Variable, tensor: Tensor) -> bool:
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 
-def _check_place(registry: Carver, variable: Variable, place: Place, used: bool, reads: bool) -> None:
+def _check_place(variable: Variable, place: Place, used: bool, reads: bool) -> None:
     """Raises AliasError if what stands at a place makes the variable useless.
 
     Args:
@@ -191,21 +188,21 @@ def _check_place(registry: Carver, variable: Variable, place: Place, used: bool,
     tensor = place.tensor()
     if tensor is None:
         if not used and not variable.frozen and not place.cleared():
-            _check_module(registry, variable, place)
-    elif registry.holds(tensor):
+            _check_module(variable, place)
+    elif holds(tensor):
         if reads and not used and not variable.frozen:
             _explain_tied(variable, place)
     elif isinstance(tensor, nn.Parameter) or (reads and not variable.frozen):
         _explain_replaced(variable, place, tensor)
 
 
-def _check_module(registry: Carver, variable: Variable, place: Place) -> None:
+def _check_module(variable: Variable, place: Place) -> None:
     """Raises where a module lost the parameter, or was replaced by one that trains others; removing one is no fault."""
     root, owner = place.root(), place.owner()
     last, end = (owner, owner) if root is None else descend(root, place.path)
     if end is not None and end is owner:
         _explain_gone(variable, place)
-    if last is None or last is root or any(map(registry.holds, (*last.parameters(), *last.buffers()))):
+    if last is None or last is root or any(map(holds, (*last.parameters(), *last.buffers()))):
         return
     foreign = [name for name, param in last.named_parameters() if param.requires_grad]
     if foreign:
@@ -242,16 +239,4 @@ def _explain_gone(variable: Variable, place: Place) -> NoReturn:
         f"variable {variable.name!r} is no longer used: {_label(place)} is not a parameter any more (weight_norm and "
         "other reparametrizations make new ones). Reparametrize first and adopt the module into a new VarStore; or "
         f"call store.freeze({variable.name!r}) and store.add(name, parameter) for the new ones"
-    )
-
-
-def _explain_memory(registry: Carver, variable: Variable) -> NoReturn:
-    param, stride = variable.param, variable.spec.stride
-    raise AliasError(
-        f"variable {variable.name!r} no longer lies in its store: its Parameter now holds a {param.dtype} tensor of "
-        f"shape {tuple(param.shape)} and strides {param.stride()} on {param.device} (the store holds {variable.dtype}, "
-        f"{tuple(variable.shape)}, {stride}, {registry.device}). Something replaced its memory: module.to(), "
-        "half(), double(), load_state_dict(assign=True), vector_to_parameters, share_memory() or `.data =`. Call "
-        "store.rebind() to take the new values in, or store.restore_aliases() to go back to the store's. Instead of "
-        "share_memory(), call store.share_memory_()"
     )

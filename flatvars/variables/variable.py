@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,54 @@ from ..memory.layout import Span
 from ..memory.spec import VarSpec
 from .places import Place
 
-if TYPE_CHECKING:
-    from .registry import Registry
+
+class GradientAccess(Protocol):
+    """What a variable asks of whatever keeps gradients."""
+
+    @property
+    def mode(self) -> str:
+        """How they are kept: "gather" or "views"."""
+
+    def of(self, variable: Variable) -> Tensor | None:
+        """The gradient, wherever it lies, or None."""
+
+    def add(self, variable: Variable, grad: Tensor) -> None:
+        """Adds to the gradient; None counts as zero."""
+
+    def zero(self, set_to_none: bool = True, variables: Sequence[Variable] | None = None) -> None:
+        """Forgets gradients, or makes zeros of them."""
+
+
+class MaskAccess(Protocol):
+    """What a variable asks of whatever says which of its elements train."""
+
+    def of(self, variable: Variable) -> Tensor | None:
+        """Which elements train, bool [shape], or None where all do."""
+
+    def take(self, variable: Variable, mask: Tensor | None) -> None:
+        """Makes the mask of a variable what `of` told of another."""
+
+    def freeze(self, variables: Sequence[Variable], clear_grad: bool = True) -> None:
+        """Stops training whole variables."""
+
+    def check(self) -> None:
+        """Raises where something is masked that is no element."""
+
+
+class Home(Protocol):
+    """What a variable asks of its registry."""
+
+    @property
+    def gradients(self) -> GradientAccess: ...
+
+    @property
+    def masks(self) -> MaskAccess: ...
+
+    def settle(self) -> None:
+        """Carves what was declared."""
+
+    def clone(self, variable: Variable, name: str | None) -> Variable:
+        """Declares a copy of a variable."""
 
 
 class View(NamedTuple):
@@ -42,7 +88,7 @@ class Variable:
     """
 
     def __init__(
-        self, id: int, index: int, spec: VarSpec, param: Tensor, names: list[str], registry: Registry, group: int = 0
+        self, id: int, index: int, spec: VarSpec, param: Tensor, names: list[str], registry: Home, group: int = 0
     ) -> None:
         self.id = id
         self.index = index
@@ -91,7 +137,7 @@ class Variable:
         return self._span
 
     @property
-    def _registry(self) -> Registry:
+    def _registry(self) -> Home:
         registry = self._reference()
         if registry is None:
             raise FlatvarsError(
@@ -180,7 +226,7 @@ class Variable:
 
     def detach(self) -> Variable:
         """Freezes this variable and clears its gradient; `store.unfreeze` trains it again. Returns itself."""
-        self._registry.freeze([self])
+        self._registry.masks.freeze([self])
         return self
 
     def __eq__(self, other: object) -> bool:

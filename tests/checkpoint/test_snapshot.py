@@ -205,7 +205,7 @@ def test_a_ring_keeps_the_last_and_uses_memory_again() -> None:
     for _ in range(8):
         snapshot = ring.take()
         states.append(values(store))
-        seen.add(snapshot.image().planes[0].buffer.data_ptr())
+        seen.add(snapshot.image().planes[0].held.buffer.data_ptr())
         backward(net, batch())
         optimizer.step()
         optimizer.zero_grad()
@@ -220,7 +220,7 @@ def test_a_ring_keeps_the_last_and_uses_memory_again() -> None:
         ring.restore(back=1)
     ring.take()
     ring.take()
-    assert len({ring[i].image().planes[0].buffer.data_ptr() for i in range(3)} | seen) == 3
+    assert len({ring[i].image().planes[0].held.buffer.data_ptr() for i in range(3)} | seen) == 3
     with pytest.raises(ValueError, match="keep=0"):
         SnapshotRing(store, keep=0)
 
@@ -266,7 +266,7 @@ def test_a_snapshot_before_the_first_step_takes_state_back_to_nothing() -> None:
     optimizer.step()
     store.restore(snapshot)
     assert len(optimizer.state) == 0
-    assert not any(stream.any() for stream in optimizer.state_streams(torch.float32))
+    assert not any(stream.buffer.any() for stream in optimizer.state_streams(torch.float32))
     assert net.head.weight.grad is None
 
 

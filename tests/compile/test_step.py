@@ -27,8 +27,8 @@ def check(code, case, values, source, states=None):
     streams = [values] + [states or values] * len(case.rule.states)
     assert code.wide("ld") == wide_accesses(code.target, source, *streams)
     assert code.wide("st") == wide_accesses(code.target, *streams)
-    # What else is stored: this tile's count, and how many steps were skipped.
-    assert [width for width in code.widths["st"] if width != 16] == [4, 4]
+    # What else is stored: the variable's count, its counter of programs, and how many steps were skipped.
+    assert [width for width in code.widths["st"] if width != 16] == [4, 4, 4]
     assert code.spilled == 0
 
 

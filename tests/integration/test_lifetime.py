@@ -34,7 +34,7 @@ def freed(reference: weakref.ref[Any]) -> bool:
 
 def memory_of(store: fv.VarStore) -> list[weakref.ref[torch.UntypedStorage]]:
     """References to the memory of every stream: alive as long as any view of it."""
-    return [weakref.ref(buffer.untyped_storage()) for buffer in store._registry.streams._buffers.values()]
+    return [weakref.ref(held.buffer.untyped_storage()) for held in store._registry.streams._streams.values()]
 
 
 @pytest.mark.parametrize("mode", MODES)

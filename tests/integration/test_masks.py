@@ -252,7 +252,7 @@ def test_check_finds_masked_padding() -> None:
     _, store, _ = adopted()
     store.set_trainable_mask("emb.weight", ROWS)
     store.check()
-    store._registry.streams.find(STREAM, torch.float32)[18] = 1  # the embedding has 18 elements
+    store._registry.streams.find(STREAM, torch.float32).buffer[18] = 1  # the embedding has 18 elements
     with pytest.raises(fv.FlatvarsError, match=r"padding of the torch\.float32 region is masked"):
         store.check()
 
@@ -263,7 +263,7 @@ def test_masks_keep_no_store_alive() -> None:
         module, store, optimizer = adopted()
         store.set_trainable_mask("emb.weight", ROWS)
         train(module, optimizer)
-        gone = weakref.ref(store._registry.streams.find(STREAM, torch.float32).untyped_storage())
+        gone = weakref.ref(store._registry.streams.find(STREAM, torch.float32).buffer.untyped_storage())
         assert gone() is not None
         del module, store, optimizer
         assert gone() is None

@@ -50,9 +50,9 @@ def zeroed(grads, masks):
     ]
 
 
-def steps_as_an_unmasked_twin(rig, masks, case, grads, **options):
+def steps_as_an_unmasked_twin(rig, masks, case, grads, *, backend, **options):
     """One step of `rig`, beside one without masks from the same bits: masked elements stay, all others are equal."""
-    twin = Rig(SHAPES, rig.dtype, rule=rig.rule, backend=options.pop("backend"), device=rig.device)
+    twin = Rig(SHAPES, rig.dtype, rule=rig.rule, backend=backend, device=rig.device)
     twin.steps.copy_(rig.steps)
     streams = [rig.values, *rig.states]
     for ours, theirs in zip(streams, [twin.values, *twin.states], strict=True):
@@ -64,7 +64,7 @@ def steps_as_an_unmasked_twin(rig, masks, case, grads, **options):
         for i, (actual, expected) in enumerate(zip(rig.spans(ours.stream), twin.spans(theirs.stream), strict=True)):
             mask = in_order(masks)[i]
             kept = torch.ones_like(actual, dtype=torch.bool) if mask is None else mask
-            if rig.plan.backend == "triton":
+            if backend == "triton":
                 assert_same_bits(actual[kept], expected[kept])
             else:
                 # torch's fused operators round otherwise in the last, scalar elements of a run: it ends elsewhere.

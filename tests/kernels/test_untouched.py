@@ -59,7 +59,7 @@ def test_step_from_the_flat_stream(device):
     rig.plan.norm_(sources)
     assert_norm(rig.norm, 3.0 * 15**0.5, rig.compute)
     states = [state.stream for state in rig.states]
-    options = {"norm": rig.norm, "max_norm": None, "skip": False, "skipped": rig.skipped}
+    options = {"steps": rig.steps, "norm": rig.norm, "max_norm": None, "skip": False, "skipped": rig.skipped}
     rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options)
     same = [bool(torch.equal(now, kept)) for now, kept in zip(rig.spans(rig.values.stream), before, strict=True)]
     assert same == [True, True, False, True, True]

@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
             variable.value.fill_(9.0)
         for streams in self.twins.opt._states.values():
             for stream in streams:
-                stream.zero_()
+                stream.buffer.zero_()
         file.seek(0)
         self.twins.store.load(file, self.twins.opt)
 

@@ -74,7 +74,7 @@ def accumulate_launch(
     masked: bool = False,
 ) -> Captured:
     """Mode "overwrite", "add" or "norm"."""
-    with patch("flatvars.kernels.plan.program_limit", return_value=PROGRAMS):
+    with patch("flatvars.kernels.triton.launches.program_limit", return_value=PROGRAMS):
         rig = Rig([(PROGRAMS * TILE.block,)], dtype, masks=[None] if masked else None, fill=False)
     grads = _grads(rig, source, shift, mixed=False)
     if mode == "norm":

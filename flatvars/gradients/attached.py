@@ -1,0 +1,30 @@
+"""A registry with what looks after its gradients and masks, and the way from the one to the others."""
+
+from __future__ import annotations
+
+import torch
+
+from ..variables.registry import Registry
+from .grads import Gradients
+from .masks import ElementMasks
+
+
+def make_registry(device: torch.device, mode: str, seed: int = 0) -> Registry:
+    """An empty registry with gradients and element masks.
+
+    Args:
+        mode: "gather" or "views".
+    """
+    return Registry(device, lambda registry: Gradients(registry, mode), ElementMasks, seed)
+
+
+def gradients_of(registry: Registry) -> Gradients:
+    """The gradients of a registry with all they offer; its variables see less of them."""
+    assert isinstance(registry.gradients, Gradients)
+    return registry.gradients
+
+
+def masks_of(registry: Registry) -> ElementMasks:
+    """The element masks of a registry with all they offer."""
+    assert isinstance(registry.masks, ElementMasks)
+    return registry.masks

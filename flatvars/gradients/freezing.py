@@ -1,0 +1,61 @@
+"""Which variables train: freezing, and following `requires_grad` flags that plain torch flipped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from ..memory.spec import VarSpec
+from ..variables.registry import Registry
+from ..variables.variable import Variable
+
+
+def freeze(registry: Registry, variables: Sequence[Variable], clear_grad: bool = True) -> None:
+    """Stops training variables; see `VarStore.freeze`."""
+    with registry.lock:
+        for variable in variables:
+            if variable.requires_grad:
+                variable.param.requires_grad_(False)
+                variable.frozen = True
+        if clear_grad:
+            registry.gradients.zero(True, variables)
+            for variable in variables:
+                variable.param.grad = None
+        follow_flags(registry)
+
+
+def unfreeze(registry: Registry, variables: Sequence[Variable], selected: bool) -> None:
+    """Trains variables again: those that `freeze` froze, and if they were `selected` by name every Parameter."""
+    with registry.lock:
+        for variable in variables:
+            if variable.frozen or (selected and variable.is_parameter):
+                variable.param.requires_grad_(True)
+        follow_flags(registry)
+
+
+def follow_flags(registry: Registry) -> None:
+    """Follows `requires_grad` flags, flipped here or by plain torch; re-carves where a variable lacks room."""
+    with registry.lock:
+        for variable in registry.variables:
+            variable.frozen = variable.frozen and not variable.requires_grad
+        specs = [with_room(v.spec, v.spec.trainable or v.requires_grad) for v in registry.variables]
+        if any(spec is not v.spec for spec, v in zip(specs, registry.variables, strict=True)):
+            registry.recarve(specs)
+        else:
+            registry.generation += 1
+
+
+def flags_moved(registry: Registry) -> bool:
+    """Whether plain torch made a variable trainable that the store has frozen, or has no room for."""
+    return any(v.requires_grad for v in registry.variables if v.frozen or not v.spec.trainable)
+
+
+def compact(registry: Registry) -> None:
+    """Gives back the gradient and state memory of frozen variables; their state is forgotten."""
+    with registry.lock:
+        registry.recarve([with_room(v.spec, v.requires_grad) for v in registry.variables])
+
+
+def with_room(spec: VarSpec, trainable: bool) -> VarSpec:
+    """The spec with or without room for gradients and state; itself if nothing changes."""
+    return spec if spec.trainable == trainable else dataclasses.replace(spec, trainable=trainable)

@@ -1,0 +1,183 @@
+"""Carving: the memory of declared variables. The only place where spans are given and moved."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import FlatvarsError
+from ..memory.layout import Layout, plan_layout
+from ..memory.spec import VarSpec
+from ..memory.streams import VALUES, Streams
+from .binding import bind, is_bound
+from .claims import Claims
+from .guard import AliasGuard
+from .variable import Variable
+
+
+class Carving:
+    """Variables in creation order over one set of streams.
+
+    A declared variable has memory of its own until the streams are asked for: then all that were declared are carved at
+    once, so that any number of declarations costs one carve.
+
+    Attributes:
+        generation: Grows whenever a plan made before must not be used again: spans moved, or a mask flipped.
+        before_carve: Called while everything still lies where it was, with no argument.
+        after_carve: Called after spans moved.
+        claims: Which tensors are its variables'.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.variables: list[Variable] = []
+        self.generation = 0
+        self.lock = threading.RLock()
+        self.before_carve: list[Callable[[], None]] = []
+        self.after_carve: list[Callable[[], None]] = []
+        self._layout: Layout = plan_layout([])
+        self._streams = Streams(self._layout, device)
+        self.claims = Claims(self)
+        self._guard: AliasGuard | None = None
+        self._guarded = (0, 0)  # generation and number of variables it was made for
+        self._carved = 0  # variables that lie in the streams; those behind are declared only
+        self._retired: str | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Of all variables; carves what was declared since it was looked at last."""
+        self.settle()
+        return self._layout
+
+    @property
+    def streams(self) -> Streams:
+        """Over the layout of all variables; carves what was declared since."""
+        self.settle()
+        return self._streams
+
+    def check_usable(self) -> None:
+        """Raises FlatvarsError when another store has taken the variables over."""
+        if self._retired is not None:
+            raise FlatvarsError(self._retired)
+
+    def retire(self, reason: str) -> None:
+        """Gives all variables away; whatever still uses this object gets `reason` as an error."""
+        with self.lock:
+            self._retired = reason
+            self.variables, self._carved = [], 0
+            self._layout = plan_layout([])
+            self._streams = Streams(self._layout, self.device)
+            self.generation += 1
+
+    # Carving --------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Carves the variables that were declared since the last time; older ones that strayed stay where they are."""
+        if self._carved == len(self.variables) and self._retired is None:
+            return
+        with self.lock:
+            self.check_usable()
+            old = self._carved
+            if old == len(self.variables):  # another thread did it meanwhile
+                return
+            aligned = [v for v in self.variables[:old] if self.is_bound(v, v.param)]
+            specs = [v.spec for v in self.variables]
+            self._carve(specs, self.device, old, aligned)
+            for variable in self.variables[old : len(specs)]:
+                self.move_in(variable, variable.param)
+            self._carved = len(specs)
+            self._notify()
+
+    def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None, *, check: bool = True) -> None:
+        """Lays the same variables out anew, with other dtypes, room or device; every handle follows."""
+        with self.lock:
+            self.settle()
+            if check:
+                self.guard.check_memory()
+            self._carve(specs, self.device if device is None else device, len(specs), self.variables)
+            self._notify()
+
+    def _carve(self, specs: Sequence[VarSpec], device: torch.device, kept: int, bound: Sequence[Variable]) -> None:
+        """Makes streams for the specs, copies what the first `kept` variables have into them, and binds `bound`."""
+        for call in self.before_carve:
+            call()
+        for variable, spec in zip(self.variables, specs, strict=False):
+            # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
+            variable.state_epoch += variable.spec.trainable and not spec.trainable
+        streams = self._streams.recarve(plan_layout(specs), device, {i: i for i in range(kept)})
+        self._streams, self._layout, self.device = streams, streams.layout, device
+        self._place(specs)
+        for variable in bound:
+            bind(variable, self.piece(variable))
+
+    def _place(self, specs: Sequence[VarSpec]) -> None:
+        """Writes down where the variables lie by the specs; nothing moves if only names changed."""
+        self._layout = plan_layout(specs)
+        self._streams.layout = self._layout
+        for variable, span in zip(self.variables, self._layout.spans, strict=False):
+            variable.spec, variable._span = span.spec, span
+
+    def move_in(self, variable: Variable, param: Tensor) -> None:
+        """Copies a tensor's values into the variable's span, and makes it the variable's; its memory is released."""
+        view = self.piece(variable)
+        if not param.is_meta and param.shape == view.shape:  # from meta there are no values, maybe not even a shape
+            view.copy_(param.detach())
+        variable.param = param
+        self.claims.add(variable)
+        bind(variable, view)
+
+    def _notify(self) -> None:
+        self.generation += 1
+        for call in self.after_carve:
+            call()
+
+    def share_memory(self) -> None:
+        """See `VarStore.share_memory_`."""
+        with self.lock:
+            self.settle()
+            self.guard.check_memory()
+            for region in self.layout.regions:
+                self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
+            for variable in self.variables:
+                bind(variable, self.piece(variable))
+            self._notify()
+
+    # Looking ----------------------------------------------------------------------------------------------------------
+
+    def view(self, stream: str, variable: Variable) -> Tensor:
+        """The variable's shape over an existing stream; a tensor with a version counter of its own.
+
+        Views share the counter of their base: an in-place write to one variable would then break the backward pass of
+        every other.
+        """
+        span = variable.span  # carves, where that is still to do
+        return self._streams.get(stream, variable.dtype).view(span).data
+
+    def piece(self, variable: Variable) -> Tensor:
+        """The variable's values as its Parameter holds them: in the buffer, with a storage of its own."""
+        assert variable._span is not None
+        return self._streams.get(VALUES, variable.dtype).piece(variable._span)
+
+    def is_bound(self, variable: Variable, param: Tensor) -> bool:
+        """Whether a tensor is the variable's span."""
+        return is_bound(param, self.view(VALUES, variable))
+
+    def addresses(self, variables: Sequence[Variable]) -> list[int]:
+        """Where the values of carved variables begin in memory, as torch tells it: 0 for those without elements."""
+        begins = {region.dtype: self._streams.values(region.dtype).data_ptr() for region in self._layout.regions}
+        return [begins[v.dtype] + v.span.offset * v.dtype.itemsize if v.spec.numel else 0 for v in variables]
+
+    @property
+    def guard(self) -> AliasGuard:
+        """Over all variables that are carved."""
+        made_for = self.generation, self._carved
+        if self._guard is None or self._guarded != made_for:
+            self._guard, self._guarded = AliasGuard(self, self.variables[: self._carved]), made_for
+        return self._guard
+
+    def check_aliases(self) -> None:
+        """Raises AliasError where values are not what modules use; see `AliasGuard.check_values`."""
+        self.guard.check_values()
