@@ -85,7 +85,6 @@ _catalogs: weakref.WeakKeyDictionary[Registry, tuple[Any, Catalog]] = weakref.We
 
 def catalog_of(registry: Registry) -> Catalog:
     """All variables of a registry."""
-    registry.settle()
     # Names and spans move with the generation.
     now = registry.generation, [(v.requires_grad, v.frozen, v.group) for v in registry.variables]
     known, catalog = _catalogs.get(registry, (None, None))

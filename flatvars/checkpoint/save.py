@@ -40,6 +40,7 @@ def capture(
         UnknownNameError: a pattern of the selection fits nothing.
         AliasError: a parameter no longer lies in the store, so that stale values would be saved.
     """
+    registry.settle()
     registry.check_aliases()
     catalog = catalog_of(registry)
     trains = bool(as_list(optimizer) or as_list(schedulers) or rng)

@@ -161,8 +161,8 @@ def _check(registry: Registry, snapshot: Snapshot, image: Image) -> None:
         raise MismatchError("the snapshot is of another store; save it, and load the file here")
     if [record.id for record in image.catalog.records] != [v.id for v in registry.variables]:
         raise MismatchError(
-            f"the snapshot holds {len(image.catalog.records)} variables, the store now {len(registry.variables)}; save the "
-            "snapshot and load it with load_partial"
+            f"the snapshot holds {len(image.catalog.records)} variables, the store now {len(registry.variables)}; save "
+            "the snapshot and load it with load_partial"
         )
 
 

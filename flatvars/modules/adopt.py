@@ -23,7 +23,8 @@ from ..errors import AliasError, SpecError
 from ..init.patterns import Rules
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
 from ..memory.streams import VALUES
-from ..variables.owners import current_param
+from ..variables.guard import current_param
+from ..variables.places import Place
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable, byte_range
 from .meta import plan_rules
@@ -36,25 +37,27 @@ _adopted: weakref.WeakKeyDictionary[nn.Module, Registry] = weakref.WeakKeyDictio
 
 @dataclass
 class Found:
-    """A tensor of a module, with every name and owner it has there."""
+    """A tensor of a module, with every name and place it has there."""
 
     tensor: Tensor
     names: list[str] = field(default_factory=list)
-    owners: list[tuple[weakref.ref[nn.Module], str]] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
 
 
 def find_tensors(module: nn.Module, prefix: str, buffers: bool) -> list[Found]:
     """Parameters in registration order, then buffers if asked for; tied ones once, with all their names."""
     found: dict[int, Found] = {}
+    root = weakref.ref(module)
     for kind in ("_parameters", "_buffers") if buffers else ("_parameters",):
-        for path, owner in module.named_modules(prefix=prefix, remove_duplicate=False):
+        for path, owner in module.named_modules(remove_duplicate=False):
+            parts = tuple(path.split(".")) if path else ()
             for attribute, tensor in getattr(owner, kind).items():
                 if tensor is None:
                     continue
                 entry = found.setdefault(id(tensor), Found(tensor))
-                entry.names.append(f"{path}.{attribute}" if path else attribute)
-                if not any(ref() is owner and name == attribute for ref, name in entry.owners):
-                    entry.owners.append((weakref.ref(owner), attribute))
+                entry.names.append(".".join(part for part in (prefix, path, attribute) if part))
+                if not any(place.owner() is owner and place.attribute == attribute for place in entry.places):
+                    entry.places.append(Place(weakref.ref(owner), attribute, root, parts))
     return list(found.values())
 
 
@@ -132,9 +135,9 @@ def adopt(
     names = [entry.names for entry in found]
     registry.extend(specs, [entry.tensor for entry in found], names)
     for entry in found:
-        registry.by_name[entry.names[0]].owners = entry.owners
-        for reference, _ in entry.owners:
-            _adopted[reference()] = registry  # type: ignore[index]
+        registry.by_name[entry.names[0]].places = entry.places
+        for place in entry.places:
+            _adopted[place.owner()] = registry  # type: ignore[index]
     _adopted[module] = registry
     if on_meta:
         materialize_buffers(module, registry.device)
@@ -146,7 +149,7 @@ def own(registry: Registry, variable: Variable, module: nn.Module, attribute: st
     """Puts a variable's tensor into a module that was built for it, as if the module had been adopted."""
     setattr(module, attribute, variable.param)
     renew_references(module)
-    variable.owners.append((weakref.ref(module), attribute))
+    variable.places.append(Place(weakref.ref(module), attribute, weakref.ref(module)))
     _adopted[module] = registry
 
 
@@ -190,9 +193,9 @@ def leave_meta(entry: Found, device: torch.device) -> None:
     """Replaces a Parameter on meta that cannot keep its identity: RNNs hold weak references to theirs."""
     fresh = nn.Parameter(torch.empty(0, dtype=entry.tensor.dtype, device=device), entry.tensor.requires_grad)
     fresh.__dict__.update(entry.tensor.__dict__)
-    for reference, attribute in entry.owners:
-        setattr(reference(), attribute, fresh)
-        renew_references(reference())
+    for place in entry.places:
+        setattr(place.owner(), place.attribute, fresh)
+        renew_references(place.owner())
     entry.tensor = fresh
 
 
@@ -218,11 +221,10 @@ def watch(registry: Registry, module: nn.Module) -> list[str]:
         variable = held.get(id(entry.tensor))
         if variable is None:
             continue
-        known = [(reference(), name) for reference, name in variable.owners]
-        variable.owners += [(ref, name) for ref, name in entry.owners if (ref(), name) not in known]
+        variable.places += [place for place in entry.places if place not in variable.places]
         names[variable.name] = None
-        for reference, _ in entry.owners:
-            _adopted[reference()] = registry  # type: ignore[index]
+        for place in entry.places:
+            _adopted[place.owner()] = registry  # type: ignore[index]
     if names:
         _adopted[module] = registry
         registry.generation += 1  # plans know whom to look at from when they were made
@@ -289,7 +291,8 @@ def rebind(registry: Registry) -> list[str]:
     for variable, param in zip(registry.variables, params, strict=True):
         if param is not variable.param:
             variable.param = param
-            registry.claim(variable)
+            variable.places = [place.renewed() for place in variable.places]
+            registry.claims.add(variable)
     registry.recarve(specs, devices.pop(), check=False)
     for i, values in strayed.items():
         registry.view(VALUES, registry.variables[i]).copy_(values)

@@ -267,7 +267,7 @@ class Optimizer(Conveniences):
             with torch.enable_grad():
                 loss = closure()
         plans = self._current_plans()
-        plans.check()
+        plans.guard.check()
         gradients = gradients_of(self._registry)
         collected = gradients.collect_for(plans)
         touched = collected.touched_of(plans)
