@@ -44,8 +44,8 @@ class TorchFile(Tensors):
             if t.layout != torch.strided or t.is_quantized or t.is_meta or t.dtype not in CODE_OF:
                 kind = f"{t.dtype}, {t.layout} and on {t.device}"
                 raise CheckpointError(f"{key!r} of {name} is {kind}; only dense tensors are read")
-        if zipped:
-            _check_records(reader.rewind(), found.values(), name)
+        if zipped and path is not None:
+            _check_records(path, found.values(), name)
         super().__init__(found, name)
         self._reader = reader
 
@@ -78,9 +78,9 @@ def _damaged(name: str, reason: str) -> DamagedFileError:
     return DamagedFileError(f"{name} cannot be read as a torch file: {reason}")
 
 
-def _check_records(stream: IO[bytes], tensors: Iterable[Tensor], name: str) -> None:
-    """Raises DamagedFileError where storages are larger than the records they lie in: torch reads on behind those."""
-    with zipfile.ZipFile(stream) as archive:
+def _check_records(path: Path, tensors: Iterable[Tensor], name: str) -> None:
+    """Raises DamagedFileError where a storage is larger than any record for it: mapped, torch reads on behind those."""
+    with zipfile.ZipFile(path) as archive:
         records = [record.file_size for record in archive.infolist() if "/data/" in record.filename]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     # Which is which, torch keeps to itself; the largest fit the largest, if all fit.
