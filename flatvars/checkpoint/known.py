@@ -28,7 +28,7 @@ class KnownMembers:
     """The variables of an optimizer.
 
     Attributes:
-        plans: The plans it had.
+        plans: The plans it had; weak, since hooks on their Parameters may lead back to the optimizer.
         names: By count key.
         group_of: Param group of each variable, by id.
         of_groups: Names in each param group.
@@ -36,7 +36,7 @@ class KnownMembers:
     """
 
     generation: int
-    plans: PlanSet | None
+    plans: weakref.ref[PlanSet] | None
     sizes: list[int]
     names: dict[tuple[int, int], str]
     group_of: dict[int, int]
@@ -75,12 +75,17 @@ def members_of(optimizer: Optimizer) -> KnownMembers:
     generation, plans = optimizer._registry.generation, optimizer._plans
     sizes = [len(variables) for variables in optimizer._variables]
     known = _members.get(optimizer)
-    if known is not None and known.generation == generation and known.plans is plans and known.sizes == sizes:
+    if (
+        known is not None
+        and known.generation == generation
+        and (known.plans and known.plans()) is plans
+        and known.sizes == sizes
+    ):
         return known
     names = {(v.id, v.state_epoch): v.name for group in optimizer._variables for v in group}
     known = KnownMembers(
         generation,
-        plans,
+        None if plans is None else weakref.ref(plans),
         sizes,
         names,
         {v.id: i for i, group in enumerate(optimizer._variables) for v in group},
