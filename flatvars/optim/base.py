@@ -22,8 +22,7 @@ from ..gradients.freezing import follow_flags
 from ..gradients.grads import Collected
 from ..gradients.plans import PlanSet
 from ..memory.streams import Cover, Stream, hull, same_dtype
-from ..store import VarStore
-from ..variables.registry import Registry, variable_of
+from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import Selector, is_selector
 from ..variables.variable import Variable
 from .checks import check_complete
@@ -82,14 +81,14 @@ class Optimizer(Conveniences):
         params: Any,
         defaults: dict[str, Any],
         *,
-        store: VarStore | None = None,
+        store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         if max_norm is not None and not max_norm >= 0.0:
             raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
-        if not isinstance(params, (VarStore, Tensor, dict, list, tuple)) and not is_selector(params):
+        if not isinstance(params, (HasRegistry, Tensor, dict, list, tuple)) and not is_selector(params):
             params = list(params)
         self._attach(find_registry(params, store))
         self.max_norm = max_norm
@@ -99,7 +98,7 @@ class Optimizer(Conveniences):
         self._selectors: list[Selector] = []  # of each param group
         super().__init__(resolve_params(params, self._registry, self._taken), defaults)
         # Variables that are declared later join by themselves: by their group number, or by what selects a group.
-        self._by_number = isinstance(params, VarStore)
+        self._by_number = isinstance(params, HasRegistry)
         self._selectors = selectors_of(params)
         self._seen = len(self._registry.variables)
         self.state = OptimizerState(self)  # type: ignore[assignment]
