@@ -193,7 +193,7 @@ class Gradients:
     ) -> None:
         """See `VarStore.accumulate`."""
         plans = self.plans()
-        plans.check()
+        plans.guard.check()
         if self.mode == "views":
             self._accumulate_views(plans, grads, scale)
             return
@@ -331,7 +331,7 @@ class Gradients:
     def norm(self, order: float = 2.0) -> Tensor:
         """See `VarStore.grad_norm`."""
         plans = self.plans()
-        plans.check()
+        plans.guard.check()
         collected = self.collect(plans.variables)
         if not order > 0.0:
             # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
@@ -355,7 +355,7 @@ class Gradients:
     def norms(self, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
         """See `VarStore.norms`."""
         plans = self.plans()
-        plans.check()
+        plans.guard.check()
         collected = self.collect(plans.variables)
         has = [g is not None for g in collected.grads] if collected.grads is not None else collected.touched
         values, grads = plans.variable_norms(self.sources(plans, collected), order, values=True)
