@@ -18,9 +18,9 @@ from .. import init as fv_init
 from ..checkpoint import SHARD_SIZE, Snapshot
 from ..checkpoint.load import Options, load
 from ..checkpoint.match import Rename
+from ..checkpoint.opening import Target
 from ..checkpoint.save import capture, write
 from ..checkpoint.snapshot import restore, take
-from ..checkpoint.source import Target
 from ..errors import UnknownNameError
 from ..gradients import freezing
 from ..gradients.attached import gradients_of, make_registry, masks_of
