@@ -266,8 +266,10 @@ class Gathered(Gradients):
     @torch.no_grad()
     def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
         self.zero(True)
-        for region in dict.fromkeys(variable.dtype for variable in snapshot.open):
+        regions = {variable.dtype for variable in snapshot.open}
+        for region in regions:
             self.stream(region).zero_()  # made here, where no step has made it yet
+        self._unswept.difference_update(v.id for v in self.registry.variables if v.dtype in regions)
         for variable in snapshot.open:
             fetch(GRADS, variable, self.registry.view(GRADS, variable))
         for variable in snapshot.pending:
