@@ -17,8 +17,7 @@ from ..gradients.attached import gradients_of
 from ..gradients.cycle import PENDING
 from ..memory.streams import GRADS, Stream
 from ..variables.registry import Registry
-from .image import Image, Plane, existing
-from .known import members_of
+from .image import Image
 from .plain import encode
 from .random_state import RandomState, capture_random
 from .records import Record
@@ -132,12 +131,13 @@ def check_optimizer(registry: Registry, optimizer: Any) -> None:
 def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> OptimizerImage:
     check_optimizer(registry, optimizer)
     states = optimizer.rule().states
-    members = members_of(optimizer)
-    known = {members.names[key]: count for key, count in optimizer._counts.items() if key in members.names}
-    plans = optimizer._plans.parts if optimizer._plans is not None else []
-    parts = [
-        (names, steps.clone()) for names, steps in zip(members.of_parts, optimizer._steps if plans else [], strict=True)
-    ]
+    names = {(v.id, v.state_epoch): v.name for group in optimizer._variables for v in group}
+    group_of = {v.id: i for i, group in enumerate(optimizer._variables) for v in group}
+    known = {names[key]: count for key, count in optimizer._counts.items() if key in names}
+    parts = []
+    if optimizer._plans is not None:
+        for part, steps in zip(optimizer._plans.parts, optimizer._steps, strict=True):
+            parts.append(([names.get(optimizer._plan_keys[k]) for k in part.order], steps.clone()))
     counts = Counts(known, parts)
     states_of = [optimizer.state_names(group) for group in optimizer.param_groups]
 
@@ -145,7 +145,7 @@ def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> Optimize
         groups = {number for number, names in enumerate(states_of) if name in names}
 
         def choose(records: list[Record], _: Stream) -> list[Record]:
-            steps, group_of = counts.resolve(), members.group_of
+            steps = counts.resolve()
             return [
                 r for r in records if r.names[0] in steps and r.span.spec.trainable and group_of.get(r.id) in groups
             ]
@@ -153,12 +153,10 @@ def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> Optimize
         return choose
 
     for name in states:
-        stream = f"{optimizer._key}.{name}"
-        for dtype, buffer in existing(registry, stream):
-            image.planes.append(Plane(name, stream, dtype, buffer, with_state(name)))
+        image.add(registry, name, f"{optimizer._key}.{name}", with_state(name))
     groups = [
-        {"hyper": _hyper(group), "variables": names}
-        for group, names in zip(optimizer.param_groups, members.of_groups, strict=True)
+        {"hyper": _hyper(group), "variables": [v.name for v in variables]}
+        for group, variables in zip(optimizer.param_groups, optimizer._variables, strict=True)
     ]
     return OptimizerImage(optimizer, states, groups, counts, optimizer._skipped)
 
@@ -192,5 +190,5 @@ def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]
     def choose(records: list[Record], _: Stream) -> list[Record]:
         return [r for r in records if r.id in touched]
 
-    for dtype, buffer in existing(registry, GRADS) if touched else []:
-        image.planes.append(Plane(GRADS, GRADS, dtype, buffer, choose))
+    if touched:
+        image.add(registry, GRADS, GRADS, choose)

@@ -9,7 +9,8 @@ import argparse
 from functools import partial
 from typing import Any
 
-from ..checkpoint.source import Source, opened
+from ..checkpoint.opening import opened
+from ..checkpoint.source import Source
 from ..variables.selectors import as_select, fits_name
 from .show import as_json, size, table, tree
 from .stats import stats_of

@@ -104,7 +104,7 @@ class Gathered(Gradients):
     @torch.no_grad()
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
         plans = self.plans()
-        plans.check()
+        plans.guard.check()
         given = plans.pending() if grads is None else aligned(plans, grads)
         touched = [grad is not None for grad in given]
         if not any(touched):

@@ -19,7 +19,7 @@ from .masks import clear_masked
 def norm(gradients: Gradients, order: float = 2.0) -> Tensor:
     """See `VarStore.grad_norm`."""
     plans = gradients.plans()
-    plans.check()
+    plans.guard.check()
     if not order > 0.0:
         # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
         grads = [unmasked(gradients, variable) for variable in plans.variables]
@@ -43,7 +43,7 @@ def unmasked(gradients: Gradients, variable: Variable) -> Tensor | None:
 def norms(gradients: Gradients, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
     """See `VarStore.norms`."""
     plans = gradients.plans()
-    plans.check()
+    plans.guard.check()
     collected = gradients.collect(plans)
     values, grads = plans.variable_norms(collected.sources, order, values=True)
     rows = zip(plans.variables, values.unbind(), grads.unbind(), collected.touched, strict=True)

@@ -13,14 +13,11 @@ import torch
 from torch import Tensor
 
 from ..backend import all_in_memory_order, in_memory_order, make_plan
-from ..memory.streams import FROZEN_ELEMENTS, VALUES
-from ..variables.owners import Held, check_owners
+from ..memory.streams import FROZEN_ELEMENTS
+from ..variables.guard import AliasGuard
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .receipts import Receipt
-
-_address = torch.Tensor.data_ptr
-_stride = torch.Tensor.stride
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class PlanSet:
 
     Attributes:
         norm: Of the gradients, a device scalar; float64 where a region is.
+        guard: Over these variables: to be asked before anything is launched.
     """
 
     def __init__(self, registry: Registry, variables: Sequence[Variable], groups: Sequence[int] | None = None) -> None:
@@ -51,10 +49,7 @@ class PlanSet:
         self.variables = list(variables)
         self.ids = [v.id for v in self.variables]
         self.params = [v.param for v in self.variables]
-        self._addresses = self._expected()
-        self._matrices = [p for p in self.params if p.dim() > 1]
-        self._strides = [v.spec.stride for v in self.variables if len(v.spec.shape) > 1]
-        self._held = Held(self.variables)
+        self.guard = AliasGuard(registry, self.variables)
         self.zeroed = False  # their gradients were, since the last step
         self.receipt: Receipt | None = None  # of the last step
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
@@ -78,25 +73,6 @@ class PlanSet:
         registry = self._registry()
         assert registry is not None
         return registry
-
-    def _expected(self) -> list[int]:
-        return [self.registry.view(VALUES, variable).data_ptr() for variable in self.variables]
-
-    def check(self) -> None:
-        """Raises AliasError when a parameter left the buffer, or its module holds another one now.
-
-        One address per variable, strides of those with two axes or more, and one look into the module's dict.
-        """
-        addresses = list(map(_address, self.params))
-        if addresses != self._addresses:
-            # share_memory_() moves a whole buffer with everything in it: that is no parameter gone astray.
-            self._addresses = self._expected()
-        if addresses != self._addresses or list(map(_stride, self._matrices)) != self._strides:
-            for variable in self.variables:
-                self.registry.check_alias(variable)
-        if not self._held.intact():
-            check_owners(self.variables)
-            self._held = Held(self.variables)
 
     @cached_property
     def padding(self) -> dict[torch.dtype, Tensor]:

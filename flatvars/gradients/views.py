@@ -120,7 +120,7 @@ class Views(Gradients):
     @torch.no_grad()
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
         plans = self.plans()
-        plans.check()
+        plans.guard.check()
         if scale != 1.0:
             raise GradientError(
                 f"accumulate(scale={scale}) cannot scale gradients that autograd already added in place; "

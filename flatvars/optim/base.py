@@ -50,6 +50,13 @@ def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
     return dtype
 
 
+def _release(reference: weakref.ref[Registry], key: str) -> None:
+    """Frees the state of an optimizer that is gone. The registry is not kept for that: its hooks may lead back here."""
+    registry = reference()
+    if registry is not None:
+        registry.release_optimizer(key)
+
+
 class Optimizer(Conveniences):
     """Base of all optimizers of flatvars.
 
@@ -112,7 +119,7 @@ class Optimizer(Conveniences):
         self._states_generation = -1
         self._key = registry.register_optimizer()
         self.state = OptimizerState(self)  # type: ignore[assignment]
-        weakref.finalize(self, registry.release_optimizer, self._key)
+        weakref.finalize(self, _release, weakref.ref(registry), self._key)
 
     def rule(self) -> Rule:
         """The mathematics of the step, given the param groups as they are."""
@@ -267,7 +274,7 @@ class Optimizer(Conveniences):
             with torch.enable_grad():
                 loss = closure()
         plans = self._current_plans()
-        plans.check()
+        plans.guard.check()
         gradients = gradients_of(self._registry)
         collected = gradients.collect(plans)
         touched = collected.touched

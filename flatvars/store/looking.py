@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..errors import FlatvarsError, UnknownNameError
 from ..memory.layout import Region
-from ..variables.owners import check_owners
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
 from .core import Core
@@ -126,9 +125,11 @@ class Looking(Core):
     # Invariants -------------------------------------------------------------------------------------------------------
 
     def check_aliases(self) -> None:
-        """Raises AliasError when a Parameter no longer lies in the store, or its module holds another one."""
+        """Raises AliasError when a Parameter no longer lies in the store, or its module holds another one.
+
+        A buffer that its module replaced by another of the same shape and dtype is taken in again.
+        """
         self._registry.check_aliases()
-        check_owners(self._registry.variables)
 
     def check(self) -> None:
         """Raises if an invariant is broken: aliases, overlaps, padding that is not zero. Reads every byte."""

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from .. import init as init_module
 from ..errors import FlatvarsError
-from ..modules import adopt as bind
+from ..modules.adopt import adopt
+from ..modules.capture import building
+from ..modules.meta import Init
 from ..modules.path import Path
 from ..variables.selectors import Selector
 from . import transfer
@@ -33,7 +35,7 @@ class Making(Core):
         *,
         buffers: bool = False,
         grads: str = "gather",
-        init: bind.Init | None = None,
+        init: Init | None = None,
         seed: int = 0,
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
@@ -73,10 +75,10 @@ class Making(Core):
         *,
         dtype: torch.dtype | None = None,
         buffers: bool = False,
-        init: bind.Init | None = None,
+        init: Init | None = None,
     ) -> None:
         """Adopts another module into this store, its names behind `prefix.`; arguments as for `from_module`."""
-        bind.adopt(self._registry, module, prefix=prefix, dtype=dtype, buffers=buffers, init=init)
+        adopt(self._registry, module, prefix=prefix, dtype=dtype, buffers=buffers, init=init)
 
     @contextmanager
     def capture(self, prefix: str = "", *, buffers: bool = False) -> Iterator[None]:
@@ -89,7 +91,7 @@ class Making(Core):
             >>> len(store)
             2
         """
-        with bind.building() as roots:
+        with building() as roots:
             yield
         for i, module in enumerate(roots):
             path = prefix if len(roots) == 1 else ".".join(part for part in (prefix, str(i)) if part)

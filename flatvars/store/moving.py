@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..modules import adopt as bind
+from ..modules.adopt import watch
 from ..modules.path import Path
+from ..modules.rebind import rebind
 from ..variables.binding import bind as bind_param
 from . import transfer
 from .core import Core, concrete
@@ -117,7 +118,7 @@ class Moving(Looking):
         Raises:
             AliasError: a shape changed, or variables lie on several devices.
         """
-        return bind.rebind(self._registry)
+        return rebind(self._registry)
 
     def restore_aliases(self) -> None:
         """Binds every Parameter to the store's memory again; values written elsewhere meanwhile are dropped."""
@@ -135,4 +136,4 @@ class Moving(Looking):
         Returns:
             Names of the variables that the module holds.
         """
-        return bind.watch(self._registry, module)
+        return watch(self._registry, module)

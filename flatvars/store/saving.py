@@ -10,9 +10,9 @@ import torch
 from ..checkpoint import SHARD_SIZE, Snapshot
 from ..checkpoint.load import Options, load
 from ..checkpoint.match import Rename
+from ..checkpoint.opening import Target
 from ..checkpoint.save import capture, write
 from ..checkpoint.snapshot import restore, take
-from ..checkpoint.source import Target
 from ..variables.selectors import Selector
 from .training import Training
 

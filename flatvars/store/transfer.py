@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FlatvarsError, NameTakenError, SpecError, UnknownNameError
-from ..modules.adopt import hand_over
+from ..modules.keep import hand_over
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -93,6 +93,7 @@ def places(spec: object) -> tuple[object, ...]:
 
 def clone_into(target: Registry, source: Registry) -> None:
     """Declares copies of all variables of `source`: values, masks, groups and ids; no gradients."""
+    source.check_aliases()
     for variable in source.variables:
         value = variable.value.clone()
         trains = variable.requires_grad
@@ -106,7 +107,7 @@ def clone_into(target: Registry, source: Registry) -> None:
 
 
 def adopt(registry: Registry, origin: Variable, param: Tensor, names: list[str]) -> Variable:
-    """Declares a variable that takes over all of another one but its owners, gradient and state."""
+    """Declares a variable that takes over all of another one but its places, gradient and state."""
     spec = dataclasses.replace(origin.spec, name=names[0])
     variable = registry.declare(spec, param, names, origin.group)
     variable.frozen, variable.initializer = origin.frozen, origin.initializer
@@ -129,13 +130,13 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
         )
     for origin, prefix, grad in moved:
         variable = adopt(target, origin, origin.param, [prefix + name for name in origin.names])
-        variable.owners = origin.owners
+        variable.places = origin.places
         # A copy: it may be a view of the gradient stream that goes with the old store.
         variable.param.grad = None if grad is None else grad.to(variable.dtype, copy=True)
     target.settle()
     for variable, mask in zip(target.variables, masks, strict=True):
         target.masks.take(variable, mask)
-    hand_over(target, {id(registry) for registry, _ in sources})
+    hand_over(target, [registry for registry, _ in sources])
 
 
 def check_merge(device: torch.device, sources: Sequence[tuple[Registry, str]]) -> None:

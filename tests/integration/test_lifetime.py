@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,3 +169,42 @@ def test_an_optimizer_that_is_gone_takes_its_state_along() -> None:
     assert store._registry.streams.nbytes == 3 * before
     del opt
     assert store._registry.streams.nbytes == before
+
+
+CYCLES: dict[str, Callable[[nn.Module, fv.VarStore, torch.optim.Optimizer], object]] = {
+    "hook": lambda module, store, opt: module.weight.register_hook(lambda grad, module=module: grad),
+    "attribute": lambda module, store, opt: setattr(module.weight, "owner", module),
+    "store-in-hook": lambda module, store, opt: module.weight.register_hook(lambda grad, store=store: grad),
+    "optimizer-in-hook": lambda module, store, opt: module.weight.register_hook(lambda grad, opt=opt: grad),
+}
+
+
+@pytest.mark.parametrize("used", ["adopted", "stepped", "saved"])
+@pytest.mark.parametrize("tie", CYCLES.values(), ids=CYCLES)
+def test_what_hangs_on_a_parameter_keeps_nothing_for_ever(
+    tie: Callable[[nn.Module, fv.VarStore, torch.optim.Optimizer], object], used: str, tmp_path: Path
+) -> None:
+    """A cycle through Parameters is Python's to collect: no table of the library holds a part of it."""
+    module = linear()
+    store = fv.VarStore.from_module(module)
+    opt = fv.optim.SGD(store, lr=0.1, momentum=0.9)
+    tie(module, store, opt)
+    if used != "adopted":
+        run(module, opt, 2)
+    if used == "saved":
+        store.save(tmp_path / "file.safetensors", opt)
+        store.snapshot(opt).save(tmp_path / "other.safetensors", wait=True)
+    references = [weakref.ref(item) for item in (module, store._registry, opt)]
+    del module, store, opt
+    gc.collect()
+    assert [freed(reference) for reference in references] == [True, True, True]
+
+
+def test_copies_leave_behind_what_keeps_the_store(tmp_path: Path) -> None:
+    module = linear()
+    fv.VarStore.from_module(module)
+    torch.save(module, tmp_path / "module.pt")
+    for other in (copy.deepcopy(module), torch.load(tmp_path / "module.pt", weights_only=False)):
+        assert [value for value in vars(other).values() if type(value).__module__.startswith("flatvars")] == []
+    with torch.serialization.safe_globals([nn.Linear]):
+        torch.load(tmp_path / "module.pt", weights_only=True)
