@@ -22,9 +22,9 @@ from ..checkpoint.opening import Target
 from ..checkpoint.save import capture, write
 from ..checkpoint.snapshot import restore, take
 from ..errors import UnknownNameError
-from ..gradients import freezing
+from ..gradients import freezing, norms
 from ..gradients.attached import gradients_of, make_registry, masks_of
-from ..gradients.grads import Gradients
+from ..gradients.cycle import Gradients
 from ..memory.layout import Region
 from ..modules.adopt import adopt, watch
 from ..modules.capture import building
@@ -558,11 +558,11 @@ class VarStore:
 
     def grad_norm(self, norm_type: Real = 2.0) -> Tensor:
         """Norm of all gradients as one vector, a device scalar; 0 if there are none. No synchronization."""
-        return self._gradients.norm(float(norm_type))
+        return norms.norm(self._gradients, float(norm_type))
 
     def norms(self, norm_type: Real = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Norms of every trainable variable: (of its value, of its gradient or None), device scalars, in one launch."""
-        return self._gradients.norms(float(norm_type))
+        return norms.norms(self._gradients, float(norm_type))
 
     def clip_grad_norm_(
         self,
@@ -582,11 +582,11 @@ class VarStore:
             GradientError: `error_if_nonfinite` and the norm is NaN or infinite (this synchronizes).
             ValueError: `per_tensor` with an order that is not positive.
         """
-        return self._gradients.clip_norm_(max_norm, float(norm_type), error_if_nonfinite, per_tensor)
+        return norms.clip_norm_(self._gradients, max_norm, float(norm_type), error_if_nonfinite, per_tensor)
 
     def clip_grad_value_(self, clip_value: Real) -> None:
         """torch.nn.utils.clip_grad_value_ over the flat stream: gathers and clamps to [-clip_value, clip_value]."""
-        self._gradients.clip_value_(clip_value)
+        norms.clip_value_(self._gradients, clip_value)
 
     def save(
         self,
