@@ -6,14 +6,14 @@ import dataclasses
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, Stream
-from ..variables.registry import Registry
+from ..variables.registry import HasRegistry, Registry
 from ..variables.variable import Variable
 from .background import Writer, writer_of
 from .image import Image, Plane
@@ -22,9 +22,6 @@ from .random_state import apply_random
 from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers
 from .save import SHARD_SIZE, capture, check_target, write
 from .training import OptimizerImage
-
-if TYPE_CHECKING:
-    from ..store import VarStore
 
 Key = tuple[str, torch.dtype]
 
@@ -230,7 +227,7 @@ class SnapshotRing:
 
     def __init__(
         self,
-        store: VarStore,
+        store: HasRegistry,
         optimizer: Any = None,
         schedulers: Any = None,
         rng: bool | Mapping[str, torch.Generator] = False,
@@ -250,7 +247,7 @@ class SnapshotRing:
         reuse = self._spare.pop() if self._spare else None
         if reuse is None and len(self._snapshots) == self._keep:
             reuse = self._snapshots.popleft()
-        self._snapshots.append(self._store.snapshot(*self._of, reuse=reuse))
+        self._snapshots.append(take(self._store.registry, *self._of, reuse))
         return self._snapshots[-1]
 
     def restore(self, back: int = 0) -> None:
@@ -263,7 +260,7 @@ class SnapshotRing:
             raise CheckpointError(
                 f"the ring holds {len(self._snapshots)} snapshots; there is none {back} before the last"
             )
-        self._store.restore(self._snapshots[-1 - back])
+        restore(self._store.registry, self._snapshots[-1 - back])
         for _ in range(back):
             self._spare.append(self._snapshots.pop())
 

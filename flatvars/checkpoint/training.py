@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..gradients.attached import gradients_of
+from ..gradients.cycle import PENDING
 from ..memory.streams import GRADS, Stream
 from ..variables.registry import Registry
 from .image import Image
@@ -23,9 +24,6 @@ from .records import Record
 
 if TYPE_CHECKING:
     from ..optim.base import Optimizer
-
-PENDING = "pending"
-"""Prefix of gradients that autograd left in `.grad` and nobody has used yet."""
 
 
 def as_list(given: Any) -> list[Any]:
@@ -174,29 +172,20 @@ def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]) -> None:
-    gradients = gradients_of(registry)
-    if gradients.mode == "views":
-        trained = registry.trainable()
-        hits = gradients.views.settle_all(trained)
-        touched = {v.id for v, hit in zip(trained, hits, strict=True) if hit}
-    else:
-        touched = set(gradients.touched)
-        for variable in registry.variables:
-            grad = variable.param.grad
-            if grad is None:
-                continue
-            if grad.layout != torch.strided:
-                raise CheckpointError(
-                    f"the pending gradient of {variable.name!r} is {grad.layout}, which files cannot hold; call "
-                    "store.accumulate() before saving in the middle of a cycle, or zero_grad() after the step"
-                )
-            image.loose[f"{PENDING}/{variable.name}"] = grad.detach()
-            content["pending"].append(variable.name)
+    found = gradients_of(registry).snapshot()
+    for variable in found.pending:
+        grad = variable.param.grad
+        assert grad is not None
+        if grad.layout != torch.strided:
+            raise CheckpointError(
+                f"the pending gradient of {variable.name!r} is {grad.layout}, which files cannot hold; call "
+                "store.accumulate() before saving in the middle of a cycle, or zero_grad() after the step"
+            )
+        image.loose[f"{PENDING}/{variable.name}"] = grad.detach()
     content.update(
-        touched=[v.name for v in registry.variables if v.id in touched],
-        spent=gradients.spent,
-        fresh=gradients.fresh and not gradients.exposed,
+        touched=[v.name for v in found.open], pending=[v.name for v in found.pending], spent=False, fresh=found.norm
     )
+    touched = {v.id for v in found.open}
 
     def choose(records: list[Record], _: Stream) -> list[Record]:
         return [r for r in records if r.id in touched]

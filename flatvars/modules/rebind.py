@@ -1,4 +1,4 @@
-"""Rebinding: what replaced the store's memory, or a Parameter in a module, becomes the store's."""
+"""Rebinding: what replaced the store's memory, or a Parameter in a module, becomes the store's; or is left again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from ..errors import AliasError
 from ..memory.spec import is_dense
 from ..memory.streams import VALUES
+from ..variables.binding import bind
 from ..variables.guard import current_param
 from ..variables.registry import Registry
 
@@ -44,3 +45,11 @@ def rebind(registry: Registry) -> list[str]:
     for i, values in strayed.items():
         registry.view(VALUES, registry.variables[i]).copy_(values)
     return [registry.variables[i].name for i in strayed]
+
+
+def restore_aliases(registry: Registry) -> None:
+    """Binds every Parameter to the store's memory again; see `VarStore.restore_aliases`."""
+    registry.settle()
+    for variable in registry.variables:
+        bind(variable, registry.piece(variable))
+    registry.generation += 1
