@@ -11,10 +11,11 @@ import torch
 
 from ..checkpoint.converting import Converted
 from ..checkpoint.opening import opened
+from ..checkpoint.progress import size
 from ..checkpoint.save import SHARD_SIZE, check_target, write
 from ..errors import DamagedFileError
 from ..variables.selectors import as_select, fits_name
-from .show import as_json, size
+from .show import as_json
 
 NAME = "convert"
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}

@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from ..checkpoint.opening import opened
-from ..checkpoint.progress import Progress
+from ..checkpoint.progress import Progress, size
 from ..errors import DamagedFileError
-from .show import as_json, size
+from .show import as_json
 
 NAME = "verify"
 
