@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 
 # Elements of a unit, counted from the start of a variable. Norms are sums over units: each in the precision of the
-# arithmetic, all of them in float64, so that a norm depends on no cut into tiles, programs, threads or ranks. Every block
-# is a multiple of it.
+# arithmetic, all of them in float64, so that a norm depends on no cut into tiles, programs, threads or ranks. Every
+# block is a multiple of it.
 UNIT = 128
 
 

@@ -89,7 +89,7 @@ def test_a_step_of_what_was_written(rig):
         theirs.storage.copy_(ours.storage)
     sources, _ = norm_and_written(rig)
     step(rig, sources, max_norm=0.5)
-    shaped = [span.view(shape) if i in (1, 2) else None for i, (span, shape) in enumerate(zip(spans, SHAPES))]
+    shaped = [span.view(SHAPES[i]) if i in (1, 2) else None for i, span in enumerate(spans)]
     twin.step(shaped, [CASE.group], max_norm=0.5)
     assert_same_bits(rig.norm, twin.norm)
     for ours, theirs in zip([rig.values, *rig.states], [twin.values, *twin.states], strict=True):
