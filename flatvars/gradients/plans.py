@@ -17,6 +17,7 @@ from ..memory.streams import FROZEN_ELEMENTS
 from ..variables.guard import AliasGuard
 from ..variables.registry import Registry
 from ..variables.variable import Variable
+from .receipts import Receipt
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class PlanSet:
         self.ids = [v.id for v in self.variables]
         self.params = [v.param for v in self.variables]
         self.guard = AliasGuard(registry, self.variables)
+        self.zeroed = False  # their gradients were, since the last step
+        self.receipt: Receipt | None = None  # of the last step
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
@@ -93,6 +96,29 @@ class PlanSet:
     def pending(self) -> list[Tensor | None]:
         """What autograd left: `.grad` of every parameter."""
         return [param.grad for param in self.params]
+
+    def note(self, pending: Sequence[Tensor | None], zeroed: set[int]) -> None:
+        """Keeps a receipt of the `.grad`s that a step has used.
+
+        Args:
+            zeroed: Variables whose gradients were zeroed; these are taken out.
+        """
+        touched = [grad is not None for grad in pending]
+        last = self.receipt
+        ends = (
+            self.zeroed or (bool(zeroed) and zeroed.issuperset(self.ids)) or (last is not None and not last.is_alive())
+        )
+        present: list[Tensor] = list(compress(pending, touched))  # type: ignore[arg-type]
+        self.receipt, self.zeroed = Receipt(present, touched, ends), False
+        if zeroed:
+            zeroed.difference_update(self.ids)
+
+    def past(self) -> list[int]:
+        """Ids of the variables whose `.grad` belongs to a cycle that a step has ended."""
+        receipt = self.receipt
+        if receipt is None or not receipt.ends or not receipt.holds():
+            return []
+        return list(compress(self.ids, receipt.touched))
 
     def scattered(self, grads: Sequence[Tensor | None]) -> list[Any]:
         return [part.plan.scattered(part.pick(grads)) for part in self.parts]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FlatvarsError, NameTakenError, SpecError, UnknownNameError
-from ..modules.adopt import hand_over
+from ..modules.keep import hand_over
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -136,7 +136,7 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
     target.settle()
     for variable, mask in zip(target.variables, masks, strict=True):
         target.masks.take(variable, mask)
-    hand_over(target, {id(registry) for registry, _ in sources})
+    hand_over(target, [registry for registry, _ in sources])
 
 
 def check_merge(device: torch.device, sources: Sequence[tuple[Registry, str]]) -> None:

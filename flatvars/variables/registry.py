@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -165,3 +166,12 @@ class Registry(Carving):
         for name in self._streams.names():
             if name.startswith(f"{key}."):
                 self._streams.drop(name)
+
+
+@runtime_checkable
+class HasRegistry(Protocol):
+    """A store, for who needs no more of it than its variables: optimizers, initializers."""
+
+    @property
+    def registry(self) -> Registry:
+        """Of the store's variables."""

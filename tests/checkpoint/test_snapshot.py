@@ -297,7 +297,7 @@ def test_a_store_that_is_gone_frees_its_buffers_while_snapshots_live() -> None:
     _, store, _ = trained()
     snapshot = store.snapshot()
     stream = weakref.ref(store.values)
-    storage = weakref.ref(store._registry)
+    storage = weakref.ref(store.registry)
     del store, _
     gc.collect()
     assert storage() is None

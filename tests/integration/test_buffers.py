@@ -59,7 +59,7 @@ def test_buffers_have_values_only() -> None:
     module(torch.randn(5, 64)).sum().backward()
     opt.step()
     # weight and bias with two moments each, two averages, and a count padded to 128 bytes.
-    assert store._registry.streams.nbytes == (2 * 3 + 2) * 64 * 4 + 128
+    assert store.registry.streams.nbytes == (2 * 3 + 2) * 64 * 4 + 128
 
 
 def test_without_buffers_they_stay_where_they_are() -> None:

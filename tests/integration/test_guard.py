@@ -75,10 +75,10 @@ def test_a_replaced_buffer_is_read_fresh_and_taken_in(
 def test_taking_a_buffer_in_makes_no_plan_anew() -> None:
     module = nn.BatchNorm1d(2)
     store = fv.VarStore.from_module(module, buffers=True)
-    generation = store._registry.generation
+    generation = store.registry.generation
     module.running_mean = torch.ones(2)
     store.check()
-    assert store._registry.generation == generation
+    assert store.registry.generation == generation
 
 
 @pytest.mark.parametrize("other", [torch.ones(3), torch.ones(2, dtype=torch.float64)], ids=["shape", "dtype"])
@@ -293,7 +293,7 @@ def test_a_guard_in_order_runs_no_python_for_each_variable() -> None:
     counts = []
     for layers in (2, 40):
         store = fv.VarStore.from_module(nn.Sequential(*[nn.Linear(2, 2) for _ in range(layers)]))
-        guard = store._registry.guard
+        guard = store.registry.guard
         guard.check_values()
         counts.append(calls_of(guard.check_values))
     assert counts[0] == counts[1] < 10

@@ -58,7 +58,7 @@ def test_layers_keep_the_store_alive() -> None:
 
 def test_layers_do_not_outlive_their_handles() -> None:
     store = fv.VarStore()
-    reference = weakref.ref(store._registry)
+    reference = weakref.ref(store.registry)
     layer = fv.nn.lstm(store.root(), 3, 4)
     store.check()
     del store, layer
