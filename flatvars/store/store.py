@@ -30,16 +30,13 @@ from ..modules.adopt import adopt, watch
 from ..modules.capture import building
 from ..modules.declare import Declarations
 from ..modules.meta import Init
-from ..modules.path import Path
+from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
 from . import transfer
 from .devices import concrete, device_of
 from .looking import check_layout, only_region, summary
-
-# Inside the class, `float` is the conversion method.
-Real = float
 
 
 class VarStore:
