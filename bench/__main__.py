@@ -27,7 +27,6 @@ from bench.peers import FULL, PEERS, QUICK
 from bench.plan import CASES, cells
 from bench.report.table import print_cell, print_summary, print_table
 from bench.run import Runner, limits
-from bench.train.progress import Progress
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -75,11 +74,15 @@ def run(options: argparse.Namespace, command: str) -> Results:
         print(f"not asked: {', '.join(left_out)}")
     processes = [PeerProcess(name, PEERS[name], options.device) for name in names]
     try:
-        with Progress(len(todo)) as progress:
+        # Peers' processes import this file as well, and only flatvars' own may import flatvars.
+        from flatvars.checkpoint.progress import Progress
+
+        with Progress("cell", describe="{}/{}".format) as progress:
+            progress.start(len(todo))
 
             def after(done: int, cell: Cell, rows: list[Row]) -> None:
                 print_cell(rows)
-                progress.update(done, cell.text)
+                progress.advance(note=cell.text)
 
             rows = Runner(processes, options.device, limits(options.device, options.quick)).run(todo, after)
     finally:
@@ -90,8 +93,7 @@ def run(options: argparse.Namespace, command: str) -> Results:
 
 def host_costs(quick: bool) -> list[dict[str, float]]:
     """The table of `bench/host.py`."""
-    # Peers' processes import this file as well, and only flatvars' own may import flatvars.
-    from bench import host
+    from bench import host  # here, for the reason above
 
     return host.table(host.COUNTS[:3] if quick else host.COUNTS)
 

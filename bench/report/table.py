@@ -1,8 +1,7 @@
-"""The table that a run prints: with rich where it is, as aligned text elsewhere."""
+"""The tables that a run prints."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from bench.harness.record import Results, Row
@@ -120,26 +119,8 @@ def _line(row: Row) -> list[str]:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout."""
-    try:
-        from rich.console import Console
-        from rich.table import Table
-    except ImportError:
-        _print_plain(title, columns, rows)
-        return
-    # Log files have no width of their own, and 80 columns would break the numbers.
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table(title=title, title_justify="left")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row, style="bold" if row[0] in OURS else None)
-    console.print(table)
+    # Peers' processes import this file as well, and only flatvars' own may import flatvars.
+    from flatvars.cli.show import table
 
-
-def _print_plain(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(f"\n{title}")
-    # A reason stands in the second column of a row without numbers, and may be as long as it is.
-    fitting = [row for row in rows if any(row[2:])] or rows
-    widths = [max(len(row[i]) for row in [columns, *fitting]) for i in range(len(columns))]
-    for row in [columns, *rows]:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    table(columns, rows, ["bold" if row[0] in OURS else None for row in rows])

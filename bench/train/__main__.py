@@ -21,9 +21,9 @@ from bench.train import checkpoint, plot, report
 from bench.train.gpt import generate
 from bench.train.loop import Record, bits_per_byte, train
 from bench.train.options import Job, JobError, parse_job
-from bench.train.progress import Progress
 from bench.train.sides import Side, build_sides
 from bench.train.text import Text, read_text
+from flatvars.checkpoint.progress import Progress
 
 PROMPT = b"class "
 SAMPLE_BYTES = 400
@@ -51,11 +51,12 @@ def _run(job: Job, sides: list[Side], text: Text) -> dict[str, Record]:
     if first_step >= job.stop_at:
         raise JobError(f"{first_step} steps are done already; give a larger --steps or --stop-at than {job.stop_at}")
 
-    with Progress(job.stop_at, first_step) as progress:
+    with Progress("step", describe="{}/{}".format) as progress:
+        progress.start(job.stop_at, first_step)
 
         def after_step(done: int) -> None:
             losses = "  ".join(f"{name} {record.losses[-1]:.3f}" for name, record in records.items())
-            progress.update(done, f"loss: {losses}")
+            progress.advance(note=f"loss: {losses}")
             is_due = job.save_every and done % job.save_every == 0
             if job.save and (is_due or done == job.stop_at):
                 checkpoint.save(job.save, sides, records, generator, job, done)

@@ -22,6 +22,9 @@ from bench.train.text import Text, draw_batch, sweep
 # when optimizer state exists already, runs under the counter instead.
 UNTIMED_STEPS = 5
 COUNTED_STEP = 2
+# Logits of an evaluation's batch, where that is more than a training batch: 8 MB of them, so that a tiny model is not
+# called two hundred times for the held-out text.
+EVALUATED_LOGITS = 1 << 21
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -46,7 +49,7 @@ def _autocast(job: Job) -> torch.autocast:
 def bits_per_byte(side: Side, text: Text, job: Job) -> float:
     """Mean cross entropy over the whole held-out text, in bits per byte."""
     # What fits into memory in training fits here.
-    batch = job.batch // job.micro_batches
+    batch = max(job.batch // job.micro_batches, EVALUATED_LOGITS // (job.model.context * job.model.vocab))
     nats, count = 0.0, 0
     for inputs, targets in sweep(text.valid, batch, job.model.context):
         with _autocast(job):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -51,13 +51,11 @@ def is_row_major(span: Span) -> bool:
 class HostStream:
     """A flat stream as host bytes: its own memory on the CPU, pieces copied through pinned memory from elsewhere."""
 
-    def __init__(self, held: Stream) -> None:
-        self.held, self.stream = held, held.buffer
-        stream = held.buffer
-        self.dtype = stream.dtype
-        self.itemsize = stream.element_size()
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._itemsize = stream.buffer.element_size()
         self._first = 0
-        self._bytes = host_bytes(stream) if stream.device.type == "cpu" else memoryview(b"")
+        self._bytes = host_bytes(stream.buffer) if stream.buffer.device.type == "cpu" else memoryview(b"")
 
     def pieces(self, span: Span, numel: int, row_major: bool) -> Iterable[memoryview]:
         """A variable's bytes in row-major order, in pieces that stay valid.
@@ -65,45 +63,27 @@ class HostStream:
         Args:
             numel, row_major: The span's; asked for because one span is read in several streams.
         """
-        if row_major and numel * self.itemsize <= PIECE:
-            start = span.offset - self.held.base
+        limit = PIECE // self._itemsize
+        if not row_major:
+            view = self._stream.read(span)
+            return (host_bytes(view[index]) for index, _, _ in blocks(span.spec.shape, limit))
+        start = span.offset - self._stream.base
+        if numel <= limit:
             return (self._run(start, start + numel),)
-        return self._runs(span, numel) if row_major else self._transposed(span)
-
-    def _runs(self, span: Span, numel: int) -> Iterator[memoryview]:
-        limit, start = PIECE // self.itemsize, span.offset - self.held.base
-        for first in range(0, numel, limit):
-            yield self._run(start + first, start + min(first + limit, numel))
-
-    def _transposed(self, span: Span) -> Iterator[memoryview]:
-        view = self.held.view(span)
-        for index, _, _ in blocks(span.spec.shape, PIECE // self.itemsize):
-            yield host_bytes(view[index])
+        stop = start + numel
+        return (self._run(first, min(first + limit, stop)) for first in range(start, stop, limit))
 
     def _run(self, start: int, stop: int) -> memoryview:
-        a, b = start * self.itemsize, stop * self.itemsize
+        a, b = start * self._itemsize, stop * self._itemsize
         if not self._first <= a <= b <= self._first + len(self._bytes):
             # One copy for many small variables. A new buffer each time: callers may still hold the last one.
-            upto = max(stop, min(start + PIECE // self.itemsize, len(self.stream)))
-            host = torch.empty(upto - start, dtype=self.stream.dtype, pin_memory=self.stream.is_cuda)
-            self._bytes, self._first = host_bytes(host.copy_(self.stream[start:upto])), a
+            buffer = self._stream.buffer
+            upto = max(stop, min(start + PIECE // self._itemsize, len(buffer)))
+            host = torch.empty(upto - start, dtype=buffer.dtype, pin_memory=buffer.is_cuda)
+            self._bytes, self._first = host_bytes(host.copy_(buffer[start:upto])), a
         return self._bytes[a - self._first : b - self._first]
 
 
 def host_bytes(tensor: Tensor) -> memoryview:
     """A tensor's bytes in row-major order; its own memory where it lies so on the CPU."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def copy_in(target: Tensor, read: Callable[[int, int], Tensor], itemsize: int) -> None:
-    """Copies row-major elements into a tensor of any memory order, dtype and device, piece by piece.
-
-    Args:
-        target: [shape], dense.
-        read: From (first element, count) to a 1-D tensor of them.
-        itemsize: Bytes of an element where `read` finds it.
-    """
-    for index, start, count in blocks(tuple(target.shape), PIECE // itemsize):
-        if count:
-            block = target[index]
-            block.copy_(read(start, count).view(block.shape))

@@ -1,8 +1,9 @@
-"""What files hold, and the text of their headers that follows from it: derived once, while names and state stay."""
+"""What a file holds, and the text of its header that follows from it: derived once, while names and state stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from json.encoder import encode_basestring_ascii as quote
 from typing import NamedTuple
@@ -10,10 +11,8 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointError
-from .blocks import HostStream, host_bytes
-from .description import digest_rows, metadata_of
-from .header import MAX_HEADER, Entry, encode_entries, encode_header
-from .image import Image
+from .description import Description, digest_rows, metadata_of
+from .header import MAX_HEADER, METADATA, Entry, encode_entries, encode_header
 from .records import Record
 
 
@@ -26,6 +25,34 @@ class Row(NamedTuple):
     nbytes: int
     plane: int
     record: Record | None
+
+
+Pieces = Callable[[Row], Iterable[memoryview]]
+
+
+class Content(ABC):
+    """What is written: tensors, and what is said beside them."""
+
+    @abstractmethod
+    def tables(self, limit: int) -> list[Table]:
+        """The tensors of each file.
+
+        Args:
+            limit: Bytes of a file; a tensor that is larger has one of its own.
+        """
+
+    @abstractmethod
+    def reader(self) -> Pieces:
+        """From a row to its tensor's bytes in row-major order, in bounded pieces that stay valid."""
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """All but the variables and the checksums."""
+
+    @property
+    @abstractmethod
+    def variables(self) -> str:
+        """JSON: the variables by name."""
 
 
 class Table:
@@ -65,67 +92,26 @@ class Table:
         return header
 
 
-def tables_of(image: Image, limit: int) -> list[Table]:
-    """The files of an image: wide dtypes first, so that each tensor is aligned to its own size.
-
-    Args:
-        limit: Bytes of a file; a tensor that is larger has one of its own.
+def tables_of(rows: Iterable[Row], limit: int) -> list[Table]:
+    """Rows in files: wide dtypes first, so that each tensor is aligned to its own size.
 
     Raises:
-        CheckpointError: two tensors have one name, as when a variable is called "exp_avg/...".
+        CheckpointError: two tensors have one name, as when a variable is called "exp_avg/..."; or one has the header's.
     """
-    by_dtype = image.catalog.by_dtype
-    chosen = [plane.choose(by_dtype.get(plane.region, []), plane.held) for plane in image.planes]
-    labels = [(plane.label, plane.held.buffer.dtype) for plane in image.planes]
-    loose = [Row(key, t.dtype, tuple(t.shape), t.nbytes, 0, None) for key, t in image.loose.items()]
-    made_of = (limit, labels, chosen, loose)
-    kept = image.catalog.kept
-    if kept[0] != made_of:
-        # One assignment: a snapshot may be saved by another thread meanwhile.
-        kept = made_of, [Table(rows) for rows in _split(_rows(labels, chosen, loose), limit)]
-        image.catalog.kept = kept
-    tables: list[Table] = kept[1]
-    return tables
-
-
-def _rows(labels: list[tuple[str, torch.dtype]], chosen: list[list[Record]], loose: list[Row]) -> list[Row]:
-    rows = []
-    for number, ((label, dtype), records) in enumerate(zip(labels, chosen, strict=True)):
-        prefix, itemsize = label and f"{label}/", dtype.itemsize
-        rows += [Row(prefix + r.names[0], dtype, r.span.spec.shape, r.numel * itemsize, number, r) for r in records]
-    rows += loose
+    parts: list[list[Row]] = [[]]
+    size = 0
     seen: set[str] = set()
-    for row in rows:
+    for row in sorted(rows, key=lambda row: -row.dtype.itemsize):
+        if row.key == METADATA:
+            raise CheckpointError(f"{METADATA!r} is the format's own name for something else; rename the variable")
         if row.key in seen:
             raise CheckpointError(
                 f"two tensors would be called {row.key!r} in the file; rename the variable of that name"
             )
         seen.add(row.key)
-    return sorted(rows, key=lambda row: -row.dtype.itemsize)
-
-
-def _split(rows: Sequence[Row], limit: int) -> list[list[Row]]:
-    parts: list[list[Row]] = [[]]
-    size = 0
-    for row in rows:
         if parts[-1] and size + row.nbytes > limit:
             parts.append([])
             size = 0
         parts[-1].append(row)
         size += row.nbytes
-    return parts
-
-
-class Bytes:
-    """The bytes of an image's tensors, in row-major order."""
-
-    def __init__(self, image: Image) -> None:
-        self._streams = [HostStream(plane.held) for plane in image.planes]
-        self._loose = image.loose
-
-    def of(self, row: Row) -> Iterable[memoryview]:
-        """In pieces that stay valid."""
-        record = row.record
-        if record is not None:
-            return self._streams[row.plane].pieces(record.span, record.numel, record.row_major)
-        return (host_bytes(self._loose[row.key]),) if row.nbytes else ()
+    return [Table(part) for part in parts]

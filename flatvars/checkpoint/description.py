@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import DamagedFileError
 from .header import CODE_OF, Entry, Header, parse_json
+from .schema import DESCRIPTION, fits
 
 FORMAT = 1
 KEY = "flatvars"
@@ -95,19 +96,27 @@ def read_description(header: Header, where: str) -> Description | None:
     content = parse_json(text.encode(), f"the description in {where}")
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise DamagedFileError(f"{where} is not of format {FORMAT}; read it with the version of flatvars that wrote it")
-    try:
-        description = Description(**content)
-    except TypeError as error:
-        raise DamagedFileError(f"the description in {where} has other fields than format {FORMAT}: {error}") from error
-    _check_types(description, where)
+    wrong = sorted(set(content) ^ set(DESCRIPTION)) or [
+        n for n, each in DESCRIPTION.items() if not fits(content[n], each)
+    ]
+    if wrong:
+        raise DamagedFileError(f"the description in {where} has {wrong[0]!r} not as format {FORMAT} has it")
+    description = Description(**content)
     if set(description.crc32) != set(header.entries):
         raise DamagedFileError(f"{where} has not one checksum for each of its tensors")
     return description
 
 
-def _check_types(description: Description, where: str) -> None:
-    for name, value in Description().__dict__.items():
-        found = getattr(description, name)
-        expected = (dict, type(None)) if name == "training" else (type(value),)
-        if not isinstance(found, expected):
-            raise DamagedFileError(f"field {name!r} of the description in {where} is a {type(found).__name__}")
+def check_names(description: Description, entries: Mapping[str, Entry], where: str) -> None:
+    """Raises DamagedFileError where training state names what the file does not hold."""
+    training = description.training
+    if training is None:
+        return
+    gradients = training["gradients"]
+    tensors = [f"grads/{name}" for name in gradients["touched"]] + [f"pending/{name}" for name in gradients["pending"]]
+    tensors += training["random"]["tensors"] if training["random"] is not None else []
+    named = {name for one in training["optimizers"] for group in one["groups"] for name in group["variables"]}
+    named |= {*gradients["touched"], *gradients["pending"]}.union(*(one["steps"] for one in training["optimizers"]))
+    absent = [key for key in tensors if key not in entries] + [n for n in named if n not in description.variables]
+    if absent:
+        raise DamagedFileError(f"{where} lacks {absent[0]!r}, which its training state needs")

@@ -12,9 +12,11 @@ import errno
 import os
 import re
 import secrets
+import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +44,31 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Folder:
+    """A folder that names are changed in.
+
+    Attributes:
+        locked: Whether no other process changes them meanwhile.
+    """
+
+    descriptor: int | None
+    locked: bool
+
+    def sync(self) -> None:
+        """Makes renames last through a loss of power."""
+        if self.descriptor is not None:
+            os.fsync(self.descriptor)
+
+
 @contextmanager
-def _folder(path: Path) -> Iterator[bool]:
-    """The lock on a folder: whether it was given."""
-    if fcntl is None:
-        yield False
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield _lock(descriptor, wait=True)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes renames in a folder last through a loss of power."""
+def _folder(path: Path) -> Iterator[Folder]:
     if fcntl is None:  # Windows cannot open folders, and syncs renames by itself
+        yield Folder(None, False)
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        yield Folder(descriptor, _lock(descriptor, wait=True))
     finally:
         os.close(descriptor)
 
@@ -97,12 +104,16 @@ def wait_for_releases() -> None:
 class Draft:
     """A file that is being written under a name that nobody reads; locked until it is published or dropped."""
 
-    def __init__(self, final: Path, token: str) -> None:
+    def __init__(self, final: Path, token: str, like: os.stat_result | None) -> None:
         self.final = final
         self.path = final.with_name(f".{final.name}.{token}.tmp")
         flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         self.descriptor = os.open(self.path, flags, 0o666)
         _lock(self.descriptor, wait=False)
+        if like is not None and fcntl is not None:
+            with contextlib.suppress(PermissionError):  # a group that this user is not in
+                os.fchown(self.descriptor, -1, like.st_gid)
+            os.fchmod(self.descriptor, stat.S_IMODE(like.st_mode))
 
     def sync(self) -> None:
         os.fsync(self.descriptor)
@@ -138,10 +149,11 @@ class Publication:
         return target.with_name(f"{target.stem}-{self.token}-{part:05d}-of-{parts:05d}{target.suffix}")
 
     def draft(self, final: Path) -> Draft:
-        with _folder(self.target.parent) as locked:
-            if locked and not self.drafts:
+        with _folder(self.target.parent) as folder:
+            if folder.locked and not self.drafts:
                 self._remove_dead_drafts()
-            self.drafts.append(Draft(final, self.token))
+            there = [path.stat() for path in (self.target, self.index) if path.is_file()]
+            self.drafts.append(Draft(final, self.token, there[0] if there else None))
         return self.drafts[-1]
 
     def publish(self) -> None:
@@ -150,17 +162,17 @@ class Publication:
             draft.sync()
         replaced: list[int] = []
         try:
-            with _folder(self.target.parent) as locked:
+            with _folder(self.target.parent) as folder:
                 for draft in self.drafts:
                     if fcntl is None:
                         draft.close()  # Windows renames no open file
                     else:
                         replaced += _opened(draft.final)
                     os.replace(draft.path, draft.final)
-                sync_folder(self.target.parent)
-                if locked:
+                folder.sync()
+                if folder.locked:
                     self._remove_replaced({draft.final for draft in self.drafts})
-                    sync_folder(self.target.parent)
+                    folder.sync()
         finally:
             release(replaced)
         self.drop()
@@ -172,32 +184,28 @@ class Publication:
             draft.path.unlink(missing_ok=True)
         self.drafts = []
 
+    def _names(self) -> str:
+        """A pattern of all names that saves to this target give."""
+        stem, suffix = re.escape(self.target.stem), re.escape(self.target.suffix)
+        return rf"{stem}(-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}})?{suffix}(\.index\.json)?"
+
     def _remove_dead_drafts(self) -> None:
-        pattern = re.compile(
-            rf"\.{re.escape(self.target.stem)}(-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}})?{re.escape(self.target.suffix)}"
-            r"(\.index\.json)?\.[0-9a-f]{8}\.tmp"
-        )
-        for path in self.target.parent.iterdir():
-            if not pattern.fullmatch(path.name):
-                continue
-            try:
+        pattern = re.compile(rf"\.{self._names()}\.[0-9a-f]{{8}}\.tmp")
+        for path in [path for path in self.target.parent.iterdir() if pattern.fullmatch(path.name)]:
+            # Gone meanwhile, or another user's: it is in nobody's way.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            try:
-                if _lock(descriptor, wait=False):
-                    path.unlink(missing_ok=True)
-            finally:
-                os.close(descriptor)
+                try:
+                    if _lock(descriptor, wait=False):
+                        path.unlink()
+                finally:
+                    os.close(descriptor)
 
     def _remove_replaced(self, mine: set[Path]) -> None:
         """Removes the shards of earlier saves, and the kind of checkpoint that this one is not."""
-        shard = re.compile(
-            rf"{re.escape(self.target.stem)}-[0-9a-f]{{8}}-\d{{5}}-of-\d{{5}}{re.escape(self.target.suffix)}"
-        )
+        pattern = re.compile(self._names())
         for path in self.target.parent.iterdir():
-            old = path in (self.target, self.index) or shard.fullmatch(path.name) is not None
-            if old and path not in mine:
+            if path not in mine and pattern.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 
@@ -242,7 +250,8 @@ def write_views(descriptor: int, views: Sequence[memoryview]) -> None:
     """Writes all of some buffers at the file's position, in as few calls as the system allows."""
     if not hasattr(os, "writev"):
         for view in views:
-            _write(lambda rest: os.write(descriptor, rest), view)
+            while len(view):
+                view = view[os.write(descriptor, view) :]
         return
     pending = [view for view in views if len(view)]
     limit = min(os.sysconf("SC_IOV_MAX"), 1024)
@@ -263,8 +272,3 @@ def start_writeback(descriptor: int, count: int) -> None:
         # Pages on their way to the disk are not dropped by this.
         position = os.lseek(descriptor, 0, os.SEEK_CUR)
         os.posix_fadvise(descriptor, position - count, count, os.POSIX_FADV_DONTNEED)
-
-
-def _write(write: Callable[[memoryview], int], view: memoryview) -> None:
-    while len(view):
-        view = view[write(view) :]

@@ -20,6 +20,9 @@ from ..errors import DamagedFileError
 MAX_HEADER = 100_000_000
 """Bytes. The limit of the reference implementation: what we write loads there, and nothing larger is read."""
 
+METADATA = "__metadata__"
+"""The name in a header that is no tensor's."""
+
 MAX_AXES = 64
 """Axes of a tensor in torch."""
 
@@ -95,7 +98,7 @@ def encode_header(entries: str, metadata: Mapping[str, str]) -> bytes:
     Args:
         entries: What `encode_entries` returned.
     """
-    text = f'{{"__metadata__":{json.dumps(dict(metadata))}{"," if entries else ""}{entries}}}'.encode()
+    text = f'{{"{METADATA}":{json.dumps(dict(metadata))}{"," if entries else ""}{entries}}}'.encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -122,7 +125,7 @@ def read_header(read: Callable[[int, int], Any], size: int, where: str) -> Heade
     content = parse_json(bytes(read(8, length)), f"the header of {where}")
     if not isinstance(content, dict):
         raise DamagedFileError(f"the header of {where} is a JSON {type(content).__name__}, not an object")
-    metadata = _metadata(content.pop("__metadata__", None), where)
+    metadata = _metadata(content.pop(METADATA, None), where)
     entries = {name: _entry(name, value, where) for name, value in content.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
     _check_cover(ordered, size - 8 - length, where)

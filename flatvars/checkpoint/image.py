@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,17 @@ from ..errors import CheckpointError
 from ..memory.layout import Layout
 from ..memory.streams import FROZEN_ELEMENTS, VALUES, Stream
 from ..variables.registry import Registry
+from .blocks import HostStream, host_bytes
+from .contents import Content, Pieces, Row, Table, tables_of
 from .description import Description
 from .header import CODE_OF
 from .records import Catalog, Record
 
 if TYPE_CHECKING:
     from .training import Training
+
+Choose = Callable[[list[Record], Stream], list[Record]]
+"""Of records in memory order, those whose part of a stream goes into a file."""
 
 
 @dataclass
@@ -30,18 +35,18 @@ class Plane:
         stream: Its name in the registry.
         region: Dtype of the values beside it.
         held: The stream itself, or a copy.
-        choose: Of records in memory order, those whose part of it goes into a file, given `held`.
+        choose: What of it goes into a file.
     """
 
     label: str
     stream: str
     region: torch.dtype
     held: Stream
-    choose: Callable[[list[Record], Stream], list[Record]]
+    choose: Choose
 
 
 @dataclass
-class Image:
+class Image(Content):
     """Streams with all that belongs to them.
 
     Attributes:
@@ -58,12 +63,42 @@ class Image:
     training: Training | None = None
     loose: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
-    def records(self) -> list[Record]:
-        return self.catalog.records
+    def add(self, registry: Registry, label: str, stream: str, choose: Choose) -> None:
+        """Adds the regions of a stream, as far as they exist."""
+        for region in registry.layout.regions:
+            held = registry.streams.find(stream, region.dtype)
+            if held is not None:
+                self.planes.append(Plane(label, stream, region.dtype, held, choose))
+
+    def tables(self, limit: int) -> list[Table]:
+        chosen = [plane.choose(self.catalog.by_dtype.get(plane.region, []), plane.held) for plane in self.planes]
+        labels = [(plane.label, plane.held.buffer.dtype) for plane in self.planes]
+        loose = [Row(key, t.dtype, tuple(t.shape), t.nbytes, 0, None) for key, t in self.loose.items()]
+        made_of = (limit, labels, chosen, loose)
+        kept = self.catalog.tables
+        if kept[0] != made_of:
+            rows = []
+            for number, ((label, dtype), records) in enumerate(zip(labels, chosen, strict=True)):
+                prefix, size = label and f"{label}/", dtype.itemsize
+                rows += [Row(prefix + r.names[0], dtype, r.span.spec.shape, r.numel * size, number, r) for r in records]
+            # One assignment: a snapshot may be saved by another thread meanwhile.
+            kept = made_of, tables_of(rows + loose, limit)
+            self.catalog.tables = kept
+        tables: list[Table] = kept[1]
+        return tables
+
+    def reader(self) -> Pieces:
+        streams, loose = [HostStream(plane.held) for plane in self.planes], self.loose
+
+        def pieces(row: Row) -> Iterable[memoryview]:
+            record = row.record
+            if record is not None:
+                return streams[row.plane].pieces(record.span, record.numel, record.row_major)
+            return (host_bytes(loose[row.key]),) if row.nbytes else ()
+
+        return pieces
 
     def describe(self) -> Description:
-        """All but the variables, which the catalog keeps as text."""
         labels = [plane.label for plane in self.planes if plane.label]
         labels += [key.partition("/")[0] for key in self.loose]
         return Description(
@@ -72,9 +107,9 @@ class Image:
             training=None if self.training is None else self.training.describe(),
         )
 
-
-def everything(records: list[Record], _: Stream) -> list[Record]:
-    return records
+    @property
+    def variables(self) -> str:
+        return self.catalog.text
 
 
 def image_of(registry: Registry, catalog: Catalog) -> Image:
@@ -86,34 +121,12 @@ def image_of(registry: Registry, catalog: Catalog) -> Image:
     for region in registry.layout.regions:
         if region.dtype not in CODE_OF:
             raise CheckpointError(f"the store holds {region.dtype} variables, which safetensors files cannot hold")
-    planes = [
-        Plane("", VALUES, region.dtype, registry.streams.get(VALUES, region.dtype), everything)
-        for region in registry.layout.regions
-    ]
-    for region in registry.layout.regions:
-        if (FROZEN_ELEMENTS, region.dtype) in registry.streams:
-            mask = registry.streams.get(FROZEN_ELEMENTS, region.dtype)
-            planes.append(Plane(FROZEN_ELEMENTS, FROZEN_ELEMENTS, region.dtype, mask, masked))
-    return Image(registry.layout, catalog, planes)
+    image = Image(registry.layout, catalog, [])
+    image.add(registry, "", VALUES, lambda records, _: records)
+    image.add(registry, FROZEN_ELEMENTS, FROZEN_ELEMENTS, _masked)
+    return image
 
 
-def masked(records: list[Record], mask: Stream) -> list[Record]:
+def _masked(records: list[Record], mask: Stream) -> list[Record]:
     """Variables with an element that is not trained."""
     return [r for r in records if r.span.spec.trainable and bool(mask.flat(r.span).any())]
-
-
-def value_views(image: Image) -> dict[str, Tensor]:
-    """The values by every name, in their own shapes and in memory of their own; row-major."""
-    streams = {plane.region: plane.held for plane in image.planes if plane.stream == VALUES}
-    views = {}
-    for record in image.records:
-        # A clone: torch.save writes the whole storage of a view, which is the store.
-        value = streams[record.span.spec.dtype].read(record.span).detach().cpu().contiguous().clone()
-        views.update(dict.fromkeys(record.names, value))
-    return views
-
-
-def existing(registry: Registry, stream: str) -> list[tuple[torch.dtype, Stream]]:
-    """The regions of a stream that exist."""
-    dtypes = [region.dtype for region in registry.layout.regions]
-    return [(d, registry.streams.get(stream, d)) for d in dtypes if (stream, d) in registry.streams]

@@ -16,14 +16,13 @@ from ..memory.streams import FROZEN_ELEMENTS, VALUES
 from ..variables.registry import Registry
 from ..variables.selectors import Selector, as_select, fits_name
 from ..variables.variable import Variable
-from .blocks import copy_in
-from .header import Entry
-from .match import DTYPE_POLICIES, Match, Rename, Wanted, match, raise_problems, renamer
+from .description import check_names
+from .match import DTYPE_POLICIES, Match, Rename, match, raise_problems, renamer
+from .opening import Target, opened
 from .progress import Progress
 from .random_state import PREFIX, apply_random, random_problems
 from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers, training_problems
-from .schema import check_content
-from .source import Source, Target, opened, pieces, verify
+from .source import Source
 from .training import as_list, check_optimizer
 
 
@@ -65,25 +64,17 @@ class Loading:
         self.variables = registry.matching(options.select)
         self.match = self._match()
         if self.description is not None:
-            check_content(self.description.variables, self.description.training, source.entries, source.name)
+            check_names(self.description, source.entries, source.name)
         self.by_name = {name: self._store_variable(name) for name in self._saved_names()}
         self.keys: list[str] = []
 
     # Checks -------------------------------------------------------------------------------------------------------
 
-    def _values(self) -> dict[str, Entry]:
-        """Tensors of the file that are values of variables."""
-        description = self.description
-        if description is None:
-            return dict(self.source.entries)
-        return {key: entry for key, entry in self.source.entries.items() if not description.name_of(key)[0]}
-
     def _match(self) -> Match:
         strict = self.options.strict and not self.options.partial
-        wanted = [Wanted(tuple(v.names), tuple(v.shape), v.dtype, v.requires_grad) for v in self.variables]
         return match(
-            wanted,
-            self._values(),
+            self.variables,
+            self.source.values(),
             rename=self.rename,
             unused=partial(fits_name, selector=as_select(self.options.select)) if strict else None,
             partial=self.options.partial,
@@ -122,7 +113,7 @@ class Loading:
         progress.start(sum(self.source.entries[key].nbytes for key in self.keys) * (2 if options.verify else 1))
         problems = [text for tied in self.match.tied for text in self._tied_problems(*tied)]
         raise_problems(problems, self.source.name)
-        damaged = verify(self.source, self.keys, progress.advance) if options.verify else []
+        damaged = self.source.damaged(self.keys, progress.advance) if options.verify else []
         if damaged:
             raise DamagedFileError("; ".join(damaged[:20]) + ". Nothing was loaded; use an older checkpoint")
 
@@ -132,7 +123,7 @@ class Loading:
         for other in keys[1:]:
             same = all(
                 torch.equal(a.view(torch.uint8), b.view(torch.uint8))
-                for a, b in zip(pieces(self.source, first), pieces(self.source, other), strict=True)
+                for a, b in zip(self.source.pieces(first), self.source.pieces(other), strict=True)
             )
             if not same:
                 name = self.variables[index].name
@@ -190,7 +181,7 @@ class Loading:
             self._apply_training(progress)
         if self.options.rng and self.description is not None and self.description.training is not None:
             random = self.description.training["random"]
-            apply_random(random, self.registry.device, self.options.rng, self._whole)
+            apply_random(random, self.registry.device, self.options.rng, self.source.whole)
 
     def _adopt_dtypes(self) -> None:
         if self.options.dtype != "file":
@@ -205,14 +196,8 @@ class Loading:
             self.registry.recarve(new)
 
     def _fetch(self, progress: Progress, key: str, target: Tensor) -> None:
-        copy_in(
-            target, lambda start, count: self.source.read(key, start, count), self.source.entries[key].dtype.itemsize
-        )
+        self.source.copy_to(target, key)
         progress.advance(self.source.entries[key].nbytes)
-
-    def _whole(self, key: str) -> Tensor:
-        entry = self.source.entries[key]
-        return self.source.read(key, 0, entry.numel).clone().view(entry.shape)
 
     def _apply_training(self, progress: Progress) -> None:
         assert self.description is not None
@@ -247,7 +232,7 @@ class Loading:
     def _apply_masks(self, found: Mapping[str, Variable]) -> None:
         for name, variable in found.items():
             key = f"{FROZEN_ELEMENTS}/{name}"
-            self.registry.masks.take(variable, self._whole(key) == 0 if key in self.source.entries else None)
+            self.registry.masks.take(variable, self.source.whole(key) == 0 if key in self.source.entries else None)
 
 
 def _can(dtypes: Mapping[int, torch.dtype], variable: Variable) -> bool:

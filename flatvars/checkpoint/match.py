@@ -1,6 +1,6 @@
 """Which tensor of a file is which variable: names, shapes and dtypes compared, every difference reported at once.
 
-Pure: takes descriptions, returns a report, reads and writes nothing.
+Returns a report; reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..errors import MismatchError
+from ..variables.variable import Variable
 from .header import Entry
 
 Rename = Mapping[str, str] | Callable[[str], str] | Sequence[tuple[str | re.Pattern[str], str]] | None
@@ -22,16 +23,6 @@ SHOWN = 20
 """Problems that an error lists; the rest is counted."""
 COMPARED = 2_000
 """Names that are searched for one that is meant."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A variable, as far as a file must fit it."""
-
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    trainable: bool
 
 
 @dataclass
@@ -74,7 +65,7 @@ def renamer(rename: Rename) -> Callable[[str], str]:
 
 
 def match(
-    wanted: Sequence[Wanted],
+    wanted: Sequence[Variable],
     offered: Mapping[str, Entry],
     *,
     rename: Callable[[str], str],
@@ -134,14 +125,14 @@ def _unused(keys: Sequence[str]) -> list[str]:
     return [f"{key!r} is in the file but not in the store {hint}" for key in keys]
 
 
-def _differences(one: Wanted, key: str, entry: Entry, dtype: str) -> list[str]:
+def _differences(one: Variable, key: str, entry: Entry, dtype: str) -> list[str]:
     name = one.names[0] if key == one.names[0] else f"{one.names[0]} (from {key})"
-    if entry.shape != one.shape:
-        return [f"{name!r} has shape {one.shape} in the store and {entry.shape} in the file"]
+    if entry.shape != one.spec.shape:
+        return [f"{name!r} has shape {one.spec.shape} in the store and {entry.shape} in the file"]
     if dtype == "exact" and entry.dtype != one.dtype:
         return [f"{name!r} is {one.dtype} in the store and {entry.dtype} in the file; dtype='store' converts"]
     if dtype == "file":
-        if one.trainable and not entry.dtype.is_floating_point:
+        if one.requires_grad and not entry.dtype.is_floating_point:
             return [f"{name!r} is {entry.dtype} in the file and cannot be trained in that dtype; freeze it first"]
         return []
     both_float = entry.dtype.is_floating_point and one.dtype.is_floating_point
@@ -154,8 +145,10 @@ def _differences(one: Wanted, key: str, entry: Entry, dtype: str) -> list[str]:
 
 def _widens(source: torch.dtype, target: torch.dtype) -> bool:
     """Whether integers (or bools) fit another integer dtype."""
-    kinds = {source.is_floating_point, target.is_floating_point, source.is_complex, target.is_complex}
-    return kinds == {False} and target != torch.bool and torch.promote_types(source, target) == target
+    if any(dtype.is_floating_point or dtype.is_complex for dtype in (source, target)) or target == torch.bool:
+        return False
+    least, most = (0, 1) if source == torch.bool else (torch.iinfo(source).min, torch.iinfo(source).max)
+    return torch.iinfo(target).min <= least and most <= torch.iinfo(target).max
 
 
 def _missing(missing: Sequence[str], free: Mapping[str, str]) -> list[str]:

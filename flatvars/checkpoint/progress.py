@@ -1,95 +1,73 @@
-"""A progress bar for saves and loads that take long, where one was asked for."""
+"""How far a thing is that takes long: one line on standard error, written over on a terminal, a few lines in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
 
 PATIENCE = 1.0
-"""Seconds before a bar appears: what is shorter shows nothing."""
+"""Seconds before the first line: what is shorter shows nothing."""
+
+LOG_LINES = 10
+"""Lines in a log, where nothing can be written over."""
+
+UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    value, unit = float(count), 0
+    while value >= 1000 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{count} B" if unit == 0 else f"{value:.1f} {UNITS[unit]}"
+
+
+def of_bytes(done: int, total: int) -> str:
+    return f"{100 * done // max(total, 1)}% of {size(total)}"
 
 
 class Progress:
-    """Bytes done of bytes to do; drawn on standard error, by rich where it is installed.
+    """What is done of what there is to do.
 
     Args:
         label: What is going on.
-        enabled: Whether the caller asked for it.
+        enabled: Whether anybody asked for it.
+        describe: Done and total in words; bytes if not given.
     """
 
-    def __init__(self, label: str, enabled: bool) -> None:
-        self.label = label
-        self.enabled = enabled
-        self._total = 0
-        self._done = 0
-        self._began = 0.0
-        self._bar: Any = None
-        self._drawn = -1
+    def __init__(self, label: str, enabled: bool = True, describe: Callable[[int, int], str] = of_bytes) -> None:
+        self.label, self.enabled, self.describe = label, enabled, describe
+        self._terminal = sys.stderr.isatty()
+        self._shown: object = None
+        self.start(0)
 
-    def start(self, total: int) -> None:
-        self._total, self._done, self._began = total, 0, time.monotonic()
+    def start(self, total: int, done: int = 0) -> None:
+        self._total, self._done, self._first, self._began = total, done, done, time.monotonic()
 
-    def advance(self, count: int) -> None:
-        """Counts bytes; draws once the wait is longer than the patience."""
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Counts; shows it once the wait is longer than the patience.
+
+        Args:
+            note: To be shown beside.
+        """
         self._done += count
-        if self.enabled and (self._bar is not None or time.monotonic() - self._began >= PATIENCE):
-            self._draw()
-
-    def _draw(self) -> None:
-        if self._bar is None:
-            self._bar = _rich_bar(self.label, self._total) or _Plain(self.label, self._total)
-        self._bar.update(self._done)
-
-    def finish(self) -> None:
-        """Leaves the last state of the bar on the screen."""
-        if self._bar is not None:
-            self._bar.update(self._done)
-            self._bar.close()
-            self._bar = None
+        elapsed = time.monotonic() - self._began
+        if not self.enabled or elapsed < PATIENCE:
+            return
+        part = self._done * (100 if self._terminal else LOG_LINES) // max(self._total, 1)
+        if self._shown == (now := (part, note if self._terminal else "")):
+            return
+        self._shown = now
+        left = elapsed / max(self._done - self._first, 1) * (self._total - self._done)
+        words = (self.label, self.describe(self._done, self._total), note, f"{left:.0f} s left")
+        line = "  ".join(filter(None, words))
+        before, behind = ("\r", "") if self._terminal else ("", "\n")
+        print(f"{before}{line:<79}{behind}", end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()
-
-
-class _Plain:
-    """A line of text that is written over."""
-
-    def __init__(self, label: str, total: int) -> None:
-        self.label, self.total, self.percent = label, max(total, 1), -1
-
-    def update(self, done: int) -> None:
-        percent = 100 * done // self.total
-        if percent != self.percent:
-            self.percent = percent
-            print(f"\r{self.label} {percent:3d}% of {self.total / 1e9:.2f} GB", end="", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        print(file=sys.stderr)
-
-
-class _Rich:
-    def __init__(self, label: str, total: int, bars: Any) -> None:
-        self.bars = bars
-        self.bars.start()
-        self.task = self.bars.add_task(label, total=total)
-
-    def update(self, done: int) -> None:
-        self.bars.update(self.task, completed=done)
-
-    def close(self) -> None:
-        self.bars.stop()
-
-
-def _rich_bar(label: str, total: int) -> _Rich | None:
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-        from rich.progress import Progress as Bars
-    except ImportError:
-        return None
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return _Rich(label, total, Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True)))
+        if self._shown is not None and self._terminal:
+            print(file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from typing import Any
 
@@ -9,9 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedFileError, MismatchError
-from .blocks import copy_in
 from .header import Entry
-from .source import Target, opened, verify
+from .opening import Target, opened
 
 
 class Checkpoint:
@@ -63,13 +63,11 @@ class Checkpoint:
             MismatchError: no tensor of that name.
             DamagedFileError: its checksum is wrong.
         """
-        entry = self._entry(name)
-        problems = verify(self._source, [name], lambda _: None)
+        self._entry(name)
+        problems = self._source.damaged([name])
         if problems:
             raise DamagedFileError(problems[0])
-        result = torch.empty(entry.shape, dtype=entry.dtype)
-        copy_in(result, lambda start, count: self._source.read(name, start, count), entry.dtype.itemsize)
-        return result
+        return self._source.whole(name)
 
     def slice(self, name: str, dim: int, rank: int, world_size: int) -> Tensor:
         """One rank's share of a tensor, cut along an axis into equal parts; only its bytes are read.
@@ -89,24 +87,18 @@ class Checkpoint:
             torch.Size([1, 4])
         """
         entry = self._entry(name)
-        if not 0 <= dim < len(entry.shape) or not 0 <= rank < world_size:
-            raise MismatchError(f"dim={dim}, rank={rank} of {world_size} is no part of {name!r}, {entry.shape}")
-        length, uneven = divmod(entry.shape[dim], world_size)
+        shape = entry.shape
+        if not 0 <= dim < len(shape) or not 0 <= rank < world_size:
+            raise MismatchError(f"dim={dim}, rank={rank} of {world_size} is no part of {name!r}, {shape}")
+        length, uneven = divmod(shape[dim], world_size)
         if uneven:
-            raise MismatchError(
-                f"axis {dim} of {name!r} has length {entry.shape[dim]}, which {world_size} does not divide"
-            )
-        inner = torch.Size(entry.shape[dim + 1 :]).numel()
-        outer = torch.Size(entry.shape[:dim]).numel()
-        result = torch.empty((*entry.shape[:dim], length, *entry.shape[dim + 1 :]), dtype=entry.dtype)
-        rows = result.view(outer, length * inner)
-        for i in range(outer):
-            first = (i * entry.shape[dim] + rank * length) * inner
-            self._copy_row(rows[i], name, first, entry.dtype.itemsize)
+            raise MismatchError(f"axis {dim} of {name!r} has length {shape[dim]}, which {world_size} does not divide")
+        result = torch.empty((*shape[:dim], length, *shape[dim + 1 :]), dtype=entry.dtype)
+        # Row-major: for each index of the axes before `dim`, the share is one run of elements.
+        run = length * math.prod(shape[dim + 1 :])
+        for i, row in enumerate(result.view(math.prod(shape[:dim]), run)):
+            self._source.copy_to(row, name, (i * world_size + rank) * run)
         return result
-
-    def _copy_row(self, row: Tensor, name: str, first: int, itemsize: int) -> None:
-        copy_in(row, lambda start, count: self._source.read(name, first + start, count), itemsize)
 
     def _entry(self, name: str) -> Entry:
         try:

@@ -1,16 +1,18 @@
-"""Variables as files know them."""
+"""Variables as files know them: derived from a registry once, while nothing of them changes."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from ..memory.layout import Span
-from ..variables.variable import Variable
+from ..variables.registry import Registry
 from .blocks import is_row_major
 from .header import CODE_OF
 
@@ -33,7 +35,7 @@ class Record:
         return self.names[0]
 
     def describe(self) -> dict[str, Any]:
-        """As JSON; strides and names only where they are not what one expects."""
+        """As JSON; all its names only where there are several."""
         spec = self.span.spec
         result: dict[str, Any] = {
             "id": self.id,
@@ -48,27 +50,20 @@ class Record:
         return {**result, "names": list(self.names)} if len(self.names) > 1 else result
 
 
-def record_of(variable: Variable) -> Record:
-    group = variable.group
-    return make_record(
-        variable.span, variable.id, tuple(variable.names), variable.requires_grad, variable.frozen, group
-    )
-
-
-def make_record(span: Span, id: int, names: tuple[str, ...], trainable: bool, frozen: bool, group: int) -> Record:
-    return Record(span, id, names, trainable, frozen, group, span.numel, is_row_major(span))
+def make_record(span: Span, id: int, names: Iterable[str], trainable: bool, frozen: bool, group: int) -> Record:
+    return Record(span, id, tuple(names), trainable, frozen, group, span.numel, is_row_major(span))
 
 
 @dataclass(eq=False)
 class Catalog:
-    """Records in creation order, with what follows from them alone: saves of the same variables derive it once.
+    """Records in creation order, with what follows from them alone.
 
     Attributes:
-        kept: What the last save made of them, for the next one; see `contents.py`.
+        tables: What the last save made of them, and of what, for the next one.
     """
 
     records: list[Record]
-    kept: tuple[Any, Any] = (None, None)
+    tables: tuple[Any, Any] = field(default=(None, None), repr=False)
 
     @cached_property
     def text(self) -> str:
@@ -82,3 +77,19 @@ class Catalog:
         for record in sorted(self.records, key=lambda record: (record.span.offset, record.id)):
             found.setdefault(record.span.spec.dtype, []).append(record)
         return found
+
+
+# Of 10,000 variables, records and the text of their headers take longer than writing them.
+_catalogs: weakref.WeakKeyDictionary[Registry, tuple[Any, Catalog]] = weakref.WeakKeyDictionary()
+
+
+def catalog_of(registry: Registry) -> Catalog:
+    """All variables of a registry."""
+    # Names and spans move with the generation.
+    now = registry.generation, [(v.requires_grad, v.frozen, v.group) for v in registry.variables]
+    known, catalog = _catalogs.get(registry, (None, None))
+    if catalog is None or known != now:
+        variables = registry.variables
+        catalog = Catalog([make_record(v.span, v.id, v.names, v.requires_grad, v.frozen, v.group) for v in variables])
+        _catalogs[registry] = now, catalog
+    return catalog

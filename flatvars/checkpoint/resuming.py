@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from ..gradients.attached import gradients_of
+from ..gradients.cycle import GradientSnapshot
 from ..gradients.freezing import follow_flags
-from ..memory.streams import GRADS
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .plain import decode
-from .training import PENDING
 
 if TYPE_CHECKING:
     from ..optim.base import Optimizer
@@ -95,31 +93,18 @@ def apply_optimizer(optimizer: Optimizer, content: Mapping[str, Any], by_name: B
 
 def apply_gradients(registry: Registry, content: Mapping[str, Any], by_name: ByName, fetch: Fetch) -> None:
     """Puts the gradients of an unfinished cycle back where they lay."""
-    gradients = gradients_of(registry)
-    gradients.zero(True)
-    touched = [(name, by_name[name]) for name in content["touched"]]
-    if gradients.mode == "views":
-        for name, variable in touched:
-            assert variable.param.grad is not None
-            fetch(f"{GRADS}/{name}", variable.param.grad)
-            gradients.views.mark_written(variable)
-        return
-    for dtype in dict.fromkeys(variable.dtype for _, variable in touched):
-        gradients.stream(dtype).zero_()
-    for name, variable in touched:
-        gradients.stream(variable.dtype)  # made here, where no step has made it yet
-        fetch(f"{GRADS}/{name}", registry.view(GRADS, variable))
-    for name in content["pending"]:
-        grad = torch.empty_like(by_name[name].param)
-        fetch(f"{PENDING}/{name}", grad)
-        by_name[name].param.grad = grad
-    gradients.touched = {variable.id for _, variable in touched}
-    gradients.spent, gradients.exposed = bool(content["spent"]), False
-    if content["fresh"]:
-        # Adding nothing takes the norm by the very launch that took it before: another would round differently.
-        for part in gradients.plans().parts:
-            part.plan.accumulate_([None] * len(part.order), gradients.stream(part.region), 1.0, True)
-        gradients.fresh = True
+    names = {variable.id: name for name, variable in by_name.items()}
+    # Files of before there were cycles hold gradients of the stream that a step had used as well.
+    found = [] if content["spent"] else content["touched"]
+    snapshot = GradientSnapshot(
+        content["mode"],
+        [by_name[name] for name in found],
+        [by_name[name] for name in content["pending"]],
+        content["fresh"],
+    )
+    gradients_of(registry).restore(
+        snapshot, lambda kind, variable, target: fetch(f"{kind}/{names[variable.id]}", target)
+    )
 
 
 def apply_schedulers(schedulers: Sequence[Any], content: Sequence[Mapping[str, Any]]) -> None:

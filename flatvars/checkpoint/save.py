@@ -12,14 +12,14 @@ import torch
 from ..errors import CheckpointError
 from ..variables.registry import Registry
 from ..variables.selectors import Selector
+from .contents import Content
 from .image import Image, image_of
-from .known import catalog_in_place
+from .opening import Target
 from .progress import Progress
-from .records import Catalog
-from .source import Target
-from .torch_file import TORCH_SUFFIXES, write_torch_file
+from .records import Catalog, catalog_of
+from .torch_file import TORCH_SUFFIXES
 from .training import as_list, capture_training
-from .write import bytes_of_size, write_path, write_stream
+from .write import bytes_of_size, write_path, write_stream, write_torch_file
 
 MODEL = "model.safetensors"
 SHARD_SIZE = "50GB"
@@ -40,7 +40,9 @@ def capture(
         UnknownNameError: a pattern of the selection fits nothing.
         AliasError: a parameter no longer lies in the store, so that stale values would be saved.
     """
-    catalog = catalog_in_place(registry)
+    registry.settle()
+    registry.check_aliases()
+    catalog = catalog_of(registry)
     trains = bool(as_list(optimizer) or as_list(schedulers) or rng)
     if select is not None and trains:
         raise CheckpointError("select= saves some variables, training resumes with all; leave one of them out")
@@ -55,7 +57,7 @@ def capture(
     return image
 
 
-def check_target(target: Target, image: Image | None = None) -> None:
+def check_target(target: Target, content: Content | None = None) -> None:
     """Raises CheckpointError for a path whose ending says no format, before any work is done."""
     if not isinstance(target, (str, os.PathLike)):
         return
@@ -67,20 +69,20 @@ def check_target(target: Target, image: Image | None = None) -> None:
             f"{path} says no format; give a name that ends in .safetensors, or in {', '.join(TORCH_SUFFIXES)} for "
             "torch.load, or a folder that exists"
         )
-    if image is not None and image.training is not None:
+    if isinstance(content, Image) and content.training is not None:
         raise CheckpointError(f"training state is saved in safetensors files; give {path.with_suffix('.safetensors')}")
 
 
-def write(image: Image, target: Target, shard_size: int | str | None = SHARD_SIZE, progress: bool = False) -> None:
-    """Writes an image to a path or a stream; see `VarStore.save`."""
+def write(content: Content, target: Target, shard_size: int | str | None = SHARD_SIZE, progress: bool = False) -> None:
+    """Writes to a path or a stream; see `VarStore.save`."""
     limit = 2**63 if shard_size is None else bytes_of_size(shard_size)
-    check_target(target, image)
+    check_target(target, content)
     with Progress("saving", progress) as bar:
         if not isinstance(target, (str, os.PathLike)):
-            write_stream(image, target, bar)
+            write_stream(content, target, bar)
             return
         path = Path(target)
         if path.suffix in TORCH_SUFFIXES and not path.is_dir():
-            write_torch_file(image, path)
+            write_torch_file(content, path)
         else:
-            write_path(image, path / MODEL if path.is_dir() else path, limit, bar)
+            write_path(content, path / MODEL if path.is_dir() else path, limit, bar)

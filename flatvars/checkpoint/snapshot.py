@@ -6,25 +6,22 @@ import dataclasses
 import weakref
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, Stream
-from ..variables.registry import Registry
+from ..variables.registry import HasRegistry, Registry
 from ..variables.variable import Variable
 from .background import Writer, writer_of
 from .image import Image, Plane
+from .opening import Target
 from .random_state import apply_random
 from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers
 from .save import SHARD_SIZE, capture, check_target, write
-from .source import Target
 from .training import OptimizerImage
-
-if TYPE_CHECKING:
-    from ..store import VarStore
 
 Key = tuple[str, torch.dtype]
 
@@ -130,15 +127,15 @@ def restore(registry: Registry, snapshot: Snapshot) -> None:
     """See `VarStore.restore`."""
     image = snapshot.image()
     _check(registry, snapshot, image)
-    specs = [record.span.spec for record in image.records]
+    specs = [record.span.spec for record in image.catalog.records]
     if specs != [v.spec for v in registry.variables]:
         registry.recarve(specs)
     registry.check_aliases()
-    by_name = {record.name: v for record, v in zip(image.records, registry.variables, strict=True)}
+    by_name = {record.name: v for record, v in zip(image.catalog.records, registry.variables, strict=True)}
     planes = {(plane.stream, plane.region): plane for plane in image.planes}
     training = image.training
     if training is not None:
-        apply_flags(registry, {record.name: record.describe() for record in image.records}, by_name)
+        apply_flags(registry, {record.name: record.describe() for record in image.catalog.records}, by_name)
     for region in image.layout.regions:
         registry.streams.values(region.dtype).copy_(planes[VALUES, region.dtype].held.buffer, non_blocking=True)
     torch.autograd.graph.increment_version([v.param for v in registry.variables])
@@ -159,10 +156,10 @@ def restore(registry: Registry, snapshot: Snapshot) -> None:
 def _check(registry: Registry, snapshot: Snapshot, image: Image) -> None:
     if snapshot._registry() is not registry:
         raise MismatchError("the snapshot is of another store; save it, and load the file here")
-    if [record.id for record in image.records] != [v.id for v in registry.variables]:
+    if [record.id for record in image.catalog.records] != [v.id for v in registry.variables]:
         raise MismatchError(
-            f"the snapshot holds {len(image.records)} variables, the store now {len(registry.variables)}; save the "
-            "snapshot and load it with load_partial"
+            f"the snapshot holds {len(image.catalog.records)} variables, the store now {len(registry.variables)}; save "
+            "the snapshot and load it with load_partial"
         )
 
 
@@ -196,13 +193,13 @@ def _restore_masks(
         if stream == FROZEN_ELEMENTS:
             for record in plane.choose(image.catalog.by_dtype[region], plane.held):
                 frozen[record.id] = plane.held.read(record.span)
-    for record in image.records:
+    for record in image.catalog.records:
         mask = frozen.get(record.id)
         registry.masks.take(by_name[record.name], None if mask is None else mask == 0)
 
 
 def _fetch_from(image: Image, planes: Mapping[Key, Plane], by_name: Mapping[str, Variable]) -> Any:
-    spans = {record.name: record.span for record in image.records}
+    spans = {record.name: record.span for record in image.catalog.records}
 
     def fetch(key: str, target: Tensor) -> None:
         if key in image.loose:
@@ -230,7 +227,7 @@ class SnapshotRing:
 
     def __init__(
         self,
-        store: VarStore,
+        store: HasRegistry,
         optimizer: Any = None,
         schedulers: Any = None,
         rng: bool | Mapping[str, torch.Generator] = False,
@@ -250,7 +247,7 @@ class SnapshotRing:
         reuse = self._spare.pop() if self._spare else None
         if reuse is None and len(self._snapshots) == self._keep:
             reuse = self._snapshots.popleft()
-        self._snapshots.append(self._store.snapshot(*self._of, reuse=reuse))
+        self._snapshots.append(take(self._store.registry, *self._of, reuse))
         return self._snapshots[-1]
 
     def restore(self, back: int = 0) -> None:
@@ -263,7 +260,7 @@ class SnapshotRing:
             raise CheckpointError(
                 f"the ring holds {len(self._snapshots)} snapshots; there is none {back} before the last"
             )
-        self._store.restore(self._snapshots[-1 - back])
+        restore(self._store.registry, self._snapshots[-1 - back])
         for _ in range(back):
             self._spare.append(self._snapshots.pop())
 

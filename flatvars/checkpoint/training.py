@@ -14,19 +14,16 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..gradients.attached import gradients_of
+from ..gradients.cycle import PENDING
 from ..memory.streams import GRADS, Stream
 from ..variables.registry import Registry
-from .image import Image, Plane, existing
-from .known import members_of
+from .image import Image
 from .plain import encode
 from .random_state import RandomState, capture_random
 from .records import Record
 
 if TYPE_CHECKING:
     from ..optim.base import Optimizer
-
-PENDING = "pending"
-"""Prefix of gradients that autograd left in `.grad` and nobody has used yet."""
 
 
 def as_list(given: Any) -> list[Any]:
@@ -134,12 +131,13 @@ def check_optimizer(registry: Registry, optimizer: Any) -> None:
 def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> OptimizerImage:
     check_optimizer(registry, optimizer)
     states = optimizer.rule().states
-    members = members_of(optimizer)
-    known = {members.names[key]: count for key, count in optimizer._counts.items() if key in members.names}
-    plans = optimizer._plans.parts if optimizer._plans is not None else []
-    parts = [
-        (names, steps.clone()) for names, steps in zip(members.of_parts, optimizer._steps if plans else [], strict=True)
-    ]
+    names = {(v.id, v.state_epoch): v.name for group in optimizer._variables for v in group}
+    group_of = {v.id: i for i, group in enumerate(optimizer._variables) for v in group}
+    known = {names[key]: count for key, count in optimizer._counts.items() if key in names}
+    parts = []
+    if optimizer._plans is not None:
+        for part, steps in zip(optimizer._plans.parts, optimizer._steps, strict=True):
+            parts.append(([names.get(optimizer._plan_keys[k]) for k in part.order], steps.clone()))
     counts = Counts(known, parts)
     states_of = [optimizer.state_names(group) for group in optimizer.param_groups]
 
@@ -147,7 +145,7 @@ def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> Optimize
         groups = {number for number, names in enumerate(states_of) if name in names}
 
         def choose(records: list[Record], _: Stream) -> list[Record]:
-            steps, group_of = counts.resolve(), members.group_of
+            steps = counts.resolve()
             return [
                 r for r in records if r.names[0] in steps and r.span.spec.trainable and group_of.get(r.id) in groups
             ]
@@ -155,12 +153,10 @@ def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> Optimize
         return choose
 
     for name in states:
-        stream = f"{optimizer._key}.{name}"
-        for dtype, buffer in existing(registry, stream):
-            image.planes.append(Plane(name, stream, dtype, buffer, with_state(name)))
+        image.add(registry, name, f"{optimizer._key}.{name}", with_state(name))
     groups = [
-        {"hyper": _hyper(group), "variables": names}
-        for group, names in zip(optimizer.param_groups, members.of_groups, strict=True)
+        {"hyper": _hyper(group), "variables": [v.name for v in variables]}
+        for group, variables in zip(optimizer.param_groups, optimizer._variables, strict=True)
     ]
     return OptimizerImage(optimizer, states, groups, counts, optimizer._skipped)
 
@@ -176,32 +172,23 @@ def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]) -> None:
-    gradients = gradients_of(registry)
-    if gradients.mode == "views":
-        trained = registry.trainable()
-        hits = gradients.views.settle_all(trained)
-        touched = {v.id for v, hit in zip(trained, hits, strict=True) if hit}
-    else:
-        touched = set(gradients.touched)
-        for variable in registry.variables:
-            grad = variable.param.grad
-            if grad is None:
-                continue
-            if grad.layout != torch.strided:
-                raise CheckpointError(
-                    f"the pending gradient of {variable.name!r} is {grad.layout}, which files cannot hold; call "
-                    "store.accumulate() before saving in the middle of a cycle, or zero_grad() after the step"
-                )
-            image.loose[f"{PENDING}/{variable.name}"] = grad.detach()
-            content["pending"].append(variable.name)
+    found = gradients_of(registry).snapshot()
+    for variable in found.pending:
+        grad = variable.param.grad
+        assert grad is not None
+        if grad.layout != torch.strided:
+            raise CheckpointError(
+                f"the pending gradient of {variable.name!r} is {grad.layout}, which files cannot hold; call "
+                "store.accumulate() before saving in the middle of a cycle, or zero_grad() after the step"
+            )
+        image.loose[f"{PENDING}/{variable.name}"] = grad.detach()
     content.update(
-        touched=[v.name for v in registry.variables if v.id in touched],
-        spent=gradients.spent,
-        fresh=gradients.fresh and not gradients.exposed,
+        touched=[v.name for v in found.open], pending=[v.name for v in found.pending], spent=False, fresh=found.norm
     )
+    touched = {v.id for v in found.open}
 
     def choose(records: list[Record], _: Stream) -> list[Record]:
         return [r for r in records if r.id in touched]
 
-    for dtype, buffer in existing(registry, GRADS) if touched else []:
-        image.planes.append(Plane(GRADS, GRADS, dtype, buffer, choose))
+    if touched:
+        image.add(registry, GRADS, GRADS, choose)

@@ -1,4 +1,4 @@
-"""Writing an image: into one file, into shards with an index, or into a stream.
+"""Writing: into one file, into shards with an index, or into a stream.
 
 Bytes go straight from the flat streams to the system, checksums are taken beside the writing. The header is written
 last: it has one length whatever the checksums are.
@@ -16,12 +16,13 @@ from functools import reduce
 from pathlib import Path
 from typing import IO
 
+import torch
+
 from ..errors import CheckpointError
-from .blocks import PIECE
-from .contents import Bytes, Table, tables_of
+from .blocks import PIECE, host_bytes
+from .contents import Content, Pieces, Table
 from .description import Description
 from .files import publication, raise_for_room, start_writeback, write_views
-from .image import Image
 from .progress import Progress
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -49,15 +50,14 @@ def bytes_of_size(size: int | str) -> int:
     return int(number * UNITS[unit])
 
 
-def write_path(image: Image, target: Path, shard_size: int, progress: Progress) -> None:
-    """Writes an image under a name: the old content or all of the new one is there, at any moment.
+def write_path(content: Content, target: Path, shard_size: int, progress: Progress) -> None:
+    """Writes under a name: the old content or all of the new one is there, at any moment.
 
     Raises:
         CheckpointError: no room on the disk, no such folder, names that collide.
     """
-    tables = tables_of(image, shard_size)
-    description = image.describe()
-    data = Bytes(image)
+    tables = content.tables(shard_size)
+    description, pieces = content.describe(), content.reader()
     progress.start(sum(table.nbytes for table in tables))
     with publication(target) as save:
         description.save = save.token
@@ -65,8 +65,8 @@ def write_path(image: Image, target: Path, shard_size: int, progress: Progress) 
         for number, table in enumerate(tables, start=1):
             final = save.shard(number, len(tables)) if len(tables) > 1 else save.target
             weight_map.update({row.key: final.name for row in table.rows} if len(tables) > 1 else {})
-            text = _described(description, image.catalog.text, number, len(tables))
-            _write_file(save.draft(final).descriptor, table, text, data, progress)
+            text = _described(description, content.variables, number, len(tables))
+            _write_file(save.draft(final).descriptor, table, text, pieces, progress)
         if len(tables) > 1:
             total = sum(table.nbytes for table in tables)
             index = {"metadata": {"total_size": total, "flatvars.save": save.token}, "weight_map": weight_map}
@@ -80,7 +80,7 @@ def _described(whole: Description, variables: str, number: int, parts: int) -> s
     return Description(save=whole.save, part=[number, parts], streams=whole.streams).encode("{}")
 
 
-def _write_file(descriptor: int, table: Table, description: str, data: Bytes, progress: Progress) -> None:
+def _write_file(descriptor: int, table: Table, description: str, pieces: Pieces, progress: Progress) -> None:
     write_views(descriptor, [memoryview(table.header(description))])
     crcs = [0] * len(table.rows)
 
@@ -89,7 +89,7 @@ def _write_file(descriptor: int, table: Table, description: str, data: Bytes, pr
             crcs[i] = zlib.crc32(view, crcs[i])
 
     with ThreadPoolExecutor(1) as checksums:
-        for batch in _batches(table, data):
+        for batch in _batches(table, pieces):
             # Sums of small pieces keep Python's lock: in another thread they would only get in the way.
             aside = len(batch) <= LARGE_PIECES
             pending = _begin(checksums, add, batch) if aside else None
@@ -113,12 +113,12 @@ def _begin(executor: ThreadPoolExecutor, job: Callable[..., None], batch: object
         return None
 
 
-def _batches(table: Table, data: Bytes) -> Iterator[list[tuple[int, memoryview]]]:
+def _batches(table: Table, pieces: Pieces) -> Iterator[list[tuple[int, memoryview]]]:
     """Pieces of tensors, as many at a time as make up a piece of the file."""
     batch: list[tuple[int, memoryview]] = []
     size = 0
     for i, row in enumerate(table.rows):
-        for view in data.of(row):
+        for view in pieces(row):
             batch.append((i, view))
             size += len(view)
             if size >= PIECE:
@@ -128,16 +128,15 @@ def _batches(table: Table, data: Bytes) -> Iterator[list[tuple[int, memoryview]]
         yield batch
 
 
-def write_stream(image: Image, stream: IO[bytes], progress: Progress) -> None:
-    """Writes an image as one file's bytes to a stream, which need not seek: checksums are taken first."""
-    (table,) = tables_of(image, 2**63)
-    data = Bytes(image)
+def write_stream(content: Content, stream: IO[bytes], progress: Progress) -> None:
+    """Writes one file's bytes to a stream, which need not seek: checksums are taken first."""
+    (table,), pieces = content.tables(2**63), content.reader()
     progress.start(table.nbytes)
-    crcs = [reduce(lambda crc, view: zlib.crc32(view, crc), data.of(row), 0) for row in table.rows]
+    crcs = [reduce(lambda crc, view: zlib.crc32(view, crc), pieces(row), 0) for row in table.rows]
     try:
-        stream.write(table.header(image.describe().encode(image.catalog.text), crcs))
+        stream.write(table.header(content.describe().encode(content.variables), crcs))
         for row in table.rows:
-            for view in data.of(row):
+            for view in pieces(row):
                 written = stream.write(view)
                 if written is not None and written != len(view):
                     raise CheckpointError(f"the stream took {written} of {len(view)} bytes; pass a buffered one")
@@ -146,3 +145,26 @@ def write_stream(image: Image, stream: IO[bytes], progress: Progress) -> None:
     except OSError as error:
         raise_for_room(error, "to the stream")
         raise
+
+
+def write_torch_file(content: Content, target: Path) -> None:
+    """Writes the values as a state dict for torch.load, whole or not at all; tied names share their tensor.
+
+    Raises:
+        CheckpointError: no room on the disk.
+    """
+    (table,), pieces = content.tables(2**63), content.reader()
+    rows = [(row.record, row) for row in table.rows if row.record is not None and row.key == row.record.name]
+    state: dict[str, torch.Tensor] = {}
+    for record, row in sorted(rows, key=lambda pair: pair[0].id):
+        # Of its own: torch.save writes the whole storage of a view, which is the store.
+        value = torch.empty(row.shape, dtype=row.dtype)
+        raw, start = host_bytes(value), 0
+        for view in pieces(row):
+            raw[start : start + len(view)] = view
+            start += len(view)
+        state.update(dict.fromkeys(record.names, value))
+    with publication(target) as save:
+        draft = save.draft(save.target)
+        with open(draft.descriptor, "wb", closefd=False) as file:
+            torch.save(state, file)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint.converting import Converted
+from ..checkpoint.opening import opened
+from ..checkpoint.progress import size
 from ..checkpoint.save import SHARD_SIZE, check_target, write
-from ..checkpoint.source import Source, opened, verify
-from ..checkpoint.staging import staged
 from ..errors import DamagedFileError
 from ..variables.selectors import as_select, fits_name
-from .show import as_json, size
+from .show import as_json
 
 NAME = "convert"
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
@@ -31,25 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_target(options.target)
-    dtype = DTYPES.get(options.dtype)
+    chosen = partial(fits_name, selector=as_select(options.select))
     with opened(options.source) as source:
-        keys = _values(source, options.select)
-        damaged = verify(source, keys, lambda _: None)
+        keys = [key for key in source.values() if chosen(key)]
+        damaged = source.damaged(keys)
         if damaged:
             raise DamagedFileError("; ".join(damaged))
-        image = staged(source, keys, dtype)
-        write(image, options.target, options.shard_size, options.progress)
-    total = sum(record.span.numel * record.span.spec.dtype.itemsize for record in image.records)
+        content = Converted(source, keys, DTYPES.get(options.dtype))
+        write(content, options.target, options.shard_size, options.progress)
+        total = sum(table.nbytes for table in content.tables(2**63))
     path = Path(options.target)
-    content = {"source": source.name, "target": os.fspath(path), "tensors": len(keys), "bytes": total}
+    result = {"source": source.name, "target": os.fspath(path), "tensors": len(keys), "bytes": total}
     if options.json:
-        as_json(content)
+        as_json(result)
     else:
         print(f"{len(keys)} tensors, {size(total)}, written to {path}")
     return 0
-
-
-def _values(source: Source, select: list[str] | None) -> list[str]:
-    chosen, description = partial(fits_name, selector=as_select(select)), source.description
-    keys = [key for key in source.entries if description is None or not description.name_of(key)[0]]
-    return [key for key in keys if chosen(key)]

@@ -6,7 +6,8 @@ import argparse
 from functools import partial
 from typing import Any
 
-from ..checkpoint.source import Source, opened
+from ..checkpoint.opening import opened
+from ..checkpoint.source import Source
 from ..variables.selectors import as_select, fits_name
 from .show import as_json, table
 from .stats import difference

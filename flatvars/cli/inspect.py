@@ -9,9 +9,11 @@ import argparse
 from functools import partial
 from typing import Any
 
-from ..checkpoint.source import Source, opened
+from ..checkpoint.opening import opened
+from ..checkpoint.progress import size
+from ..checkpoint.source import Source
 from ..variables.selectors import as_select, fits_name
-from .show import as_json, size, table, tree
+from .show import as_json, table, tree
 from .stats import stats_of
 
 NAME = "inspect"

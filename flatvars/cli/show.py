@@ -10,16 +10,6 @@ from typing import Any
 MAX_DEPTH = 50
 """Levels of a tree: names with more dots end in a longer line."""
 
-UNITS = ("B", "KB", "MB", "GB", "TB")
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    value, unit = float(count), 0
-    while value >= 1000 and unit < len(UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{count} B" if unit == 0 else f"{value:.1f} {UNITS[unit]}"
-
 
 def as_json(content: Any) -> None:
     """One JSON object; NaN and infinity become strings."""
@@ -45,7 +35,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequenc
     rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty() and _rich_table(columns, rows, styles or [None] * len(rows)):
         return
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    # What stands last in a row that ends early, such as a reason why there are no numbers, may be as long as it is.
+    last = len(columns) - 1
+    fitting = [row for row in rows if row[last] or not any(row[1:])]
+    widths = [max(len(row[i]) for row in [columns, *(fitting if i else rows)]) for i in range(len(columns))]
     for row in [columns, *rows]:
         cells = [
             cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checkpoint.source import Source, pieces
+from ..checkpoint.source import Source
 
 
 def _wide(piece: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Stats:
 def stats_of(source: Source, key: str) -> Stats:
     """Reads a tensor once, in bounded pieces."""
     squares, largest, nan, infinite = 0.0, 0.0, 0, 0
-    for piece in pieces(source, key):
+    for piece in source.pieces(key):
         values = _wide(piece)
         nan += int(values.isnan().sum())
         infinite += int(values.isinf().sum())

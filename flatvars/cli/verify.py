@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..checkpoint.progress import Progress
-from ..checkpoint.source import opened, verify
+from ..checkpoint.opening import opened
+from ..checkpoint.progress import Progress, size
 from ..errors import DamagedFileError
-from .show import as_json, size
+from .show import as_json
 
 NAME = "verify"
 
@@ -37,7 +37,7 @@ def check(file: str, progress: bool) -> dict[str, Any]:
         with opened(file) as source, Progress("verifying", progress) as bar:
             keys = [key for key in source.entries if source.crc32(key) is not None]
             bar.start(sum(source.entries[key].nbytes for key in keys))
-            problems = verify(source, keys, bar.advance)
+            problems = source.damaged(keys, bar.advance)
             total = sum(entry.nbytes for entry in source.entries.values())
             sizes = {"tensors": len(source.entries), "checksums": len(keys), "bytes": total}
             return {"file": file, "sound": not problems, "problems": problems, **sizes}

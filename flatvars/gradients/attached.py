@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..variables.registry import Registry
-from .grads import Gradients
+from .cycle import Gradients
+from .gathered import Gathered
 from .masks import ElementMasks
+from .views import Views
+
+MODES: dict[str, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
 
 
 def make_registry(device: torch.device, mode: str, seed: int = 0) -> Registry:
@@ -15,7 +19,9 @@ def make_registry(device: torch.device, mode: str, seed: int = 0) -> Registry:
     Args:
         mode: "gather" or "views".
     """
-    return Registry(device, lambda registry: Gradients(registry, mode), ElementMasks, seed)
+    if mode not in MODES:
+        raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
+    return Registry(device, MODES[mode], ElementMasks, seed)
 
 
 def gradients_of(registry: Registry) -> Gradients:

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor
 
 from ..backend import all_in_memory_order, in_memory_order, make_plan
-from ..memory.streams import FROZEN_ELEMENTS, VALUES
-from ..variables.owners import Held, check_owners
+from ..memory.streams import FROZEN_ELEMENTS
+from ..variables.guard import AliasGuard
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-
-_address = torch.Tensor.data_ptr
-_stride = torch.Tensor.stride
+from .receipts import Receipt
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class PlanSet:
 
     Attributes:
         norm: Of the gradients, a device scalar; float64 where a region is.
+        guard: Over these variables: to be asked before anything is launched.
     """
 
     def __init__(self, registry: Registry, variables: Sequence[Variable], groups: Sequence[int] | None = None) -> None:
@@ -50,14 +49,13 @@ class PlanSet:
         self.variables = list(variables)
         self.ids = [v.id for v in self.variables]
         self.params = [v.param for v in self.variables]
-        self._addresses = self._expected()
-        self._matrices = [p for p in self.params if p.dim() > 1]
-        self._strides = [v.spec.stride for v in self.variables if len(v.spec.shape) > 1]
-        self._held = Held(self.variables)
+        self.guard = AliasGuard(registry, self.variables)
+        self.zeroed = False  # their gradients were, since the last step
+        self.receipt: Receipt | None = None  # of the last step
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
-        sums = torch.zeros(len(regions), dtype=wide, device=registry.device)
+        sums = torch.zeros(len(regions), dtype=torch.float64, device=registry.device)
         self.parts: list[Part] = []
         for slot, region in enumerate(regions if self.variables else []):
             members = [k for k, v in enumerate(self.variables) if v.dtype == region]
@@ -75,25 +73,6 @@ class PlanSet:
         registry = self._registry()
         assert registry is not None
         return registry
-
-    def _expected(self) -> list[int]:
-        return [self.registry.view(VALUES, variable).data_ptr() for variable in self.variables]
-
-    def check(self) -> None:
-        """Raises AliasError when a parameter left the buffer, or its module holds another one now.
-
-        One address per variable, strides of those with two axes or more, and one look into the module's dict.
-        """
-        addresses = list(map(_address, self.params))
-        if addresses != self._addresses:
-            # share_memory_() moves a whole buffer with everything in it: that is no parameter gone astray.
-            self._addresses = self._expected()
-        if addresses != self._addresses or list(map(_stride, self._matrices)) != self._strides:
-            for variable in self.variables:
-                self.registry.check_alias(variable)
-        if not self._held.intact():
-            check_owners(self.variables)
-            self._held = Held(self.variables)
 
     @cached_property
     def padding(self) -> dict[torch.dtype, Tensor]:
@@ -117,6 +96,29 @@ class PlanSet:
     def pending(self) -> list[Tensor | None]:
         """What autograd left: `.grad` of every parameter."""
         return [param.grad for param in self.params]
+
+    def note(self, pending: Sequence[Tensor | None], zeroed: set[int]) -> None:
+        """Keeps a receipt of the `.grad`s that a step has used.
+
+        Args:
+            zeroed: Variables whose gradients were zeroed; these are taken out.
+        """
+        touched = [grad is not None for grad in pending]
+        last = self.receipt
+        ends = (
+            self.zeroed or (bool(zeroed) and zeroed.issuperset(self.ids)) or (last is not None and not last.is_alive())
+        )
+        present: list[Tensor] = list(compress(pending, touched))  # type: ignore[arg-type]
+        self.receipt, self.zeroed = Receipt(present, touched, ends), False
+        if zeroed:
+            zeroed.difference_update(self.ids)
+
+    def past(self) -> list[int]:
+        """Ids of the variables whose `.grad` belongs to a cycle that a step has ended."""
+        receipt = self.receipt
+        if receipt is None or not receipt.ends or not receipt.holds():
+            return []
+        return list(compress(self.ids, receipt.touched))
 
     def scattered(self, grads: Sequence[Tensor | None]) -> list[Any]:
         return [part.plan.scattered(part.pick(grads)) for part in self.parts]

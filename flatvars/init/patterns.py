@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ForeignParameterError, InitError
 from ..memory.spec import contiguous_stride
-from ..variables.registry import Registry, variable_of
+from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import names as fits_pattern
 from ..variables.variable import Variable
 from .fills import Target, fill_, prepare
 from .initializers import Initializer
-
-if TYPE_CHECKING:
-    from ..store import VarStore
 
 # Names, globs or regular expressions, as selectors have them.
 Rules = Mapping["str | re.Pattern[str]", "Initializer | None"]
@@ -81,7 +77,7 @@ def refill_(registry: Registry, variables: Iterable[Variable], seed: int | None 
     torch.autograd.graph.increment_version([variable.param for variable in variables])
 
 
-def apply_(module_or_store: nn.Module | VarStore, rules: Rules, seed: int | None = None) -> None:
+def apply_(module_or_store: nn.Module | HasRegistry, rules: Rules, seed: int | None = None) -> None:
     """Writes new values into the parameters of an adopted module or of a store: one launch per dtype.
 
     Args:
@@ -100,9 +96,9 @@ def apply_(module_or_store: nn.Module | VarStore, rules: Rules, seed: int | None
         >>> store = fv.VarStore.from_module(model)
         >>> fv.init.apply_(model, {"*.bias": fv.init.zeros(), "*": fv.init.xavier_uniform()}, seed=1)
     """
-    held = _held_by_module(module_or_store) if isinstance(module_or_store, nn.Module) else _held(module_or_store)
+    named = _of_module(module_or_store) if isinstance(module_or_store, nn.Module) else _of_store(module_or_store)
     plans: dict[Registry, dict[Variable, Initializer]] = {}
-    for registry, variable, names in held:
+    for registry, variable, names in named:
         initializer = choose(names, rules)
         if initializer is not None:
             plans.setdefault(registry, {})[variable] = initializer
@@ -120,30 +116,31 @@ def apply_(module_or_store: nn.Module | VarStore, rules: Rules, seed: int | None
             variable.initializer = initializer
 
 
-Held = Iterable[tuple[Registry, Variable, list[str]]]
+# Parameters with the names that patterns are matched with.
+Named = Iterable[tuple[Registry, Variable, list[str]]]
 
 
-def _held(store: VarStore) -> Held:
-    registry = store._registry
+def _of_store(store: HasRegistry) -> Named:
+    registry = store.registry
     return [(registry, v, v.names) for v in registry.variables if isinstance(v.param, nn.Parameter)]
 
 
-def _held_by_module(module: nn.Module) -> Held:
+def _of_module(module: nn.Module) -> Named:
     names: dict[int, list[str]] = {}
     params: dict[int, nn.Parameter] = {}
     for name, param in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(param), []).append(name)
         params[id(param)] = param
-    held = []
+    found = []
     for key, param in params.items():
-        found = variable_of(param)
-        if found is None:
+        place = variable_of(param)
+        if place is None:
             raise ForeignParameterError(
                 f"parameter {names[key][0]!r} belongs to no store, and initialization writes stores; adopt the module "
                 "first: fv.VarStore.from_module(module)"
             )
-        held.append((*found, names[key]))
-    return held
+        found.append((*place, names[key]))
+    return found
 
 
 def tensor(

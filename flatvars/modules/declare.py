@@ -23,7 +23,7 @@ from ..init import Initializer
 from ..memory.spec import VarSpec
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from . import adopt as bind
+from .tensors import Found, check_memory, make_spec
 
 ON_DUPLICATE = ("suffix", "error")
 
@@ -141,9 +141,9 @@ class Declarations:
             registry.check_usable()
             name = name if exact else self._name(name)
             registry.check_names([name])
-            found = bind.Found(tensor, [name])
-            spec = dataclasses.replace(bind.make_spec(found, None), trainable=trainable)
-            bind.check_memory([found])
+            found = Found(tensor, [name])
+            spec = dataclasses.replace(make_spec(found, None), trainable=trainable)
+            check_memory([found])
             if isinstance(tensor, nn.Parameter):
                 param: Tensor = tensor.requires_grad_(trainable)
             else:

@@ -1,22 +1,38 @@
-"""Modules on the meta device: which values their tensors get, by rules from name patterns to initializers."""
+"""Modules on the meta device: which values their tensors get, and how they get memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..backend import backend_for
-from ..errors import InitError
+from ..errors import InitError, SpecError
 from ..init import Initializer, Rules, choose, fill_, target_of
 from ..init.fills import check_keys, check_seed
 from ..memory.spec import VarSpec
 from ..variables.registry import Registry
+from .tensors import Found
 
-if TYPE_CHECKING:
-    from .adopt import Found
+Init = Callable[[nn.Module], object] | Rules
+
+
+def plan_values(
+    registry: Registry, module: nn.Module, found: Sequence[tuple[Found, VarSpec]], prefix: str, init: Init | None
+) -> Callable[[], object]:
+    """How tensors that come from the meta device get values; refused before anything is carved if there is no way.
+
+    Args:
+        found: What the registry will take, with specs.
+        init: As for `VarStore.from_module`.
+    """
+    needing = [(entry, spec) for entry, spec in found if entry.tensor.is_meta]
+    if isinstance(init, Mapping):
+        return plan_rules(registry, module, needing, prefix, init)
+    return plan_reset(module, [entry for entry, _ in needing], init)
 
 
 def plan_rules(
@@ -95,3 +111,69 @@ def check_fit(name: str, initializer: Initializer, shape: tuple[int, ...], dtype
             initializer.draw(shape, dtype)
     except InitError as error:
         raise InitError(f"variable {name!r}: {error}") from None
+
+
+# Without rules -------------------------------------------------------------------------------------------------------
+
+
+def plan_reset(
+    module: nn.Module, on_meta: list[Found], init: Callable[[nn.Module], object] | None
+) -> Callable[[], object]:
+    """The same by a function that writes values, or by the modules' own `reset_parameters`."""
+    if init is not None:
+        return lambda: module.apply(init)  # type: ignore[arg-type]
+    meta = {id(entry.tensor) for entry in on_meta}
+    needing = [
+        (path, owner)
+        for path, owner in module.named_modules()
+        if any(id(p) in meta for p in owner._parameters.values())
+        or any(b is not None and b.is_meta for b in owner._buffers.values())
+    ]
+    for path, owner in needing:
+        if not callable(getattr(owner, "reset_parameters", None)):
+            raise SpecError(
+                f"module {path!r} ({type(owner).__name__}) is on the meta device and has no reset_parameters(), so its "
+                "values are unknown; pass init=, a function that is applied to every submodule and writes them"
+            )
+    # A layer that lies on meta in part keeps the values it has.
+    tensors = [t for _, owner in needing for t in (*owner._parameters.values(), *owner._buffers.values())]
+    real = [(tensor, tensor.detach().clone()) for tensor in tensors if has_values(tensor)]
+
+    def reset() -> None:
+        for _, owner in needing:
+            owner.reset_parameters()  # type: ignore[operator]
+        for tensor, values in real:
+            tensor.copy_(values)
+
+    return reset
+
+
+def has_values(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    return tensor is not None and not tensor.is_meta
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def leave_meta(entry: Found, device: torch.device) -> None:
+    """Replaces a Parameter on meta that cannot keep its identity: RNNs hold weak references to theirs."""
+    fresh = nn.Parameter(torch.empty(0, dtype=entry.tensor.dtype, device=device), entry.tensor.requires_grad)
+    fresh.__dict__.update(entry.tensor.__dict__)
+    for place in entry.places:
+        setattr(place.owner(), place.attribute, fresh)
+        renew_references(place.owner())
+    entry.tensor = fresh
+
+
+def renew_references(module: nn.Module | None) -> None:
+    """RNNs compare weak references with their weights: where they differ, cuDNN moves the weights out of the store."""
+    if isinstance(module, nn.RNNBase):
+        module._flat_weight_refs = [None if w is None else weakref.ref(w) for w in module._flat_weights]
+
+
+def materialize_buffers(module: nn.Module, device: torch.device) -> None:
+    """Gives meta buffers that the store did not take memory of their own; initialization writes them."""
+    for owner in module.modules():
+        for name, buffer in owner._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                owner._buffers[name] = torch.zeros_like(buffer, device=device)

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ..init import Initializer
-from ..modules import adopt as bind
+from ..modules.adopt import own
 from ..modules.declare import Request
+from ..modules.meta import materialize_buffers
 from ..modules.path import Path
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -48,6 +49,6 @@ def furnish(path: Path, module: Module, wanted: Wanted, dtype: torch.dtype | Non
         for attribute, initializer, tensor in present
     ]
     for (attribute, _, _), variable in zip(present, declarations.create_all(requests), strict=True):
-        bind.own(declarations.registry, variable, module, attribute)
-    bind.materialize_buffers(module, path.device)
+        own(declarations.registry, variable, module, attribute)
+    materialize_buffers(module, path.device)
     return module

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule
-from ..store import VarStore
+from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
@@ -42,7 +42,7 @@ class Adam(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        store: VarStore | None = None,
+        store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from ..backend import Rule
 from ..errors import FlatvarsError, ForeignParameterError
 from ..gradients.attached import gradients_of
+from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
-from ..gradients.grads import Collected
 from ..gradients.plans import PlanSet
 from ..memory.streams import Cover, Stream, hull, same_dtype
-from ..store import VarStore
-from ..variables.registry import Registry, variable_of
+from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import Selector, is_selector
 from ..variables.variable import Variable
 from .checks import check_complete
@@ -48,6 +47,13 @@ def is_trained(variable: Variable) -> bool:
 def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
     """For streams that do not follow the dtype of their region."""
     return dtype
+
+
+def _release(reference: weakref.ref[Registry], key: str) -> None:
+    """Frees the state of an optimizer that is gone. The registry is not kept for that: its hooks may lead back here."""
+    registry = reference()
+    if registry is not None:
+        registry.release_optimizer(key)
 
 
 class Optimizer(Conveniences):
@@ -75,14 +81,14 @@ class Optimizer(Conveniences):
         params: Any,
         defaults: dict[str, Any],
         *,
-        store: VarStore | None = None,
+        store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
         if max_norm is not None and not max_norm >= 0.0:
             raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
-        if not isinstance(params, (VarStore, Tensor, dict, list, tuple)) and not is_selector(params):
+        if not isinstance(params, (HasRegistry, Tensor, dict, list, tuple)) and not is_selector(params):
             params = list(params)
         self._attach(find_registry(params, store))
         self.max_norm = max_norm
@@ -92,7 +98,7 @@ class Optimizer(Conveniences):
         self._selectors: list[Selector] = []  # of each param group
         super().__init__(resolve_params(params, self._registry, self._taken), defaults)
         # Variables that are declared later join by themselves: by their group number, or by what selects a group.
-        self._by_number = isinstance(params, VarStore)
+        self._by_number = isinstance(params, HasRegistry)
         self._selectors = selectors_of(params)
         self._seen = len(self._registry.variables)
         self.state = OptimizerState(self)  # type: ignore[assignment]
@@ -112,7 +118,7 @@ class Optimizer(Conveniences):
         self._states_generation = -1
         self._key = registry.register_optimizer()
         self.state = OptimizerState(self)  # type: ignore[assignment]
-        weakref.finalize(self, registry.release_optimizer, self._key)
+        weakref.finalize(self, _release, weakref.ref(registry), self._key)
 
     def rule(self) -> Rule:
         """The mathematics of the step, given the param groups as they are."""
@@ -267,15 +273,15 @@ class Optimizer(Conveniences):
             with torch.enable_grad():
                 loss = closure()
         plans = self._current_plans()
-        plans.check()
+        plans.guard.check()
         gradients = gradients_of(self._registry)
-        collected = gradients.collect_for(plans)
-        touched = collected.touched_of(plans)
+        collected = gradients.collect(plans)
+        touched = collected.touched
         if strict and not all(touched):
             names = [v.name for v, hit in zip(plans.variables, touched, strict=True) if not hit and v.requires_grad]
             check_complete(names)
         self._launch(plans, collected)
-        gradients.spent = True
+        gradients.spend(plans, collected)
         # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
         # before this step would silently use the new ones.
         stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
@@ -284,14 +290,12 @@ class Optimizer(Conveniences):
 
     def _launch(self, plans: PlanSet, collected: Collected) -> None:
         gradients = gradients_of(self._registry)
-        gathered = gradients.mode == "gather" and collected.grads is None
-        scaling = read_scaling(self, self._registry.device, gathered)
-        sources = gradients.sources(plans, collected)
+        scaling = read_scaling(self, self._registry.device, collected.gathered)
         norm = plans.norm
         if self.max_norm is not None or self.skip_nonfinite:
-            self._norm = norm = gradients.norm_for(plans, collected, sources, scaling["grad_scale"])
+            self._norm = norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
         rule = self.rule()
-        for part, source, steps in zip(plans.parts, sources, self._steps, strict=True):
+        for part, source, steps in zip(plans.parts, collected.sources, self._steps, strict=True):
             states = self.state_streams(part.region)
             part.plan.step_(
                 source,
@@ -311,13 +315,7 @@ class Optimizer(Conveniences):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
         self._join()
-        gradients = gradients_of(self._registry)
-        if gradients.mode == "gather" and set_to_none and not gradients.touched:
-            for group in self.param_groups:
-                for param in group["params"]:
-                    param.grad = None
-        else:
-            gradients.zero(set_to_none, self._members())
+        gradients_of(self._registry).zero(set_to_none, self._members(), self._plans)
 
     @property
     def grad_norm(self) -> Tensor:

@@ -8,22 +8,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ForeignParameterError
-from ..store import VarStore
-from ..variables.registry import Registry, variable_of
+from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import Selector, as_select, fits, is_selector
 from ..variables.variable import Variable
 
 
-def find_registry(params: Any, store: VarStore | None) -> Registry:
+def find_registry(params: Any, store: HasRegistry | None) -> Registry:
     """The store an optimizer is for: the one given, or that of the first parameter.
 
     Raises:
         ForeignParameterError: no store was given, and the parameters lie in none.
     """
-    if isinstance(params, VarStore):
-        return params._registry
+    if isinstance(params, HasRegistry):
+        return params.registry
     if store is not None:
-        return store._registry
+        return store.registry
     if isinstance(params, (Tensor, str)):
         raise TypeError(f"params must be a VarStore, an iterable of parameters or groups, not {type(params).__name__}")
     params = list(params) if not isinstance(params, (list, tuple)) else params
@@ -59,7 +58,7 @@ def resolve_params(params: Any, registry: Registry, taken: Callable[[], set[int]
         registry: Of the store.
         taken: Ids of the variables that earlier groups of the optimizer hold already: patterns skip those.
     """
-    if isinstance(params, VarStore):
+    if isinstance(params, HasRegistry):
         return store_groups(registry.variables)
     if is_selector(params):
         params = [{"params": params}]
@@ -87,7 +86,7 @@ def store_groups(variables: Iterable[Variable]) -> list[dict[str, Any]]:
 
 def selectors_of(params: Any) -> list[Selector]:
     """For each group that `params` makes: what selects its variables, None if they were given one by one."""
-    if isinstance(params, VarStore):
+    if isinstance(params, HasRegistry):
         return []
     if is_selector(params):
         return [params]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backend import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM, Rule
-from ..store import VarStore
+from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least
 from .flags import refuse_differentiable
@@ -51,7 +51,7 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         *,
-        store: VarStore | None = None,
+        store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backend import SGD as SGD_RULE
 from ..backend import SGD_MOMENTUM, Rule
-from ..store import VarStore
+from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least
 from .flags import refuse_differentiable
@@ -39,7 +39,7 @@ class SGD(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        store: VarStore | None = None,
+        store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,

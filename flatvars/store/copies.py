@@ -17,15 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..gradients.attached import make_registry
 from ..memory.spec import VarSpec
-from ..variables.owners import living
+from ..variables.places import Place
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-
-Owners = list[tuple[nn.Module, str]]
 
 
 class Handle:
@@ -35,17 +33,27 @@ class Handle:
     store alone would write them all. `VarStore.watch` tells the loaded store.
     """
 
-    def __init__(self, param: Tensor, owners: Owners) -> None:
+    def __init__(self, param: Tensor, places: Sequence[Place] = ()) -> None:
         self.param = param
-        self.owners = owners
+        self.places = places
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
         param = copy.deepcopy(self.param, memo)
-        owners = [(memo[id(owner)], name) for owner, name in self.owners if id(owner) in memo]
-        return Handle(param, owners)
+        copied = (copy_of(place, memo) for place in self.places)
+        return Handle(param, [place for place in copied if place is not None])
 
     def __reduce__(self) -> Any:
-        return Handle, (self.param, [])
+        return Handle, (self.param,)
+
+
+def copy_of(place: Place, memo: dict[int, Any]) -> Place | None:
+    """The same place in the copies of its modules that a call made, if it copied the owner."""
+    owner, root = memo.get(id(place.module())), memo.get(id(place.root()))
+    if owner is None:
+        return None
+    if root is None:
+        return Place(weakref.ref(owner), place.attribute, weakref.ref(owner))
+    return place._replace(owner=weakref.ref(owner), root=weakref.ref(root))
 
 
 def reduce_registry(registry: Registry) -> Any:
@@ -65,7 +73,7 @@ def record(registry: Registry, variable: Variable) -> dict[str, Any]:
         "frozen": variable.frozen,
         "initializer": variable.initializer,
         "mask": registry.masks.of(variable),
-        "handle": Handle(variable.param, living(variable)),
+        "handle": Handle(variable.param, variable.places),
     }
 
 
@@ -80,7 +88,7 @@ def restore_registry(
         variable = registry.declare(spec, param, entry["names"], entry["group"])
         variable.id, variable.frozen = entry["id"], entry["frozen"]
         variable.initializer = entry["initializer"]
-        variable.owners = [(weakref.ref(owner), name) for owner, name in entry["handle"].owners]
+        variable.places = list(entry["handle"].places)
     registry._next_id = next_id
     registry.settle()
     for variable, entry in zip(registry.variables, records, strict=True):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FlatvarsError, NameTakenError, SpecError, UnknownNameError
-from ..modules.adopt import hand_over
+from ..modules.keep import hand_over
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -20,7 +20,7 @@ from ..variables.variable import Variable
 @torch.no_grad()
 def copy_(target: Registry, source: Registry) -> None:
     """See `VarStore.copy_`."""
-    pairs = match(target, source)
+    pairs = pair_by_name(target, source)
     if same_places(target, source):
         for region in target.layout.regions:
             target.streams.values(region.dtype).copy_(source.streams.values(region.dtype))
@@ -33,7 +33,7 @@ def copy_(target: Registry, source: Registry) -> None:
 @torch.no_grad()
 def lerp_(target: Registry, source: Registry, weight: float) -> None:
     """See `VarStore.lerp_`."""
-    pairs = match(target, source)
+    pairs = pair_by_name(target, source)
     if same_places(target, source):
         for region in target.layout.regions:
             mix(target.streams.values(region.dtype), source.streams.values(region.dtype), weight)
@@ -51,7 +51,7 @@ def mix(target: Tensor, source: Tensor, weight: float) -> None:
         target.copy_(source)
 
 
-def match(target: Registry, source: Registry) -> list[tuple[Variable, Variable]]:
+def pair_by_name(target: Registry, source: Registry) -> list[tuple[Variable, Variable]]:
     """The variables of `target` with those of the same name in `source`, which may hold more.
 
     Raises:
@@ -93,11 +93,12 @@ def places(spec: object) -> tuple[object, ...]:
 
 def clone_into(target: Registry, source: Registry) -> None:
     """Declares copies of all variables of `source`: values, masks, groups and ids; no gradients."""
+    source.check_aliases()
     for variable in source.variables:
         value = variable.value.clone()
         trains = variable.requires_grad
         param = nn.Parameter(value, trains) if isinstance(variable.param, nn.Parameter) else value
-        copy = adopt(target, variable, param, list(variable.names))
+        copy = take_over(target, variable, param, list(variable.names))
         copy.id = variable.id
     target.settle()
     for copy, variable in zip(target.variables, source.variables, strict=True):
@@ -105,8 +106,8 @@ def clone_into(target: Registry, source: Registry) -> None:
     target._next_id = source._next_id
 
 
-def adopt(registry: Registry, origin: Variable, param: Tensor, names: list[str]) -> Variable:
-    """Declares a variable that takes over all of another one but its owners, gradient and state."""
+def take_over(registry: Registry, origin: Variable, param: Tensor, names: list[str]) -> Variable:
+    """Declares a variable that takes over all of another one but its places, gradient and state."""
     spec = dataclasses.replace(origin.spec, name=names[0])
     variable = registry.declare(spec, param, names, origin.group)
     variable.frozen, variable.initializer = origin.frozen, origin.initializer
@@ -128,14 +129,14 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
             "make a new optimizer for it"
         )
     for origin, prefix, grad in moved:
-        variable = adopt(target, origin, origin.param, [prefix + name for name in origin.names])
-        variable.owners = origin.owners
+        variable = take_over(target, origin, origin.param, [prefix + name for name in origin.names])
+        variable.places = origin.places
         # A copy: it may be a view of the gradient stream that goes with the old store.
         variable.param.grad = None if grad is None else grad.to(variable.dtype, copy=True)
     target.settle()
     for variable, mask in zip(target.variables, masks, strict=True):
         target.masks.take(variable, mask)
-    hand_over(target, {id(registry) for registry, _ in sources})
+    hand_over(target, [registry for registry, _ in sources])
 
 
 def check_merge(device: torch.device, sources: Sequence[tuple[Registry, str]]) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import AliasError, FlatvarsError
+from ..errors import FlatvarsError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
 from ..memory.streams import VALUES, Streams
-from .binding import bind, describe_stray, is_bound
+from .binding import bind, is_bound
+from .claims import Claims
+from .guard import AliasGuard
 from .variable import Variable
 
 
@@ -26,6 +28,7 @@ class Carving:
         generation: Grows whenever a plan made before must not be used again: spans moved, or a mask flipped.
         before_carve: Called while everything still lies where it was, with no argument.
         after_carve: Called after spans moved.
+        claims: Which tensors are its variables'.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,6 +40,9 @@ class Carving:
         self.after_carve: list[Callable[[], None]] = []
         self._layout: Layout = plan_layout([])
         self._streams = Streams(self._layout, device)
+        self.claims = Claims(self)
+        self._guard: AliasGuard | None = None
+        self._guarded = (0, 0)  # generation and number of variables it was made for
         self._carved = 0  # variables that lie in the streams; those behind are declared only
         self._retired: str | None = None
 
@@ -81,7 +87,7 @@ class Carving:
             specs = [v.spec for v in self.variables]
             self._carve(specs, self.device, old, aligned)
             for variable in self.variables[old : len(specs)]:
-                self._move_in(variable)
+                self.move_in(variable, variable.param)
             self._carved = len(specs)
             self._notify()
 
@@ -90,7 +96,7 @@ class Carving:
         with self.lock:
             self.settle()
             if check:
-                self.check_aliases()
+                self.guard.check_memory()
             self._carve(specs, self.device if device is None else device, len(specs), self.variables)
             self._notify()
 
@@ -114,11 +120,13 @@ class Carving:
         for variable, span in zip(self.variables, self._layout.spans, strict=False):
             variable.spec, variable._span = span.spec, span
 
-    def _move_in(self, variable: Variable) -> None:
-        """Copies a parameter's values into the variable's span and binds it; its old memory is released."""
-        param, view = variable.param, self.piece(variable)
+    def move_in(self, variable: Variable, param: Tensor) -> None:
+        """Copies a tensor's values into the variable's span, and makes it the variable's; its memory is released."""
+        view = self.piece(variable)
         if not param.is_meta and param.shape == view.shape:  # from meta there are no values, maybe not even a shape
             view.copy_(param.detach())
+        variable.param = param
+        self.claims.add(variable)
         bind(variable, view)
 
     def _notify(self) -> None:
@@ -130,7 +138,7 @@ class Carving:
         """See `VarStore.share_memory_`."""
         with self.lock:
             self.settle()
-            self.check_aliases()
+            self.guard.check_memory()
             for region in self.layout.regions:
                 self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
             for variable in self.variables:
@@ -157,12 +165,19 @@ class Carving:
         """Whether a tensor is the variable's span."""
         return is_bound(param, self.view(VALUES, variable))
 
-    def check_alias(self, variable: Variable) -> None:
-        """Raises AliasError when a variable's parameter is not its span."""
-        if not self.is_bound(variable, variable.param):
-            raise AliasError(describe_stray(variable, self.view(VALUES, variable)))
+    def addresses(self, variables: Sequence[Variable]) -> list[int]:
+        """Where the values of carved variables begin in memory, as torch tells it: 0 for those without elements."""
+        begins = {region.dtype: self._streams.values(region.dtype).data_ptr() for region in self._layout.regions}
+        return [begins[v.dtype] + v.span.offset * v.dtype.itemsize if v.spec.numel else 0 for v in variables]
+
+    @property
+    def guard(self) -> AliasGuard:
+        """Over all variables that are carved."""
+        made_for = self.generation, self._carved
+        if self._guard is None or self._guarded != made_for:
+            self._guard, self._guarded = AliasGuard(self, self.variables[: self._carved]), made_for
+        return self._guard
 
     def check_aliases(self) -> None:
-        """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds."""
-        for variable in self.variables[: self._carved]:
-            self.check_alias(variable)
+        """Raises AliasError where values are not what modules use; see `AliasGuard.check_values`."""
+        self.guard.check_values()

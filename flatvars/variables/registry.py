@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,29 +12,15 @@ from torch import Tensor, nn
 from ..errors import NameTakenError
 from ..memory.spec import VarSpec
 from .carving import Carving
-from .selectors import Selector, find
+from .claims import owner_of
+from .selectors import Selector, selected
 from .variable import GradientAccess, MaskAccess, Variable
-
-# Which registry a parameter belongs to. Keyed by identity: a Parameter cannot be hashed by value, and a weak reference
-# to it would forbid torch.utils.swap_tensors. An entry counts only while the registry still holds that very object.
-_owners: dict[int, tuple[weakref.ref[Registry], int]] = {}
 
 
 def variable_of(param: Tensor) -> tuple[Registry, Variable] | None:
     """The registry and variable a parameter belongs to, or None."""
-    reference, index = _owners.get(id(param), (None, 0))
-    registry = reference() if reference is not None else None
-    if registry is None or index >= len(registry.variables) or registry.variables[index].param is not param:
-        return None
-    return registry, registry.variables[index]
-
-
-def _disown(ids: list[int]) -> None:
-    """Forgets parameters of a registry that is gone, unless another one owns an object of the same identity by now."""
-    for key in ids:
-        reference, _ = _owners.get(key, (None, 0))
-        if reference is not None and reference() is None:
-            del _owners[key]
+    found = owner_of(param)
+    return None if found is None or not isinstance(found[0], Registry) else (found[0], found[1])
 
 
 class Registry(Carving):
@@ -58,8 +44,6 @@ class Registry(Carving):
         self.by_name: dict[str, Variable] = {}
         self.seed = seed
         self._next_id = 0
-        self._claimed: list[int] = []
-        weakref.finalize(self, _disown, self._claimed)
         self._optimizers = 0
         self.gradients = gradients(self)
         self.masks = masks(self)
@@ -79,7 +63,7 @@ class Registry(Carving):
             self._next_id += 1
             self.variables.append(variable)
             self.by_name.update(dict.fromkeys(names, variable))
-            self.claim(variable)
+            self.claims.add(variable)
             return variable
 
     def retract(self, count: int) -> None:
@@ -97,15 +81,10 @@ class Registry(Carving):
         """
         with self.lock:
             self.check_names([name for group in names for name in group])
-            self.check_aliases()
+            self.guard.check_memory()
             added = [self.declare(*each) for each in zip(specs, params, names, strict=True)]
             self.settle()
             return added
-
-    def claim(self, variable: Variable) -> None:
-        """Notes that the variable's parameter belongs to this registry."""
-        _owners[id(variable.param)] = (weakref.ref(self), variable.index)
-        self._claimed.append(id(variable.param))
 
     def clone(self, variable: Variable, name: str | None) -> Variable:
         """See `Variable.clone`."""
@@ -173,7 +152,7 @@ class Registry(Carving):
         Raises:
             UnknownNameError: a pattern matches nothing.
         """
-        return find(self.variables, self.by_name, selector)
+        return selected(self.variables, self.by_name, selector)
 
     # Optimizers -------------------------------------------------------------------------------------------------------
 
@@ -187,3 +166,12 @@ class Registry(Carving):
         for name in self._streams.names():
             if name.startswith(f"{key}."):
                 self._streams.drop(name)
+
+
+@runtime_checkable
+class HasRegistry(Protocol):
+    """A store, for who needs no more of it than its variables: optimizers, initializers."""
+
+    @property
+    def registry(self) -> Registry:
+        """Of the store's variables."""

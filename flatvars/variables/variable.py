@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import FlatvarsError, SpecError
 from ..memory.layout import Span
 from ..memory.spec import VarSpec
+from .places import Place
 
 
 class GradientAccess(Protocol):
@@ -81,7 +82,7 @@ class Variable:
         spec: Name, shape, dtype and memory order.
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
-        owners: Modules that hold it, with the attribute's name.
+        places: Where modules hold it.
         group: Param group of optimizers that are made from the store.
         initializer: Of `flatvars.init`, if one wrote its values; `store.reinit` runs it again.
     """
@@ -99,7 +100,7 @@ class Variable:
         # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
         self.frozen = False
         self.state_epoch = 0  # grows when the room for its gradient and state is given up
-        self.owners: list[tuple[weakref.ref[nn.Module], str]] = []
+        self.places: list[Place] = []
         self._span: Span | None = None
         # Weak: the registry holds its variables, and buffers must go with the last handle of the store.
         self._reference = weakref.ref(registry)

@@ -7,8 +7,7 @@
 
 Traffic: overwrite 4 B read (source) + 4 B written; add 8 B read + 4 B written; norm alone 4 B read, per float32
 parameter; 1 B more where elements are masked.
-Numerics: squares of a tile in float32 (float64 for float64 regions) in the order of `sums.py`, tiles in double, in
-their order: the same bits for any number of threads.
+Numerics: float32 inside (float64 for float64 regions); the sum in the order of `squares.py`, which is Triton's.
 Aliasing: the stream in place; sources may not overlap it. Masked elements count as 0 whatever they hold, and 0 is
 stored for them. Padding is not touched.
 """
@@ -16,7 +15,6 @@ stored for them. Padding is not touched.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import numpy as np
@@ -29,10 +27,19 @@ from ..launches import NormSlot, Tables
 from .compile import DTYPES, compiled, float_type, native
 from .formats import FORMATS, name_of
 from .gradients import TILE, converter_of, tile_source
-from .memory import element_load, element_store, fetch_add, read_byte, read_double, read_float, read_int
-from .memory import stack, write_double, write_float
+from .memory import (
+    element_load,
+    element_store,
+    fetch_add,
+    read_byte,
+    read_float,
+    read_int,
+    read_int32,
+    stack,
+    write_byte,
+)
 from .record import DONE, NEXT, Layout, address_of, bits_of
-from .sums import reduction
+from .squares import Units, norm_writer, unit_squares, written_finder
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
 LAYOUT = Layout(
@@ -46,9 +53,11 @@ LAYOUT = Layout(
     "scale",  # float64
     "grad_scale",  # address of float32, or 0
     "frozen",  # address of uint8 [numel], or 0
-    "partials",  # address of float64 [tiles], scratch
-    "sums",  # address of [regions] out
-    "sums_are_double",
+    "firsts",  # address of int32 [tiles]: first unit of each
+    "squares",  # address of [units], scratch
+    "units",
+    "written",  # address of uint8 [variables] out, zeros: which were written; 0 where nobody asks
+    "sums",  # address of float64 [regions] out
     "slot",
     "norm",  # address of [] out
     "norm_is_double",
@@ -59,9 +68,9 @@ word, number = LAYOUT.reader(), LAYOUT.number_reader()
 @functools.cache
 def kernel(stream: str | None, dtype: type) -> Any:
     """Machine code of `(record, leader) -> finished`; `stream` is the format of what is written, if anything is."""
-    squares, source = reduction("squares", float_type(dtype)), tile_source(dtype)
-    room, one = stack(TILE * np.dtype(dtype).itemsize), dtype(1.0)
-    store_tile = None if stream is None else _storer(stream, dtype)
+    take = _norm_tile(dtype) if stream is None else _gather_tile(stream, dtype)
+    write_norm, size = norm_writer(word, dtype), np.dtype(dtype).itemsize
+    store_squares, room = unit_squares(float_type(dtype)), stack(TILE * size)
 
     @compiled
     def factor_of(record: Any) -> Any:
@@ -69,43 +78,17 @@ def kernel(stream: str | None, dtype: type) -> Any:
         grad_scale = word(record, "grad_scale")
         return factor if grad_scale == 0 else factor / dtype(read_float(grad_scale, 0))
 
-    def norm_tile(record: Any, tile: Any, factor: Any, memory: Any) -> Any:
-        row = word(record, "tiles") + 40 * tile
-        entry = word(record, "sources") + 16 * read_int(row, 3)
-        address, frozen = read_int(entry, 0), word(record, "frozen")
-        if address == 0:
-            return 0.0
-        if frozen != 0:
-            frozen += read_int(row, 0)
-        count, converter = read_int(row, 2), word(record, "converter")
-        place = source(address, read_int(entry, 1), read_int(row, 1), count, factor, frozen, memory, converter)
-        return np.float64(squares(place, count))
-
-    def gather_tile(record: Any, tile: Any, factor: Any, memory: Any) -> Any:
-        row = word(record, "tiles") + 40 * tile
-        entry = word(record, "sources") + 16 * read_int(row, 3)
-        start, count = read_int(row, 0), read_int(row, 2)
-        address, place = read_int(entry, 0), memory
-        if address != 0:
-            converter = word(record, "converter")
-            place = source(address, read_int(entry, 1), read_int(row, 1), count, factor, 0, memory, converter)
-        found = store_tile(
-            place, word(record, "stream"), start, count, address != 0, word(record, "add") != 0, word(record, "frozen"), memory
-        )
-        return np.float64(squares(found, count))
-
-    tile_sum = compiled(norm_tile if stream is None else gather_tile)
-
     def run(record: Any, leader: Any) -> Any:
         # The first look is at the counter alone: who comes too late may find the rest gone.
         count, chunk, memory = word(record, "count"), word(record, "chunk"), room()
         first = fetch_add(record + 8 * NEXT, chunk)
         if first < count:
-            factor, partials = factor_of(record), word(record, "partials")
+            factor, squares, firsts = factor_of(record), word(record, "squares"), word(record, "firsts")
             while first < count:
                 last = min(first + chunk, count)
                 for tile in range(first, last):
-                    write_double(partials, tile, tile_sum(record, tile, factor, memory))
+                    place, length = take(record, word(record, "tiles") + 40 * tile, factor, memory)
+                    store_squares(place, length, squares + size * read_int32(firsts, tile))
                 fetch_add(record + 8 * DONE, last - first)
                 first = fetch_add(record + 8 * NEXT, chunk)
         if leader == 0 or not wait(record, count):
@@ -114,6 +97,50 @@ def kernel(stream: str | None, dtype: type) -> Any:
         return 1
 
     return native(run, types.int64(types.int64, types.int64))
+
+
+def _norm_tile(dtype: type) -> Any:
+    """`(record, row, factor, memory) -> (address, count)` of the gradients of a tile; none where it has no gradient."""
+    source, found, one = tile_source(dtype), written_finder(float_type(dtype)), dtype(1.0)
+
+    @compiled
+    def is_written(record: Any, entry: Any, row: Any, count: Any, memory: Any) -> Any:
+        address, code, converter = read_int(entry, 0), read_int(entry, 1), word(record, "converter")
+        return count == 0 or found(source(address, code, read_int(row, 1), count, one, 0, memory, converter), count)
+
+    @compiled
+    def norm_tile(record: Any, row: Any, factor: Any, memory: Any) -> Any:
+        variable, count, frozen = read_int(row, 3), read_int(row, 2), word(record, "frozen")
+        entry, written = word(record, "sources") + 16 * variable, word(record, "written")
+        address = read_int(entry, 0)
+        if address == 0:
+            return memory, 0
+        if written != 0 and read_byte(written, variable) == 0 and is_written(record, entry, row, count, memory):
+            write_byte(written, variable, 1)
+        if frozen != 0:
+            frozen += read_int(row, 0)
+        converter = word(record, "converter")
+        place = source(address, read_int(entry, 1), read_int(row, 1), count, factor, frozen, memory, converter)
+        return place, count
+
+    return norm_tile
+
+
+def _gather_tile(stream: str, dtype: type) -> Any:
+    """`(record, row, factor, memory) -> (address, count)` of what the stream then holds of a tile."""
+    source, store_tile = tile_source(dtype), _storer(stream, dtype)
+
+    @compiled
+    def gather_tile(record: Any, row: Any, factor: Any, memory: Any) -> Any:
+        entry = word(record, "sources") + 16 * read_int(row, 3)
+        start, count, address = read_int(row, 0), read_int(row, 2), read_int(entry, 0)
+        place, touched, add, frozen = memory, address != 0, word(record, "add") != 0, word(record, "frozen")
+        if touched:
+            converter = word(record, "converter")
+            place = source(address, read_int(entry, 1), read_int(row, 1), count, factor, 0, memory, converter)
+        return store_tile(place, word(record, "stream"), start, count, touched, add, frozen, memory), count
+
+    return gather_tile
 
 
 def _storer(stream: str, dtype: type) -> Any:
@@ -153,41 +180,27 @@ def _storer(stream: str, dtype: type) -> Any:
     return store_tile
 
 
-@compiled
-def write_norm(record: Any) -> None:
-    """Adds all tiles, keeps the region's sum in `sums[slot]` and writes the norm of the regions so far."""
-    partials, sums, slot = word(record, "partials"), word(record, "sums"), word(record, "slot")
-    total = 0.0
-    for tile in range(word(record, "count")):
-        total += read_double(partials, tile)
-    double = word(record, "sums_are_double") != 0
-    if double:
-        write_double(sums, slot, total)
-    else:
-        write_float(sums, slot, total)
-    for earlier in range(slot):
-        total += read_double(sums, earlier) if double else np.float64(read_float(sums, earlier))
-    norm = math.sqrt(total)
-    if word(record, "norm_is_double") != 0:
-        write_double(word(record, "norm"), 0, norm)
-    else:
-        write_float(word(record, "norm"), 0, norm)
-
-
 def launch(
-    tables: Tables, sources: Sources, stream: Tensor | None, out: NormSlot, scale: float, add: bool, grad_scale: Tensor | None
+    tables: Tables,
+    units: Units,
+    sources: Sources,
+    stream: Tensor | None,
+    out: NormSlot,
+    scale: float,
+    add: bool,
+    grad_scale: Tensor | None,
+    written: Tensor | None,
 ) -> None:
-    """See `Launches.accumulate`."""
+    """See `Launches.accumulate`; `written` is zeros, uint8 [variables], of viewed sources."""
     dtype = DTYPES[tables.compute_dtype]
     code = kernel(None if stream is None else name_of(stream.dtype), dtype)
-    partials = np.empty(len(tables.tiles))
     plain = sources.dtype == tables.compute_dtype and scale == 1.0 and grad_scale is None and tables.frozen is None
     size = np.dtype(dtype).itemsize * (1 if stream is None else 3)
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
-        count=len(partials),
-        chunk=chunk_of(len(partials), threads),
+        count=len(tables.tiles),
+        chunk=chunk_of(len(tables.tiles), threads),
         sources=sources.table.data_ptr(),
         converter=0 if plain else converter_of(dtype),
         stream=address_of(stream),
@@ -195,9 +208,11 @@ def launch(
         scale=bits_of(scale),
         grad_scale=address_of(grad_scale),
         frozen=address_of(tables.frozen),
-        partials=partials.ctypes.data,
+        firsts=units.firsts.ctypes.data,
+        squares=units.squares.ctypes.data,
+        units=len(units.squares),
+        written=address_of(written),
         sums=out.sums.data_ptr(),
-        sums_are_double=out.sums.dtype == torch.float64,
         slot=out.slot,
         norm=out.norm.data_ptr(),
         norm_is_double=out.norm.dtype == torch.float64,

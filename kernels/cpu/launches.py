@@ -14,6 +14,7 @@ from ..segments import Segments
 from . import accumulate, norms, step
 from .fill import fill
 from .gradients import TILE
+from .squares import units_of
 
 __all__ = ["CpuLaunches", "bind", "fill"]
 
@@ -24,10 +25,19 @@ def bind(segments: Segments, device: torch.device, frozen: Tensor | None) -> Cpu
 
 
 class CpuLaunches:
-    """Compiled functions over the tables of one plan; any number of threads may launch over them."""
+    """Compiled functions over the tables of one plan, with the scratch that they need.
+
+    One plan is launched by one Python thread at a time; any number of plans may be.
+    """
 
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
+        self._units = units_of(tables)
+        self._written = torch.zeros(len(tables.segments), dtype=torch.uint8)
+
+    def written(self) -> Tensor:
+        """See `Launches.written`."""
+        return self._written.view(torch.bool)
 
     def accumulate(
         self,
@@ -40,7 +50,8 @@ class CpuLaunches:
         grad_scale: Tensor | None = None,
     ) -> None:
         """See `Launches.accumulate`."""
-        accumulate.launch(self.tables, sources, stream, out, scale, add, grad_scale)
+        written = self._written.zero_() if sources.viewed else None
+        accumulate.launch(self.tables, self._units, sources, stream, out, scale, add, grad_scale, written)
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """See `Launches.norms`."""
@@ -48,4 +59,4 @@ class CpuLaunches:
 
     def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
         """See `Launches.step`."""
-        step.launch(self.tables, sources, rule, values, states, inputs)
+        step.launch(self.tables, sources, rule, values, states, inputs, self._written if sources.viewed else None)

@@ -246,9 +246,15 @@ def kernel(dtype: type) -> Any:
 
 
 def launch(
-    tables: Tables, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+    tables: Tables,
+    sources: Sources,
+    rule: Rule,
+    values: Tensor,
+    states: Sequence[Tensor],
+    inputs: StepInputs,
+    written: Tensor | None,
 ) -> None:
-    """See `Launches.step`."""
+    """See `Launches.step`; `written` is uint8 [variables], of viewed sources."""
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
     update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
@@ -262,7 +268,7 @@ def launch(
         variables=tables.variables.data_ptr(),
         variable_count=len(tables.segments),
         sources=sources.table.data_ptr(),
-        written=0,
+        written=address_of(written),
         updater=update.address,
         converter=0 if sources.dtype == tables.compute_dtype else converter_of(dtype),
         hyper=inputs.hyper.data_ptr(),

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import flatvars as fv
-from flatvars.checkpoint import known
+from flatvars.checkpoint import records
 from flatvars.checkpoint.header import CODE_OF
 from tests.support.models import MIXTURE, Bag, Orders, TiedLanguageModel
 
@@ -279,5 +279,18 @@ def test_a_save_keeps_nothing_of_the_last_one_that_has_changed_since(tmp_path: P
     for what, change in changes.items():
         change()
         found = saved(store, opt, path)
-        known._variables.clear()
+        records._catalogs.clear()
         assert found == saved(store, opt, path), what
+
+
+def test_a_variable_of_the_formats_own_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    store = fv.VarStore()
+    store.add("a", torch.ones(3))
+    store.save(path)
+    before = path.read_bytes()
+    store.add("__metadata__", torch.ones(3))
+    with pytest.raises(fv.CheckpointError, match="'__metadata__' is the format's own name"):
+        store.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

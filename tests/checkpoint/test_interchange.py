@@ -7,8 +7,10 @@ import json
 import os
 import struct
 import subprocess
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -164,19 +166,64 @@ def test_pickles_that_want_code_are_refused(content: object, tmp_path: Path) -> 
         ({"weight": torch.ones(2), "epoch": 3}, "'epoch' are no tensors by name"),
         ({"a": {"weight": torch.ones(2)}}, "'a' are no tensors by name"),
         ({"weight": torch.ones(2, 3).to_sparse(), "bias": torch.ones(2)}, "only dense tensors are read"),
+        (
+            {"weight": torch.ones(2, 3), "bias": torch.ones(2, device="meta")},
+            "'bias' of .* only dense tensors are read",
+        ),
+        ({"weight": torch.ones(2, 3), "bias": np.float32(1.0)}, r"it wants to run code .*numpy.*scalar"),
     ],
-    ids=["list", "number", "nested", "sparse"],
+    ids=["list", "number", "nested", "sparse", "meta", "numpy"],
 )
 def test_torch_files_that_are_no_state_dict(content: object, message: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "model.pt")
+    store = fv.VarStore.from_module(linear())
+    before = values(store)
     with pytest.raises(fv.CheckpointError, match=message):
-        fv.VarStore.from_module(linear()).load(tmp_path / "model.pt")
+        store.load(tmp_path / "model.pt")
+    assert_values(store, before)
 
 
-@pytest.mark.parametrize("keep", [0, 10, 200, -1])
+@pytest.mark.parametrize("keep", [0, 10, 200, 30_000, -1])
 def test_truncated_torch_files_are_damaged(keep: int, tmp_path: Path) -> None:
-    torch.save(linear().state_dict(), tmp_path / "model.pt")
+    torch.save(nn.Linear(100, 100).state_dict(), tmp_path / "model.pt")
     content = (tmp_path / "model.pt").read_bytes()
     (tmp_path / "model.pt").write_bytes(content[:keep])
     with pytest.raises(fv.DamagedFileError, match=r"model\.pt cannot be read as a torch file"):
         fv.VarStore.from_module(linear()).load(tmp_path / "model.pt")
+
+
+def test_bytes_of_nothing_are_damaged_and_want_no_code(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02" + bytes(range(100, 200)))
+    with pytest.raises(fv.DamagedFileError, match=r"model\.pt cannot be read as a torch file"):
+        fv.VarStore.from_module(linear()).load(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["file", "stream"])
+def test_a_torch_file_with_a_cut_record_is_damaged(stream: bool, tmp_path: Path) -> None:
+    """Torch takes what lies behind the record for the rest of the tensor."""
+    torch.save(linear().state_dict(), tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "model.pt", "w") as cut:
+        for record in whole.infolist():
+            content = whole.read(record)
+            cut.writestr(record.filename, content[:-4] if record.filename.endswith("/data/0") else content)
+    store = fv.VarStore.from_module(linear())
+    before = values(store)
+    with pytest.raises(fv.DamagedFileError, match="cannot be read as a torch file"):
+        store.load(io.BytesIO((tmp_path / "model.pt").read_bytes()) if stream else tmp_path / "model.pt")
+    assert_values(store, before)
+
+
+@pytest.mark.parametrize("keys", [("model", "state_dict"), ("state_dict", "model"), ("model", "model")])
+def test_state_dicts_two_levels_deep_load(keys: tuple[str, str], tmp_path: Path) -> None:
+    model = filled(linear())
+    torch.save({keys[0]: {keys[1]: model.state_dict(), "a": 1}, "epoch": 3}, tmp_path / "model.pt")
+    store = fv.VarStore.from_module(linear())
+    store.load(tmp_path / "model.pt")
+    assert_values(store, dict(model.state_dict()))
+
+
+def test_an_index_that_names_a_pipe_does_not_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"weight": "one.safetensors"}}')
+    with pytest.raises(fv.DamagedFileError, match="a shard is missing"):
+        fv.VarStore.from_module(linear()).load(tmp_path)

@@ -79,8 +79,8 @@ def test_the_mask_of_a_name_that_is_a_pattern_too_is_its_own(tmp_path: Path) -> 
 
 def test_without_masks_no_tensor_is_written(tmp_path: Path) -> None:
     _, store, optimizer = trained(tmp_path / "model.safetensors")
-    assert FROZEN_ELEMENTS not in store._registry.streams.names()
+    assert FROZEN_ELEMENTS not in store.registry.streams.names()
     store.load(tmp_path / "model.safetensors", optimizer)
-    assert FROZEN_ELEMENTS not in store._registry.streams.names()
+    assert FROZEN_ELEMENTS not in store.registry.streams.names()
     with fv.checkpoint.Checkpoint(tmp_path / "model.safetensors") as file:
         assert not any(name.startswith(FROZEN_ELEMENTS) for name in file.names())

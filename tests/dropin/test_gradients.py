@@ -63,7 +63,7 @@ def test_where_gradients_lie() -> None:
     assert module.weight.grad.data_ptr() == address
     module, store, _ = adopted("gather")
     backward(module)
-    assert "grads" not in store._registry.streams.names()
+    assert "grads" not in store.registry.streams.names()
 
 
 @pytest.mark.row("P-G-07")

@@ -35,7 +35,7 @@ def train(module: nn.Module, opt: torch.optim.Optimizer, steps: int) -> None:
 
 
 def nbytes(store: fv.VarStore) -> int:
-    return store._registry.streams.nbytes
+    return store.registry.streams.nbytes
 
 
 @pytest.mark.parametrize("frozen", range(LAYERS + 1))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,7 +36,7 @@ def freed(reference: weakref.ref[Any]) -> bool:
 
 def memory_of(store: fv.VarStore) -> list[weakref.ref[torch.UntypedStorage]]:
     """References to the memory of every stream: alive as long as any view of it."""
-    return [weakref.ref(held.buffer.untyped_storage()) for held in store._registry.streams._streams.values()]
+    return [weakref.ref(held.buffer.untyped_storage()) for held in store.registry.streams._streams.values()]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -127,7 +129,7 @@ def test_nothing_is_left_without_the_collector(use: Callable[[Any, Any, Any], ob
     store = fv.VarStore.from_module(module, grads=mode)
     opt = fv.optim.AdamW(store, lr=0.1, max_norm=1.0)
     use(module, store, opt)
-    references = [weakref.ref(item) for item in (module, store, store._registry, opt)]
+    references = [weakref.ref(item) for item in (module, store, store.registry, opt)]
     memory = memory_of(store)
     assert not any(map(freed, memory))
     del module, store, opt
@@ -161,9 +163,48 @@ def test_other_modules_leave_nothing_either(make: Callable[[], nn.Module]) -> No
 def test_an_optimizer_that_is_gone_takes_its_state_along() -> None:
     module = linear()
     store = fv.VarStore.from_module(module)
-    before = store._registry.streams.nbytes
+    before = store.registry.streams.nbytes
     opt = fv.optim.AdamW(store, lr=0.1)
     run(module, opt, 1)
-    assert store._registry.streams.nbytes == 3 * before
+    assert store.registry.streams.nbytes == 3 * before
     del opt
-    assert store._registry.streams.nbytes == before
+    assert store.registry.streams.nbytes == before
+
+
+CYCLES: dict[str, Callable[[nn.Module, fv.VarStore, torch.optim.Optimizer], object]] = {
+    "hook": lambda module, store, opt: module.weight.register_hook(lambda grad, module=module: grad),
+    "attribute": lambda module, store, opt: setattr(module.weight, "owner", module),
+    "store-in-hook": lambda module, store, opt: module.weight.register_hook(lambda grad, store=store: grad),
+    "optimizer-in-hook": lambda module, store, opt: module.weight.register_hook(lambda grad, opt=opt: grad),
+}
+
+
+@pytest.mark.parametrize("used", ["adopted", "stepped", "saved"])
+@pytest.mark.parametrize("tie", CYCLES.values(), ids=CYCLES)
+def test_what_hangs_on_a_parameter_keeps_nothing_for_ever(
+    tie: Callable[[nn.Module, fv.VarStore, torch.optim.Optimizer], object], used: str, tmp_path: Path
+) -> None:
+    """A cycle through Parameters is Python's to collect: no table of the library holds a part of it."""
+    module = linear()
+    store = fv.VarStore.from_module(module)
+    opt = fv.optim.SGD(store, lr=0.1, momentum=0.9)
+    tie(module, store, opt)
+    if used != "adopted":
+        run(module, opt, 2)
+    if used == "saved":
+        store.save(tmp_path / "file.safetensors", opt)
+        store.snapshot(opt).save(tmp_path / "other.safetensors", wait=True)
+    references = [weakref.ref(item) for item in (module, store.registry, opt)]
+    del module, store, opt
+    gc.collect()
+    assert [freed(reference) for reference in references] == [True, True, True]
+
+
+def test_copies_leave_behind_what_keeps_the_store(tmp_path: Path) -> None:
+    module = linear()
+    fv.VarStore.from_module(module)
+    torch.save(module, tmp_path / "module.pt")
+    for other in (copy.deepcopy(module), torch.load(tmp_path / "module.pt", weights_only=False)):
+        assert [value for value in vars(other).values() if type(value).__module__.startswith("flatvars")] == []
+    with torch.serialization.safe_globals([nn.Linear]):
+        torch.load(tmp_path / "module.pt", weights_only=True)

@@ -49,24 +49,24 @@ def train(module: nn.Module, optimizer: Any, steps: int = 2) -> None:
 
 
 def streams(store: fv.VarStore) -> list[str]:
-    return store._registry.streams.names()
+    return store.registry.streams.names()
 
 
 def test_the_stream_exists_only_while_an_element_is_masked() -> None:
     module, store, optimizer = adopted()
     train(module, optimizer)
-    before = store._registry.streams.nbytes
+    before = store.registry.streams.nbytes
     assert STREAM not in streams(store)
     store.set_trainable_mask("emb.weight", ROWS)
     store.set_trainable_mask("out.bias", torch.tensor([False, True]))
     assert STREAM in streams(store)
     # One byte an element of the region's trainable part, whatever is masked.
-    assert store._registry.streams.nbytes == before + store.regions[0].trainable_numel
+    assert store.registry.streams.nbytes == before + store.regions[0].trainable_numel
     store.set_trainable_mask("emb.weight", None)
     assert STREAM in streams(store)
     store.set_trainable_mask("out.bias", torch.tensor(True))
     assert STREAM not in streams(store)
-    assert store._registry.streams.nbytes == before
+    assert store.registry.streams.nbytes == before
     train(module, optimizer)
 
 
@@ -74,11 +74,11 @@ def test_only_regions_with_a_mask_pay() -> None:
     store = fv.VarStore()
     store.add("wide", torch.randn(100))
     store.add("narrow", torch.randn(100).bfloat16())
-    before = store._registry.streams.nbytes
+    before = store.registry.streams.nbytes
     store.set_trainable_mask("narrow", torch.arange(100) < 50)
-    assert (STREAM, torch.bfloat16) in store._registry.streams
-    assert (STREAM, torch.float32) not in store._registry.streams
-    assert store._registry.streams.nbytes == before + store._registry.layout.region_of[torch.bfloat16].trainable_numel
+    assert (STREAM, torch.bfloat16) in store.registry.streams
+    assert (STREAM, torch.float32) not in store.registry.streams
+    assert store.registry.streams.nbytes == before + store.registry.layout.region_of[torch.bfloat16].trainable_numel
 
 
 def test_what_is_set_is_read() -> None:
@@ -134,10 +134,10 @@ def test_refused_masks_change_nothing(name: str, mask: Any, error: type[Exceptio
     _, store, _ = adopted()
     store.add("fixed", torch.ones(3), trainable=False)
     store.set_trainable_mask("emb.weight", ROWS)
-    generation = store._registry.generation
+    generation = store.registry.generation
     with pytest.raises(error, match=message):
         store.set_trainable_mask(name, mask)
-    assert store._registry.generation == generation
+    assert store.registry.generation == generation
     assert torch.equal(store.trainable_mask("emb.weight"), ROWS.expand(6, 3))
     assert store.trainable_mask("out.bias") is None
 
@@ -179,7 +179,7 @@ def test_masks_stay_through(mode: str, change: Callable[[fv.VarStore], object]) 
     assert torch.equal(store.trainable_mask("emb.weight"), ROWS.expand(6, 3))
     assert torch.equal(store.trainable_mask("out.bias"), torch.tensor([False, True]))
     assert all(
-        store._registry.streams.find(STREAM, r.dtype) is None
+        store.registry.streams.find(STREAM, r.dtype) is None
         for r in store.regions
         if r.dtype != module.emb.weight.dtype
     )
@@ -199,8 +199,8 @@ def test_a_module_converted_by_itself_keeps_its_mask() -> None:
     module.emb.double()
     store.rebind()
     assert torch.equal(store.trainable_mask("emb.weight"), ROWS.expand(6, 3))
-    assert (STREAM, torch.float64) in store._registry.streams
-    assert (STREAM, torch.float32) not in store._registry.streams
+    assert (STREAM, torch.float64) in store.registry.streams
+    assert (STREAM, torch.float32) not in store.registry.streams
 
 
 def test_compacting_a_frozen_variable_forgets_its_mask() -> None:
@@ -252,7 +252,7 @@ def test_check_finds_masked_padding() -> None:
     _, store, _ = adopted()
     store.set_trainable_mask("emb.weight", ROWS)
     store.check()
-    store._registry.streams.find(STREAM, torch.float32).buffer[18] = 1  # the embedding has 18 elements
+    store.registry.streams.find(STREAM, torch.float32).buffer[18] = 1  # the embedding has 18 elements
     with pytest.raises(fv.FlatvarsError, match=r"padding of the torch\.float32 region is masked"):
         store.check()
 
@@ -263,7 +263,7 @@ def test_masks_keep_no_store_alive() -> None:
         module, store, optimizer = adopted()
         store.set_trainable_mask("emb.weight", ROWS)
         train(module, optimizer)
-        gone = weakref.ref(store._registry.streams.find(STREAM, torch.float32).buffer.untyped_storage())
+        gone = weakref.ref(store.registry.streams.find(STREAM, torch.float32).buffer.untyped_storage())
         assert gone() is not None
         del module, store, optimizer
         assert gone() is None

@@ -51,10 +51,10 @@ def test_params_that_say_no_store(params: Any, error: type[Exception], message: 
 
 def test_a_refused_optimizer_leaves_nothing_behind() -> None:
     module, store, opt = adopted()
-    before = store._registry.streams.nbytes
+    before = store.registry.streams.nbytes
     with pytest.raises(fv.ForeignParameterError):
         fv.optim.AdamW([*module.parameters(), nn.Parameter(torch.ones(1))])
-    assert store._registry.streams.nbytes == before
+    assert store.registry.streams.nbytes == before
     backward(module)
     opt.step()
     assert opt.state[module.weight]["step"] == 2

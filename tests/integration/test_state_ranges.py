@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def state_bytes(store: fv.VarStore) -> int:
-    streams = store._registry.streams
+    streams = store.registry.streams
     found = [
         streams.find(name, r.dtype) for name in streams.names() if "optimizer" in name for r in streams.layout.regions
     ]

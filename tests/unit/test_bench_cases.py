@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import flatvars as fv
 from bench.cases.cell import FORMATS, STATES, CannotRunError, Cell
 from bench.harness.timing import measure_round, middle
 from bench.peers import FULL, PEERS, QUICK, load
@@ -13,48 +12,60 @@ from bench.workloads import workload
 
 SMALL = "7x33"
 CASE_CELLS = [
-    Cell(case, SMALL, "adamw" if case in ("tail", "save", "load") else "") for case in CASES if case != "train"
+    Cell(case, SMALL, "adamw" if case in ("tail", "save", "load") else "")
+    for case in CASES
+    if case not in ("step", "train")
 ]
 STEP_CELLS = [Cell("step", SMALL, optimizer, form) for optimizer in STATES for form in FORMATS]
+GATED = ["flatvars", "flatvars accumulate", "flatvars views", "torch loop", "torch foreach", "torch fused"]
+
+
+def why_torch_cannot(cell, peer):
+    if not peer.startswith("torch") or not cell.optimizer:
+        return None
+    if "+" in cell.format:
+        return "keeps state in the dtype"
+    if cell.optimizer == "lion":
+        return "no Lion"
+    return "no fused form" if (peer, cell.optimizer) == ("torch fused", "rmsprop") else None
+
+
+PAIRS = {
+    f"{cell.text}-{peer}": (cell, peer)
+    for peer in GATED
+    for cell in CASE_CELLS + STEP_CELLS
+    if cell.case in load(PEERS[peer]).cases
+}
+ABLE = {name: pair for name, pair in PAIRS.items() if why_torch_cannot(*pair) is None}
 # torch warns of its own internals in checkpoints and in foreach on a CPU.
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def able(builder, cell):
-    """A contender, or None where the peer says that it cannot."""
-    try:
-        return builder(cell, "cpu")
-    except CannotRunError as error:
-        assert str(error)  # noqa: PT017  (which peers refuse what is their own affair)
-        return None
-
-
-@pytest.mark.parametrize(
-    "peer", ["flatvars", "flatvars accumulate", "flatvars views", "torch loop", "torch foreach", "torch fused"]
-)
-@pytest.mark.parametrize("cell", [c for c in CASE_CELLS if c.case != "step"] + STEP_CELLS, ids=lambda cell: cell.text)
+@pytest.mark.parametrize(("cell", "peer"), ABLE.values(), ids=ABLE)
 def test_gates_are_green(cell, peer):
-    builder = load(PEERS[peer]).cases.get(cell.case)
-    if builder is None:
-        assert cell.case not in ("tail", "train")
-        return
-    if peer.startswith("flatvars") and not (cell.case in ("save", "load") and not hasattr(fv.VarStore, "save")):
-        contender = builder(cell, "cpu")
-    else:
-        contender = able(builder, cell)
-    if contender is None:
-        return
+    contender = load(PEERS[peer]).cases[cell.case](cell, "cpu")
     checked = contender.check()
-    if (
-        not checked.green
-        and (peer, cell.format) == ("torch fused", "bfloat16")
-        and cell.optimizer in ("sgd", "momentum")
-    ):
+    if not checked.green and peer == "torch fused" and cell.format == "bfloat16":
+        assert cell.optimizer in ("sgd", "momentum")
         pytest.xfail("torch 2.13's fused SGD leaves bfloat16 values on a CPU as they are")
     assert checked.green, checked.text
     round_ = measure_round(contender.prepare, contender.run, 2, "cpu")
     assert round_.wall > 0.0
     contender.close()
+
+
+def test_what_torch_cannot_is_refused_with_the_reason():
+    refused = PAIRS.keys() - ABLE.keys()
+    assert len(refused) == 75
+    for name in sorted(refused):
+        cell, peer = PAIRS[name]
+        with pytest.raises(CannotRunError, match=why_torch_cannot(cell, peer)):
+            load(PEERS[peer]).cases[cell.case](cell, "cpu")
+
+
+def test_every_case_is_gated():
+    assert set(load(PEERS["flatvars"]).cases) == set(CASES)
+    assert all("tail" in load(PEERS[peer]).cases for peer in GATED)
 
 
 @pytest.mark.parametrize("on", ["465-groups", "lora-llama3-8b-width/16"])

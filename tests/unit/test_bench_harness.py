@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Iterator
+from unittest.mock import patch
+
 import pytest
 
 from bench.cases.cell import Cell, Checked
@@ -13,6 +17,16 @@ from tests.support import broken_peers
 
 CELL = Cell("tail", "3x50", "adamw")
 FEW = Limits(rounds=3, set_up_seconds=60.0, peer_seconds=5.0, total_seconds=300.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _processes() -> Iterator[None]:
+    """Peers' processes come from one that has imported everything; those of `test_bench_pages.py` start as usual."""
+    context = multiprocessing.get_context("forkserver")
+    # A torch optimizer imports dynamo, which takes three seconds.
+    context.set_forkserver_preload(["bench.harness.worker", "tests.support.broken_peers", "torch._dynamo"])
+    with patch("bench.harness.isolate.multiprocessing.get_context", return_value=context):
+        yield
 
 
 class InProcess:
@@ -83,6 +97,7 @@ def test_no_process_is_started_for_what_a_description_refuses():
     process.close()
 
 
+@pytest.mark.process
 def test_what_goes_wrong_in_a_process_is_a_row_and_the_others_go_on():
     # Two cells: a peer that died is started again for the second.
     rows = run_peers(["RIGHT", "CRASHING", "CRASHING_LATER", "RAISING"], cells=(CELL, Cell("step", "3x50", "adamw")))
@@ -98,6 +113,7 @@ def test_what_goes_wrong_in_a_process_is_a_row_and_the_others_go_on():
             assert broken.wall_ms is None
 
 
+@pytest.mark.process
 def test_a_peer_that_hangs_is_stopped():
     limits = Limits(rounds=3, set_up_seconds=1.0, peer_seconds=5.0, total_seconds=300.0)
     (row,) = run_peers(["HANGING"], limits)

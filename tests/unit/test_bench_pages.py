@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import plot
+from bench.__main__ import main
 from bench.compare import changes, report
 from bench.harness.record import Results, Row, compare_peers
 from bench.peers import OURS, PEERS
@@ -210,15 +211,13 @@ def test_nothing_in_common_is_no_success(capsys):
 # Commands
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
+@pytest.mark.process
 def test_the_command_measures_and_writes(tmp_path):
+    """From a terminal, with a process for each peer."""
     arguments = ["--device", "cpu", "--case", "tail", "--on", "20x30", "--peer", "flatvars", "--peer", "torch fused"]
-    done = run(*arguments, "--out", str(tmp_path))
+    command = [sys.executable, "-m", "bench", *arguments, "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*-cpu.json")
     results = Results.load(path)
@@ -227,10 +226,12 @@ def test_the_command_measures_and_writes(tmp_path):
     assert ours.fused_ratio == pytest.approx(results.rows[2].wall_ms / ours.wall_ms, rel=1e-3)
     assert "--peer flatvars" in results.machine["command"]
     assert "Averages" in done.stdout
-    assert run("compare", str(path), str(path)).returncode == 0
-    assert run("compare", str(path), "HEAD").returncode == 2
+    assert main(["compare", str(path), str(path)]) == 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["compare", str(path), "HEAD"])
 
 
+@pytest.mark.process
 def test_the_benchmark_needs_neither_rich_nor_matplotlib():
     code = (
         "import sys\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run(code: str, *, cwd: Path = ROOT) -> str:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=cwd, capture_output=True, text=True, check=False
-    )
+def run(code: str) -> str:
+    """What code prints in a process of its own: which modules are imported is a process's affair."""
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -26,6 +27,7 @@ def code_blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.process
 def test_import_and_train_without_triton() -> None:
     blocked = "import sys; sys.modules['triton'] = None\n"
     out = run(
@@ -40,6 +42,7 @@ def test_import_and_train_without_triton() -> None:
     assert out == "trained\n"
 
 
+@pytest.mark.process
 def test_importing_does_not_import_triton_kernels() -> None:
     assert (
         run("import sys, flatvars; print('flatvars.kernels.plan' in sys.modules, 'kernels' in sys.modules)")
@@ -60,7 +63,7 @@ def test_kernels_is_a_tracked_link() -> None:
     assert str(link.readlink()) == "../kernels"
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_wheel_holds_every_file_once(tmp_path: Path) -> None:
     # A copy: building in the checkout would leave a folder behind, whose stale files the next wheel takes in.
     tree = tmp_path / "tree"
@@ -78,28 +81,37 @@ def test_a_wheel_holds_every_file_once(tmp_path: Path) -> None:
     assert "flatvars/py.typed" in names
 
 
-def test_the_examples_of_the_readme_run() -> None:
+def printed(example: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What an example prints, run in this process as a script of its own."""
+    exec(compile(example, "example", "exec"), {"__name__": "__main__"})
+    return capsys.readouterr().out
+
+
+def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
     adopting, by_name, _ = code_blocks(ROOT / "README.md", "python")
-    assert "layer1.0.weight" in run(by_name)
-    out = run(adopting)
+    assert "layer1.0.weight" in printed(by_name, capsys)
+    out = printed(adopting, capsys)
     loss, norm = re.match(r"loss (\S+), gradient norm (\S+), 6 variables", out).groups()  # type: ignore[union-attr]
     assert float(loss) < 2.0
     assert 0.0 < float(norm) < 100.0
 
 
-def test_the_checkpoints_of_the_readme_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_checkpoints_of_the_readme_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     *_, example = code_blocks(ROOT / "README.md", "python")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert run(example, cwd=tmp_path) == "equal: True, step 20\n"
+    monkeypatch.chdir(tmp_path)
+    assert printed(example, capsys) == "equal: True, step 20\n"
     assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
 
 
-def test_the_rule_of_the_kernels_page_runs(tmp_path: Path) -> None:
+def test_the_rule_of_the_kernels_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (example,) = code_blocks(ROOT / "kernels" / "README.md", "python")
-    script = tmp_path / "own_rule.py"
+    script = tmp_path / "own_rule.py"  # Triton reads a rule's source from its file
     use = "model(torch.ones(1, 4)).sum().backward()\nbefore = model.bias.detach().clone()\noptimizer.step()\n"
     script.write_text(example + use + "print(bool((model.bias - before + 1e-3).abs().max() < 1e-7))\n")
-    assert run(f"import sys, runpy; sys.path.insert(0, {str(ROOT)!r}); runpy.run_path({str(script)!r})") == "True\n"
+    runpy.run_path(str(script))
+    assert capsys.readouterr().out == "True\n"
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:

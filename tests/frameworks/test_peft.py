@@ -15,7 +15,7 @@ transformers = needed("transformers")
 peft = needed("peft")
 
 # The frameworks' own deprecations are not ours.
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 def model() -> Any:
@@ -54,10 +54,10 @@ def test_state_and_gradients_exist_for_adapters_alone() -> None:
     store = fv.VarStore.from_module(net)
     assert trained < 0.01 * store.numel
     opt = fv.optim.AdamW(store)
-    before = store._registry.streams.nbytes
+    before = store.registry.streams.nbytes
     train(net, opt, 1)
     store.accumulate({v.name: torch.ones(v.shape) for v in store.trainable_variables()})
-    added = store._registry.streams.nbytes - before
+    added = store.registry.streams.nbytes - before
     padding = 32 * len(store.trainable_variables())
     assert 3 * 4 * trained <= added <= 3 * 4 * (trained + padding)
 

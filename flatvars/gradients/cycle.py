@@ -1,0 +1,200 @@
+"""The gradient cycle: what every way to keep gradients offers to a store, an optimizer, a checkpoint.
+
+Of each variable a cycle is EMPTY, OPEN (there is a gradient that no step has used) or SPENT (a step has used it, and it
+still lies there). A step spends the gradients of its own variables: another optimizer's stay open. `gathered.py` and
+`views.py` are the two ways; nothing else asks which one it is.
+
+None is not zero: a variable without a gradient is untouched.
+
+The gradient of a masked element is not one: it counts as 0 in every norm, and the stream holds 0 there. What autograd
+left in `.grad` stays as it is.
+"""
+
+from __future__ import annotations
+
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..memory.streams import GRADS
+from ..variables.registry import Registry
+from ..variables.variable import Variable
+from .freezing import flags_moved, follow_flags
+from .plans import PlanSet
+
+PENDING = "pending"
+"""Kind of gradients that autograd left in `.grad`; those in the flat stream are of the kind `GRADS`."""
+
+Given = Mapping[str, Tensor] | Sequence[Tensor | None] | None
+"""Gradients that a user hands over: by name, or in creation order."""
+
+Fetch = Callable[[str, Variable, Tensor], None]
+"""Copies the gradient of a kind and a variable into a tensor of its shape."""
+
+
+class State(Enum):
+    """Of one variable's gradient."""
+
+    EMPTY = "there is none"
+    OPEN = "no step has used it"
+    SPENT = "a step has used it"
+
+
+@dataclass(frozen=True)
+class GradientSnapshot:
+    """The open gradients of a registry; spent ones belong to the past, and are in no file.
+
+    Attributes:
+        mode: How they are kept: "gather" or "views".
+        open: Variables whose gradient lies in the flat stream.
+        pending: Variables whose gradient lies in `.grad`, all of it or what comes on top of the stream's.
+        norm: Whether the norm over those in the stream had been taken.
+    """
+
+    mode: str
+    open: Sequence[Variable]
+    pending: Sequence[Variable] = ()
+    norm: bool = False
+
+
+@dataclass
+class Collected:
+    """What a step of some plans uses.
+
+    Attributes:
+        sources: Of the launches, one per part of the plans.
+        touched: Which of the variables have a gradient.
+        pending: The tensors among them that lie in `.grad`, and None for the others.
+        gathered: Whether some were taken out of `.grad` before, where a GradScaler does not see them.
+        norm: Over all of them, where it is known already.
+    """
+
+    sources: list[Any]
+    touched: list[bool]
+    pending: Sequence[Tensor | None]
+    gathered: bool = False
+    norm: Tensor | None = None
+
+
+class Gradients(ABC):
+    """The gradients of all variables of a registry."""
+
+    mode: ClassVar[str]
+
+    def __init__(self, registry: Registry) -> None:
+        # Weak: the registry owns this object, and buffers must go with the last handle, not with the next collection.
+        self._registry = weakref.ref(registry)
+        self._plans: PlanSet | None = None
+        registry.before_carve.append(self.before_carve)
+        registry.after_carve.append(self.after_carve)
+
+    @property
+    def registry(self) -> Registry:
+        registry = self._registry()
+        assert registry is not None
+        return registry
+
+    def stream(self, region: torch.dtype) -> Tensor:
+        """The flat gradients of a region, [trainable_numel]."""
+        return self.registry.streams.get(GRADS, region, self.dtype_of).buffer
+
+    @abstractmethod
+    def dtype_of(self, region: torch.dtype) -> torch.dtype:
+        """From a region's dtype to that of its stream."""
+
+    def plans(self) -> PlanSet:
+        """Plans over all variables that can have a gradient."""
+        registry = self.registry
+        registry.settle()
+        if flags_moved(registry):
+            follow_flags(registry)
+        if self._plans is None or self._plans.generation != registry.generation:
+            self._plans = PlanSet(registry, registry.trainable())
+            self.rewritten()
+        return self._plans
+
+    def before_carve(self) -> None:
+        """The registry is about to carve."""
+        self._plans = None  # its views would keep the old stream
+
+    @abstractmethod
+    def after_carve(self) -> None:
+        """Spans moved; what the stream held has moved along."""
+
+    # One variable -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def state(self, variable: Variable) -> State:
+        """Of the gradient that lies in the flat stream."""
+
+    @abstractmethod
+    def of(self, variable: Variable) -> Tensor | None:
+        """One variable's gradient, or None."""
+
+    @abstractmethod
+    def add(self, variable: Variable, grad: Tensor) -> None:
+        """Adds to one variable's gradient, wherever it lies; None counts as zero here."""
+
+    # The cycle ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
+        """See `VarStore.accumulate`."""
+
+    @abstractmethod
+    def collect(self, plans: PlanSet) -> Collected:
+        """The gradients that a step of these plans would use now."""
+
+    @abstractmethod
+    def spend(self, plans: PlanSet, collected: Collected) -> None:
+        """A step has used these gradients."""
+
+    @abstractmethod
+    def zero(
+        self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
+    ) -> None:
+        """See `VarStore.zero_grad`; of some variables only, if given.
+
+        Args:
+            plans: An optimizer's, that cover no other variables; it saves a turn for each.
+        """
+
+    def norm_for(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> Tensor:
+        """The norm of these gradients: what the last accumulate left, if it still holds, else one launch a region."""
+        if collected.norm is not None and grad_scale is None:
+            return collected.norm
+        return plans.norm_(collected.sources, grad_scale)
+
+    # The stream ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def read_stream(self, region: torch.dtype) -> Tensor:
+        """The stream for a user's eyes: what is pending is gathered, what no variable has is zero."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Takes what is pending into the stream."""
+
+    @abstractmethod
+    def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
+        """What the stream holds of each variable after a `flush`, to be written in place; None where it has none."""
+
+    @abstractmethod
+    def rewritten(self) -> None:
+        """The streams were written as a whole: their norm is another, and what had no gradient may not be zero."""
+
+    # Whole ----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def snapshot(self) -> GradientSnapshot:
+        """What is open now; nothing is copied."""
+
+    @abstractmethod
+    def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
+        """Puts open gradients back where they lay; all others are empty then."""

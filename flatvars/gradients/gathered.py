@@ -1,0 +1,302 @@
+"""Gradients that stay where autograd leaves them, and are gathered into the flat stream by `accumulate`.
+
+Norm and step read `.grad` through an address table: no gradient buffer exists, and everything users do to `.grad` keeps
+its meaning. `accumulate()` moves gradients into the flat stream instead (float32 for low-precision variables), which is
+how micro-batches add up in full precision; `.grad` is None afterwards. A step ends the cycle of its variables: what is
+accumulated next overwrites their gradients, as if they had been zeroed.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import compress
+from operator import is_not
+
+import torch
+from torch import Tensor
+
+from ..memory.streams import FROZEN_ELEMENTS, GRADS
+from ..variables.registry import Registry
+from ..variables.variable import Variable
+from .cycle import PENDING, Collected, Fetch, Given, Gradients, GradientSnapshot, State
+from .given import aligned
+from .plans import PlanSet
+
+exists = partial(is_not, None)
+
+
+def at_least_float32(region: torch.dtype) -> torch.dtype:
+    """dtype of gathered gradients: sums of micro-batches lose nothing to a narrow type."""
+    return region if region.itemsize > 4 else torch.float32
+
+
+class Gathered(Gradients):
+    """See above. A variable's state is that of what the stream holds; `.grad` is open beside it."""
+
+    mode = "gather"
+
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry)
+        self._open: set[int] = set()
+        self._spent: set[int] = set()
+        # Empty variables whose spans may hold something else than zeros; written only when someone will read them.
+        self._unswept: set[int] = set()
+        # The variables that the norm of the store's plans is of, and versions of the streams it was taken of.
+        self._normed: tuple[set[int], list[int]] | None = None
+        self._exposed = False  # the stream was handed out: what it holds may change behind our back
+        self._zeroed: set[int] = set()  # variables that were zeroed since a step looked
+        self._stepped: weakref.WeakSet[PlanSet] = weakref.WeakSet()
+
+    def dtype_of(self, region: torch.dtype) -> torch.dtype:
+        return at_least_float32(region)
+
+    def state(self, variable: Variable) -> State:
+        if variable.id in self._open:
+            return State.OPEN
+        return State.SPENT if variable.id in self._spent else State.EMPTY
+
+    def after_carve(self) -> None:
+        self.rewritten()
+        self._exposed = False  # what was handed out is another memory now
+        room = {v.id for v in self.registry.variables if v.spec.trainable}
+        self._open &= room
+        self._spent &= room
+        self._unswept &= room
+
+    # One variable -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def of(self, variable: Variable) -> Tensor | None:
+        pending, state = variable.param.grad, self.state(variable)
+        if state is State.EMPTY:
+            return pending
+        if pending is None:
+            self._exposed = True
+            return self._lying(variable)
+        if state is State.SPENT:
+            return pending
+        # What a step would use, in a tensor of its own: looking must not gather, a scale may still come.
+        frozen = self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
+        if frozen is not None:
+            pending = pending.masked_fill(frozen.view(variable.span).view(torch.bool), 0.0)
+        return self._lying(variable) + pending
+
+    def _lying(self, variable: Variable) -> Tensor:
+        stream = self.registry.streams.get(GRADS, variable.dtype, at_least_float32)
+        return stream.view(variable.span)
+
+    @torch.no_grad()
+    def add(self, variable: Variable, grad: Tensor) -> None:
+        if self.state(variable) is State.OPEN:
+            self._lying(variable).add_(grad.to(self.registry.device))
+            self._normed = None
+            return
+        own = grad.detach().to(variable.param.device, variable.dtype, copy=True)
+        if variable.param.grad is None:
+            variable.param.grad = own
+        else:
+            variable.param.grad.add_(own)
+
+    # The cycle ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
+        plans = self.plans()
+        plans.guard.check()
+        given = plans.pending() if grads is None else aligned(plans, grads)
+        touched = [grad is not None for grad in given]
+        if not any(touched):
+            return
+        ready = plans.in_memory_order(given)  # which refuses what no kernel can read, before anything is changed
+        self._forget(self._spent.intersection(plans.ids))
+        self._gather(plans, ready, touched, scale)
+        if grads is None:
+            drop(plans.params, given)
+
+    def _gather(self, plans: PlanSet, ready: Sequence[Tensor | None], touched: list[bool], scale: float) -> None:
+        """Takes gradients of the store's plans into the stream: one launch a region, and the norm on the way."""
+        held = self._open | self._spent
+        add = not held.isdisjoint(plans.ids)
+        if add:
+            self._sweep(plans.variables)
+        self._unswept.difference_update(plans.ids)
+        for part in plans.parts:
+            part.plan.accumulate_(part.pick(ready), self.stream(part.region), float(scale), add)
+        self._open.update(compress(plans.ids, touched))
+        self._note_norm(plans)
+
+    def collect(self, plans: PlanSet) -> Collected:
+        pending: Sequence[Tensor | None] = plans.pending()
+        touched = list(map(exists, pending))
+        if not self._open and not self._spent:
+            return Collected(plans.scattered(pending), touched, pending)
+        if any(touched):
+            # A new cycle of these variables: the stream's spent ones are those of the step before.
+            self._forget(self._spent.intersection(plans.ids))
+            pending = self._join(plans, pending)
+        held = [key in self._open or key in self._spent for key in plans.ids]
+        if all(grad is None for grad in pending):
+            used = set(compress(plans.ids, held))
+            norm = self.plans().norm if self._has_norm_of(used) else None
+            return Collected(plans.gathered(self.stream, held), held, pending, any(held), norm)
+        places = zip(plans.variables, pending, held, strict=True)
+        mixed = [self._lying(variable) if lies else grad for variable, grad, lies in places]
+        return Collected(plans.scattered(mixed), [grad is not None for grad in mixed], pending, any(held))
+
+    def _join(self, plans: PlanSet, pending: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+        """Adds what is pending of open variables to what the stream holds of them; returns what is pending still."""
+        both = {
+            key: grad for key, grad in zip(plans.ids, pending, strict=True) if grad is not None and key in self._open
+        }
+        if not both:
+            return pending
+        whole = self.plans()
+        given = [both.get(key) for key in whole.ids]
+        self._gather(whole, whole.in_memory_order(given), [grad is not None for grad in given], 1.0)
+        drop(plans.params, [both.get(key) for key in plans.ids])
+        return [None if key in both else grad for key, grad in zip(plans.ids, pending, strict=True)]
+
+    def _note_norm(self, plans: PlanSet) -> None:
+        """The norm of the store's plans is that of all their variables that the stream holds now."""
+        held = (self._open | self._spent).intersection(plans.ids)
+        self._normed = held, [self.stream(part.region)._version for part in plans.parts]
+
+    def _has_norm_of(self, used: set[int]) -> bool:
+        """Whether it is known, of just these variables."""
+        if self._normed is None or self._plans is None or self._exposed or self._normed[0] != used:
+            return False
+        if self._plans.generation != self.registry.generation:
+            return False
+        return self._normed[1] == [self.stream(part.region)._version for part in self._plans.parts]
+
+    def norm_for(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> Tensor:
+        if plans is self._plans and collected.norm is None:
+            self._normed = None  # the launch writes over it
+        return super().norm_for(plans, collected, grad_scale)
+
+    def spend(self, plans: PlanSet, collected: Collected) -> None:
+        if self._open:
+            used = self._open.intersection(compress(plans.ids, collected.touched))
+            self._open -= used
+            self._spent |= used
+        plans.note(collected.pending, self._zeroed)
+        self._stepped.add(plans)
+
+    @torch.no_grad()
+    def zero(
+        self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
+    ) -> None:
+        chosen = self.registry.variables if variables is None else variables
+        if not set_to_none:
+            self._zero_in_place([v for v in chosen if v.spec.trainable and not v.frozen])
+            return
+        if plans is not None and len(plans.ids) == len(chosen):
+            plans.zeroed = True
+            params, ids = plans.params, plans.ids
+        else:
+            params, ids = [v.param for v in chosen], [v.id for v in chosen]
+            self._zeroed.update(ids)
+        for param in params:
+            param.grad = None
+        if self._open or self._spent:
+            self._forget(ids)
+
+    def _zero_in_place(self, variables: Sequence[Variable]) -> None:
+        pending = [v.param.grad for v in variables if v.param.grad is not None]
+        if pending:
+            torch._foreach_zero_(pending)
+        held = [v for v in variables if self.state(v) is not State.EMPTY]
+        if held:
+            self._write_zeros(held)
+            self._open.update(v.id for v in held)
+            self._spent.difference_update(v.id for v in held)
+            self._normed = None
+
+    def _forget(self, ids: Iterable[int]) -> None:
+        """Makes gradients of the stream empty; no byte is written before someone reads it."""
+        gone = (self._open | self._spent).intersection(ids)
+        self._open -= gone
+        self._spent -= gone
+        self._unswept |= gone
+
+    # The stream ---------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def read_stream(self, region: torch.dtype) -> Tensor:
+        self.flush()
+        self._sweep(self.registry.variables)
+        self._exposed = True
+        return self.stream(region)
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        if any(v.param.grad is not None for v in self.registry.trainable()):
+            self.accumulate()
+
+    def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
+        return [None if self.state(v) is State.EMPTY else self._lying(v) for v in variables]
+
+    def rewritten(self) -> None:
+        self._normed = None
+        held = self._open | self._spent
+        self._unswept.update(v.id for v in self.registry.variables if v.spec.trainable and v.id not in held)
+
+    def _sweep(self, variables: Sequence[Variable]) -> None:
+        """Makes zeros of what empty variables have left."""
+        if self._unswept:
+            self._write_zeros([v for v in variables if v.id in self._unswept])
+            self._unswept.difference_update([v.id for v in variables])
+
+    def _write_zeros(self, variables: Sequence[Variable]) -> None:
+        """One launch for each stretch of neighbors: for all variables, one a region."""
+        for dtype, start, stop in self.registry.layout.stretches(v.index for v in variables):
+            self.stream(dtype)[start:stop].zero_()
+
+    # Whole ----------------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> GradientSnapshot:
+        variables = self.registry.variables
+        past = {key for plans in self._stepped for key in plans.past()}
+        opened = [v for v in variables if v.id in self._open]
+        pending = [v for v in variables if v.param.grad is not None and v.id not in past]
+        return GradientSnapshot(self.mode, opened, pending, self._has_norm_of({v.id for v in opened}))
+
+    @torch.no_grad()
+    def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
+        self.zero(True)
+        regions = {variable.dtype for variable in snapshot.open}
+        for region in regions:
+            self.stream(region).zero_()  # made here, where no step has made it yet
+        self._unswept.difference_update(v.id for v in self.registry.variables if v.dtype in regions)
+        for variable in snapshot.open:
+            fetch(GRADS, variable, self.registry.view(GRADS, variable))
+        for variable in snapshot.pending:
+            grad = torch.empty_like(variable.param)
+            fetch(PENDING, variable, grad)
+            variable.param.grad = grad
+        self._open = {variable.id for variable in snapshot.open}
+        self._normed, self._exposed = None, False
+        if snapshot.norm and snapshot.open:
+            # Adding nothing takes the norm by the very launch that took it before.
+            plans = self.plans()
+            for part in plans.parts:
+                part.plan.accumulate_([None] * len(part.order), self.stream(part.region), 1.0, True)
+            self._note_norm(plans)
+
+
+def drop(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    """Makes `.grad` None where a gradient was read from it.
+
+    On a GPU its memory may belong to the stream of another backward pass, and must not be used again before the launch
+    on this one has read it.
+    """
+    present = [(param, grad) for param, grad in zip(params, grads, strict=True) if grad is not None]
+    if present and present[0][1].is_cuda:
+        current = torch.cuda.current_stream(present[0][1].device)
+        for _, grad in present:
+            for tensor in (grad._indices(), grad._values()) if grad.is_sparse else (grad,):
+                tensor.record_stream(current)
+    for param, _ in present:
+        param.grad = None

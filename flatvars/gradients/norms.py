@@ -1,0 +1,105 @@
+"""Norms of gradients, and clipping of the flat stream."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..errors import GradientError
+from ..memory.streams import FROZEN_ELEMENTS
+from ..variables.variable import Variable
+from .cycle import Gradients
+from .masks import clear_masked
+
+
+@torch.no_grad()
+def norm(gradients: Gradients, order: float = 2.0) -> Tensor:
+    """See `VarStore.grad_norm`."""
+    plans = gradients.plans()
+    plans.guard.check()
+    if not order > 0.0:
+        # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
+        grads = [unmasked(gradients, variable) for variable in plans.variables]
+        return torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None], order)
+    collected = gradients.collect(plans)
+    if order != 2.0:
+        each = plans.variable_norms(collected.sources, order, values=False)[1]
+        return torch.linalg.vector_norm(each, order) if len(each) else plans.norm.clone()
+    return gradients.norm_for(plans, collected).clone()
+
+
+def unmasked(gradients: Gradients, variable: Variable) -> Tensor | None:
+    """One variable's gradient with zeros where it is masked."""
+    grad, frozen = gradients.of(variable), gradients.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
+    if grad is None or frozen is None:
+        return grad
+    return grad.masked_fill(frozen.view(variable.span).view(torch.bool), 0.0)
+
+
+@torch.no_grad()
+def norms(gradients: Gradients, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """See `VarStore.norms`."""
+    plans = gradients.plans()
+    plans.guard.check()
+    collected = gradients.collect(plans)
+    values, grads = plans.variable_norms(collected.sources, order, values=True)
+    rows = zip(plans.variables, values.unbind(), grads.unbind(), collected.touched, strict=True)
+    return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows if v.requires_grad}
+
+
+@torch.no_grad()
+def clip_norm_(
+    gradients: Gradients,
+    max_norm: float,
+    order: float = 2.0,
+    error_if_nonfinite: bool = False,
+    per_tensor: bool = False,
+) -> Tensor:
+    """See `VarStore.clip_grad_norm_`."""
+    if per_tensor and not order > 0.0:
+        raise ValueError(f"per_tensor=True clips by norms of a positive order, not of {order}")
+    gradients.flush()
+    total = norm(gradients, order)
+    if error_if_nonfinite and not math.isfinite(float(total)):
+        raise GradientError(
+            f"the gradient norm of order {order} is {float(total)}, so gradients cannot be clipped; "
+            "look at store.norms() for the variable, or pass error_if_nonfinite=False"
+        )
+    if per_tensor:
+        clip_each_(gradients, max_norm, order)
+        return total
+    coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+    each_stream_(gradients, lambda stream: stream.mul_(coefficient.to(stream.dtype)))
+    # A norm that is NaN or infinite makes NaN of the zeros between variables as well, and they count in no norm.
+    for region, padding in gradients.plans().padding.items():
+        gradients.stream(region).index_fill_(0, padding, 0.0)
+    clear_masked(gradients.registry)
+    return total
+
+
+def clip_each_(gradients: Gradients, max_norm: float, order: float) -> None:
+    """Clips the norm of each variable's gradient by itself."""
+    plans = gradients.plans()
+    each = plans.variable_norms(gradients.collect(plans).sources, order, values=False)[1]
+    coefficients = torch.clamp(max_norm / (each + 1e-6), max=1.0).unbind()
+    pairs = zip(gradients.gathered(plans.variables), coefficients, strict=True)
+    present = [(grad, coefficient) for grad, coefficient in pairs if grad is not None]
+    if present:
+        torch._foreach_mul_([grad for grad, _ in present], [coefficient for _, coefficient in present])
+    gradients.rewritten()
+
+
+@torch.no_grad()
+def clip_value_(gradients: Gradients, clip_value: float) -> None:
+    """See `VarStore.clip_grad_value_`."""
+    gradients.flush()
+    each_stream_(gradients, lambda stream: stream.clamp_(-clip_value, clip_value))
+
+
+def each_stream_(gradients: Gradients, operation: Callable[[Tensor], Tensor]) -> None:
+    for part in gradients.plans().parts:
+        operation(gradients.stream(part.region))
+    gradients.rewritten()

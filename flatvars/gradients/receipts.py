@@ -1,0 +1,49 @@
+"""Receipts: which gradients in `.grad` a step has used, told later, from as little as can be kept of them.
+
+`.grad` of a stepped parameter stays where it is, as torch leaves it. A checkpoint must know whether it belongs to the
+past. It does if the cycle began with zeroed gradients, for then the next one will, and the tensors are those of the
+step, unchanged. Where nobody zeroes gradients, they add up, and are never past.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+from torch import Tensor
+
+WITNESSES = 128
+"""Tensors that are looked at. Of more than these, every n-th: zeroing, a backward pass and clipping reach many at once,
+and to keep an eye on all would cost a step as much as reading them twice."""
+
+
+class Receipt:
+    """What one step used.
+
+    Args:
+        grads: The gradients, as they lie in `.grad`.
+        ends: Whether the step ended their cycle.
+    """
+
+    def __init__(self, grads: Sequence[Tensor], touched: list[bool], ends: bool) -> None:
+        self.touched = touched
+        self.ends = ends
+        chosen = grads[:: -(-len(grads) // WITNESSES) or 1]
+        self._witnesses = [weakref.ref(grad) for grad in chosen]
+        self._versions = [grad._version for grad in chosen]
+
+    def is_alive(self) -> bool:
+        """Whether the tensors are still there, whatever was added to them."""
+        return all(tensor is not None for tensor in map(_look, self._witnesses))
+
+    def holds(self) -> bool:
+        """Whether they are as the step left them."""
+        tensors = map(_look, self._witnesses)
+        return [None if tensor is None else tensor._version for tensor in tensors] == self._versions
+
+
+def _look(reference: weakref.ref[Tensor]) -> Tensor | None:
+    tensor = reference()
+    if tensor is not None:
+        tensor._fix_weakref()  # type: ignore[attr-defined]  # as torch.utils.weak does where C++ alone held on to it
+    return tensor

@@ -1,0 +1,91 @@
+"""What a module holds, with all names and places, and whether a store can take it."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+
+from ..errors import SpecError
+from ..memory.spec import VarSpec, contiguous_stride, is_dense
+from ..variables.places import Place
+from ..variables.registry import variable_of
+from ..variables.variable import byte_range
+
+
+@dataclass
+class Found:
+    """A tensor of a module, with every name and place it has there."""
+
+    tensor: Tensor
+    names: list[str] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+
+
+def find_tensors(module: nn.Module, prefix: str, buffers: bool) -> list[Found]:
+    """Parameters in registration order, then buffers if asked for; tied ones once, with all their names."""
+    found: dict[int, Found] = {}
+    root = weakref.ref(module)
+    for kind in ("_parameters", "_buffers") if buffers else ("_parameters",):
+        for path, owner in module.named_modules(remove_duplicate=False):
+            parts = tuple(path.split(".")) if path else ()
+            for attribute, tensor in getattr(owner, kind).items():
+                if tensor is None:
+                    continue
+                entry = found.setdefault(id(tensor), Found(tensor))
+                entry.names.append(".".join(part for part in (prefix, path, attribute) if part))
+                if not any(place.owner() is owner and place.attribute == attribute for place in entry.places):
+                    entry.places.append(Place(weakref.ref(owner), attribute, root, parts))
+    return list(found.values())
+
+
+def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
+    """The spec of a module's tensor.
+
+    Raises:
+        SpecError: a lazy, sparse, quantized, complex or subclassed tensor.
+    """
+    tensor, name = found.tensor, found.names[0]
+    if isinstance(tensor, UninitializedTensorMixin):
+        raise SpecError(f"{name!r} is a lazy parameter without a shape yet; run one forward pass before adopting")
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise SpecError(f"{name!r} is {tensor.layout} and quantized={tensor.is_quantized}; only dense tensors are held")
+    if tensor.is_complex():
+        raise SpecError(f"{name!r} is {tensor.dtype}; hold torch.view_as_real of it as a parameter instead")
+    if type(tensor.data) is not Tensor:
+        raise SpecError(
+            f"{name!r} holds a {type(tensor.data).__name__}, a tensor subclass with its own memory; adopt plain tensors"
+        )
+    shape, stride = tuple(tensor.shape), tensor.stride()
+    # An expanded or sliced tensor does not fill its memory: it becomes row-major, with the same values.
+    stride = stride if is_dense(shape, stride) else contiguous_stride(shape)
+    kind = tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype
+    return VarSpec(name, shape, kind, stride, trainable=tensor.requires_grad)
+
+
+def check_memory(found: list[Found]) -> None:
+    """Raises where a tensor belongs to a store already, or two share memory without being one object."""
+    ranges: list[tuple[int, int, int, str]] = []
+    for entry in found:
+        owner = variable_of(entry.tensor)
+        if owner is not None:
+            raise SpecError(
+                f"{entry.names[0]!r} belongs to a store already, as {owner[1].name!r}; one parameter lies in one "
+                "buffer: use that store, or adopt a deepcopy of the module"
+            )
+        tensor = entry.tensor
+        if isinstance(tensor, UninitializedTensorMixin) or tensor.layout != torch.strided:
+            continue
+        if tensor.numel() and not tensor.is_meta:
+            ranges.append((*byte_range(tensor), tensor.untyped_storage().data_ptr(), entry.names[0]))
+    ranges.sort()
+    for (_, stop, storage, name), (first, _, other_storage, other) in itertools.pairwise(ranges):
+        if first < stop and storage == other_storage:
+            raise SpecError(
+                f"{name!r} and {other!r} share memory but are different objects, so they would come apart in the "
+                "store; tie them by assigning one Parameter to both modules"
+            )

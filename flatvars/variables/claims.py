@@ -1,0 +1,52 @@
+"""Which store a tensor belongs to: one table for all of them."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Protocol
+
+from torch import Tensor
+
+from .variable import Variable
+
+
+class Owner(Protocol):
+    """Whoever holds variables in creation order."""
+
+    variables: list[Variable]
+
+
+# Keyed by identity: a Parameter cannot be hashed by value, and a weak reference to it would forbid
+# torch.utils.swap_tensors. An entry counts only while the owner still holds that very object.
+_claims: dict[int, tuple[weakref.ref[Owner], int]] = {}
+
+
+class Claims:
+    """What one owner claims; forgotten when it is gone."""
+
+    def __init__(self, owner: Owner) -> None:
+        self._owner = weakref.ref(owner)
+        self._ids: list[int] = []
+        weakref.finalize(owner, _forget, self._ids)
+
+    def add(self, variable: Variable) -> None:
+        """Notes that the variable's tensor belongs to the owner."""
+        _claims[id(variable.param)] = self._owner, variable.index
+        self._ids.append(id(variable.param))
+
+
+def owner_of(tensor: Tensor) -> tuple[Owner, Variable] | None:
+    """The owner of a tensor and the variable it is there, or None."""
+    reference, index = _claims.get(id(tensor), (None, 0))
+    owner = reference() if reference is not None else None
+    if owner is None or index >= len(owner.variables) or owner.variables[index].param is not tensor:
+        return None
+    return owner, owner.variables[index]
+
+
+def _forget(ids: list[int]) -> None:
+    """Forgets tensors of an owner that is gone, unless another one claims an object of the same identity by now."""
+    for key in ids:
+        reference, _ = _claims.get(key, (None, 0))
+        if reference is not None and reference() is None:
+            del _claims[key]

@@ -1,0 +1,242 @@
+"""The alias guard: whether tensors still lie in their store, and modules still use them.
+
+One guard for all who ask: a step, `accumulate` and norms (of what is trained), saves, snapshots, loads and copies (of
+everything), carves (of memory alone). What it finds in order costs a few loops in C, 0.1 to 0.2 us a variable.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AliasError
+from ..memory.streams import VALUES
+from .binding import describe_stray
+from .claims import owner_of
+from .places import Place, Watch, follow_path, places_below
+from .variable import Variable
+
+_address = torch.Tensor.data_ptr
+_stride = torch.Tensor.stride
+
+
+class Carver(Protocol):
+    """What a guard asks of the registry."""
+
+    device: torch.device
+
+    def view(self, stream: str, variable: Variable) -> Tensor: ...
+
+    def is_bound(self, variable: Variable, param: Tensor) -> bool: ...
+
+    def addresses(self, variables: Sequence[Variable]) -> list[int]: ...
+
+    def move_in(self, variable: Variable, param: Tensor) -> None: ...
+
+
+class AliasGuard:
+    """Watches over some carved variables until spans move or the variables change.
+
+    Attributes:
+        variables: Which.
+    """
+
+    def __init__(self, registry: Carver, variables: Sequence[Variable]) -> None:
+        # Weak: the registry keeps guards, and buffers must go with the last handle.
+        self._reference = weakref.ref(registry)
+        self.variables = list(variables)
+        self._watch: Watch | None = None  # none before the first look
+        self._note()
+
+    @property
+    def _registry(self) -> Carver:
+        registry = self._reference()
+        assert registry is not None
+        return registry
+
+    def _note(self) -> None:
+        self._params = [v.param for v in self.variables]
+        self._matrices = [p for p in self._params if p.dim() > 1]
+        self._strides = [v.spec.stride for v in self.variables if len(v.spec.shape) > 1]
+        self._addresses = self._registry.addresses(self.variables)
+
+    # What is asked --------------------------------------------------------------------------------------------------
+
+    def check_memory(self) -> None:
+        """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds.
+
+        A buffer is taken in again, as by `check_values`.
+        """
+        if self._in_place():
+            return
+        for variable in self.variables:
+            if not self._registry.is_bound(variable, variable.param) and not self._take_in(variable):
+                raise AliasError(describe_stray(variable, self._registry.view(VALUES, variable)))
+        self._note()
+
+    def check(self) -> None:
+        """The same, and that modules use the parameters: else they would be trained for nothing.
+
+        Raises:
+            AliasError: a parameter left the store, or another one took its place in a module.
+        """
+        self.check_memory()
+        if self._watch is None or not self._watch.intact():
+            self._follow(reads=False)
+
+    def check_values(self) -> None:
+        """The same for who reads the values of all variables: one that modules do not use any more has stale values.
+
+        A buffer that was replaced by one of the same shape and dtype is taken in again: its values are copied, and it
+        lies in the store from now on.
+        """
+        self.check_memory()
+        if self._watch is None or not self._watch.intact():
+            self._follow(reads=True)
+
+    # What is done about it ------------------------------------------------------------------------------------------
+
+    def _in_place(self) -> bool:
+        addresses = list(map(_address, self._params))
+        if addresses != self._addresses:
+            # share_memory_() moves a whole buffer with everything in it: that is no parameter gone astray.
+            self._addresses = self._registry.addresses(self.variables)
+        return addresses == self._addresses and list(map(_stride, self._matrices)) == self._strides
+
+    @torch.no_grad()
+    def _take_in(self, variable: Variable) -> bool:
+        """Makes the tensor that modules hold instead of a buffer the variable's; whether there was one that fits."""
+        if isinstance(variable.param, nn.Parameter):
+            return False
+        now = {id(tensor): tensor for tensor in (place.tensor() for place in variable.places) if tensor is not None}
+        found = list(now.values()) or [variable.param]
+        if len(found) > 1 or not _fits(self._registry, variable, found[0]):
+            return False
+        self._registry.move_in(variable, found[0])
+        return True
+
+    def _follow(self, reads: bool) -> None:
+        """Goes after variables that modules hold elsewhere now (pruning, wrappers); raises where one is lost."""
+        below: dict[int, dict[int, list[Place]]] = {}
+        for variable in self.variables:
+            missing = [place for place in variable.places if place.tensor() is not variable.param]
+            if not missing or (reads and self._take_in(variable)):
+                continue
+            used = [place for place in variable.places if place not in missing]
+            used += [place for place in _search(variable.param, missing, below) if place not in used]
+            for place in missing:
+                _check_place(variable, place, bool(used), reads)
+            variable.places = used or variable.places
+        self._params = [v.param for v in self.variables]
+        self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
+
+
+def holds(tensor: Tensor) -> bool:
+    """Whether a tensor is a variable's, of any store."""
+    return owner_of(tensor) is not None
+
+
+def current_param(variable: Variable) -> Tensor:
+    """What modules hold now: another tensor only if they agree on it, none holds the old one, and no store this one."""
+    missing = [place for place in variable.places if place.tensor() is not variable.param]
+    if len(missing) < len(variable.places) or _search(variable.param, missing, {}):
+        return variable.param
+    found = [place.tensor() for place in missing]
+    first = found[0] if found else None
+    if first is None or not all(tensor is first for tensor in found) or holds(first):
+        return variable.param
+    return first if isinstance(first, nn.Parameter) == isinstance(variable.param, nn.Parameter) else variable.param
+
+
+def _search(tensor: Tensor, missing: Sequence[Place], below: dict[int, dict[int, list[Place]]]) -> list[Place]:
+    """Where the modules of some places hold a tensor now.
+
+    Args:
+        below: All places in each module that was gone through already.
+    """
+    found: list[Place] = []
+    for place in missing:
+        root = place.root() or place.owner()
+        if root is not None:
+            if id(root) not in below:
+                below[id(root)] = places_below(root)
+            found += [place for place in below[id(root)].get(id(tensor), []) if place not in found]
+    return found
+
+
+def _fits(registry: Carver, variable: Variable, tensor: Tensor) -> bool:
+    """Whether a tensor that replaced a buffer may be taken in as it is."""
+    if type(tensor) is not Tensor or tensor.layout != torch.strided or holds(tensor) != (tensor is variable.param):
+        return False
+    return (tensor.shape, tensor.dtype, tensor.device) == (variable.shape, variable.dtype, registry.device)
+
+
+# Faults ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_place(variable: Variable, place: Place, used: bool, reads: bool) -> None:
+    """Raises AliasError if what stands at a place makes the variable useless.
+
+    Args:
+        used: Whether modules hold the variable elsewhere.
+        reads: Whether its values are wanted.
+    """
+    tensor = place.tensor()
+    if tensor is None:
+        if not used and not variable.frozen and not place.cleared():
+            _check_module(variable, place)
+    elif holds(tensor):
+        if reads and not used and not variable.frozen:
+            _explain_tied(variable, place)
+    elif isinstance(tensor, nn.Parameter) or (reads and not variable.frozen):
+        _explain_replaced(variable, place, tensor)
+
+
+def _check_module(variable: Variable, place: Place) -> None:
+    """Raises where a module lost the parameter, or was replaced by one that trains others; removing one is no fault."""
+    root, owner = place.root(), place.owner()
+    last, end = (owner, owner) if root is None else follow_path(root, place.path)
+    if end is not None and end is owner:
+        _explain_gone(variable, place)
+    if last is None or last is root or any(map(holds, (*last.parameters(), *last.buffers()))):
+        return
+    foreign = [name for name, param in last.named_parameters() if param.requires_grad]
+    if foreign:
+        raise AliasError(
+            f"variable {variable.name!r} is no longer used: its module {'.'.join(place.path)!r} was replaced by a "
+            f"{type(last).__name__}, whose parameters ({', '.join(foreign[:3])}) the store does not hold. Call "
+            f"store.freeze({variable.name!r}) for what is gone, and store.add_module(module, prefix) for the new one"
+        )
+
+
+def _label(place: Place) -> str:
+    return f"{type(place.module()).__name__}.{place.attribute}"
+
+
+def _explain_replaced(variable: Variable, place: Place, tensor: Tensor) -> NoReturn:
+    kind = "Parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+    raise AliasError(
+        f"variable {variable.name!r} is no longer used: {_label(place)} holds another {kind} of shape "
+        f"{tuple(tensor.shape)} and dtype {tensor.dtype}, which the store does not hold. Call store.rebind() to "
+        "take the new one in under the same name"
+    )
+
+
+def _explain_tied(variable: Variable, place: Place) -> NoReturn:
+    raise AliasError(
+        f"variable {variable.name!r} is no longer used, and its values are stale: {_label(place)} holds the tensor of "
+        f"another variable, tied to it after adoption. Adopt the tied module into a new store; or call "
+        f"store.freeze({variable.name!r}) if the stale values may be kept"
+    )
+
+
+def _explain_gone(variable: Variable, place: Place) -> NoReturn:
+    raise AliasError(
+        f"variable {variable.name!r} is no longer used: {_label(place)} is not a parameter any more (weight_norm and "
+        "other reparametrizations make new ones). Reparametrize first and adopt the module into a new VarStore; or "
+        f"call store.freeze({variable.name!r}) and store.add(name, parameter) for the new ones"
+    )
