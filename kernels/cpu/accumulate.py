@@ -70,7 +70,8 @@ def kernel(stream: str | None, dtype: type) -> Any:
     """Machine code of `(record, leader) -> finished`; `stream` is the format of what is written, if anything is."""
     take = _norm_tile(dtype) if stream is None else _gather_tile(stream, dtype)
     write_norm, size = norm_writer(word, dtype), np.dtype(dtype).itemsize
-    store_squares, room = unit_squares(float_type(dtype)), stack(TILE * size)
+    store_squares, room, zero = unit_squares(float_type(dtype)), stack(TILE * size), dtype(0.0)
+    store = element_store(FORMATS[np.dtype(dtype).name], float_type(dtype), 1, 0)
 
     @compiled
     def factor_of(record: Any) -> Any:
@@ -88,7 +89,12 @@ def kernel(stream: str | None, dtype: type) -> Any:
                 last = min(first + chunk, count)
                 for tile in range(first, last):
                     place, length = take(record, word(record, "tiles") + 40 * tile, factor, memory)
-                    store_squares(place, length, squares + size * read_int32(firsts, tile))
+                    out = squares + size * read_int32(firsts, tile)
+                    if place != 0:
+                        store_squares(place, length, out)
+                    else:
+                        for unit in range(read_int32(firsts, tile + 1) - read_int32(firsts, tile)):
+                            store(out, unit, zero)
                 fetch_add(record + 8 * DONE, last - first)
                 first = fetch_add(record + 8 * NEXT, chunk)
         if leader == 0 or not wait(record, count):
@@ -100,7 +106,7 @@ def kernel(stream: str | None, dtype: type) -> Any:
 
 
 def _norm_tile(dtype: type) -> Any:
-    """`(record, row, factor, memory) -> (address, count)` of the gradients of a tile; none where it has no gradient."""
+    """`(record, row, factor, memory) -> (address, count)` of the gradients of a tile; address 0 where it has none."""
     source, found, one = tile_source(dtype), written_finder(float_type(dtype)), dtype(1.0)
 
     @compiled
@@ -114,8 +120,10 @@ def _norm_tile(dtype: type) -> Any:
         entry, written = word(record, "sources") + 16 * variable, word(record, "written")
         address = read_int(entry, 0)
         if address == 0:
-            return memory, 0
-        if written != 0 and read_byte(written, variable) == 0 and is_written(record, entry, row, count, memory):
+            return 0, count
+        if written != 0 and read_byte(written, variable) == 0:
+            if not is_written(record, entry, row, count, memory):
+                return 0, count  # an infinite factor would make NaN of it
             write_byte(written, variable, 1)
         if frozen != 0:
             frozen += read_int(row, 0)

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from ..lang import INTERPRETED
-from .compile import sqrt_rn
 from ..segments import UNIT
+from .compile import sqrt_rn
 
 UNIT_ELEMENTS = tl.constexpr(UNIT)
 GROUP_UNITS = 1024
