@@ -119,7 +119,7 @@ def is_wide(fill: Fill) -> bool:
 def variable_rows(fills: Sequence[Fill], seed: int, axes: int) -> Int64s:
     """[variables, columns] int64: kind, seed, key, whether wide, first index, base, numbers, axes."""
     rows = np.zeros((len(fills), AXES_AT + 2 * axes), dtype=np.int64)
-    rows[:, AXES_AT :: 2] = 1
+    rows[:, AXES_AT::2] = 1
     rows[:, 0] = [fill.draw.kind for fill in fills]
     rows[:, 1] = np.uint64(seed).astype(np.int64)
     rows[:, 2] = np.array([fill.key for fill in fills], dtype=np.uint64).view(np.int64)
@@ -129,7 +129,7 @@ def variable_rows(fills: Sequence[Fill], seed: int, axes: int) -> Int64s:
     draws = list({id(fill.draw): fill.draw for fill in fills}.values())
     position = {id(draw): i for i, draw in enumerate(draws)}
     numbers = np.stack([number_row(draw) for draw in draws])
-    rows[:, HEAD : AXES_AT] = numbers[[position[id(fill.draw)] for fill in fills]]
+    rows[:, HEAD:AXES_AT] = numbers[[position[id(fill.draw)] for fill in fills]]
     for i in np.flatnonzero(rows[:, 3] == 0).tolist():
         flat = np.array(fills[i].axes).ravel()
         rows[i, rows.shape[1] - len(flat) :] = flat

@@ -137,9 +137,7 @@ def split_exponent(x: Any) -> tuple[Any, Any]:
     """x = mantissa * 2^exponent of a normal positive number, mantissa in [sqrt(1/2), sqrt(2)), both of x's dtype."""
     x = np.asarray(x)
     # Bits of sqrt(1/2), length of the mantissa, of float64 and float32.
-    integer, half, length = (
-        (np.int64, 0x3FE6A09E667F3BCD, 52) if x.dtype == np.float64 else (np.int32, 0x3F3504F3, 23)
-    )
+    integer, half, length = (np.int64, 0x3FE6A09E667F3BCD, 52) if x.dtype == np.float64 else (np.int32, 0x3F3504F3, 23)
     bits = x.view(integer) - integer(half)
     mantissa = ((bits & integer((1 << length) - 1)) + integer(half)).view(x.dtype)
     return mantissa[()], (bits >> integer(length)).astype(x.dtype)[()]

@@ -1,1 +1,1 @@
-"""The CPU backend: rules and launches compiled by Numba, through LLVM, over the tables that the GPU kernels walk too."""
+"""Numba's kernels, for CPUs, over the tables that Triton's walk too; one file a launch, as in `kernels/triton`."""

@@ -23,4 +23,6 @@ def check(rule: Rule) -> None:
         except NumbaError as error:
             line = getattr(getattr(error, "loc", None), "line", None)
             said = " ".join(str(error).split())
-            raise RuleError(rule.function, line, f"Numba does not compile it: {said}", "see `rule` for words") from error
+            raise RuleError(
+                rule.function, line, f"Numba does not compile it: {said}", "see `rule` for words"
+            ) from error

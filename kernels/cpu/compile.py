@@ -26,7 +26,7 @@ from . import primitives
 # In which rules and norms are computed.
 DTYPES: dict[torch.dtype, type] = {torch.float32: np.float32, torch.float64: np.float64}
 
-# `error_model`: a division by zero is infinity. `forceinline`: a call in a loop would be neither vectorized nor hoisted.
+# `error_model`: division by zero is infinity. `forceinline`: a call in a loop would be neither vectorized nor hoisted.
 # Python itself calls none of them: two wrappers fewer to compile.
 OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
@@ -66,7 +66,7 @@ class _Numbers(ast.NodeTransformer):
     def __init__(self, dtype: type, numbers: dict[str, Any]) -> None:
         self.dtype, self.numbers = dtype, numbers
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         node.decorator_list = []
         node.returns = None
         for argument in node.args.args:
@@ -76,11 +76,11 @@ class _Numbers(ast.NodeTransformer):
         node.body = [self.visit(statement) for statement in node.body]
         return node
 
-    def visit_Subscript(self, node: ast.Subscript) -> ast.Subscript:  # noqa: N802
+    def visit_Subscript(self, node: ast.Subscript) -> ast.Subscript:
         node.value = self.visit(node.value)
         return node
 
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:  # noqa: N802
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
         """-x is 0 - x, as in Triton: it differs in the sign of zero."""
         if not isinstance(node.op, ast.USub):
             node.operand = self.visit(node.operand)
@@ -89,7 +89,7 @@ class _Numbers(ast.NodeTransformer):
         ast.copy_location(difference.left, node)
         return ast.copy_location(self.generic_visit(difference), node)  # type: ignore[return-value]
 
-    def visit_Constant(self, node: ast.Constant) -> ast.expr:  # noqa: N802
+    def visit_Constant(self, node: ast.Constant) -> ast.expr:
         if isinstance(node.value, bool) or not isinstance(node.value, (int, float)):
             return node
         name = f"number_{len(self.numbers)}"
@@ -114,7 +114,10 @@ def _replaced(function: Callable[..., Any], name: str, value: Any, dtype: type) 
         return dtype(value)
     kind = type(value).__name__
     raise RuleError(
-        function, None, f"{name!r} is {kind}, neither a number nor a device function", "decorate it with device_function"
+        function,
+        None,
+        f"{name!r} is {kind}, neither a number nor a device function",
+        "decorate it with device_function",
     )
 
 

@@ -111,7 +111,10 @@ def position_of(row: Any, axes: Any, index: Any) -> Any:
 @compiled
 def on_diagonal(row: Any, index: Any) -> Any:
     columns, inner, center, period = (
-        read_int(row, HEAD), read_int(row, HEAD + 1), read_int(row, HEAD + 2), read_int(row, HEAD + 3)
+        read_int(row, HEAD),
+        read_int(row, HEAD + 1),
+        read_int(row, HEAD + 2),
+        read_int(row, HEAD + 3),
     )
     outer = index // inner
     return outer // columns % period == outer % columns and index % inner == center

@@ -1,4 +1,4 @@
-"""Gradients of a tile as numbers of the arithmetic: where they lie if they are such, else converted beside the stack."""
+"""Gradients of a tile as numbers of the arithmetic: where they lie if they are such, else converted on the stack."""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ def _reader(type_: Any, result: Any) -> Any:
     @intrinsic
     def read(typing: Any, address: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address, index = (context.cast(builder, a, t, types.int64) for a, t in zip(arguments, signature.args))
+            address, index = (
+                context.cast(builder, a, t, types.int64) for a, t in zip(arguments, signature.args, strict=True)
+            )
             return builder.load(pointer(builder, address, type_, index))
 
         return result(address, index), generate
@@ -39,7 +41,7 @@ def _writer(type_: Any, kind: Any) -> Any:
     def write(typing: Any, address: Any, index: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             address, index = (
-                context.cast(builder, a, t, types.int64) for a, t in zip(arguments[:2], signature.args[:2])
+                context.cast(builder, a, t, types.int64) for a, t in zip(arguments[:2], signature.args[:2], strict=True)
             )
             value = context.cast(builder, arguments[2], signature.args[2], kind)
             builder.store(value, pointer(builder, address, type_, index))
@@ -67,7 +69,9 @@ def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
     """Adds to an int64 that other threads add to as well, and returns what it was; orders memory both ways."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, amount = (context.cast(builder, a, t, types.int64) for a, t in zip(arguments, signature.args))
+        address, amount = (
+            context.cast(builder, a, t, types.int64) for a, t in zip(arguments, signature.args, strict=True)
+        )
         return builder.atomic_rmw("add", pointer(builder, address, I64), amount, "acq_rel")
 
     return types.int64(address, amount), generate
@@ -120,7 +124,9 @@ def mark(builder: Any, instruction: Any, streams: int, stream: int) -> None:
     """Says that an access is to one of several streams that do not overlap."""
     module = builder.module
     domain = module.add_metadata([ir.MetaDataString(module, f"flatvars {streams} streams")])
-    scopes = [module.add_metadata([ir.MetaDataString(module, f"flatvars {streams} {i}"), domain]) for i in range(streams)]
+    scopes = [
+        module.add_metadata([ir.MetaDataString(module, f"flatvars {streams} {i}"), domain]) for i in range(streams)
+    ]
     instruction.set_metadata("alias.scope", module.add_metadata([scopes[stream]]))
     others = [scope for i, scope in enumerate(scopes) if i != stream]
     if others:
@@ -143,7 +149,8 @@ def element_load(format_: Format, compute: Any, streams: int, stream: int) -> An
     @intrinsic
     def load(typing: Any, address: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            raw = load_raw(builder, format_, *arguments, streams, stream)
+            address, index = arguments
+            raw = load_raw(builder, format_, address, index, streams, stream)
             return format_.widen(builder, raw, context.get_value_type(compute))
 
         return compute(types.int64, types.int64), generate
@@ -157,7 +164,8 @@ def element_store(format_: Format, compute: Any, streams: int, stream: int) -> A
     @intrinsic
     def store(typing: Any, address: Any, index: Any, x: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            store_raw(builder, format_.round(builder, arguments[2]), *arguments[:2], streams, stream)
+            address, index, x = arguments
+            store_raw(builder, format_.round(builder, x), address, index, streams, stream)
             return context.get_dummy_value()
 
         return types.void(types.int64, types.int64, compute), generate

@@ -67,7 +67,7 @@ def _turn(builder: Any, bits: Any) -> list[Any]:
     return [builder.sitofp(x, _F32) for x in (turn, swap, sign)]
 
 
-# As float32: the half as an unsigned number, its complement, its upper 24 bits, and what `normal_pair` makes an angle of.
+# As float32: the half as an unsigned number, its complement, its upper 24 bits, and what `normal_pair` turns by.
 unsigned = _of_half(types.float32, lambda builder, x: builder.uitofp(x, _F32))
 complement = _of_half(types.float32, lambda builder, x: builder.uitofp(builder.not_(x), _F32))
 upper_bits = _of_half(types.float32, lambda builder, x: builder.uitofp(builder.lshr(x, _I32(8)), _F32))

@@ -1,4 +1,4 @@
-"""What a compiled launch is given: one row of 64-bit words, which it reads by position. A call passes its address alone.
+"""What a compiled launch is given: a row of 64-bit words, which it reads by position. A call passes its address alone.
 
 Numba's own dispatcher looks at the type of every argument of every call, which takes longer than a small launch.
 """

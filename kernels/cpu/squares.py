@@ -1,7 +1,7 @@
 """The sum of squares of a launch: units in the precision of the arithmetic, all of them in float64, in a fixed order.
 
-The order is that of `kernels/triton/squares.py`: neighbors are added, then neighbors of the results, and so on, within a
-unit of 128 elements and within a group of 1,024 units. So a norm, and with it a clipped step, has the same bits with
+The order is that of `kernels/triton/squares.py`: neighbors are added, then neighbors of the results, and so on, within
+a unit of 128 elements and within a group of 1,024 units. So a norm, and with it a clipped step, has the same bits with
 both compilers, and for any number of threads.
 """
 
@@ -124,10 +124,10 @@ def written_finder(compute: Any) -> Any:
         for block in range(count // lanes):
             if bits(address, block):
                 return True
-        for i in range(count // lanes * lanes, count):
-            if bit(address, i):
-                return True
-        return False
+        rest = count // lanes * lanes
+        while rest < count and not bit(address, rest):
+            rest += 1
+        return rest < count
 
     return found
 

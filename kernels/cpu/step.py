@@ -196,7 +196,11 @@ def kernel(dtype: type) -> Any:
     Threads call it on one record and take tiles until none is left. The leader then waits a moment for the others,
     and counts the steps if all tiles are done; if not, it returns 0, and is called once more when they are.
     """
-    source, coefficient, update = tile_source(dtype), clip_coefficient(dtype), caller(_updater_arguments(float_type(dtype)))
+    source, coefficient, update = (
+        tile_source(dtype),
+        clip_coefficient(dtype),
+        caller(_updater_arguments(float_type(dtype))),
+    )
     read = read_double if dtype is np.float64 else read_float
     size, one = np.dtype(dtype).itemsize, dtype(1.0)
     room = stack(TILE * size)
@@ -222,7 +226,18 @@ def kernel(dtype: type) -> Any:
             gradients = source(address, code, local, length, one, 0, memory, converter)
             clip = coefficient(record, read(group, 0))
             update(
-                updater, gradients, length, unscale, clip, values, start, states, start - base, frozen, group + size, step
+                updater,
+                gradients,
+                length,
+                unscale,
+                clip,
+                values,
+                start,
+                states,
+                start - base,
+                frozen,
+                group + size,
+                step,
             )
 
     def run(record: Any, leader: Any) -> Any:

@@ -82,8 +82,14 @@ def reduction(kind: str, compute: Any) -> Any:
             with builder.if_then(builder.icmp_signed("!=", left, _I64(0)), likely=False):
                 builder.store(vector(None), rest)
                 begin = builder.gep(pointer(builder, address, vector), [whole])
-                cgutils.raw_memcpy(builder, builder.bitcast(rest, element.as_pointer()), builder.bitcast(
-                    begin, element.as_pointer()), left, size, align=size)
+                cgutils.raw_memcpy(
+                    builder,
+                    builder.bitcast(rest, element.as_pointer()),
+                    builder.bitcast(begin, element.as_pointer()),
+                    left,
+                    size,
+                    align=size,
+                )
                 take(rest, size * LANES)
             found = builder.load(total)
             width = LANES

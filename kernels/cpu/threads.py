@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .compile import compiled, native
+from .compile import compiled
 from .memory import fetch_add
 from .record import DONE, Words
 
@@ -108,10 +108,10 @@ def callable_of(code: Any) -> Any:
 @compiled
 def wait(record: Any, count: Any) -> Any:
     """Whether all tiles are done, for which it waits a moment."""
-    for _ in range(PATIENCE):
-        if fetch_add(record + 8 * DONE, 0) >= count:
-            return True
-    return False
+    looks = 0
+    while looks < PATIENCE and fetch_add(record + 8 * DONE, 0) < count:
+        looks += 1
+    return looks < PATIENCE
 
 
 def chunk_of(tiles: int, threads: int) -> int:

@@ -143,9 +143,7 @@ def _check_tuple(
                 raise RuleError(function, line, found, have)
 
 
-def _check_unused(
-    function: Callable[..., Any], tree: ast.FunctionDef, argument: str, names: tuple[str, ...]
-) -> None:
+def _check_unused(function: Callable[..., Any], tree: ast.FunctionDef, argument: str, names: tuple[str, ...]) -> None:
     """A number that is declared and never read is a slip of the pen; `hyper` as a whole reads them all."""
     read: set[str] = set()
     partly = 0

@@ -118,5 +118,8 @@ def _replaced(function: Callable[..., Any], name: str, value: Any) -> Any:
         return tl.constexpr(value)
     kind = type(value).__name__
     raise RuleError(
-        function, None, f"{name!r} is {kind}, neither a number nor a device function", "decorate it with device_function"
+        function,
+        None,
+        f"{name!r} is {kind}, neither a number nor a device function",
+        "decorate it with device_function",
     )

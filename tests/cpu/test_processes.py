@@ -1,4 +1,4 @@
-"""What only a process of its own can show: forks, settings that are read once, what is imported, the end of a program."""
+"""What only a process of its own can show: forks, settings read once, what is imported, the end of a program."""
 
 from __future__ import annotations
 

@@ -39,7 +39,6 @@ def backend():
     return "triton"
 
 
-
 @triton.jit
 def known_64_kernel(inputs_ptr, out_ptr):
     """inputs: four counters and two keys."""

@@ -21,7 +21,6 @@ def backend():
     return "triton"
 
 
-
 @triton.jit
 def round_kernel(x_ptr, out_ptr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
     offset = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

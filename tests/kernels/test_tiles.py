@@ -20,7 +20,6 @@ def backend():
     return "triton"
 
 
-
 @given(LENGTHS, BLOCKS)
 def test_every_element_lies_in_one_tile(lengths, block):
     segments, numel = lay_out([(n,) for n in lengths])

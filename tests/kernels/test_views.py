@@ -156,6 +156,7 @@ def test_the_sentinel_cannot_tell_a_gradient_of_minus_zeros(rig):
     assert norm_and_written(rig)[1] == [False] * len(SHAPES)
 
 
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
 def test_two_launches_and_one_upload(rig):
     norm_and_written(rig)
     rig.spans(rig.grads.stream)[1].fill_(1.0)

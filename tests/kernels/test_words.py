@@ -1,4 +1,4 @@
-"""The words of rules: one definition, three lives (Triton, Numba, plain Python over NumPy), the same bits; and accurate."""
+"""The words of rules: one definition, three lives (Triton, Numba, NumPy), the same bits; and accurate."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def test_three_lives_of_the_same_bits(function, dtype):
 @pytest.mark.parametrize(("function", "truth"), [(lang.exp, np.exp), (lang.log, np.log)], ids=["exp", "log"])
 def test_within_two_ulp(function, truth, dtype):
     wide = np.longdouble if dtype is np.float64 else np.float64
-    x = np.concatenate([np.abs(numbers(dtype, 3)), -np.abs(numbers(dtype, 4)), np.linspace(0.5, 2.0, 20_000, dtype=dtype)])
+    x = np.concatenate(
+        [np.abs(numbers(dtype, 3)), -np.abs(numbers(dtype, 4)), np.linspace(0.5, 2.0, 20_000, dtype=dtype)]
+    )
     expected = truth(x.astype(wide))
     rounded = expected.astype(dtype)
     actual = function(x)
@@ -105,7 +107,7 @@ def test_every_word_is_a_device_function_or_a_primitive(name):
 
 
 def test_numbers_are_in_the_dtype_of_the_arithmetic():
-    """A literal of Python is a double, and a rule would run in double with it; an integer would even be one of 64 bits."""
+    """A literal of Python is a double, and a rule would run in double with it; so would one with an integer."""
 
     @device_function
     def third(x):
