@@ -17,7 +17,7 @@ from ..variables.registry import Registry
 from ..variables.selectors import Selector, as_select, fits_name
 from .description import check_names
 from .match import DTYPE_POLICIES, Rename, match, raise_problems, renamer
-from .opening import Target, opened
+from .opening import PathOrStream, opened
 from .progress import Progress
 from .resuming import Resuming
 from .source import Source
@@ -131,7 +131,7 @@ class Loading:
             self.registry.recarve(new)
 
 
-def load(registry: Registry, target: Target, options: Options) -> list[str]:
+def load(registry: Registry, target: PathOrStream, options: Options) -> list[str]:
     """Loads a checkpoint into a registry; see `VarStore.load`.
 
     Returns:

@@ -26,7 +26,5 @@ def chosen(names: Iterable[str], select: list[str] | None, where: str) -> list[s
     found = [name for name in names if fits_name(name, selector)]
     if select and not found:
         shown = ", ".join(map(repr, names[:3]))
-        raise UnknownNameError(
-            f"--select {' '.join(select)} matches none of {len(names)} names in {where}: {shown}"
-        )
+        raise UnknownNameError(f"--select {' '.join(select)} matches none of {len(names)} names in {where}: {shown}")
     return found

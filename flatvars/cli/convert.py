@@ -20,13 +20,13 @@ from .choosing import add_select, chosen
 from .show import as_json
 
 NAME = "convert"
-DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
+FLOATING = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a file, an index, or a folder")
     parser.add_argument("target", help="ends in .safetensors, .pt, .pth or .bin; or a folder that exists")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of floating tensors; as they are if not given")
+    parser.add_argument("--dtype", choices=list(FLOATING), help="of floating tensors; as they are if not given")
     add_select(parser)
     parser.add_argument("--shard-size", default=SHARD_SIZE, help=f"above which there are several files ({SHARD_SIZE})")
     parser.add_argument("--progress", action="store_true", help="show a bar when it takes long")
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     check_target(options.target)
     with opened(options.source) as source:
-        registry = _declared(source, chosen(source.values(), options.select, source.name), DTYPES.get(options.dtype))
+        registry = _declared(source, chosen(source.values(), options.select, source.name), FLOATING.get(options.dtype))
         loading = Loading(registry, source, Options(strict=False))
         loading.check()
         loading.apply()
