@@ -33,8 +33,8 @@ TOLERANCES = {
     torch.bfloat16: Tolerance(relative=2**-7, absolute=5e-7, norm=1e-6, differing=0.05),
     # One ulp (2^-10 at worst); below 2^-14 the spacing is constant, 6e-8.
     torch.float16: Tolerance(relative=2**-10, absolute=5e-7, norm=1e-6, differing=0.05),
-    # bias_correction's series ends at the 10th power: 2.4e-11 where it is longest.
-    torch.float64: Tolerance(relative=1e-10, absolute=1e-13, norm=1e-13, differing=1.0),
+    # Some ten operations of half an ulp (1e-16) each.
+    torch.float64: Tolerance(relative=2e-15, absolute=1e-15, norm=1e-15, differing=1.0),
 }
 
 # |x|^p through exp2 and log2 in float32: p * log2(x) is rounded before exp2 takes it as an exponent.
