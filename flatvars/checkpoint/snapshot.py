@@ -90,8 +90,7 @@ class Snapshot:
 
     def _give_up(self) -> dict[Key, Tensor]:
         """Its memory, for another snapshot; waits while it is being saved."""
-        if self._writer.holds(self):
-            self._writer.wait()
+        self._writer.wait_for(self)
         image, self._image = self._image, None
         return {} if image is None else {(plane.stream, plane.region): plane.held.buffer for plane in image.planes}
 

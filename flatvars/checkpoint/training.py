@@ -19,7 +19,7 @@ from ..memory.streams import GRADS, Stream
 from ..variables.registry import Registry
 from .image import Image
 from .plain import encode
-from .random_state import RandomState, capture_random
+from .random_state import capture_random
 from .records import Record
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Training:
     optimizers: list[OptimizerImage]
     schedulers: list[Any]
     gradients: dict[str, Any]
-    random: RandomState | None = None
+    random: dict[str, Any] | None = None
     scheduler_states: list[dict[str, Any]] = field(default_factory=list)
 
     def describe(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Training:
             "optimizers": [optimizer.describe() for optimizer in self.optimizers],
             "schedulers": self.scheduler_states,
             "gradients": self.gradients,
-            "random": None if self.random is None else self.random.content,
+            "random": self.random,
         }
 
 
@@ -107,7 +107,7 @@ def capture_training(registry: Registry, image: Image, optimizers: Any, schedule
             gradient.
     """
     chosen, scheduled = as_list(optimizers), as_list(schedulers)
-    random = capture_random(registry.device, rng) if rng else None
+    random, loose = capture_random(registry.device, rng) if rng else (None, {})
     gradients = {"mode": registry.gradients.mode, "touched": [], "spent": False, "fresh": False, "pending": []}
     image.training = Training([_capture(registry, image, o) for o in chosen], scheduled, gradients, random)
     for scheduler in scheduled:
@@ -115,8 +115,7 @@ def capture_training(registry: Registry, image: Image, optimizers: Any, schedule
         image.training.scheduler_states.append({"class": kind, "state": encode(scheduler.state_dict(), kind)})
     if chosen:
         _capture_gradients(registry, image, gradients)
-    if random is not None:
-        image.loose.update(random.tensors)
+    image.loose.update(loose)
 
 
 def check_optimizer(registry: Registry, optimizer: Any) -> None:
