@@ -6,7 +6,7 @@ Triton's kernels and the CPU's read the same table: `[variables, 2]` int64, addr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import compress
 from operator import attrgetter, is_not
@@ -104,12 +104,15 @@ class Sources:
         touched: Which variables have a gradient.
         dtype: Of all of them, or None where they differ.
         aligned: Whether all lie on 16-byte boundaries.
+        viewed: Whether they are views of the stream, which are there whether written or not: `touched` then says which
+            variables have an element. The launch of the norm finds out which were written, and must come first.
     """
 
     table: Tensor
     touched: Sequence[bool]
     dtype: torch.dtype | None
     aligned: bool
+    viewed: bool = False
 
 
 class AddressTable:
@@ -159,6 +162,22 @@ class AddressTable:
         starts = self._starts if all(touched) else self._starts[np.array(touched, dtype=bool)]
         addresses = (starts * stream.element_size() + stream.data_ptr()).tolist()
         return self._point(touched, addresses, [stream.dtype] * len(addresses))
+
+    def viewed(self, stream: Tensor, told: Sequence[bool] | None = None) -> Sources:
+        """Points every variable into the flat gradient stream; which were written, the launch of the norm finds out.
+
+        A stream starts as -0.0, which adds nothing: a variable of which every element still is -0.0 was not written.
+
+        Args:
+            told: Which variables have a gradient; read for those without elements alone, of which no launch can tell.
+        """
+        numels = self.segments.numels
+        if 0 in numels:
+            told = told or [False] * len(numels)
+            touched = [bool(numel or known) for numel, known in zip(numels, told, strict=True)]
+        else:
+            touched = [True] * len(numels)
+        return replace(self.gathered(stream, touched), viewed=True)
 
     def _point(self, touched: list[bool], addresses: list[int], dtypes: list[torch.dtype]) -> Sources:
         # Once a graph was captured, a replay may have put its own addresses into the table: what was seen is no proof.

@@ -48,7 +48,7 @@ class NormSlot:
 
     Attributes:
         norm: [] that the norm over all regions so far is written to.
-        sums: [regions] sums of squares, shared by the plans of one norm.
+        sums: float64 [regions] sums of squares, shared by the plans of one norm.
         slot: This region among them; launches of one norm run in slot order.
     """
 
@@ -101,14 +101,22 @@ class Launches(Protocol):
     ) -> None:
         """Writes `scale` times the gradients into `stream`, or adds them, and the norm of what it then holds.
 
-        With no stream, the norm of the gradients alone, divided by `grad_scale` if given.
+        With no stream, the norm of the gradients alone, divided by `grad_scale` if given; of `sources.viewed`, it also
+        notes for `written`, `step` and later launches which variables were written: those of which an element is not
+        -0.0, masked or not, and those without elements that have an address.
         """
+
+    def written(self) -> Tensor:
+        """Which variables the last norm of viewed sources found written, bool [variables] on the device."""
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """Writes the norms of every variable, [variables, 2]: of its value and its gradient; 0 where not given."""
 
     def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
-        """Updates values and states of all variables that have a source, and counts their steps."""
+        """Updates values and states of all variables that have a source, and counts their steps.
+
+        Of `sources.viewed`, those that the last norm found written.
+        """
 
 
 class Compiler(Protocol):

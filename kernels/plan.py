@@ -21,7 +21,7 @@ class Plan:
     Args:
         launches: The kernels, over the tables of these variables.
         norm: float32 [] (float64) that every norm of this region's store or optimizer is written to.
-        sums: float32 (float64) [regions] shared by the plans of one norm.
+        sums: float64 [regions] shared by the plans of one norm.
         slot: Position of this region among them; launches of one norm run in slot order.
     """
 
@@ -42,6 +42,22 @@ class Plan:
     def gathered(self, stream: Tensor, touched: Sequence[bool]) -> Sources:
         """Gradients in the flat stream, of the variables that are touched."""
         return self.addresses.gathered(stream, touched)
+
+    def viewed(self, stream: Tensor, told: Sequence[bool] | None = None) -> Sources:
+        """Every variable as a view of the flat stream; `norm_` finds out which were written, and must run next.
+
+        Args:
+            told: Which variables have a gradient; read for those without elements alone, of which no launch can tell.
+        """
+        return self.addresses.viewed(stream, told)
+
+    def written(self, sources: Sources) -> Tensor:
+        """Which variables have a gradient, bool [variables] on the device, without a synchronization."""
+        if sources.viewed:
+            return self.launches.written()
+        touched = torch.empty(len(self.segments), dtype=torch.bool, device=self.device)
+        upload(touched, torch.tensor(sources.touched, dtype=torch.bool))
+        return touched
 
     # Launches -----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+# Elements of a unit, counted from the start of a variable. Norms are sums over units: each in the precision of the
+# arithmetic, all of them in float64, so that a norm depends on no cut into tiles, programs, threads or ranks. Every
+# block is a multiple of it.
+UNIT = 128
+
 
 def round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
@@ -85,3 +90,15 @@ def variable_table(segments: Segments, tiles: npt.NDArray[np.int64]) -> npt.NDAr
     """[variables, 3] int64: first tile, number of tiles, slot in the step counts."""
     tiles_of = np.bincount(tiles[:, 3], minlength=len(segments))
     return np.stack([np.cumsum(tiles_of) - tiles_of, tiles_of, segments.slots], axis=1).astype(np.int64)
+
+
+def unit_counts(segments: Segments) -> npt.NDArray[np.int64]:
+    """[variables] int64: units of each variable; an empty one has one unit, as it has one tile."""
+    return np.maximum(-(-np.array(segments.numels, dtype=np.int64) // UNIT), 1)
+
+
+def unit_table(segments: Segments, block: int) -> npt.NDArray[np.int32]:
+    """[tiles + 1] int32: the first unit of each tile, of the units of all variables in a row; then their number."""
+    lengths = tile_table(segments, block)[:, 2]
+    units = np.maximum(-(-lengths // UNIT), 1)
+    return np.concatenate([[0], np.cumsum(units)]).astype(np.int32)

@@ -61,7 +61,7 @@ class PlanSet:
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
-        sums = torch.zeros(len(regions), dtype=wide, device=registry.device)
+        sums = torch.zeros(len(regions), dtype=torch.float64, device=registry.device)
         self.parts: list[Part] = []
         for slot, region in enumerate(regions if self.variables else []):
             members = [k for k, v in enumerate(self.variables) if v.dtype == region]

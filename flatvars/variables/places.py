@@ -34,7 +34,7 @@ class Place(NamedTuple):
     def module(self) -> nn.Module | None:
         """What stands at the place now: the end of the path; where the root is gone, the owner alone."""
         root = self.root()
-        return self.owner() if root is None else descend(root, self.path)[1]
+        return self.owner() if root is None else follow_path(root, self.path)[1]
 
     def tensor(self) -> Tensor | None:
         """The tensor that the module there has under this name, if any."""
@@ -55,7 +55,7 @@ class Place(NamedTuple):
         return self if module is None else self._replace(owner=weakref.ref(module))
 
 
-def descend(root: nn.Module, path: Iterable[str]) -> tuple[nn.Module, nn.Module | None]:
+def follow_path(root: nn.Module, path: Iterable[str]) -> tuple[nn.Module, nn.Module | None]:
     """The last module on a path that there is; and the end of the path, None where it breaks off."""
     module = root
     for name in path:

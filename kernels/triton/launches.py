@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
-import triton
 from torch import Tensor
 
 from ..addresses import Sources
 from ..launches import NormSlot, StepInputs, Tables
 from ..rules import Rule
-from ..segments import Segments
+from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
 from .fill import fill_ as fill
 from .launch import TILE, on, program_limit
 from .norms import ORDER_INF, ORDER_OTHER, variable_norms_kernel
+from .squares import GROUP_UNITS
 from .step import step_kernel
 from .tiles import DTYPES
 
@@ -39,9 +41,32 @@ class TritonLaunches:
         device = tables.device
         self.programs = max(1, min(len(tables.tiles), program_limit(device)))
         self._compute = DTYPES[tables.compute_dtype]
-        self._partials = torch.zeros(self.programs, dtype=tables.compute_dtype, device=device)
-        self._arrived = torch.zeros(1, dtype=torch.int32, device=device)
+        firsts = unit_table(tables.segments, tables.block)
+        self._units = int(firsts[-1])
+        groups = -(-self._units // GROUP_UNITS)
+        self._firsts = torch.from_numpy(firsts).to(device)
+        self._squares = torch.zeros(self._units, dtype=tables.compute_dtype, device=device)
+        self._groups = torch.zeros(groups, dtype=torch.float64, device=device)
+        self._arrived = torch.zeros(groups + 1, dtype=torch.int32, device=device)
         self._variables_arrived = torch.zeros(len(tables.segments), dtype=torch.int32, device=device)
+
+    @cached_property
+    def _owners(self) -> Tensor:
+        """The variable of every unit, int32."""
+        owners = np.repeat(np.arange(len(self.tables.segments), dtype=np.int32), unit_counts(self.tables.segments))
+        return torch.from_numpy(owners).to(self.tables.device)
+
+    @cached_property
+    def _written(self) -> Tensor:
+        """[1 + variables] int32: number of the last norm of viewed sources, and of the last that found each written.
+
+        Numbers, so that nothing has to be cleared, and on the device, so that a captured graph goes on counting.
+        """
+        return torch.zeros(1 + len(self.tables.segments), dtype=torch.int32, device=self.tables.device)
+
+    def written(self) -> Tensor:
+        """See `Launches.written`."""
+        return self._written[1:] == self._written[0]
 
     def accumulate(
         self,
@@ -58,24 +83,29 @@ class TritonLaunches:
         with on(tables.device):
             accumulate_kernel[(self.programs,)](
                 tables.tiles,
+                self._firsts,
                 sources.table,
-                self._partials if stream is None else stream,
-                self._partials,
+                self._squares if stream is None else stream,
+                self._squares,
+                self._groups,
                 self._arrived,
+                self._owners if sources.viewed else self._firsts,
+                self._written if sources.viewed else self._arrived,
                 out.sums,
                 out.norm,
                 tables.frozen,
                 float(scale),
                 out.norm if grad_scale is None else grad_scale,
                 len(tables.tiles),
+                self._units,
                 out.slot,
                 STORE=stream is not None,
                 ADD=add,
                 SCALED=grad_scale is not None,
+                VIEWED=sources.viewed,
                 SOURCE=_triton_dtype(sources),
                 ALIGNED=sources.aligned,
                 COMPUTE=self._compute,
-                PROGRAMS=triton.next_power_of_2(self.programs),
                 BLOCK=tables.block,
                 **TILE.options(),
             )
@@ -88,7 +118,7 @@ class TritonLaunches:
                 tables.tiles,
                 tables.variables,
                 tables.variables if sources is None else sources.table,
-                self._partials if values is None else values,
+                self._squares if values is None else values,
                 torch.empty((2, len(tables.tiles)), dtype=out.dtype, device=tables.device),
                 self._variables_arrived,
                 out,
@@ -113,6 +143,7 @@ class TritonLaunches:
                 tables.tiles,
                 tables.variables,
                 sources.table,
+                self._written if sources.viewed else self._arrived,
                 inputs.hyper,
                 inputs.steps,
                 self._variables_arrived,
@@ -131,6 +162,7 @@ class TritonLaunches:
                 SCALED=inputs.grad_scale is not None,
                 FOUND_INF=inputs.found_inf is not None,
                 COUNT_SKIPS=inputs.count_skips,
+                VIEWED=sources.viewed,
                 SOURCE=_triton_dtype(sources),
                 ALIGNED=sources.aligned,
                 COMPUTE=self._compute,

@@ -9,9 +9,9 @@ where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements.
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
 even.
 Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. A variable whose
-source is 0 is untouched: no byte of it is read or written, its count stays. With SKIP and a norm that is not finite, or
-with FOUND_INF and a `found_inf` that is not 0, nothing changes but `skipped`. Where `frozen` is not 0, what was read is
-written back, bit for bit and in full width.
+source is 0 is untouched, and so is a VIEWED one that was not written: no byte of it is read or written, its count
+stays. With SKIP and a norm that is not finite, or with FOUND_INF and a `found_inf` that is not 0, nothing changes but
+`skipped`. Where `frozen` is not 0, what was read is written back, bit for bit and in full width.
 
 The step count of a variable is read by all its programs and raised by the last of them to arrive, so a launch needs no
 second pass, and a count stays where it is for the life of the optimizer: a captured graph goes on counting there.
@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from ..lang import div_rn
-from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, tile_row
+from .tiles import SOURCE_COLUMNS, VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, tile_row
 
 
 @triton.jit
@@ -78,6 +78,7 @@ def step_kernel(
     tiles_ptr,  # [tiles, 5] int64
     variables_ptr,  # [variables, 3] int64: first tile, number of tiles, slot
     sources_ptr,  # [variables, 2] int64: address (0: untouched) and dtype code
+    written_ptr,  # [1 + variables] int32, read with VIEWED: which variables the norm's launch found written
     hyper_ptr,  # [groups, COLUMNS]: max_norm, then what the rule unpacks
     steps_ptr,  # [slots] float32 in/out: steps taken
     arrived_ptr,  # [variables] int32, zero between launches
@@ -96,6 +97,7 @@ def step_kernel(
     SCALED: tl.constexpr,
     FOUND_INF: tl.constexpr,
     COUNT_SKIPS: tl.constexpr,
+    VIEWED: tl.constexpr,
     SOURCE: tl.constexpr,
     ALIGNED: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -110,8 +112,11 @@ def step_kernel(
             return
     lane = tl.arange(0, BLOCK)
     start, local, length, variable, group = tile_row(tiles_ptr, tile)
-    if tl.load(sources_ptr + variable * 2) == 0:
+    if tl.load(sources_ptr + variable * SOURCE_COLUMNS) == 0:
         return
+    if VIEWED:  # noqa: SIM102
+        if tl.load(written_ptr + 1 + variable) != tl.load(written_ptr):
+            return
     grad, _ = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
     if SCALED:
         grad = grad * div_rn(tl.full([], 1.0, COMPUTE), tl.load(grad_scale_ptr).to(COMPUTE))

@@ -1,4 +1,4 @@
-"""Device helpers every kernel shares: tile rows, 64-bit offsets, gradient sources, stores, the last program.
+"""Device helpers every kernel shares: tile rows, 64-bit offsets, gradient sources, stores.
 
 `kernels/segments.py` says what a tile is and what its row holds.
 """
@@ -101,15 +101,3 @@ def round_to(x, DTYPE: tl.constexpr):
         bits = tl.where(x == x, rounded, 0x7FC00000).to(tl.uint32)
         x = bits.to(tl.float32, bitcast=True)
     return x.to(DTYPE)
-
-
-@triton.jit
-def arrive(counter_ptr):
-    """Counts this program in; true for the last one of the launch, which also resets the counter.
-
-    Release and acquire at device scope: what every program stored before arriving, the last one sees.
-    """
-    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel") == tl.num_programs(0) - 1
-    if last:
-        tl.store(counter_ptr, 0)
-    return last

@@ -177,6 +177,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.process
 def test_as_a_program(path: Path) -> None:
     done = run("verify", str(path))
     assert (done.returncode, done.stderr) == (0, "")

@@ -28,6 +28,7 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     found = re.match(r"(\d+) killed, version (\d+)", run("random", str(tmp_path), "250"))
     assert found is not None
@@ -35,14 +36,14 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert int(found[2]) > 20, "children were killed before they saved anything"
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_killed_at_every_call_to_the_system(tmp_path: Path) -> None:
     found = re.match(r"(\d+) killed", run("steps", str(tmp_path), "200"))
     assert found is not None
     assert int(found[1]) >= 40
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_processes_that_save_to_one_path_never_mix(tmp_path: Path) -> None:
     found = re.match(r"(\d+) reads", run("rivals", str(tmp_path), "15"))
     assert found is not None
@@ -78,6 +79,7 @@ assert bool((fresh["weight"].value == 1).all())
 """
 
 
+@pytest.mark.process
 def test_a_limit_on_file_sizes_leaves_the_old_file(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CHILD, str(tmp_path / "model.safetensors"), "500000"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -86,6 +88,7 @@ def test_a_limit_on_file_sizes_leaves_the_old_file(tmp_path: Path) -> None:
     assert "What was there before is untouched" in done.stdout
 
 
+@pytest.mark.process
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     """On a small file system of the test's own, mounted in a namespace."""
     folder = tmp_path / "small"

@@ -39,6 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
+@pytest.mark.process
 def test_ten_steps_a_new_process_and_ten_more_are_twenty(name: str, runs: Path) -> None:
     straight: dict[str, Any] = torch.load(runs / f"{name}.straight")
     resumed: dict[str, Any] = torch.load(runs / f"{name}.second")
@@ -51,6 +52,7 @@ def test_ten_steps_a_new_process_and_ten_more_are_twenty(name: str, runs: Path) 
             assert value == resumed[key], key
 
 
+@pytest.mark.process
 def test_skipped_steps_were_skipped(runs: Path) -> None:
     assert torch.load(runs / "adamw.second")["skipped"] == 1
     assert torch.load(runs / "micro-batches accumulated.second")["skipped"] == 0

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from flatvars.kernels.triton.launch import TILE
-from tests.support.catch import PROGRAMS, accumulate_launch
+from flatvars.kernels.triton.squares import GROUP_UNITS
+from tests.support.catch import accumulate_launch
 from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threads
 
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
@@ -25,8 +26,8 @@ def check(code, mode, source):
     read, written = STREAMS[mode]
     assert code.wide("ld") == wide(code.target, source.itemsize) + read * wide(code.target, 4)
     assert code.wide("st") == written * wide(code.target, 4)
-    # A partial sum, the counter, the region's sum, the norm.
-    assert [width for width in code.widths["st"] if width != 16] == [4] * 4
+    # Sums of units, a group's counter, its sum, the counter of groups, the region's sum, the norm.
+    assert sorted(width for width in code.widths["st"] if width != 16) == [4, 4, 4, 4, 8, 8]
     assert code.spilled == 0
 
 
@@ -36,7 +37,8 @@ def check(code, mode, source):
 def test_cuda(target, mode, source):
     code = compile_for(target, accumulate_launch(mode, source))
     check(code, mode, source)
-    assert code.double_arithmetic() == []
+    assert code.double_per_tile() == []
+    assert {"add.f64", "add.rn.f64"} & set(code.double_arithmetic())
     assert ".local" not in code.assembly
     assert "fma." not in code.assembly
     assert code.narrow_products() == []
@@ -54,8 +56,8 @@ def test_a_mask_is_8_bytes_a_thread(target, mode):
     masked = compile_for(target, accumulate_launch(mode, masked=True))
     plain = compile_for(target, accumulate_launch(mode))
     check(masked, mode, torch.float32)
-    # The norm alone has no other use for where a tile starts in the region; AMD reads that with a scalar instruction.
-    start = mode == "norm" and target is not GFX942
+    # The norm alone has no other use for where a tile starts in the region.
+    start = mode == "norm"
     assert masked.more_loads_than(plain) == Counter({4: 2, 8: int(start)})
     assert masked.shared == plain.shared
 
@@ -66,12 +68,35 @@ def test_misaligned_sources_leave_the_stream_wide():
     assert code.wide("st") == wide(SM90, 4)
 
 
+@pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
+def test_a_tile_is_added_up_within_warps(target):
+    """Neighbors first: a warp holds whole units, so one exchange between warps a tile is left, to store the sums."""
+    code = compile_for(target, accumulate_launch("norm"))
+    tile = code.assembly.split("atom.global")[0]
+    assert len(re.findall(r"bar\.sync", tile)) <= 3
+    assert len(re.findall(r"shfl\.sync", tile)) == 5 * TILE.block // (threads(target) * 4)
+
+
 def test_last_program_sees_what_the_others_stored():
-    """Release and acquire at device scope, then loads that bypass the L1 cache."""
+    """Release and acquire at device scope behind a barrier, then loads that bypass the L1 cache."""
     code = compile_for(SM90, accumulate_launch("norm"))
-    assert re.findall(r"atom\.global\.gpu\.acq_rel\.add", code.assembly)
-    padded = 1 << (PROGRAMS - 1).bit_length()
-    assert len(re.findall(r"@%p\d+ ld\.global\.cg\.b32", code.assembly)) == padded // threads(SM90)
+    assert len(re.findall(r"bar\.sync[^@]*@%p\d+ atom\.global\.gpu\.acq_rel\.add", code.assembly)) == 2
+    # Units of a group, and groups.
+    assert len(re.findall(r"@%p\d+ ld\.global\.cg\.b32", code.assembly)) == GROUP_UNITS // threads(SM90)
+    assert len(re.findall(r"@%p\d+ ld\.global\.cg\.b64", code.assembly)) == GROUP_UNITS // threads(SM90)
+
+
+@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+def test_which_views_were_written_costs_no_access(target):
+    """It shows in the sums of units: what is read and written more belongs to groups."""
+    viewed = compile_for(target, accumulate_launch("norm", viewed=True))
+    plain = compile_for(target, accumulate_launch("norm"))
+    assert viewed.wide("ld") == plain.wide("ld")
+    assert viewed.spilled == 0
+    # Owners of a group's units and the launch's number; the marks, and the number raised.
+    units = GROUP_UNITS // threads(target)
+    assert len(viewed.widths["st"]) - len(plain.widths["st"]) == units + 1
+    assert viewed.double_per_tile() == []
 
 
 @pytest.mark.parametrize("mode", STREAMS)
@@ -86,8 +111,9 @@ def test_float64_gets_its_scale_in_double():
     assert compile_for(SM90, accumulate_launch("add", torch.float64)).signature["scale"] == "fp64"
 
 
-def test_neither_slot_nor_number_of_tiles_is_compiled_in():
+def test_neither_slot_nor_number_of_tiles_and_units_is_compiled_in():
     """Triton specializes integers that are 1 or multiples of 16: every store would compile its own kernel."""
     signature = compile_for(SM90, accumulate_launch("norm")).signature
     assert signature["tiles"] == "i32"
+    assert signature["units"] == "i32"
     assert signature["slot"] == "i32"

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.process,
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed"),
 ]
 

@@ -61,7 +61,10 @@ def measure(case: str) -> dict[str, int]:
     return json.loads(done.stdout)
 
 
-pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="resident bytes are read from /proc, which Linux has")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not STATUS.exists(), reason="resident bytes are read from /proc, which Linux has"),
+]
 
 
 @pytest.mark.parametrize("case", ["meta", "init"])

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from flatvars.kernels.launches import Tables
+from flatvars.kernels.triton.launches import TritonLaunches
 from tests.support import reference
 from tests.support.rig import Rig, lay_out, plan_of
 from tests.support.tolerances import assert_norm, assert_same_bits
@@ -48,6 +50,21 @@ def test_the_same_bits_every_time(device):
         assert_same_bits(norm_of(rig, grads), first)
 
 
+@pytest.mark.parametrize(("programs", "block"), [(1, 2048), (2, 2048), (7, 2048), (3, 256), (40, 128), (4, 4096)])
+def test_the_same_bits_for_any_programs_and_block(programs, block, device):
+    """A sum is cut by the position in the variable, not by the launch."""
+    torch.manual_seed(0)
+    shapes = [(140_001,), (31,), (2048,), (7, 9), (0,), (4099,)] if block == 2048 else SHAPES
+    rig, other = (Rig(shapes, device=device, fill=False) for _ in range(2))
+    grads = [grad * 10.0**k for k, grad in enumerate(rig.random_grads())]
+    launches = TritonLaunches(Tables(other.segments, device, block, None))
+    launches.programs = min(programs, len(launches.tables.tiles))
+    other.plan.launches = launches
+    assert_same_bits(norm_of(other, grads), norm_of(rig, grads))
+    rig.accumulate(grads)
+    assert_same_bits(rig.norm, norm_of(other, grads))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", [(0, 0), (0, 4999), (1, 30), (3, 62)], ids=str)
 def test_what_is_not_finite_is_never_missed(where, bad, device):
@@ -80,7 +97,10 @@ REGIONS = [torch.float32, torch.bfloat16, torch.float64]
 def test_regions_share_one_norm(store, dtypes, device):
     """Launches of one norm run in slot order, and the last leaves the norm of all."""
     wide = torch.float64 if torch.float64 in dtypes else torch.float32
-    norm, sums = torch.zeros((), dtype=wide, device=device), torch.zeros(len(dtypes), dtype=wide, device=device)
+    norm, sums = (
+        torch.zeros((), dtype=wide, device=device),
+        torch.zeros(len(dtypes), dtype=torch.float64, device=device),
+    )
     plans = []
     for slot, dtype in enumerate(dtypes):
         segments, numel = lay_out([(2100,), (30,)], dtype)

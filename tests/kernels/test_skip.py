@@ -55,7 +55,7 @@ def test_a_finite_norm_is_not_skipped(device):
 
 def test_regions_count_a_skip_once(device):
     """Only the plan in slot 0 counts: all of a step's plans see the same norm."""
-    norm, sums = torch.tensor(math.nan, device=device), torch.zeros(2, device=device)
+    norm, sums = torch.tensor(math.nan, device=device), torch.zeros(2, dtype=torch.float64, device=device)
     skipped = torch.zeros((), dtype=torch.int32, device=device)
     for slot in range(2):
         segments, numel = lay_out([(5000,), (20,)])
@@ -63,7 +63,7 @@ def test_regions_count_a_skip_once(device):
         grads = [torch.ones(shape, device=device) for shape in segments.shapes]
         values = torch.ones(numel, device=device)
         options = {"norm": norm, "max_norm": None, "skip": True, "skipped": skipped}
-        steps = torch.zeros(2, device=device)
+        steps = torch.zeros(2, dtype=torch.float64, device=device)
         plan.step_(plan.scattered(grads), SGD, values, [], [sgd_group()], steps=steps, **options)
         assert values.tolist() == [1.0] * numel
     assert skipped.item() == 1

@@ -72,10 +72,13 @@ def accumulate_launch(
     source: torch.dtype | None = None,
     shift: int = 0,
     masked: bool = False,
+    viewed: bool = False,
 ) -> Captured:
-    """Mode "overwrite", "add" or "norm"."""
+    """Mode "overwrite", "add" or "norm"; of views, if `viewed`."""
     with patch("flatvars.kernels.triton.launches.program_limit", return_value=PROGRAMS):
         rig = Rig([(PROGRAMS * TILE.block,)], dtype, masks=[None] if masked else None, fill=False)
+    if viewed:
+        return captured(lambda: rig.plan.norm_(rig.plan.viewed(rig.grads.stream)))
     grads = _grads(rig, source, shift, mixed=False)
     if mode == "norm":
         return captured(lambda: rig.plan.norm_(rig.plan.scattered(grads)))

@@ -131,6 +131,12 @@ class Code:
         named = set(re.findall(r"^\s*(?:@!?%p\d+ )?(\w+[\w.]*\.f64)\b", self.assembly, re.MULTILINE))
         return sorted(name for name in named if not name.startswith(("cvt.", "ld.", "st.", "mov.")))
 
+    def double_per_tile(self) -> list[str]:
+        """Arithmetic in double precision, in Triton's own language, of what every program does before it arrives."""
+        tiles, arrived, _ = self.ttir.partition("tt.atomic_rmw")
+        assert arrived
+        return re.findall(r"(arith\.(?:add|sub|mul|div)f|math\.\w+) [^\n]*f64", tiles)
+
     def narrow_products(self) -> list[str]:
         """Multiplications of 32-bit integers in Triton's own language: where an offset would wrap."""
         return re.findall(r"arith\.muli [^\n]*[:x ]i32\b", self.ttir)

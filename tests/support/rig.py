@@ -76,7 +76,7 @@ class Rig:
         self.compute = self.segments.compute_dtype
         self.norm = torch.zeros((), dtype=self.compute, device=device)
         self.skipped = torch.zeros((), dtype=torch.int32, device=device)
-        sums = torch.zeros(1, dtype=self.compute, device=device)
+        sums = torch.zeros(1, dtype=torch.float64, device=device)
         self.frozen = None if masks is None else self._frozen(masks)
         self.plan = plan_of(backend, self.segments, device, self.frozen, self.norm, sums, 0)
         self.steps = torch.zeros(len(shapes), dtype=torch.float32, device=device)
