@@ -88,9 +88,14 @@ class Optimizer(Conveniences):
         # Without any parameter there is no store yet: the first one says which.
         self._attach(make_registry(torch.device("cpu"), "gather") if registry is None else registry)
         self._homeless = registry is None
+        self._following = True
         super().__init__(groups, defaults)
         # Variables that are declared later join by themselves: by their group number, or by what selects a group.
         self.membership.by_number = isinstance(params, HasRegistry)
+        self._following = False
+        self._follow()
+
+    _following = False  # or being made: groups come one after the other, and are looked at when they are all there
 
     def _attach(self, registry: Registry) -> None:
         """All that belongs to this object and its store alone: a copy of the optimizer starts from here."""
@@ -150,6 +155,7 @@ class Optimizer(Conveniences):
         super().add_param_group(group)
         if selector is not None:
             self.membership.select(self.param_groups[-1], selector)
+        self._follow()
 
     def _move_to(self, registry: Registry | None) -> None:
         """To the store of the first parameter."""
@@ -172,7 +178,17 @@ class Optimizer(Conveniences):
     def follow(self) -> None:
         """Takes up what was edited in `param_groups`, and the variables that were declared, since the last time."""
         self.registry.settle()
-        exchanged = self.membership.follow(self.param_groups, self.add_param_group)
+        self._follow()
+
+    def _follow(self) -> None:
+        """The same without a carve."""
+        if self._following:
+            return
+        self._following = True
+        try:
+            exchanged = self.membership.follow(self.param_groups, self.add_param_group)
+        finally:
+            self._following = False
         if self._enrolled != self.membership.version:
             self.states.enroll(self.members())
             self._enrolled = self.membership.version

@@ -17,6 +17,7 @@ LEFT_OUT = {
     "_counted",
     "_counting",
     "_enrolled",
+    "_following",
     "_frozen",
     "_homeless",
     "_norm",

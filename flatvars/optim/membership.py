@@ -170,7 +170,7 @@ def as_list(group: dict[str, Any]) -> list[Tensor]:
 
 def explain_foreign(param: Tensor, registry: Registry | None, consequence: str) -> None:
     """Raises ForeignParameterError for a parameter that a store does not hold."""
-    about = f"a parameter of shape {tuple(param.shape)} and dtype {param.dtype}"
+    about = f"a parameter of shape {tuple(param.shape)}"
     found = variable_of(param)
     if found is not None:
         raise ForeignParameterError(

@@ -39,7 +39,8 @@ def capture(optimizer: Recorded) -> OptimizerRecord:
     found = {(name, dtype): states.find(name, dtype) for name in names for dtype in regions}
     streams = {key: stream for key, stream in found.items() if stream is not None}
     kind, loose = type(optimizer).__name__, optimizer.entries.loose()
-    return OptimizerRecord(kind, names, groups, states.steps, states.slots, states.skipped, streams, loose)
+    steps = states.steps[: len(states.slots)]
+    return OptimizerRecord(kind, names, groups, steps, states.slots, states.skipped, streams, loose)
 
 
 def hyper_of(group: dict[str, Any]) -> dict[str, Any]:
