@@ -12,7 +12,7 @@ import torch
 
 from ..errors import CheckpointError
 from .description import Description, digest_rows, metadata_of
-from .header import MAX_HEADER, METADATA, Entry, encode_entries, encode_header
+from .header import MAX_HEADER, METADATA, TensorInfo, encode_entries, encode_header
 from .records import Record
 
 
@@ -67,7 +67,7 @@ class Table:
         """Tensors as JSON; what of them the header's checksum is of; JSON of their checksums, to be filled in."""
         entries, start = {}, 0
         for row in self.rows:
-            entries[row.key] = Entry(row.dtype, row.shape, start, start + row.nbytes)
+            entries[row.key] = TensorInfo(row.dtype, row.shape, start, start + row.nbytes)
             start += row.nbytes
         sums = ",".join([quote(row.key).replace("%", "%%") + ':"%08x"' for row in self.rows])
         return encode_entries(entries), digest_rows(entries), sums

@@ -18,7 +18,7 @@ from ..variables.selectors import Selector, as_select, fits_name
 from ..variables.variable import Variable
 from .description import check_names
 from .match import DTYPE_POLICIES, Match, Rename, match, raise_problems, renamer
-from .opening import Target, opened
+from .opening import PathOrStream, opened
 from .progress import Progress
 from .random_state import PREFIX, apply_random, random_problems
 from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers, training_problems
@@ -239,7 +239,7 @@ def _can(dtypes: Mapping[int, torch.dtype], variable: Variable) -> bool:
     return dtypes.get(variable.id, variable.dtype).is_floating_point
 
 
-def load(registry: Registry, target: Target, options: Options) -> list[str]:
+def load(registry: Registry, target: PathOrStream, options: Options) -> list[str]:
     """Loads a checkpoint into a registry; see `VarStore.load`.
 
     Args:

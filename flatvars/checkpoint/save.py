@@ -14,7 +14,7 @@ from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from .contents import Content
 from .image import Image, image_of
-from .opening import Target
+from .opening import PathOrStream
 from .progress import Progress
 from .records import Catalog, catalog_of
 from .torch_file import TORCH_SUFFIXES
@@ -57,7 +57,7 @@ def capture(
     return image
 
 
-def check_target(target: Target, content: Content | None = None) -> None:
+def check_target(target: PathOrStream, content: Content | None = None) -> None:
     """Raises CheckpointError for a path whose ending says no format, before any work is done."""
     if not isinstance(target, (str, os.PathLike)):
         return
@@ -73,7 +73,9 @@ def check_target(target: Target, content: Content | None = None) -> None:
         raise CheckpointError(f"training state is saved in safetensors files; give {path.with_suffix('.safetensors')}")
 
 
-def write(content: Content, target: Target, shard_size: int | str | None = SHARD_SIZE, progress: bool = False) -> None:
+def write(
+    content: Content, target: PathOrStream, shard_size: int | str | None = SHARD_SIZE, progress: bool = False
+) -> None:
     """Writes to a path or a stream; see `VarStore.save`."""
     limit = 2**63 if shard_size is None else bytes_of_size(shard_size)
     check_target(target, content)

@@ -17,7 +17,7 @@ from ..variables.registry import HasRegistry, Registry
 from ..variables.variable import Variable
 from .background import Writer, writer_of
 from .image import Image, Plane
-from .opening import Target
+from .opening import PathOrStream
 from .random_state import apply_random
 from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers
 from .save import SHARD_SIZE, capture, check_target, write
@@ -66,7 +66,7 @@ class Snapshot:
         image = self._image
         return 0 if image is None else sum(plane.held.buffer.nbytes for plane in image.planes)
 
-    def save(self, path: Target, *, shard_size: int | str | None = SHARD_SIZE, wait: bool = False) -> None:
+    def save(self, path: PathOrStream, *, shard_size: int | str | None = SHARD_SIZE, wait: bool = False) -> None:
         """Writes a checkpoint in the background, as `VarStore.save` would have at the time of the snapshot.
 
         One save of a store is written at a time: if an earlier one is still at it, this call waits for it.

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import DamagedFileError
 from .blocks import PIECE, blocks
 from .description import Description, read_description
-from .header import Entry, listing, read_header
+from .header import TensorInfo, listing, read_header
 
 READ_AHEAD = 1 << 18
 """Bytes that a read takes at least: tensors of a few bytes, one behind the other, cost no call to the system each."""
@@ -78,7 +78,7 @@ class Source(ABC):
     """
 
     name: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorInfo]
     description: Description | None = None
 
     @abstractmethod
@@ -93,7 +93,7 @@ class Source(ABC):
         """Checksum of a tensor's bytes, where there is one."""
         return None
 
-    def values(self) -> dict[str, Entry]:
+    def values(self) -> dict[str, TensorInfo]:
         """The tensors that are values of variables."""
         name_of = None if self.description is None else self.description.name_of
         return {key: entry for key, entry in self.entries.items() if name_of is None or not name_of(key)[0]}
@@ -198,7 +198,7 @@ class Tensors(Source):
     def __init__(self, tensors: Mapping[str, Tensor], name: str, description: Description | None = None) -> None:
         self.name = name
         self.tensors = tensors
-        self.entries = {key: Entry(t.dtype, tuple(t.shape), 0, t.nbytes) for key, t in tensors.items()}
+        self.entries = {key: TensorInfo(t.dtype, tuple(t.shape), 0, t.nbytes) for key, t in tensors.items()}
         self.description = description
 
     def read(self, key: str, start: int, count: int) -> Tensor:

@@ -25,7 +25,7 @@ from .description import Description
 from .files import publication, raise_for_room, start_writeback, write_views
 from .progress import Progress
 
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 LARGE_PIECES = 256
 """Pieces of a batch above which they are small."""
 
@@ -45,9 +45,9 @@ def bytes_of_size(size: int | str) -> int:
         number = float(digits)
     except ValueError:
         number = 0.0
-    if unit not in UNITS or not number > 0:
+    if unit not in SIZE_UNITS or not number > 0:
         raise ValueError(f"shard_size={size!r} is no size; give bytes, or a string such as '5GB' or '512MiB'")
-    return int(number * UNITS[unit])
+    return int(number * SIZE_UNITS[unit])
 
 
 def write_path(content: Content, target: Path, shard_size: int, progress: Progress) -> None:

@@ -18,13 +18,13 @@ from ..variables.selectors import as_select, fits_name
 from .show import as_json
 
 NAME = "convert"
-DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
+FLOATING = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a file, an index, or a folder")
     parser.add_argument("target", help="ends in .safetensors, .pt, .pth or .bin; or a folder that exists")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of floating tensors; as they are if not given")
+    parser.add_argument("--dtype", choices=list(FLOATING), help="of floating tensors; as they are if not given")
     parser.add_argument("--select", action="append", metavar="GLOB", help="only these names; may be repeated")
     parser.add_argument("--shard-size", default=SHARD_SIZE, help=f"above which there are several files ({SHARD_SIZE})")
     parser.add_argument("--progress", action="store_true", help="show a bar when it takes long")
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         damaged = source.damaged(keys)
         if damaged:
             raise DamagedFileError("; ".join(damaged))
-        content = Converted(source, keys, DTYPES.get(options.dtype))
+        content = Converted(source, keys, FLOATING.get(options.dtype))
         write(content, options.target, options.shard_size, options.progress)
         total = sum(table.nbytes for table in content.tables(2**63))
     path = Path(options.target)

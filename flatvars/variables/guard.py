@@ -131,7 +131,7 @@ class AliasGuard:
             for place in missing:
                 _check_place(variable, place, bool(used), reads)
             variable.places = used or variable.places
-        self._params = [v.param for v in self.variables]
+        self._note()
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
 
 

@@ -81,6 +81,27 @@ def test_taking_a_buffer_in_makes_no_plan_anew() -> None:
     assert store.registry.generation == generation
 
 
+KINDS: dict[str, Callable[[nn.Module], torch.Tensor]] = {
+    "view": lambda module: torch.full((3, 2), 7.0)[1],
+    "expanded": lambda module: torch.full((1,), 7.0).expand(2),
+    "result": lambda module: module.weight * 7.0,
+    "inference": lambda module: torch.inference_mode()(lambda: torch.full((2,), 7.0))(),
+    "of-a-variable": lambda module: module.bias.detach().add_(7.0),
+}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_any_dense_tensor_may_replace_a_buffer(make: Callable[[nn.Module], torch.Tensor]) -> None:
+    module = nn.BatchNorm1d(2)
+    store = fv.VarStore.from_module(module, buffers=True)
+    module.running_mean = make(module)
+    store.check()
+    assert torch.equal(store["running_mean"].value, torch.full((2,), 7.0))
+    assert store["running_mean"].value.data_ptr() == module.running_mean.data_ptr()
+    store["bias"].value.zero_()
+    assert torch.equal(module.running_mean, torch.full((2,), 7.0))
+
+
 @pytest.mark.parametrize("other", [torch.ones(3), torch.ones(2, dtype=torch.float64)], ids=["shape", "dtype"])
 def test_a_buffer_that_does_not_fit_is_named(other: torch.Tensor, tmp_path: Path) -> None:
     module = nn.BatchNorm1d(2)
