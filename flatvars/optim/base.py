@@ -256,8 +256,8 @@ class Optimizer(Conveniences):
         gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched
-        if strict and not all(touched):
-            names = [v.name for v, hit in zip(plans.variables, touched, strict=True) if not hit and v.requires_grad]
+        if strict and not all(hits := gradients.hits(plans, collected)):
+            names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
             check_complete(names)
         self.entries.settle(strict=True)
         self._count()
@@ -289,10 +289,11 @@ class Optimizer(Conveniences):
         gradients = gradients_of(self.registry)
         scaling = read_scaling(self, self.registry.device, collected.gathered)
         norm = plans.norm
-        if self.max_norm is not None or self.skip_nonfinite:
+        if self.max_norm is not None or self.skip_nonfinite or collected.unseen:
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
             if norm is not plans.norm:
                 plans.norm.copy_(norm)  # the store's, which its next norm replaces
+        if self.max_norm is not None or self.skip_nonfinite:
             self._norm = plans.norm
         rule = self.rule()
         for part, source in zip(plans.parts, collected.sources, strict=True):

@@ -160,6 +160,7 @@ def check_merge(device: torch.device, sources: Sequence[tuple[Registry, str]]) -
 
 def ravel(registry: Registry) -> Tensor:
     """See `VarStore.ravel`."""
+    registry.check_aliases()
     values = [v.value.reshape(-1) for v in registry.variables]
     if not values:
         return torch.zeros(0, device=registry.device)

@@ -46,6 +46,7 @@ READERS: dict[str, Callable[[fv.VarStore, Path], dict[str, torch.Tensor]]] = {
     "snapshot": snapshot,
     "clone": cloned,
     "copy_": copied,
+    "ravel": lambda store, folder: store.unravel(store.ravel()),
 }
 each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 
