@@ -42,7 +42,13 @@ class PlanSet:
         guard: Over these variables: to be asked before anything is launched.
     """
 
-    def __init__(self, registry: Registry, variables: Sequence[Variable], groups: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        variables: Sequence[Variable],
+        groups: Sequence[int] | None = None,
+        slots: Sequence[int] | None = None,
+    ) -> None:
         # Weak: the registry keeps these plans through its gradients, and buffers must go with the last handle.
         self._registry = weakref.ref(registry)
         self.generation = registry.generation
@@ -64,8 +70,9 @@ class PlanSet:
         for slot, region in enumerate(regions if self.variables else []):
             members = [k for k, v in enumerate(self.variables) if v.dtype == region]
             position = {self.variables[k].index: k for k in members}
-            rows = None if groups is None else [groups[k] for k in members]
-            indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows)
+            rows = [0 if groups is None else groups[k] for k in members]
+            counts = None if slots is None else [slots[k] for k in members]
+            indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows, counts)
             order = [position[i] for i in indices]
             frozen = registry.streams.find(FROZEN_ELEMENTS, region)
             mask = None if frozen is None else frozen.buffer
