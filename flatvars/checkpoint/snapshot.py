@@ -111,10 +111,7 @@ def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: S
     image.planes = planes
     image.loose = {key: to_host(tensor) for key, tensor in image.loose.items()}
     for one in image.training.optimizers if image.training is not None else []:
-        one.skipped = to_host(one.skipped)
-        one.counts.parts = [(names, to_host(counts)) for names, counts in one.counts.parts]
-        for group in one.groups:
-            group["hyper"] = {k: to_host(v) if isinstance(v, Tensor) else v for k, v in group["hyper"].items()}
+        one.copy(to_host)
     return Snapshot(registry, image, rng, writer)
 
 
