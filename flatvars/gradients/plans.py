@@ -52,6 +52,10 @@ class PlanSet:
         self.guard = AliasGuard(registry, self.variables)
         self.zeroed = False  # their gradients were, since the last step
         self.receipt: Receipt | None = None  # of the last step
+        # Where gradients are views: the views, their versions when they were zeroed, and at the last look.
+        self.views: list[Tensor] | None = None
+        self.versions: list[int] | None = None
+        self.latest: list[int] | None = None
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
@@ -92,6 +96,20 @@ class PlanSet:
         """Shapes and strides of all variables."""
         specs = [v.spec for v in self.variables]
         return [spec.shape for spec in specs], [spec.stride for spec in specs]
+
+    @cached_property
+    def empty(self) -> list[int]:
+        """Positions of the variables without elements."""
+        return [k for k, v in enumerate(self.variables) if not v.spec.numel]
+
+    @cached_property
+    def stretches(self) -> list[tuple[torch.dtype, int, int]]:
+        """What the variables cover of the regions, in as few pieces as can be."""
+        return self.registry.layout.stretches(v.index for v in self.variables)
+
+    def covers(self, variables: Sequence[Variable]) -> bool:
+        """Whether variables, of which these are some at least, are these and no more; and lie where they lay."""
+        return len(self.ids) == len(variables) and self.generation == self.registry.generation
 
     def pending(self) -> list[Tensor | None]:
         """What autograd left: `.grad` of every parameter."""
@@ -137,6 +155,17 @@ class PlanSet:
 
     def gathered(self, streams: Callable[[torch.dtype], Tensor], touched: Sequence[bool]) -> list[Any]:
         return [part.plan.gathered(streams(part.region), part.pick(touched)) for part in self.parts]
+
+    def viewed(self, streams: Callable[[torch.dtype], Tensor], told: Sequence[bool]) -> list[Any]:
+        return [part.plan.viewed(streams(part.region), part.pick(told)) for part in self.parts]
+
+    def written(self, sources: Sequence[Any]) -> list[bool]:
+        """Which variables have a gradient, after the norm was launched. Synchronizes."""
+        found = [False] * len(self.variables)
+        for part, source in zip(self.parts, sources, strict=True):
+            for k, hit in zip(part.order, part.plan.written(source).tolist(), strict=True):
+                found[k] = hit
+        return found
 
     def norm_(self, sources: Sequence[Any], grad_scale: Tensor | None = None) -> Tensor:
         """Takes the L2 norm over all regions, of gradients divided by `grad_scale` if given: one launch each."""

@@ -277,8 +277,8 @@ class Optimizer(Conveniences):
         gradients = gradients_of(self._registry)
         collected = gradients.collect(plans)
         touched = collected.touched
-        if strict and not all(touched):
-            names = [v.name for v, hit in zip(plans.variables, touched, strict=True) if not hit and v.requires_grad]
+        if strict and not all(hits := gradients.hits(plans, collected)):
+            names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
             check_complete(names)
         self._launch(plans, collected)
         gradients.spend(plans, collected)
@@ -292,8 +292,10 @@ class Optimizer(Conveniences):
         gradients = gradients_of(self._registry)
         scaling = read_scaling(self, self._registry.device, collected.gathered)
         norm = plans.norm
+        if self.max_norm is not None or self.skip_nonfinite or collected.unseen:
+            norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
         if self.max_norm is not None or self.skip_nonfinite:
-            self._norm = norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
+            self._norm = norm
         rule = self.rule()
         for part, source, steps in zip(plans.parts, collected.sources, self._steps, strict=True):
             states = self.state_streams(part.region)

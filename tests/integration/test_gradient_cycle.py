@@ -76,7 +76,7 @@ def test_a_step_spends_its_own_gradients(mode: str, take: str) -> None:
 
 def test_states_of_variables() -> None:
     twins = Twins()
-    gradients, variables = gradients_of(twins.store._registry), twins.store.variables()
+    gradients, variables = gradients_of(twins.store.registry), twins.store.variables()
 
     def states() -> list[State]:
         return [gradients.state(variable) for variable in variables.values()]
@@ -159,7 +159,7 @@ def test_each_clips_by_the_norm_of_its_own(mode: str) -> None:
 def test_the_norm_of_an_accumulation_holds_for_whoever_uses_all_of_it() -> None:
     """Here only variables of the first optimizer had a gradient; and it does not hold any more once one is gone."""
     twins = Twins(max_norm=0.5)
-    gradients, opt = gradients_of(twins.store._registry), twins.opts[0]
+    gradients, opt = gradients_of(twins.store.registry), twins.opts[0]
     twins.backward("ab")
     twins.store.accumulate()
     plans = opt._current_plans()
@@ -308,10 +308,10 @@ def test_old_files_that_hold_spent_gradients_are_read() -> None:
         fetched.append(key)
         target.fill_(3.0)
 
-    apply_gradients(twins.store._registry, content, twins.store.variables(), fetch)
+    apply_gradients(twins.store.registry, content, twins.store.variables(), fetch)
     assert fetched == ["pending/c"]
     assert twins.store.gradient_names() == ["c"]
-    apply_gradients(twins.store._registry, content | {"spent": False}, twins.store.variables(), fetch)
+    apply_gradients(twins.store.registry, content | {"spent": False}, twins.store.variables(), fetch)
     assert twins.store.gradient_names() == ["a", "b", "c"]
     assert torch.equal(twins.store["b"].grad, torch.full((70,), 3.0))
 
