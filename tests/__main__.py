@@ -22,7 +22,8 @@ LANES = {
     "library": (["tests"], {"TRITON_INTERPRET": "0"}),
 }
 LEFT_OUT = ("compile", "frameworks", "gpu")
-FAST = ["-m", "not slow and not process", "--cases=2", *(f"--ignore=tests/{folder}" for folder in LEFT_OUT)]
+FAST = ["-m", "not slow and not process", "--cases=2", "--hypothesis-profile=fast"]
+FAST += [f"--ignore=tests/{folder}" for folder in LEFT_OUT]
 # More of them would want more memory than machines with that many cores always have.
 MOST_WORKERS = 8
 

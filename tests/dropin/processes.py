@@ -54,7 +54,6 @@ def train(rank: int, optimizer: str, mode: str, bucket_view: bool, accumulate: i
 
 
 def main(rank: str, file: str, out: str, *cases: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=int(rank), world_size=WORLD)
     results = {}
     for case in cases:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -46,12 +45,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     cases = [torchs(*each) for each in shared]
     cases += [ours(*each) for each in itertools.product(MODES, (0, 1), ACCUMULATE.values(), KINDS.values())]
     command = [sys.executable, "-m", "tests.dropin.processes"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
             [*command, str(rank), str(folder / "store"), str(folder / "values"), *cases],
             cwd=ROOT,
-            env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )
