@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,13 @@ from ..gradients.attached import gradients_of
 from ..gradients.cycle import GradientSnapshot
 from ..gradients.freezing import follow_flags
 from ..memory.streams import FROZEN_ELEMENTS
+from ..optim.record import GroupRecord, OptimizerRecord
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .plain import decode
 from .random_state import PREFIX, apply_random, random_problems
 from .source import Source
 from .training import check_optimizer
-
-if TYPE_CHECKING:
-    from ..optim.base import Optimizer
 
 Fetch = Callable[[str, Tensor], None]
 """Copies the tensor of a name into one of the same shape."""
@@ -101,12 +99,13 @@ class Resuming:
         for one, optimizer in zip(content["optimizers"], self.optimizers, strict=False):
             yield from self._group_problems(one, optimizer)
 
-    def _group_problems(self, saved: Mapping[str, Any], optimizer: Optimizer) -> Iterator[str]:
-        if len(saved["groups"]) != len(optimizer.param_groups):
-            yield f"the optimizer has {len(optimizer.param_groups)} param groups, the saved one {len(saved['groups'])}"
+    def _group_problems(self, saved: Mapping[str, Any], optimizer: Any) -> Iterator[str]:
+        mine = optimizer.capture().groups
+        if len(saved["groups"]) != len(mine):
+            yield f"the optimizer has {len(mine)} param groups, the saved one {len(saved['groups'])}"
             return
-        for i, (group, variables) in enumerate(zip(saved["groups"], optimizer._variables, strict=True)):
-            names = group["variables"]
+        for i, (group, record) in enumerate(zip(saved["groups"], mine, strict=True)):
+            names, variables = group["variables"], record.variables
             theirs = {self.found[name].id for name in names if name in self.found}
             if theirs != {v.id for v in variables} or any(name not in self.found for name in names):
                 yield (
@@ -155,28 +154,29 @@ class Resuming:
         if self.rng:
             apply_random(content["random"], self.registry.device, self.rng, self.source.whole)
 
-    def _apply_optimizer(self, optimizer: Optimizer, saved: Mapping[str, Any], fetch: Fetch) -> None:
-        # Groups first: they say which rule, and so which states there are.
-        for group, about in zip(optimizer.param_groups, saved["groups"], strict=True):
-            for key, value in decode(about["hyper"]).items():
-                if isinstance(group.get(key), Tensor):
-                    group[key].fill_(value)  # the tensor a CUDA graph or the user holds on to
-                else:
-                    group[key] = value
-        optimizer._retire_plans()
-        members = [v for group in optimizer._variables for v in group]
-        steps = {self.found[name].id: count for name, count in saved["steps"].items()}
-        optimizer._counts = {(v.id, v.state_epoch): steps.get(v.id, 0) for v in members}
-        optimizer._skipped.fill_(saved["skipped"])
+    def _apply_optimizer(self, optimizer: Any, saved: Mapping[str, Any], fetch: Fetch) -> None:
+        groups = [
+            GroupRecord(decode(group["hyper"]), [self.found[name] for name in group["variables"]])
+            for group in saved["groups"]
+        ]
+        steps = saved["steps"]
+        record = OptimizerRecord(
+            saved["class"],
+            tuple(saved["states"]),
+            groups,
+            torch.tensor(list(steps.values()), dtype=torch.float32),
+            {self.found[name].id: row for row, name in enumerate(steps)},
+            torch.tensor(saved["skipped"], dtype=torch.int32),
+        )
         names = {variable.id: name for name, variable in self.found.items()}
-        states = optimizer.rule().states
-        for variable in (v for v in members if v.spec.trainable):
-            for state, stream in zip(states, optimizer.state_streams(variable.dtype), strict=True):
-                key = f"{state}/{names[variable.id]}"
-                if key in self.source.entries:
-                    fetch(key, stream.view(variable.span))
-                else:
-                    stream.write(variable.span, None)
+
+        def fetch_state(state: str, variable: Variable, target: Tensor) -> bool:
+            key = f"{state}/{names[variable.id]}"
+            if key in self.source.entries:
+                fetch(key, target)
+            return key in self.source.entries
+
+        optimizer.restore(record, fetch_state)
 
     def _apply_masks(self) -> None:
         for name, variable in self.found.items():

@@ -266,7 +266,7 @@ def test_a_snapshot_before_the_first_step_takes_state_back_to_nothing() -> None:
     optimizer.step()
     store.restore(snapshot)
     assert len(optimizer.state) == 0
-    assert not any(stream.buffer.any() for stream in optimizer.state_streams(torch.float32))
+    assert not any(stream.buffer.any() for stream in optimizer.capture().streams.values())
     assert net.head.weight.grad is None
 
 
