@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 
 # Also for the processes that tests start, which is why it stands before torch. Two operators of a tiny step that wait
 # for a busy core take a hundred times as long, and pytest's own workers keep the cores busy.
@@ -14,7 +15,30 @@ from hypothesis import settings
 
 # The interpreter takes 20 ms a tile: a deadline would measure the machine. `derandomize` keeps a red run red.
 settings.register_profile("flatvars", deadline=None, derandomize=True)
+settings.register_profile("fast", settings.get_profile("flatvars"), max_examples=10)
 settings.load_profile("flatvars")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cases", type=int, metavar="N", help="no more than N cases of each test, spread over all of them"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    most = config.getoption("--cases")
+    if not most:
+        return
+    tests = defaultdict(list)
+    for item in items:
+        tests[item.nodeid.partition("[")[0]].append(item)
+    kept = {
+        cases[len(cases) * i // most if len(cases) > most else i]
+        for cases in tests.values()
+        for i in range(min(most, len(cases)))
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(autouse=True)

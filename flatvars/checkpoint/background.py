@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from ..errors import CheckpointError
 from ..variables.registry import Registry
 
-log = logging.getLogger("flatvars")
+logger = logging.getLogger("flatvars")
 
 _writers: weakref.WeakKeyDictionary[Registry, Writer] = weakref.WeakKeyDictionary()
 
@@ -40,7 +40,7 @@ class Writer:
             job()
         except BaseException:
             # Raised at the next call, too; but there may be none.
-            log.exception("saving %s in the background failed", what)
+            logger.exception("saving %s in the background failed", what)
             raise
 
     def wait(self) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from json.encoder import encode_basestring_ascii as quote
 from typing import NamedTuple
@@ -11,8 +10,8 @@ from typing import NamedTuple
 import torch
 
 from ..errors import CheckpointError
-from .description import Description, digest_rows, metadata_of
-from .header import MAX_HEADER, METADATA, Entry, encode_entries, encode_header
+from .description import digest_rows, metadata_of
+from .header import MAX_HEADER, METADATA, TensorInfo, encode_entries, encode_header
 from .records import Record
 
 
@@ -27,34 +26,6 @@ class Row(NamedTuple):
     record: Record | None
 
 
-Pieces = Callable[[Row], Iterable[memoryview]]
-
-
-class Content(ABC):
-    """What is written: tensors, and what is said beside them."""
-
-    @abstractmethod
-    def tables(self, limit: int) -> list[Table]:
-        """The tensors of each file.
-
-        Args:
-            limit: Bytes of a file; a tensor that is larger has one of its own.
-        """
-
-    @abstractmethod
-    def reader(self) -> Pieces:
-        """From a row to its tensor's bytes in row-major order, in bounded pieces that stay valid."""
-
-    @abstractmethod
-    def describe(self) -> Description:
-        """All but the variables and the checksums."""
-
-    @property
-    @abstractmethod
-    def variables(self) -> str:
-        """JSON: the variables by name."""
-
-
 class Table:
     """The tensors of one file, in its order."""
 
@@ -67,7 +38,7 @@ class Table:
         """Tensors as JSON; what of them the header's checksum is of; JSON of their checksums, to be filled in."""
         entries, start = {}, 0
         for row in self.rows:
-            entries[row.key] = Entry(row.dtype, row.shape, start, start + row.nbytes)
+            entries[row.key] = TensorInfo(row.dtype, row.shape, start, start + row.nbytes)
             start += row.nbytes
         sums = ",".join([quote(row.key).replace("%", "%%") + ':"%08x"' for row in self.rows])
         return encode_entries(entries), digest_rows(entries), sums

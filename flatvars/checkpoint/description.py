@@ -10,8 +10,8 @@ from operator import itemgetter
 from typing import Any
 
 from ..errors import DamagedFileError
-from .header import CODE_OF, Entry, Header, parse_json
-from .schema import DESCRIPTION, fits
+from .header import CODE_OF, Header, TensorInfo, parse_json
+from .schema import DESCRIPTION, has_form
 
 FORMAT = 1
 KEY = "flatvars"
@@ -68,7 +68,7 @@ def metadata_of(description: str, rows: bytes, crc32: str) -> dict[str, str]:
     return {"format": "pt", KEY_CRC: _digest(text, rows), KEY: text}
 
 
-def digest_rows(entries: Mapping[str, Entry]) -> bytes:
+def digest_rows(entries: Mapping[str, TensorInfo]) -> bytes:
     """The table of tensors, as it goes into the checksum of the header: no bit of it flips unnoticed."""
     return "".join(
         f"{name}\t{CODE_OF[entry.dtype]}\t{','.join(map(str, entry.shape))}\t{entry.start}\n"
@@ -97,7 +97,7 @@ def read_description(header: Header, where: str) -> Description | None:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise DamagedFileError(f"{where} is not of format {FORMAT}; read it with the version of flatvars that wrote it")
     wrong = sorted(set(content) ^ set(DESCRIPTION)) or [
-        n for n, each in DESCRIPTION.items() if not fits(content[n], each)
+        n for n, each in DESCRIPTION.items() if not has_form(content[n], each)
     ]
     if wrong:
         raise DamagedFileError(f"the description in {where} has {wrong[0]!r} not as format {FORMAT} has it")
@@ -107,7 +107,7 @@ def read_description(header: Header, where: str) -> Description | None:
     return description
 
 
-def check_names(description: Description, entries: Mapping[str, Entry], where: str) -> None:
+def check_names(description: Description, entries: Mapping[str, TensorInfo], where: str) -> None:
     """Raises DamagedFileError where training state names what the file does not hold."""
     training = description.training
     if training is None:

@@ -50,7 +50,7 @@ CODE_OF: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPE_OF.items
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorInfo:
     """A tensor of a file: bytes `start` to `stop`, counted from the end of the header."""
 
     dtype: torch.dtype
@@ -77,12 +77,12 @@ class Header:
         data_start: Byte of the file where the tensors begin.
     """
 
-    entries: dict[str, Entry]
+    entries: dict[str, TensorInfo]
     metadata: dict[str, str]
     data_start: int
 
 
-def encode_entries(entries: Mapping[str, Entry]) -> str:
+def encode_entries(entries: Mapping[str, TensorInfo]) -> str:
     """The tensors as members of a JSON object."""
     # By hand: a checkpoint of 10,000 variables has 30,000 of them, and json.dumps would take most of a save's time.
     return ",".join(
@@ -173,7 +173,7 @@ def _is_list_of_sizes(value: Any, limit: int) -> bool:
     )
 
 
-def _entry(name: str, value: Any, where: str) -> Entry:
+def _entry(name: str, value: Any, where: str) -> TensorInfo:
     label = f"tensor {name!r} of {where}"
     try:
         name.encode()
@@ -189,7 +189,7 @@ def _entry(name: str, value: Any, where: str) -> Entry:
         raise DamagedFileError(f"{label} has shape {str(shape)[:80]}, which is not up to {MAX_AXES} lengths >= 0")
     if not _is_list_of_sizes(offsets, 2) or len(offsets) != 2:
         raise DamagedFileError(f"{label} has data_offsets {str(offsets)[:80]}, which are not two bytes >= 0")
-    entry = Entry(DTYPE_OF[code], tuple(shape), offsets[0], offsets[1])
+    entry = TensorInfo(DTYPE_OF[code], tuple(shape), offsets[0], offsets[1])
     needed = entry.numel * entry.dtype.itemsize
     if entry.nbytes != needed:
         raise DamagedFileError(
@@ -198,7 +198,7 @@ def _entry(name: str, value: Any, where: str) -> Entry:
     return entry
 
 
-def _check_cover(entries: Mapping[str, Entry], size: int, where: str) -> None:
+def _check_cover(entries: Mapping[str, TensorInfo], size: int, where: str) -> None:
     """Tensors lie one behind the other and fill the file: none overlaps, nothing is hidden between or behind them."""
     end = 0
     for name, entry in entries.items():

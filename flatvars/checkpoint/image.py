@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,14 +14,16 @@ from ..memory.layout import Layout
 from ..memory.streams import FROZEN_ELEMENTS, VALUES, Stream
 from ..variables.registry import Registry
 from .blocks import HostStream, host_bytes
-from .contents import Content, Pieces, Row, Table, tables_of
+from .contents import Row, Table, tables_of
 from .description import Description
 from .header import CODE_OF
 from .records import Catalog, Record
+from .source import Source, Tensors
 
 if TYPE_CHECKING:
     from .training import Training
 
+Pieces = Callable[[Row], Iterable[memoryview]]
 Choose = Callable[[list[Record], Stream], list[Record]]
 """Of records in memory order, those whose part of a stream goes into a file."""
 
@@ -46,7 +48,7 @@ class Plane:
 
 
 @dataclass
-class Image(Content):
+class Image:
     """Streams with all that belongs to them.
 
     Attributes:
@@ -71,6 +73,11 @@ class Image(Content):
                 self.planes.append(Plane(label, stream, region.dtype, held, choose))
 
     def tables(self, limit: int) -> list[Table]:
+        """The tensors of each file.
+
+        Args:
+            limit: Bytes of a file; a tensor that is larger has one of its own.
+        """
         chosen = [plane.choose(self.catalog.by_dtype.get(plane.region, []), plane.held) for plane in self.planes]
         labels = [(plane.label, plane.held.buffer.dtype) for plane in self.planes]
         loose = [Row(key, t.dtype, tuple(t.shape), t.nbytes, 0, None) for key, t in self.loose.items()]
@@ -88,6 +95,7 @@ class Image(Content):
         return tables
 
     def reader(self) -> Pieces:
+        """From a row to its tensor's bytes in row-major order, in bounded pieces that stay valid."""
         streams, loose = [HostStream(plane.held) for plane in self.planes], self.loose
 
         def pieces(row: Row) -> Iterable[memoryview]:
@@ -99,6 +107,7 @@ class Image(Content):
         return pieces
 
     def describe(self) -> Description:
+        """All but the variables, which the catalog keeps as text."""
         labels = [plane.label for plane in self.planes if plane.label]
         labels += [key.partition("/")[0] for key in self.loose]
         return Description(
@@ -107,9 +116,19 @@ class Image(Content):
             training=None if self.training is None else self.training.describe(),
         )
 
-    @property
-    def variables(self) -> str:
-        return self.catalog.text
+    def source(self, name: str) -> Source:
+        """What a file of this image would be to those who load it, without a file.
+
+        Args:
+            name: For errors.
+        """
+        (table,) = self.tables(2**63)
+        tensors = {
+            row.key: self.loose[row.key] if row.record is None else self.planes[row.plane].held.read(row.record.span)
+            for row in table.rows
+        }
+        variables = {record.name: record.describe() for record in self.catalog.records}
+        return Tensors(tensors, name, replace(self.describe(), variables=variables))
 
 
 def image_of(registry: Registry, catalog: Catalog) -> Image:

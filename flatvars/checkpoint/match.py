@@ -14,7 +14,7 @@ import torch
 
 from ..errors import MismatchError
 from ..variables.variable import Variable
-from .header import Entry
+from .header import TensorInfo
 
 Rename = Mapping[str, str] | Callable[[str], str] | Sequence[tuple[str | re.Pattern[str], str]] | None
 
@@ -66,7 +66,7 @@ def renamer(rename: Rename) -> Callable[[str], str]:
 
 def match(
     wanted: Sequence[Variable],
-    offered: Mapping[str, Entry],
+    offered: Mapping[str, TensorInfo],
     *,
     rename: Callable[[str], str],
     unused: Callable[[str], bool] | None,
@@ -109,7 +109,7 @@ def match(
     return result
 
 
-def _renamed(offered: Mapping[str, Entry], rename: Callable[[str], str], result: Match) -> dict[str, str]:
+def _renamed(offered: Mapping[str, TensorInfo], rename: Callable[[str], str], result: Match) -> dict[str, str]:
     """From names in the store to names in the file."""
     keys: dict[str, str] = {}
     for key in offered:
@@ -125,7 +125,7 @@ def _unused(keys: Sequence[str]) -> list[str]:
     return [f"{key!r} is in the file but not in the store {hint}" for key in keys]
 
 
-def _differences(one: Variable, key: str, entry: Entry, dtype: str) -> list[str]:
+def _differences(one: Variable, key: str, entry: TensorInfo, dtype: str) -> list[str]:
     name = one.names[0] if key == one.names[0] else f"{one.names[0]} (from {key})"
     if entry.shape != one.spec.shape:
         return [f"{name!r} has shape {one.spec.shape} in the store and {entry.shape} in the file"]

@@ -21,11 +21,11 @@ NAMES_IN_A_FOLDER = ("model.safetensors", f"model.safetensors{INDEX}", "pytorch_
 TRIES = 10
 """Looks at a path where other processes save: what one of them renamed between our looks is whole at the next."""
 
-Target = str | os.PathLike[str] | IO[bytes]
+PathOrStream = str | os.PathLike[str] | IO[bytes]
 
 
 @contextmanager
-def opened(target: Target) -> Iterator[Source]:
+def opened(target: PathOrStream) -> Iterator[Source]:
     """Opens a checkpoint: a file, an index, a folder, or a readable binary stream.
 
     Raises:
@@ -68,7 +68,7 @@ def _source(reader: Reader, name: str, path: Path | None = None) -> Source:
 
 def _open_path(path: Path) -> Source:
     for left in reversed(range(TRIES)):
-        found = find(path)
+        found = locate(path)
         try:
             return _open_index(found) if found.name.endswith(INDEX) else _open_file(found)
         except FileNotFoundError:
@@ -77,7 +77,7 @@ def _open_path(path: Path) -> Source:
     raise AssertionError("unreachable")
 
 
-def find(path: Path) -> Path:
+def locate(path: Path) -> Path:
     """The file to open for a path: itself, its index, or the model of a folder.
 
     Raises:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DamagedFileError, MismatchError
-from .header import Entry
-from .opening import Target, opened
+from .header import TensorInfo
+from .opening import PathOrStream, opened
 
 
 class Checkpoint:
@@ -25,7 +25,7 @@ class Checkpoint:
         DamagedFileError: it is no sound checkpoint.
     """
 
-    def __init__(self, path: Target) -> None:
+    def __init__(self, path: PathOrStream) -> None:
         self._stack = ExitStack()
         self._source = self._stack.enter_context(opened(path))
 
@@ -100,7 +100,7 @@ class Checkpoint:
             self._source.copy_to(row, name, (i * world_size + rank) * run)
         return result
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> TensorInfo:
         try:
             return self._source.entries[name]
         except KeyError:

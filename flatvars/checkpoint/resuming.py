@@ -1,112 +1,197 @@
-"""Training state put back: flags, optimizers, gradients of an unfinished cycle, schedulers; checked first."""
+"""Training state put back: flags, optimizers, masks, gradients of an unfinished cycle, schedulers; checked first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import GradientSnapshot
 from ..gradients.freezing import follow_flags
+from ..memory.streams import FROZEN_ELEMENTS
+from ..optim.record import GroupRecord, OptimizerRecord
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .plain import decode
+from .random_state import PREFIX, apply_random, random_problems
+from .source import Source
+from .training import check_optimizer
 
-if TYPE_CHECKING:
-    from ..optim.base import Optimizer
-
-ByName = Mapping[str, Variable]
 Fetch = Callable[[str, Tensor], None]
 """Copies the tensor of a name into one of the same shape."""
 
 
-def training_problems(
-    content: Mapping[str, Any] | None, optimizers: Sequence[Any], schedulers: Sequence[Any], by_name: ByName
-) -> list[str]:
-    """What keeps a saved training state from being applied here, all of it.
+class Resuming:
+    """What a source says beside its values, for optimizers and schedulers that are given; nothing if none are.
 
     Args:
-        content: The description's `training`.
-        by_name: The store's variables by their names in the file.
-
-    Raises:
-        DamagedFileError: values that nobody wrote.
+        rename: From names in the source to the store's.
+        rng: As for `VarStore.load`.
     """
-    if content is None:
-        return ["the file holds values alone: it was saved without optimizer=; leave optimizer and schedulers out"]
-    problems = []
-    for kind, saved, given in (
-        ("optimizer", content["optimizers"], optimizers),
-        ("scheduler", content["schedulers"], schedulers),
-    ):
-        if given and len(saved) != len(given):
-            problems.append(f"the file holds {len(saved)} {kind}s, and {len(given)} were given; give as many")
-        for one, mine in zip(saved, given, strict=False):
-            decode(one["state"] if kind == "scheduler" else [group["hyper"] for group in one["groups"]])
-            if one["class"] != type(mine).__name__:
-                problems.append(f"the file holds the state of a {one['class']}, and a {type(mine).__name__} was given")
-    for saved, optimizer in zip(content["optimizers"], optimizers, strict=False):
-        problems += _group_problems(saved, optimizer, by_name)
-    return problems
 
+    def __init__(
+        self,
+        registry: Registry,
+        source: Source,
+        rename: Callable[[str], str],
+        optimizers: list[Any],
+        schedulers: list[Any],
+        rng: bool | Mapping[str, torch.Generator],
+    ) -> None:
+        self.registry, self.source = registry, source
+        self.optimizers, self.schedulers, self.rng = optimizers, schedulers, rng
+        self.asked = bool(optimizers or schedulers)
+        self.content: Mapping[str, Any] | None = None
+        self.saved: Mapping[str, Mapping[str, Any]] = {}
+        if source.description is not None:
+            self.content = source.description.training
+            self.saved = source.description.variables if self.asked else {}
+        self.found: dict[str, Variable] = {}  # the store's variables by their names in the source
+        for name, about in self.saved.items():
+            for each in (name, *about.get("names", ())):
+                variable = registry.by_name.get(rename(each))
+                if variable is not None:
+                    self.found.setdefault(name, variable)
 
-def _group_problems(saved: Mapping[str, Any], optimizer: Optimizer, by_name: ByName) -> list[str]:
-    if len(saved["groups"]) != len(optimizer.param_groups):
-        return [f"the optimizer has {len(optimizer.param_groups)} param groups, the saved one {len(saved['groups'])}"]
-    problems = []
-    for i, (group, variables) in enumerate(zip(saved["groups"], optimizer._variables, strict=True)):
-        theirs = {by_name[name].id for name in group["variables"] if name in by_name}
-        mine = {v.id for v in variables}
-        if theirs != mine or any(name not in by_name for name in group["variables"]):
-            problems.append(
-                f"param group {i} holds {len(mine)} variables here and {len(group['variables'])} in the file, or "
-                "others: make the optimizer with the same groups"
-            )
-    return problems
+    def keys(self) -> list[str]:
+        """The tensors that are read."""
+        streams = self.source.by_stream.items()
+        wanted = [keys for stream, keys in streams if stream and (self.rng if stream == PREFIX else self.asked)]
+        return [key for keys in wanted for key in keys.values()]
 
+    def rooms(self) -> set[int]:
+        """Ids of the variables that had room for gradients and state."""
+        return {variable.id for name, variable in self.found.items() if self.saved[name]["room"]}
 
-def apply_flags(registry: Registry, saved: Mapping[str, Mapping[str, Any]], by_name: ByName) -> None:
-    """Trains and freezes as the file says; re-carves where a variable lacks room."""
-    for name, content in saved.items():
-        variable = by_name[name]
-        if variable.requires_grad != content["trainable"]:
-            variable.param.requires_grad_(content["trainable"])
-        variable.frozen = bool(content["frozen"])
-    follow_flags(registry)
+    # Checks -----------------------------------------------------------------------------------------------------------
 
+    def problems(self) -> list[str]:
+        """What keeps the state from being applied here, all of it.
 
-def apply_optimizer(optimizer: Optimizer, content: Mapping[str, Any], by_name: ByName) -> None:
-    """Hyper-parameters, step counts and the count of skipped steps; streams are the caller's."""
-    for group, saved in zip(optimizer.param_groups, content["groups"], strict=True):
-        for key, value in decode(saved["hyper"]).items():
-            if isinstance(group.get(key), Tensor):
-                group[key].fill_(value)  # the tensor a CUDA graph or the user holds on to
-            else:
-                group[key] = value
-    optimizer._retire_plans()
-    steps = {by_name[name].id: count for name, count in content["steps"].items()}
-    optimizer._counts = {(v.id, v.state_epoch): steps.get(v.id, 0) for group in optimizer._variables for v in group}
-    optimizer._skipped.fill_(content["skipped"])
+        Raises:
+            CheckpointError: what was given is no optimizer over this store.
+            DamagedFileError: values that nobody wrote.
+        """
+        content, problems = self.content, []
+        for optimizer in self.optimizers:
+            check_optimizer(self.registry, optimizer)
+        if self.asked and content is None:
+            problems = ["the file holds values alone: it was saved without optimizer=; leave it and schedulers out"]
+        elif content is not None and self.asked:
+            problems = [*self._owner_problems(content), *self._tensor_problems(content)]
+        if self.rng:
+            random = content["random"] if content is not None else None
+            problems += random_problems(random, self.registry.device, self.rng)
+        return problems
 
+    def _owner_problems(self, content: Mapping[str, Any]) -> Iterator[str]:
+        for kind, given in (("optimizer", self.optimizers), ("scheduler", self.schedulers)):
+            saved = content[f"{kind}s"]
+            if given and len(saved) != len(given):
+                yield f"the file holds {len(saved)} {kind}s, and {len(given)} were given; give as many"
+            for one, mine in zip(saved, given, strict=False):
+                decode(one["state"] if kind == "scheduler" else [group["hyper"] for group in one["groups"]])
+                if one["class"] != type(mine).__name__:
+                    yield f"the file holds the state of a {one['class']}, and a {type(mine).__name__} was given"
+        for one, optimizer in zip(content["optimizers"], self.optimizers, strict=False):
+            yield from self._group_problems(one, optimizer)
 
-def apply_gradients(registry: Registry, content: Mapping[str, Any], by_name: ByName, fetch: Fetch) -> None:
-    """Puts the gradients of an unfinished cycle back where they lay."""
-    names = {variable.id: name for name, variable in by_name.items()}
-    # Files of before there were cycles hold gradients of the stream that a step had used as well.
-    found = [] if content["spent"] else content["touched"]
-    snapshot = GradientSnapshot(
-        content["mode"],
-        [by_name[name] for name in found],
-        [by_name[name] for name in content["pending"]],
-        content["fresh"],
-    )
-    gradients_of(registry).restore(
-        snapshot, lambda kind, variable, target: fetch(f"{kind}/{names[variable.id]}", target)
-    )
+    def _group_problems(self, saved: Mapping[str, Any], optimizer: Any) -> Iterator[str]:
+        mine = optimizer.capture().groups
+        if len(saved["groups"]) != len(mine):
+            yield f"the optimizer has {len(mine)} param groups, the saved one {len(saved['groups'])}"
+            return
+        for i, (group, record) in enumerate(zip(saved["groups"], mine, strict=True)):
+            names, variables = group["variables"], record.variables
+            theirs = {self.found[name].id for name in names if name in self.found}
+            if theirs != {v.id for v in variables} or any(name not in self.found for name in names):
+                yield (
+                    f"param group {i} holds {len(variables)} variables here and {len(names)} in the file, or others: "
+                    "make the optimizer with the same groups"
+                )
 
+    def _tensor_problems(self, content: Mapping[str, Any]) -> Iterator[str]:
+        """Of tensors beside the values: states, gradients, masks."""
+        absent = [name for name in self.saved if name not in self.found]
+        if absent:
+            yield f"the file trains {absent[0]!r} and {len(absent) - 1} more that the store does not hold"
+        gradients, here = content["gradients"], self.registry.gradients.mode
+        if (gradients["touched"] or gradients["pending"]) and gradients["mode"] != here:
+            yield f"the file was saved within a cycle with grads={gradients['mode']!r}, and the store has {here!r}"
+        states = [keys for stream, keys in self.source.by_stream.items() if stream not in ("", PREFIX)]
+        for name, key in (pair for keys in states for pair in keys.items()):
+            variable, shape = self.found.get(name), self.source.entries[key].shape
+            if variable is not None and shape != variable.spec.shape:
+                yield f"{key!r} has shape {shape}, the variable {variable.spec.shape}"
 
-def apply_schedulers(schedulers: Sequence[Any], content: Sequence[Mapping[str, Any]]) -> None:
-    for scheduler, saved in zip(schedulers, content, strict=True):
-        scheduler.load_state_dict(decode(saved["state"]))
+    # Writes -----------------------------------------------------------------------------------------------------------
+
+    def apply_flags(self) -> None:
+        """Trains and freezes as the source says; re-carves where a variable lacks room."""
+        for name, variable in self.found.items():
+            trains = self.saved[name]["trainable"]
+            if variable.requires_grad != trains:
+                variable.param.requires_grad_(trains)
+            variable.frozen = self.saved[name]["frozen"]
+        if self.found:
+            follow_flags(self.registry)
+
+    def apply(self, fetch: Fetch) -> None:
+        """All but the flags and what lies in the values."""
+        content = self.content
+        if content is None:
+            return
+        for optimizer, saved in zip(self.optimizers, content["optimizers"], strict=False):
+            self._apply_optimizer(optimizer, saved, fetch)
+        if self.optimizers:
+            self._apply_masks()
+            self._apply_gradients(content["gradients"], fetch)
+        for scheduler, saved in zip(self.schedulers, content["schedulers"], strict=False):
+            scheduler.load_state_dict(decode(saved["state"]))
+        if self.rng:
+            apply_random(content["random"], self.registry.device, self.rng, self.source.whole)
+
+    def _apply_optimizer(self, optimizer: Any, saved: Mapping[str, Any], fetch: Fetch) -> None:
+        groups = [
+            GroupRecord(decode(group["hyper"]), [self.found[name] for name in group["variables"]])
+            for group in saved["groups"]
+        ]
+        steps = saved["steps"]
+        record = OptimizerRecord(
+            saved["class"],
+            tuple(saved["states"]),
+            groups,
+            torch.tensor(list(steps.values()), dtype=torch.float32),
+            {self.found[name].id: row for row, name in enumerate(steps)},
+            torch.tensor(saved["skipped"], dtype=torch.int32),
+        )
+        names = {variable.id: name for name, variable in self.found.items()}
+
+        def fetch_state(state: str, variable: Variable, target: Tensor) -> bool:
+            key = f"{state}/{names[variable.id]}"
+            if key in self.source.entries:
+                fetch(key, target)
+            return key in self.source.entries
+
+        optimizer.restore(record, fetch_state)
+
+    def _apply_masks(self) -> None:
+        for name, variable in self.found.items():
+            key = f"{FROZEN_ELEMENTS}/{name}"
+            if key in self.source.entries:
+                self.registry.masks.take(variable, self.source.whole(key) == 0)
+            elif self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype) is not None:
+                self.registry.masks.take(variable, None)
+
+    def _apply_gradients(self, content: Mapping[str, Any], fetch: Fetch) -> None:
+        names = {variable.id: name for name, variable in self.found.items()}
+        # Files of before there were cycles hold gradients of the stream that a step had used as well.
+        opened, pending = [] if content["spent"] else content["touched"], content["pending"]
+        lying, left = ([self.found[name] for name in each] for each in (opened, pending))
+        gradients_of(self.registry).restore(
+            GradientSnapshot(content["mode"], lying, left, content["fresh"]),
+            lambda kind, variable, target: fetch(f"{kind}/{names[variable.id]}", target),
+        )

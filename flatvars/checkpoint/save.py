@@ -12,9 +12,8 @@ import torch
 from ..errors import CheckpointError
 from ..variables.registry import Registry
 from ..variables.selectors import Selector
-from .contents import Content
 from .image import Image, image_of
-from .opening import Target
+from .opening import PathOrStream
 from .progress import Progress
 from .records import Catalog, catalog_of
 from .torch_file import TORCH_SUFFIXES
@@ -57,7 +56,7 @@ def capture(
     return image
 
 
-def check_target(target: Target, content: Content | None = None) -> None:
+def check_target(target: PathOrStream, image: Image | None = None) -> None:
     """Raises CheckpointError for a path whose ending says no format, before any work is done."""
     if not isinstance(target, (str, os.PathLike)):
         return
@@ -69,20 +68,22 @@ def check_target(target: Target, content: Content | None = None) -> None:
             f"{path} says no format; give a name that ends in .safetensors, or in {', '.join(TORCH_SUFFIXES)} for "
             "torch.load, or a folder that exists"
         )
-    if isinstance(content, Image) and content.training is not None:
+    if image is not None and image.training is not None:
         raise CheckpointError(f"training state is saved in safetensors files; give {path.with_suffix('.safetensors')}")
 
 
-def write(content: Content, target: Target, shard_size: int | str | None = SHARD_SIZE, progress: bool = False) -> None:
+def write(
+    image: Image, target: PathOrStream, shard_size: int | str | None = SHARD_SIZE, progress: bool = False
+) -> None:
     """Writes to a path or a stream; see `VarStore.save`."""
     limit = 2**63 if shard_size is None else bytes_of_size(shard_size)
-    check_target(target, content)
+    check_target(target, image)
     with Progress("saving", progress) as bar:
         if not isinstance(target, (str, os.PathLike)):
-            write_stream(content, target, bar)
+            write_stream(image, target, bar)
             return
         path = Path(target)
         if path.suffix in TORCH_SUFFIXES and not path.is_dir():
-            write_torch_file(content, path)
+            write_torch_file(image, path)
         else:
-            write_path(content, path / MODEL if path.is_dir() else path, limit, bar)
+            write_path(image, path / MODEL if path.is_dir() else path, limit, bar)

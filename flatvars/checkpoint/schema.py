@@ -33,20 +33,21 @@ DESCRIPTION: Schema = {
 }
 
 
-def fits(value: Any, schema: Schema) -> bool:
+def has_form(value: Any, schema: Schema) -> bool:
     """Whether JSON has a shape; fields beyond those of the schema are allowed."""
     if schema is None:
         return True
     if isinstance(schema, tuple):
-        return any(fits(value, one) for one in schema)
+        return any(has_form(value, one) for one in schema)
     if isinstance(schema, list):
-        return isinstance(value, list) and all(fits(item, schema[0]) for item in value)
+        return isinstance(value, list) and all(has_form(item, schema[0]) for item in value)
     if not isinstance(schema, dict):
         return type(value) is schema  # not isinstance: True is an int, too
     if not isinstance(value, dict):
         return False
     if "*" in schema:
-        return all(fits(item, schema["*"]) for item in value.values())
+        return all(has_form(item, schema["*"]) for item in value.values())
     return all(
-        fits(value[name], field) if (name := key.lstrip("?")) in value else key != name for key, field in schema.items()
+        has_form(value[name], field) if (name := key.lstrip("?")) in value else key != name
+        for key, field in schema.items()
     )

@@ -12,16 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
-from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, Stream
+from ..memory.streams import Stream
 from ..variables.registry import HasRegistry, Registry
-from ..variables.variable import Variable
 from .background import Writer, writer_of
-from .image import Image, Plane
-from .opening import Target
-from .random_state import apply_random
-from .resuming import apply_flags, apply_gradients, apply_optimizer, apply_schedulers
+from .image import Image
+from .load import Loading, Options
+from .opening import PathOrStream
 from .save import SHARD_SIZE, capture, check_target, write
-from .training import OptimizerImage
 
 Key = tuple[str, torch.dtype]
 
@@ -66,7 +63,7 @@ class Snapshot:
         image = self._image
         return 0 if image is None else sum(plane.held.buffer.nbytes for plane in image.planes)
 
-    def save(self, path: Target, *, shard_size: int | str | None = SHARD_SIZE, wait: bool = False) -> None:
+    def save(self, path: PathOrStream, *, shard_size: int | str | None = SHARD_SIZE, wait: bool = False) -> None:
         """Writes a checkpoint in the background, as `VarStore.save` would have at the time of the snapshot.
 
         One save of a store is written at a time: if an earlier one is still at it, this call waits for it.
@@ -126,89 +123,24 @@ def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: S
 def restore(registry: Registry, snapshot: Snapshot) -> None:
     """See `VarStore.restore`."""
     image = snapshot.image()
-    _check(registry, snapshot, image)
-    specs = [record.span.spec for record in image.catalog.records]
-    if specs != [v.spec for v in registry.variables]:
-        registry.recarve(specs)
-    registry.check_aliases()
-    by_name = {record.name: v for record, v in zip(image.catalog.records, registry.variables, strict=True)}
-    planes = {(plane.stream, plane.region): plane for plane in image.planes}
-    training = image.training
-    if training is not None:
-        apply_flags(registry, {record.name: record.describe() for record in image.catalog.records}, by_name)
-    for region in image.layout.regions:
-        registry.streams.values(region.dtype).copy_(planes[VALUES, region.dtype].held.buffer, non_blocking=True)
-    torch.autograd.graph.increment_version([v.param for v in registry.variables])
-    if training is None:
-        return
-    content = training.describe()
-    for one, saved in zip(training.optimizers, content["optimizers"], strict=True):
-        apply_optimizer(one.optimizer, saved, by_name)
-        _restore_states(image, one, planes)
-    if training.optimizers:
-        _restore_masks(registry, image, planes, by_name)
-        apply_gradients(registry, content["gradients"], by_name, _fetch_from(image, planes, by_name))
-    apply_schedulers(training.schedulers, content["schedulers"])
-    if training.random is not None:
-        apply_random(training.random.content, registry.device, snapshot._rng, image.loose.__getitem__)
-
-
-def _check(registry: Registry, snapshot: Snapshot, image: Image) -> None:
+    registry.settle()
     if snapshot._registry() is not registry:
         raise MismatchError("the snapshot is of another store; save it, and load the file here")
-    if [record.id for record in image.catalog.records] != [v.id for v in registry.variables]:
+    records, training = image.catalog.records, image.training
+    if [record.id for record in records] != [v.id for v in registry.variables]:
         raise MismatchError(
-            f"the snapshot holds {len(image.catalog.records)} variables, the store now {len(registry.variables)}; save "
-            "the snapshot and load it with load_partial"
+            f"the snapshot holds {len(records)} variables, the store now {len(registry.variables)}; save the snapshot "
+            "and load it with load_partial"
         )
-
-
-def _restore_states(image: Image, one: OptimizerImage, planes: Mapping[Key, Plane]) -> None:
-    optimizer = one.optimizer
-    for region in image.layout.regions:
-        if not region.trainable_numel:
-            continue
-        streams = optimizer.state_streams(region.dtype)
-        for name, stream in zip(optimizer.rule().states, streams, strict=True):
-            plane = planes.get((f"{optimizer._key}.{name}", region.dtype))
-            if plane is None:
-                stream.buffer.zero_()
-            elif plane.held.cover == stream.cover:
-                stream.buffer.copy_(plane.held.buffer, non_blocking=True)
-            else:  # variables joined or left since; all that the snapshot knows of is in its range
-                stream.buffer.zero_()
-                first, stop = max(plane.held.base, stream.base), min(plane.held.cover[1], stream.cover[1])
-                kept = plane.held.buffer[first - plane.held.base : stop - plane.held.base]
-                stream.buffer[first - stream.base : stop - stream.base].copy_(kept)
-
-
-def _restore_masks(
-    registry: Registry,
-    image: Image,
-    planes: Mapping[Key, Plane],
-    by_name: Mapping[str, Variable],
-) -> None:
-    frozen: dict[int, Tensor] = {}
-    for (stream, region), plane in planes.items():
-        if stream == FROZEN_ELEMENTS:
-            for record in plane.choose(image.catalog.by_dtype[region], plane.held):
-                frozen[record.id] = plane.held.read(record.span)
-    for record in image.catalog.records:
-        mask = frozen.get(record.id)
-        registry.masks.take(by_name[record.name], None if mask is None else mask == 0)
-
-
-def _fetch_from(image: Image, planes: Mapping[Key, Plane], by_name: Mapping[str, Variable]) -> Any:
-    spans = {record.name: record.span for record in image.catalog.records}
-
-    def fetch(key: str, target: Tensor) -> None:
-        if key in image.loose:
-            target.copy_(image.loose[key])
-            return
-        span = spans[key.partition("/")[2]]
-        target.copy_(planes[GRADS, span.spec.dtype].held.read(span))
-
-    return fetch
+    names = {record.name: v.name for record, v in zip(records, registry.variables, strict=True)}
+    optimizers = [] if training is None else [one.optimizer for one in training.optimizers]
+    schedulers = [] if training is None else training.schedulers
+    options = Options(optimizers, schedulers, snapshot._rng, dtype="file", rename=names, verify=False)
+    loading = Loading(registry, image.source("the snapshot"), options)
+    loading.check()
+    for region in registry.layout.regions:
+        registry.streams.values(region.dtype).zero_()  # what was written between variables is undone as well
+    loading.apply()
 
 
 class SnapshotRing:

@@ -6,6 +6,7 @@ import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import IO, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from ..errors import DamagedFileError
 from .blocks import PIECE, blocks
 from .description import Description, read_description
-from .header import Entry, listing, read_header
+from .header import TensorInfo, listing, read_header
 
 READ_AHEAD = 1 << 18
 """Bytes that a read takes at least: tensors of a few bytes, one behind the other, cost no call to the system each."""
@@ -78,7 +79,7 @@ class Source(ABC):
     """
 
     name: str
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, TensorInfo]
     description: Description | None = None
 
     @abstractmethod
@@ -93,10 +94,18 @@ class Source(ABC):
         """Checksum of a tensor's bytes, where there is one."""
         return None
 
-    def values(self) -> dict[str, Entry]:
+    @cached_property
+    def by_stream(self) -> dict[str, dict[str, str]]:
+        """The tensors' keys by stream ("" is that of values) and by name of the variable, or of what else it is."""
+        found: dict[str, dict[str, str]] = {"": {}}
+        for key in self.entries:
+            stream, name = ("", key) if self.description is None else self.description.name_of(key)
+            found.setdefault(stream, {})[name] = key
+        return found
+
+    def values(self) -> dict[str, TensorInfo]:
         """The tensors that are values of variables."""
-        name_of = None if self.description is None else self.description.name_of
-        return {key: entry for key, entry in self.entries.items() if name_of is None or not name_of(key)[0]}
+        return {key: self.entries[key] for key in self.by_stream[""].values()}
 
     def pieces(self, key: str) -> Iterator[Tensor]:
         """A tensor's elements in bounded pieces, [at most PIECE bytes]."""
@@ -198,7 +207,7 @@ class Tensors(Source):
     def __init__(self, tensors: Mapping[str, Tensor], name: str, description: Description | None = None) -> None:
         self.name = name
         self.tensors = tensors
-        self.entries = {key: Entry(t.dtype, tuple(t.shape), 0, t.nbytes) for key, t in tensors.items()}
+        self.entries = {key: TensorInfo(t.dtype, tuple(t.shape), 0, t.nbytes) for key, t in tensors.items()}
         self.description = description
 
     def read(self, key: str, start: int, count: int) -> Tensor:
@@ -214,7 +223,7 @@ class Tensors(Source):
 
     def copy_to(self, target: Tensor, key: str, first: int = 0) -> None:
         if target.shape == self.tensors[key].shape:
-            target.copy_(self.tensors[key])
+            target.copy_(self.tensors[key], non_blocking=True)  # pinned, where they are a snapshot of a GPU's
         else:
             super().copy_to(target, key, first)
 

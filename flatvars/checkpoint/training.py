@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,14 +16,12 @@ from ..errors import CheckpointError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import PENDING
 from ..memory.streams import GRADS, Stream
+from ..optim.record import OptimizerRecord
 from ..variables.registry import Registry
-from .image import Image
+from .image import Image, Plane
 from .plain import encode
 from .random_state import RandomState, capture_random
 from .records import Record
-
-if TYPE_CHECKING:
-    from ..optim.base import Optimizer
 
 
 def as_list(given: Any) -> list[Any]:
@@ -55,7 +53,8 @@ class Counts:
 class OptimizerImage:
     """One optimizer, without its streams."""
 
-    optimizer: Optimizer
+    optimizer: Any
+    kind: str
     states: tuple[str, ...]
     groups: list[dict[str, Any]]
     counts: Counts
@@ -64,7 +63,7 @@ class OptimizerImage:
     def describe(self) -> dict[str, Any]:
         """As JSON, by names."""
         return {
-            "class": type(self.optimizer).__name__,
+            "class": self.kind,
             "states": list(self.states),
             "groups": [
                 {"hyper": {k: _number(v) for k, v in group["hyper"].items()}, "variables": group["variables"]}
@@ -109,7 +108,9 @@ def capture_training(registry: Registry, image: Image, optimizers: Any, schedule
     chosen, scheduled = as_list(optimizers), as_list(schedulers)
     random = capture_random(registry.device, rng) if rng else None
     gradients = {"mode": registry.gradients.mode, "touched": [], "spent": False, "fresh": False, "pending": []}
-    image.training = Training([_capture(registry, image, o) for o in chosen], scheduled, gradients, random)
+    image.training = Training(
+        [_capture(registry, image, o, i) for i, o in enumerate(chosen)], scheduled, gradients, random
+    )
     for scheduler in scheduled:
         kind = type(scheduler).__name__
         image.training.scheduler_states.append({"class": kind, "state": encode(scheduler.state_dict(), kind)})
@@ -121,28 +122,24 @@ def capture_training(registry: Registry, image: Image, optimizers: Any, schedule
 
 def check_optimizer(registry: Registry, optimizer: Any) -> None:
     """Raises CheckpointError for what is no optimizer over this store."""
-    if getattr(optimizer, "_registry", None) is not registry:
+    if not hasattr(optimizer, "capture") or optimizer.registry is not registry:
         raise CheckpointError(
             f"{type(optimizer).__name__} is no flatvars optimizer over this store; pass one of flatvars.optim that was "
             "made with it"
         )
 
 
-def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> OptimizerImage:
+def _capture(registry: Registry, image: Image, optimizer: Any, number: int) -> OptimizerImage:
     check_optimizer(registry, optimizer)
-    states = optimizer.rule().states
-    names = {(v.id, v.state_epoch): v.name for group in optimizer._variables for v in group}
-    group_of = {v.id: i for i, group in enumerate(optimizer._variables) for v in group}
-    known = {names[key]: count for key, count in optimizer._counts.items() if key in names}
-    parts = []
-    if optimizer._plans is not None:
-        for part, steps in zip(optimizer._plans.parts, optimizer._steps, strict=True):
-            parts.append(([names.get(optimizer._plan_keys[k]) for k in part.order], steps.clone()))
-    counts = Counts(known, parts)
-    states_of = [optimizer.state_names(group) for group in optimizer.param_groups]
+    record: OptimizerRecord = optimizer.capture()
+    named: list[str | None] = [None] * len(record.steps)
+    for variable in record.variables:
+        named[record.slots[variable.id]] = variable.name
+    counts = Counts({}, [(named, record.steps.clone())])
+    group_of = {v.id: i for i, group in enumerate(record.groups) for v in group.variables}
 
     def with_state(name: str) -> Callable[[list[Record], Stream], list[Record]]:
-        groups = {number for number, names in enumerate(states_of) if name in names}
+        groups = {i for i, group in enumerate(record.groups) if name in group.states}
 
         def choose(records: list[Record], _: Stream) -> list[Record]:
             steps = counts.resolve()
@@ -152,13 +149,10 @@ def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> Optimize
 
         return choose
 
-    for name in states:
-        image.add(registry, name, f"{optimizer._key}.{name}", with_state(name))
-    groups = [
-        {"hyper": _hyper(group), "variables": [v.name for v in variables]}
-        for group, variables in zip(optimizer.param_groups, optimizer._variables, strict=True)
-    ]
-    return OptimizerImage(optimizer, states, groups, counts, optimizer._skipped)
+    for (name, region), held in record.streams.items():
+        image.planes.append(Plane(name, f"optimizer {number}: {name}", region, held, with_state(name)))
+    groups = [{"hyper": _hyper(group.hyper), "variables": [v.name for v in group.variables]} for group in record.groups]
+    return OptimizerImage(optimizer, record.kind, record.states, groups, counts, record.skipped)
 
 
 def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:

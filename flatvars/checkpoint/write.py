@@ -20,12 +20,13 @@ import torch
 
 from ..errors import CheckpointError
 from .blocks import PIECE, host_bytes
-from .contents import Content, Pieces, Table
+from .contents import Table
 from .description import Description
 from .files import publication, raise_for_room, start_writeback, write_views
+from .image import Image, Pieces
 from .progress import Progress
 
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 LARGE_PIECES = 256
 """Pieces of a batch above which they are small."""
 
@@ -45,19 +46,19 @@ def bytes_of_size(size: int | str) -> int:
         number = float(digits)
     except ValueError:
         number = 0.0
-    if unit not in UNITS or not number > 0:
+    if unit not in SIZE_UNITS or not number > 0:
         raise ValueError(f"shard_size={size!r} is no size; give bytes, or a string such as '5GB' or '512MiB'")
-    return int(number * UNITS[unit])
+    return int(number * SIZE_UNITS[unit])
 
 
-def write_path(content: Content, target: Path, shard_size: int, progress: Progress) -> None:
+def write_path(image: Image, target: Path, shard_size: int, progress: Progress) -> None:
     """Writes under a name: the old content or all of the new one is there, at any moment.
 
     Raises:
         CheckpointError: no room on the disk, no such folder, names that collide.
     """
-    tables = content.tables(shard_size)
-    description, pieces = content.describe(), content.reader()
+    tables = image.tables(shard_size)
+    description, pieces = image.describe(), image.reader()
     progress.start(sum(table.nbytes for table in tables))
     with publication(target) as save:
         description.save = save.token
@@ -65,7 +66,7 @@ def write_path(content: Content, target: Path, shard_size: int, progress: Progre
         for number, table in enumerate(tables, start=1):
             final = save.shard(number, len(tables)) if len(tables) > 1 else save.target
             weight_map.update({row.key: final.name for row in table.rows} if len(tables) > 1 else {})
-            text = _described(description, content.variables, number, len(tables))
+            text = _described(description, image.catalog.text, number, len(tables))
             _write_file(save.draft(final).descriptor, table, text, pieces, progress)
         if len(tables) > 1:
             total = sum(table.nbytes for table in tables)
@@ -128,13 +129,13 @@ def _batches(table: Table, pieces: Pieces) -> Iterator[list[tuple[int, memoryvie
         yield batch
 
 
-def write_stream(content: Content, stream: IO[bytes], progress: Progress) -> None:
+def write_stream(image: Image, stream: IO[bytes], progress: Progress) -> None:
     """Writes one file's bytes to a stream, which need not seek: checksums are taken first."""
-    (table,), pieces = content.tables(2**63), content.reader()
+    (table,), pieces = image.tables(2**63), image.reader()
     progress.start(table.nbytes)
     crcs = [reduce(lambda crc, view: zlib.crc32(view, crc), pieces(row), 0) for row in table.rows]
     try:
-        stream.write(table.header(content.describe().encode(content.variables), crcs))
+        stream.write(table.header(image.describe().encode(image.catalog.text), crcs))
         for row in table.rows:
             for view in pieces(row):
                 written = stream.write(view)
@@ -147,13 +148,13 @@ def write_stream(content: Content, stream: IO[bytes], progress: Progress) -> Non
         raise
 
 
-def write_torch_file(content: Content, target: Path) -> None:
+def write_torch_file(image: Image, target: Path) -> None:
     """Writes the values as a state dict for torch.load, whole or not at all; tied names share their tensor.
 
     Raises:
         CheckpointError: no room on the disk.
     """
-    (table,), pieces = content.tables(2**63), content.reader()
+    (table,), pieces = image.tables(2**63), image.reader()
     rows = [(row.record, row) for row in table.rows if row.record is not None and row.key == row.record.name]
     state: dict[str, torch.Tensor] = {}
     for record, row in sorted(rows, key=lambda pair: pair[0].id):

@@ -4,47 +4,62 @@ from __future__ import annotations
 
 import argparse
 import os
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..checkpoint.converting import Converted
+from ..checkpoint.load import Loading, Options
 from ..checkpoint.opening import opened
 from ..checkpoint.progress import size
-from ..checkpoint.save import SHARD_SIZE, check_target, write
-from ..errors import DamagedFileError
-from ..variables.selectors import as_select, fits_name
+from ..checkpoint.save import SHARD_SIZE, capture, check_target, write
+from ..checkpoint.source import Source
+from ..gradients.attached import make_registry
+from ..memory.spec import VarSpec
+from ..variables.registry import Registry
+from .choosing import add_select, chosen
 from .show import as_json
 
 NAME = "convert"
-DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
+FLOATING = {name: getattr(torch, name) for name in ("float64", "float32", "float16", "bfloat16")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a file, an index, or a folder")
     parser.add_argument("target", help="ends in .safetensors, .pt, .pth or .bin; or a folder that exists")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of floating tensors; as they are if not given")
-    parser.add_argument("--select", action="append", metavar="GLOB", help="only these names; may be repeated")
+    parser.add_argument("--dtype", choices=list(FLOATING), help="of floating tensors; as they are if not given")
+    add_select(parser)
     parser.add_argument("--shard-size", default=SHARD_SIZE, help=f"above which there are several files ({SHARD_SIZE})")
     parser.add_argument("--progress", action="store_true", help="show a bar when it takes long")
 
 
 def run(options: argparse.Namespace) -> int:
     check_target(options.target)
-    chosen = partial(fits_name, selector=as_select(options.select))
     with opened(options.source) as source:
-        keys = [key for key in source.values() if chosen(key)]
-        damaged = source.damaged(keys)
-        if damaged:
-            raise DamagedFileError("; ".join(damaged))
-        content = Converted(source, keys, DTYPES.get(options.dtype))
-        write(content, options.target, options.shard_size, options.progress)
-        total = sum(table.nbytes for table in content.tables(2**63))
-    path = Path(options.target)
-    result = {"source": source.name, "target": os.fspath(path), "tensors": len(keys), "bytes": total}
+        registry = _declared(source, chosen(source.values(), options.select, source.name), FLOATING.get(options.dtype))
+        loading = Loading(registry, source, Options(strict=False))
+        loading.check()
+        loading.apply()
+    image = capture(registry)
+    write(image, options.target, options.shard_size, options.progress)
+    total = sum(table.nbytes for table in image.tables(2**63))
+    path, count = Path(options.target), len(registry.variables)
     if options.json:
-        as_json(result)
+        as_json({"source": source.name, "target": os.fspath(path), "tensors": count, "bytes": total})
     else:
-        print(f"{len(keys)} tensors, {size(total)}, written to {path}")
+        print(f"{count} tensors, {size(total)}, written to {path}")
     return 0
+
+
+def _declared(source: Source, keys: list[str], dtype: torch.dtype | None) -> Registry:
+    """Variables as a file describes them, with room for their values alone."""
+    registry = make_registry(torch.device("cpu"), "gather")
+    described = source.description.variables if source.description is not None else {}
+    for key in keys:
+        entry, about = source.entries[key], described.get(key, {})
+        floating = entry.dtype.is_floating_point
+        spec = VarSpec(key, entry.shape, dtype if dtype is not None and floating else entry.dtype, trainable=False)
+        param = torch.empty(entry.shape, dtype=spec.dtype, device="meta")
+        param.requires_grad_(floating and about.get("trainable", True))
+        variable = registry.declare(spec, param, about.get("names", [key]), about.get("group", 0))
+        variable.id, variable.frozen = about.get("id", variable.id), about.get("frozen", False)
+    return registry

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from typing import Any
 
 from ..checkpoint.opening import opened
 from ..checkpoint.source import Source
-from ..variables.selectors import as_select, fits_name
+from .choosing import add_select, chosen
 from .show import as_json, table
 from .stats import difference
 
@@ -18,7 +17,7 @@ NAME = "diff"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="a file, an index, or a folder")
     parser.add_argument("b", help="another")
-    parser.add_argument("--select", action="append", metavar="GLOB", help="only these names; may be repeated")
+    add_select(parser)
     parser.add_argument("--tolerance", type=float, default=0.0, help="largest absolute difference that counts as equal")
 
 
@@ -34,8 +33,8 @@ def run(options: argparse.Namespace) -> int:
 
 def compare(left: Source, right: Source, options: argparse.Namespace) -> dict[str, Any]:
     """What differs, as data."""
-    chosen = partial(fits_name, selector=as_select(options.select))
-    a, b = ({key for key in source.entries if chosen(key)} for source in (left, right))
+    keys = set(chosen([*left.entries, *right.entries], options.select, f"{left.name} and {right.name}"))
+    a, b = (keys.intersection(source.entries) for source in (left, right))
     changed: dict[str, Any] = {}
     for key in (key for key in left.entries if key in a and key in b):
         one, other = left.entries[key], right.entries[key]

@@ -6,13 +6,12 @@ Tensors are read once, piece by piece; with --header only the header is.
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from typing import Any
 
 from ..checkpoint.opening import opened
 from ..checkpoint.progress import size
 from ..checkpoint.source import Source
-from ..variables.selectors import as_select, fits_name
+from .choosing import add_select, chosen
 from .show import as_json, table, tree
 from .stats import stats_of
 
@@ -22,7 +21,7 @@ NAME = "inspect"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a file, an index, or a folder")
     parser.add_argument("--header", action="store_true", help="read no tensor: no norms, no counts of NaN")
-    parser.add_argument("--select", action="append", metavar="GLOB", help="only these names; may be repeated")
+    add_select(parser)
     parser.add_argument("--all", action="store_true", help="optimizer state and other tensors that are no values, too")
 
 
@@ -38,27 +37,26 @@ def run(options: argparse.Namespace) -> int:
 
 def describe(source: Source, options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is shown, as data."""
-    description = source.description
-    chosen = partial(fits_name, selector=as_select(options.select))
+    variables = source.description.variables if source.description is not None else {}
+    shown = [pair for stream, keys in source.by_stream.items() if options.all or not stream for pair in keys.items()]
+    names = set(chosen([name for name, _ in shown], options.select, source.name))
+    keys = {key for name, key in shown if name in names}
     tensors: dict[str, Any] = {}
-    streams: dict[str, int] = {}
     for key, entry in source.entries.items():
-        stream, name = description.name_of(key) if description is not None else ("", key)
-        if stream:
-            streams[stream] = streams.get(stream, 0) + entry.nbytes
-        if not chosen(name) or (stream and not options.all):
+        if key not in keys:
             continue
         row: dict[str, Any] = {"shape": list(entry.shape), "dtype": _name(entry.dtype), "bytes": entry.nbytes}
         if not options.header:
             row.update(stats_of(source, key).__dict__)
-        if description is not None and not stream:
-            about = description.variables.get(key, {})
-            row["trainable"] = about.get("trainable", True)
-            row["names"] = about.get("names", [key])
+        if key in variables:
+            row.update(trainable=variables[key]["trainable"], names=variables[key].get("names", [key]))
         tensors[key] = row
-    values = sum(e.nbytes for e in source.entries.values()) - sum(streams.values())
-    result = {"file": source.name, "format": "flatvars" if description is not None else "other"}
-    return {**result, "tensors": tensors, "bytes": {"values": values, **streams}, "training": _training(source)}
+    sizes = {
+        stream or "values": sum(source.entries[key].nbytes for key in keys.values())
+        for stream, keys in source.by_stream.items()
+    }
+    result = {"file": source.name, "format": "flatvars" if source.description is not None else "other"}
+    return {**result, "tensors": tensors, "bytes": sizes, "training": _training(source)}
 
 
 def _name(dtype: object) -> str:

@@ -73,6 +73,8 @@ class Collected:
         pending: The tensors among them that lie in `.grad`, and None for the others.
         gathered: Whether some were taken out of `.grad` before, where a GradScaler does not see them.
         norm: Over all of them, where it is known already.
+        unseen: Whether only the device knows which variables have a gradient, once the norm was launched: it must be
+            before the step. `touched` then says which may have one.
     """
 
     sources: list[Any]
@@ -80,6 +82,7 @@ class Collected:
     pending: Sequence[Tensor | None]
     gathered: bool = False
     norm: Tensor | None = None
+    unseen: bool = False
 
 
 class Gradients(ABC):
@@ -91,6 +94,8 @@ class Gradients(ABC):
         # Weak: the registry owns this object, and buffers must go with the last handle, not with the next collection.
         self._registry = weakref.ref(registry)
         self._plans: PlanSet | None = None
+        self._zeroed: set[int] = set()  # variables that were zeroed since a step looked
+        self._stepped: weakref.WeakSet[PlanSet] = weakref.WeakSet()
         registry.before_carve.append(self.before_carve)
         registry.after_carve.append(self.after_carve)
 
@@ -129,9 +134,17 @@ class Gradients(ABC):
 
     # One variable -------------------------------------------------------------------------------------------------
 
-    @abstractmethod
     def state(self, variable: Variable) -> State:
         """Of the gradient that lies in the flat stream."""
+        if self._is_open(variable):
+            return State.OPEN
+        return State.SPENT if self._is_spent(variable) else State.EMPTY
+
+    @abstractmethod
+    def _is_open(self, variable: Variable) -> bool: ...
+
+    @abstractmethod
+    def _is_spent(self, variable: Variable) -> bool: ...
 
     @abstractmethod
     def of(self, variable: Variable) -> Tensor | None:
@@ -154,6 +167,20 @@ class Gradients(ABC):
     @abstractmethod
     def spend(self, plans: PlanSet, collected: Collected) -> None:
         """A step has used these gradients."""
+
+    def hits(self, plans: PlanSet, collected: Collected) -> list[bool]:
+        """Which variables have a gradient; may synchronize."""
+        return collected.touched
+
+    def _keep_receipt(self, plans: PlanSet, collected: Collected) -> None:
+        pending = collected.pending
+        there = [grad is not None for grad in pending] if collected.gathered else collected.touched
+        plans.note(pending, there, self._zeroed)
+        self._stepped.add(plans)
+
+    def _past(self) -> set[int]:
+        """Variables whose `.grad` belongs to a cycle that a step has ended."""
+        return {key for plans in self._stepped for key in plans.past()}
 
     @abstractmethod
     def zero(
@@ -184,6 +211,10 @@ class Gradients(ABC):
     @abstractmethod
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         """What the stream holds of each variable after a `flush`, to be written in place; None where it has none."""
+
+    @abstractmethod
+    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
+        """Runs an elementwise operation on all gradients of the stream, in place."""
 
     @abstractmethod
     def rewritten(self) -> None:

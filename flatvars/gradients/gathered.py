@@ -8,8 +8,7 @@ accumulated next overwrites their gradients, as if they had been zeroed.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import compress
 from operator import is_not
@@ -46,16 +45,15 @@ class Gathered(Gradients):
         # The variables that the norm of the store's plans is of, and versions of the streams it was taken of.
         self._normed: tuple[set[int], list[int]] | None = None
         self._exposed = False  # the stream was handed out: what it holds may change behind our back
-        self._zeroed: set[int] = set()  # variables that were zeroed since a step looked
-        self._stepped: weakref.WeakSet[PlanSet] = weakref.WeakSet()
 
     def dtype_of(self, region: torch.dtype) -> torch.dtype:
         return at_least_float32(region)
 
-    def state(self, variable: Variable) -> State:
-        if variable.id in self._open:
-            return State.OPEN
-        return State.SPENT if variable.id in self._spent else State.EMPTY
+    def _is_open(self, variable: Variable) -> bool:
+        return variable.id in self._open
+
+    def _is_spent(self, variable: Variable) -> bool:
+        return variable.id in self._spent
 
     def after_carve(self) -> None:
         self.rewritten()
@@ -181,8 +179,7 @@ class Gathered(Gradients):
             used = self._open.intersection(compress(plans.ids, collected.touched))
             self._open -= used
             self._spent |= used
-        plans.note(collected.pending, self._zeroed)
-        self._stepped.add(plans)
+        self._keep_receipt(plans, collected)
 
     @torch.no_grad()
     def zero(
@@ -192,7 +189,7 @@ class Gathered(Gradients):
         if not set_to_none:
             self._zero_in_place([v for v in chosen if v.spec.trainable and not v.frozen])
             return
-        if plans is not None and len(plans.ids) == len(chosen):
+        if plans is not None and plans.covers(chosen):
             plans.zeroed = True
             params, ids = plans.params, plans.ids
         else:
@@ -238,6 +235,15 @@ class Gathered(Gradients):
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         return [None if self.state(v) is State.EMPTY else self._lying(v) for v in variables]
 
+    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
+        plans = self.plans()
+        for part in plans.parts:
+            stream = self.stream(part.region)
+            operation(stream)
+            # NaN times zero is NaN between variables as well, and that counts in no norm.
+            stream.index_fill_(0, plans.padding[part.region], 0.0)
+        self.rewritten()
+
     def rewritten(self) -> None:
         self._normed = None
         held = self._open | self._spent
@@ -258,7 +264,7 @@ class Gathered(Gradients):
 
     def snapshot(self) -> GradientSnapshot:
         variables = self.registry.variables
-        past = {key for plans in self._stepped for key in plans.past()}
+        past = self._past()
         opened = [v for v in variables if v.id in self._open]
         pending = [v for v in variables if v.param.grad is not None and v.id not in past]
         return GradientSnapshot(self.mode, opened, pending, self._has_norm_of({v.id for v in opened}))

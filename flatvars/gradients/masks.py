@@ -18,6 +18,7 @@ from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
 from .freezing import flags_moved, follow_flags, freeze
+from .sentinel import is_unwritten
 
 
 class ElementMasks:
@@ -110,12 +111,15 @@ class ElementMasks:
 
 @torch.no_grad()
 def clear_masked(registry: Registry) -> None:
-    """Puts zeros where elements are masked: what the gradient stream holds there is no gradient, and may be NaN."""
+    """Puts zeros where elements are masked: what the gradient stream holds there is no gradient, and may be NaN.
+
+    What says that nobody wrote it goes on saying so.
+    """
     streams = registry.streams
     for region in streams.layout.regions:
         frozen, stream = streams.find(FROZEN_ELEMENTS, region.dtype), streams.find(GRADS, region.dtype)
         if frozen is not None and stream is not None:
-            stream.buffer.masked_fill_(frozen.buffer.view(torch.bool), 0.0)
+            stream.buffer.masked_fill_(frozen.buffer.view(torch.bool) & ~is_unwritten(stream.buffer), 0.0)
 
 
 def check_mask(variable: Variable, mask: Tensor) -> None:

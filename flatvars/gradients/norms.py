@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ def norms(gradients: Gradients, order: float = 2.0) -> dict[str, tuple[Tensor, T
     plans.guard.check()
     collected = gradients.collect(plans)
     values, grads = plans.variable_norms(collected.sources, order, values=True)
-    rows = zip(plans.variables, values.unbind(), grads.unbind(), collected.touched, strict=True)
+    rows = zip(plans.variables, values.unbind(), grads.unbind(), gradients.hits(plans, collected), strict=True)
     return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows if v.requires_grad}
 
 
@@ -72,10 +71,7 @@ def clip_norm_(
         clip_each_(gradients, max_norm, order)
         return total
     coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)
-    each_stream_(gradients, lambda stream: stream.mul_(coefficient.to(stream.dtype)))
-    # A norm that is NaN or infinite makes NaN of the zeros between variables as well, and they count in no norm.
-    for region, padding in gradients.plans().padding.items():
-        gradients.stream(region).index_fill_(0, padding, 0.0)
+    gradients.rewrite(lambda stream: stream.mul_(coefficient.to(stream.dtype)))
     clear_masked(gradients.registry)
     return total
 
@@ -96,10 +92,4 @@ def clip_each_(gradients: Gradients, max_norm: float, order: float) -> None:
 def clip_value_(gradients: Gradients, clip_value: float) -> None:
     """See `VarStore.clip_grad_value_`."""
     gradients.flush()
-    each_stream_(gradients, lambda stream: stream.clamp_(-clip_value, clip_value))
-
-
-def each_stream_(gradients: Gradients, operation: Callable[[Tensor], Tensor]) -> None:
-    for part in gradients.plans().parts:
-        operation(gradients.stream(part.region))
-    gradients.rewritten()
+    gradients.rewrite(lambda stream: stream.clamp_(-clip_value, clip_value))

@@ -42,7 +42,13 @@ class PlanSet:
         guard: Over these variables: to be asked before anything is launched.
     """
 
-    def __init__(self, registry: Registry, variables: Sequence[Variable], groups: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        variables: Sequence[Variable],
+        groups: Sequence[int] | None = None,
+        slots: Sequence[int] | None = None,
+    ) -> None:
         # Weak: the registry keeps these plans through its gradients, and buffers must go with the last handle.
         self._registry = weakref.ref(registry)
         self.generation = registry.generation
@@ -52,6 +58,10 @@ class PlanSet:
         self.guard = AliasGuard(registry, self.variables)
         self.zeroed = False  # their gradients were, since the last step
         self.receipt: Receipt | None = None  # of the last step
+        # Where gradients are views: the views, their versions when they were zeroed, and at the last look.
+        self.views: list[Tensor] | None = None
+        self.versions: list[int] | None = None
+        self.latest: list[int] | None = None
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
@@ -60,8 +70,9 @@ class PlanSet:
         for slot, region in enumerate(regions if self.variables else []):
             members = [k for k, v in enumerate(self.variables) if v.dtype == region]
             position = {self.variables[k].index: k for k in members}
-            rows = None if groups is None else [groups[k] for k in members]
-            indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows)
+            rows = [0 if groups is None else groups[k] for k in members]
+            counts = None if slots is None else [slots[k] for k in members]
+            indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows, counts)
             order = [position[i] for i in indices]
             frozen = registry.streams.find(FROZEN_ELEMENTS, region)
             mask = None if frozen is None else frozen.buffer
@@ -93,23 +104,37 @@ class PlanSet:
         specs = [v.spec for v in self.variables]
         return [spec.shape for spec in specs], [spec.stride for spec in specs]
 
+    @cached_property
+    def empty(self) -> list[int]:
+        """Positions of the variables without elements."""
+        return [k for k, v in enumerate(self.variables) if not v.spec.numel]
+
+    @cached_property
+    def stretches(self) -> list[tuple[torch.dtype, int, int]]:
+        """What the variables cover of the regions, in as few pieces as can be."""
+        return self.registry.layout.stretches(v.index for v in self.variables)
+
+    def covers(self, variables: Sequence[Variable]) -> bool:
+        """Whether variables, of which these are some at least, are these and no more; and lie where they lay."""
+        return len(self.ids) == len(variables) and self.generation == self.registry.generation
+
     def pending(self) -> list[Tensor | None]:
         """What autograd left: `.grad` of every parameter."""
         return [param.grad for param in self.params]
 
-    def note(self, pending: Sequence[Tensor | None], zeroed: set[int]) -> None:
+    def note(self, pending: Sequence[Tensor | None], touched: list[bool], zeroed: set[int]) -> None:
         """Keeps a receipt of the `.grad`s that a step has used.
 
         Args:
+            pending: What lies in `.grad`; None where the gradient lies elsewhere, or there is none.
+            touched: Which of these are gradients.
             zeroed: Variables whose gradients were zeroed; these are taken out.
         """
-        touched = [grad is not None for grad in pending]
         last = self.receipt
         ends = (
             self.zeroed or (bool(zeroed) and zeroed.issuperset(self.ids)) or (last is not None and not last.is_alive())
         )
-        present: list[Tensor] = list(compress(pending, touched))  # type: ignore[arg-type]
-        self.receipt, self.zeroed = Receipt(present, touched, ends), False
+        self.receipt, self.zeroed = Receipt(pending, touched, ends), False
         if zeroed:
             zeroed.difference_update(self.ids)
 
@@ -137,6 +162,17 @@ class PlanSet:
 
     def gathered(self, streams: Callable[[torch.dtype], Tensor], touched: Sequence[bool]) -> list[Any]:
         return [part.plan.gathered(streams(part.region), part.pick(touched)) for part in self.parts]
+
+    def viewed(self, streams: Callable[[torch.dtype], Tensor], told: Sequence[bool]) -> list[Any]:
+        return [part.plan.viewed(streams(part.region), part.pick(told)) for part in self.parts]
+
+    def written(self, sources: Sequence[Any]) -> list[bool]:
+        """Which variables have a gradient, after the norm was launched. Synchronizes."""
+        found = [False] * len(self.variables)
+        for part, source in zip(self.parts, sources, strict=True):
+            for k, hit in zip(part.order, part.plan.written(source).tolist(), strict=True):
+                found[k] = hit
+        return found
 
     def norm_(self, sources: Sequence[Any], grad_scale: Tensor | None = None) -> Tensor:
         """Takes the L2 norm over all regions, of gradients divided by `grad_scale` if given: one launch each."""

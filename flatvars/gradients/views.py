@@ -1,27 +1,32 @@
 """Gradients as views: every `.grad` lies in the flat stream from the start, and autograd adds into it in place.
 
-None is not zero: every view has a version counter of its own, and one that was written since it was reset has moved on.
-No hook is needed to know.
+A variable without a gradient has a view all the same. Its elements are -0.0 (`sentinel.py`), and the launch that takes
+the norm finds out on the device which variables were written: in this mode it always runs. What users do in place to
+all gradients at once is no gradient then, and nothing is read per variable but `.grad` itself: autograd puts a tensor
+of its own there where it builds a graph of gradients or finds None, DDP its bucket, a user whatever they like. Such
+strays are taken in at the next step, save or look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import compress
+from operator import attrgetter, is_, ne
 
 import torch
 from torch import Tensor
 
 from ..errors import GradientError
-from ..memory.streams import GRADS, same_dtype
+from ..memory.streams import GRADS
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cycle import Collected, Fetch, Given, Gradients, GradientSnapshot, State
+from .cycle import Collected, Fetch, Given, Gradients, GradientSnapshot
 from .given import aligned
 from .masks import clear_masked
 from .plans import PlanSet
+from .sentinel import UNWRITTEN, is_written, keep_marks
 
-WRITTEN = -1  # a version that no view has: it counts as written
+_version = attrgetter("_version")
 
 
 class Views(Gradients):
@@ -31,89 +36,128 @@ class Views(Gradients):
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
-        self._attached: dict[int, tuple[Tensor, int]] = {}  # by id: the view of a variable, its version when reset
-        self._kept: set[int] = set()  # ids of the variables whose view was written before a carve
-
-    def _view(self, variable: Variable) -> Tensor:
-        return self.registry.streams.get(GRADS, variable.dtype, same_dtype).view(variable.span).data
+        self._views: dict[int, Tensor] = {}  # by id
+        # Version of each view when its variable was zeroed. One that has not moved since has no gradient; one that has
+        # may have none all the same. So this is only for what need not be exact, the version counters of Parameters,
+        # and for variables without elements, of which no launch can tell.
+        self._versions: dict[int, int] = {}
 
     def dtype_of(self, region: torch.dtype) -> torch.dtype:
         return region
 
-    def state(self, variable: Variable) -> State:
-        return State.OPEN if self._is_written(variable) else State.EMPTY
+    def stream(self, region: torch.dtype) -> Tensor:
+        if self.registry.streams.find(GRADS, region) is None:
+            super().stream(region).fill_(UNWRITTEN)
+        return super().stream(region)
 
-    def _is_written(self, variable: Variable) -> bool:
-        view, version = self._attached.get(variable.id, (None, 0))
-        grad = variable.param.grad
-        return grad is not None and (grad is not view or grad._version != version)
+    # Views ----------------------------------------------------------------------------------------------------------
 
-    def _settle(self, variable: Variable) -> bool:
-        """Whether the variable has a gradient; one that autograd or the user put elsewhere is taken into the stream."""
-        if not self._is_written(variable):
-            return False
-        grad = variable.param.grad
-        view, _ = self._attached.get(variable.id, (None, WRITTEN))
-        if grad is not view and grad is not None:
-            view = self._view(variable)
-            view.copy_(grad.detach().to_dense() if grad.layout != torch.strided else grad.detach())
+    def _attach(self, variables: Sequence[Variable]) -> None:
+        """Makes views for variables whose part of the stream holds anything; what `.grad` holds is their gradient."""
+        for variable in variables:
+            self.stream(variable.dtype)  # made here, where it is not there yet
+            self._views[variable.id] = self.registry.view(GRADS, variable)
+        self._take_in([(variable, variable.param.grad) for variable in variables])
+
+    def _settle(self) -> None:
+        """Takes in what lies elsewhere, of all variables: one may hold the view of another."""
+        mine = [v for v in self.registry.variables if v.id in self._views and not v.frozen]
+        pairs = [(variable, variable.param.grad) for variable in mine]
+        self._take_in([(variable, grad) for variable, grad in pairs if grad is not self._views[variable.id]])
+
+    def _settle_plans(self, plans: PlanSet) -> list[Tensor]:
+        """The same for the variables of some plans; returns their views, made where a variable trains again."""
+        if plans.views is None:
+            self._attach([v for v in plans.variables if v.id not in self._views])
+            plans.views = [self._views[key] for key in plans.ids]
+        if not all(map(is_, plans.pending(), plans.views)):
+            self._settle()
+        return plans.views
+
+    def _take_in(self, strays: Sequence[tuple[Variable, Tensor | None]]) -> None:
+        """Copies gradients into the stream and makes their views `.grad` again; None is none."""
+        gone = [variable for variable, grad in strays if grad is None]
+        self._erase(gone)
+        self._zeroed.update(variable.id for variable in gone)
+        present = [(variable, grad) for variable, grad in strays if grad is not None]
+        # Two `.grad`s may have been swapped, or be one: all are read before the first is written.
+        streams = (self.registry.streams.find(GRADS, region.dtype) for region in self.registry.layout.regions)
+        inside = {stream.buffer.untyped_storage().data_ptr() for stream in streams if stream is not None}
+        for variable, copy in [(variable, _detached(grad, inside)) for variable, grad in present]:
+            view = self._views[variable.id]
+            view.copy_(copy)
             variable.param.grad = view
-            self._attached[variable.id] = (view, WRITTEN)
-        return True
+            self._versions[variable.id] = view._version - 1
 
-    def _settle_all(self, variables: Sequence[Variable]) -> list[bool]:
-        found = []
-        nothing = (None, WRITTEN)
+    def _erase(self, variables: Sequence[Variable]) -> None:
+        """Makes the variables' views, which are `.grad` again, as if nobody had written them."""
+        self._fill(self.registry.layout.stretches(variable.index for variable in variables))
         for variable in variables:
-            view, version = self._attached.get(variable.id, nothing)
-            grad = variable.param.grad
-            # By far the most are what they should be: no call for those.
-            found.append(grad._version != version if grad is view and grad is not None else self._settle(variable))
-        return found
-
-    def _attach(self, variables: Sequence[Variable], written: set[int]) -> None:
-        """Points every `.grad` into the stream; those of `written` variables count as written."""
-        for variable in variables:
-            view = self._view(variable)
-            if variable.id in written and variable.param.grad is not None:
-                view.copy_(variable.param.grad)
-            else:
-                view.zero_()  # what a Parameter that was replaced has left
+            view = self._views[variable.id]
             variable.param.grad = view
-            self._attached[variable.id] = (view, WRITTEN if variable.id in written else view._version)
+            self._versions[variable.id] = view._version
 
-    def _reset(self, variables: Sequence[Variable]) -> None:
-        """Every `.grad` is its view again, and counts as not written."""
-        for variable in variables:
-            if variable.id not in self._attached:  # trained again since; it had room, so nothing was carved
-                self._attach([variable], set())
-            view, _ = self._attached[variable.id]
-            if variable.param.grad is not view:
-                variable.param.grad = view
-            self._attached[variable.id] = (view, view._version)
+    def _fill(self, stretches: Sequence[tuple[torch.dtype, int, int]]) -> None:
+        for dtype, start, stop in stretches:
+            self.stream(dtype)[start:stop].fill_(UNWRITTEN)
+
+    def _moved(self, plans: PlanSet, views: Sequence[Tensor]) -> list[bool]:
+        """Whose view has moved on since it was zeroed."""
+        if plans.versions is None:
+            plans.versions = [self._versions[key] for key in plans.ids]
+        plans.latest = list(map(_version, views))
+        return list(map(ne, plans.versions, plans.latest))
 
     def before_carve(self) -> None:
         super().before_carve()
-        # While they can still be told: a change of dtype makes new tensors of them.
-        self._kept = {v.id for v in self.registry.variables if self._is_written(v)}
+        self._settle()
 
     def after_carve(self) -> None:
-        self._attached = {}  # those of frozen variables too, which lie in the old stream
-        self._attach(self.registry.trainable(), self._kept)
+        """All gradients lay in the stream, which has moved along where there is room still."""
+        before, self._views = self._views, {}
+        fresh = []
+        for variable in self.registry.variables:
+            old = before.get(variable.id)
+            if variable.frozen and variable.param.grad is not old:
+                continue  # what was kept of its gradient waits in `.grad`
+            if not variable.spec.trainable:
+                if old is not None and variable.param.grad is old:
+                    variable.param.grad = None  # it would keep the old stream
+            elif old is None:
+                fresh.append(variable)
+            else:
+                moved = old._version != self._versions[variable.id]
+                self._views[variable.id] = view = self.registry.view(GRADS, variable)
+                variable.param.grad = view
+                self._versions[variable.id] = view._version - moved
+        self._attach(fresh)
 
     # One variable -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def of(self, variable: Variable) -> Tensor | None:
-        return variable.param.grad if self._settle(variable) else None
+        view, grad = self._views.get(variable.id), variable.param.grad
+        if view is None or (variable.frozen and grad is not view):
+            return grad
+        if grad is not view:
+            self._settle()
+        if not variable.spec.numel:
+            return view if view._version != self._versions[variable.id] else None
+        return view if is_written(view) else None
 
     @torch.no_grad()
     def add(self, variable: Variable, grad: Tensor) -> None:
-        own = grad.detach().to(variable.param.device, variable.dtype, copy=True)
-        if variable.param.grad is None or self.of(variable) is None:
-            variable.param.grad = own
+        own = grad.detach().to(variable.param.device, variable.dtype)
+        if variable.param.grad is None:
+            variable.param.grad = own.clone()
         else:
             variable.param.grad.add_(own)
+
+    def _is_open(self, variable: Variable) -> bool:
+        return self.of(variable) is not None and variable.id not in self._past()
+
+    def _is_spent(self, variable: Variable) -> bool:
+        return self.of(variable) is not None and variable.id in self._past()
 
     # The cycle ----------------------------------------------------------------------------------------------------
 
@@ -126,35 +170,59 @@ class Views(Gradients):
                 f"accumulate(scale={scale}) cannot scale gradients that autograd already added in place; "
                 'scale the loss, or make the store with grads="gather"'
             )
-        if grads is not None:
-            for param, grad in zip(plans.params, plans.in_memory_order(aligned(plans, grads)), strict=True):
-                if grad is not None:
-                    _add_grad(param, grad)
-        self._settle_all(plans.variables)
+        given = [] if grads is None else plans.in_memory_order(aligned(plans, grads))
+        for view, grad in zip(self._settle_plans(plans), given, strict=False):
+            if grad is not None:
+                view.add_(grad)
         clear_masked(self.registry)
 
     def collect(self, plans: PlanSet) -> Collected:
-        touched = self._settle_all(plans.variables)
-        return Collected(plans.gathered(self.stream, touched), touched, [None] * len(touched))
+        views = self._settle_plans(plans)
+        moved = self._moved(plans, views)
+        return Collected(plans.viewed(self.stream, moved), moved, views, unseen=True)
+
+    def hits(self, plans: PlanSet, collected: Collected) -> list[bool]:
+        self.norm_for(plans, collected)
+        return plans.written(collected.sources)
 
     def spend(self, plans: PlanSet, collected: Collected) -> None:
-        """They stay, as torch leaves them."""
+        self._keep_receipt(plans, collected)
 
     @torch.no_grad()
     def zero(
         self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
     ) -> None:
         chosen = self.registry.variables if variables is None else variables
-        trainable = [v for v in chosen if v.spec.trainable and not v.frozen]
-        if set_to_none:
-            for dtype, start, stop in self.registry.layout.stretches(v.index for v in trainable):
-                self.stream(dtype)[start:stop].zero_()
-            self._reset(trainable)
-            return
-        hits = self._settle_all(trainable)
-        written = [v.param.grad for v in compress(trainable, hits) if v.param.grad is not None]
-        if written:
-            torch._foreach_zero_(written)
+        if not set_to_none:
+            self._settle()
+            self._write_zeros([v for v in chosen if v.id in self._views and not v.frozen])
+        elif plans is not None and plans.covers(chosen):
+            self._zero_plans(plans)
+        else:
+            self._settle()
+            for variable in chosen:
+                if variable.id not in self._views or variable.frozen:
+                    variable.param.grad = None
+            self._erase([v for v in chosen if v.id in self._views and not v.frozen])
+            self._zeroed.update(v.id for v in chosen)
+            for each in (self._plans, *self._stepped):
+                if each is not None:
+                    each.versions = None
+
+    def _zero_plans(self, plans: PlanSet) -> None:
+        """The same without a turn for each variable but where `.grad` is no view."""
+        views = self._settle_plans(plans)
+        self._fill(plans.stretches)
+        plans.zeroed, plans.versions = True, plans.latest
+        for k in plans.empty:
+            self._versions[plans.ids[k]] = version = views[k]._version
+            if plans.versions is not None:
+                plans.versions[k] = version
+
+    def _write_zeros(self, variables: Sequence[Variable]) -> None:
+        """Makes zeros of gradients; those that are none stay none."""
+        for dtype, start, stop in self.registry.layout.stretches(variable.index for variable in variables):
+            keep_marks(self.stream(dtype)[start:stop], Tensor.zero_)
 
     # The stream ---------------------------------------------------------------------------------------------------
 
@@ -163,34 +231,37 @@ class Views(Gradients):
         self.flush()
         return self.stream(region)
 
-    @torch.no_grad()
     def flush(self) -> None:
         self.accumulate()
 
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
-        return [self.of(variable) for variable in variables]
+        return [self._views.get(variable.id) for variable in variables]
+
+    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
+        for part in self.plans().parts:
+            keep_marks(self.stream(part.region), operation)
 
     def rewritten(self) -> None:
-        """Nothing is known of the norm here."""
+        """No norm is kept here, and what has no gradient says so itself."""
 
     # Whole ----------------------------------------------------------------------------------------------------------
 
+    @torch.no_grad()
     def snapshot(self) -> GradientSnapshot:
-        trained = self.registry.trainable()
-        return GradientSnapshot(self.mode, list(compress(trained, self._settle_all(trained))))
+        plans = self.plans()
+        found, past = compress(plans.variables, self.hits(plans, self.collect(plans))), self._past()
+        return GradientSnapshot(self.mode, [variable for variable in found if variable.id not in past])
 
     @torch.no_grad()
     def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
         self.zero(True)
         for variable in snapshot.open:
-            view, _ = self._attached[variable.id]
+            view = self._views[variable.id]
             fetch(GRADS, variable, view)
-            self._attached[variable.id] = (view, WRITTEN)
+            self._versions[variable.id] = view._version - 1
 
 
-@torch.no_grad()
-def _add_grad(param: Tensor, grad: Tensor) -> None:
-    if param.grad is None:
-        param.grad = grad.to(param.dtype)
-    else:
-        param.grad.add_(grad)
+def _detached(grad: Tensor, inside: set[int]) -> Tensor:
+    """A gradient as a dense tensor that stays as it is while the stream is written."""
+    dense = grad.detach() if grad.layout == torch.strided else grad.detach().to_dense()
+    return dense.clone() if dense.untyped_storage().data_ptr() in inside else dense

@@ -18,7 +18,7 @@ from .. import init as fv_init
 from ..checkpoint import SHARD_SIZE, Snapshot
 from ..checkpoint.load import Options, load
 from ..checkpoint.match import Rename
-from ..checkpoint.opening import Target
+from ..checkpoint.opening import PathOrStream
 from ..checkpoint.save import capture, write
 from ..checkpoint.snapshot import restore, take
 from ..errors import UnknownNameError
@@ -30,16 +30,13 @@ from ..modules.adopt import adopt, watch
 from ..modules.capture import building
 from ..modules.declare import Declarations
 from ..modules.meta import Init
-from ..modules.path import Path
+from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
 from . import transfer
 from .devices import concrete, device_of
 from .looking import check_layout, only_region, summary
-
-# Inside the class, `float` is the conversion method.
-Real = float
 
 
 class VarStore:
@@ -590,7 +587,7 @@ class VarStore:
 
     def save(
         self,
-        path: Target,
+        path: PathOrStream,
         optimizer: Any = None,
         schedulers: Any = None,
         rng: bool | Mapping[str, torch.Generator] = False,
@@ -624,7 +621,7 @@ class VarStore:
 
     def load(
         self,
-        path: Target,
+        path: PathOrStream,
         optimizer: Any = None,
         schedulers: Any = None,
         rng: bool | Mapping[str, torch.Generator] = False,
@@ -666,7 +663,7 @@ class VarStore:
 
     def load_partial(
         self,
-        path: Target,
+        path: PathOrStream,
         *,
         dtype: str = "store",
         rename: Rename = None,
@@ -682,11 +679,11 @@ class VarStore:
         options = Options(None, None, False, False, True, dtype, rename, select, verify, progress)
         return load(self.registry, path, options)
 
-    def read(self, path: Target, *, rename: Rename = None) -> None:
+    def read(self, path: PathOrStream, *, rename: Rename = None) -> None:
         """Loads every variable and keeps every dtype; what else is in the file is ignored."""
         load(self.registry, path, Options(strict=False, rename=rename))
 
-    def fill(self, path: Target, *, rename: Rename = None) -> None:
+    def fill(self, path: PathOrStream, *, rename: Rename = None) -> None:
         """Loads the variables that a file happens to hold and keeps every dtype; all else is left alone."""
         load(self.registry, path, Options(partial=True, rename=rename))
 

@@ -20,7 +20,7 @@ from ..variables.variable import Variable
 @torch.no_grad()
 def copy_(target: Registry, source: Registry) -> None:
     """See `VarStore.copy_`."""
-    pairs = match(target, source)
+    pairs = pair_by_name(target, source)
     if same_places(target, source):
         for region in target.layout.regions:
             target.streams.values(region.dtype).copy_(source.streams.values(region.dtype))
@@ -33,7 +33,7 @@ def copy_(target: Registry, source: Registry) -> None:
 @torch.no_grad()
 def lerp_(target: Registry, source: Registry, weight: float) -> None:
     """See `VarStore.lerp_`."""
-    pairs = match(target, source)
+    pairs = pair_by_name(target, source)
     if same_places(target, source):
         for region in target.layout.regions:
             mix(target.streams.values(region.dtype), source.streams.values(region.dtype), weight)
@@ -51,7 +51,7 @@ def mix(target: Tensor, source: Tensor, weight: float) -> None:
         target.copy_(source)
 
 
-def match(target: Registry, source: Registry) -> list[tuple[Variable, Variable]]:
+def pair_by_name(target: Registry, source: Registry) -> list[tuple[Variable, Variable]]:
     """The variables of `target` with those of the same name in `source`, which may hold more.
 
     Raises:
@@ -98,7 +98,7 @@ def clone_into(target: Registry, source: Registry) -> None:
         value = variable.value.clone()
         trains = variable.requires_grad
         param = nn.Parameter(value, trains) if isinstance(variable.param, nn.Parameter) else value
-        copy = adopt(target, variable, param, list(variable.names))
+        copy = take_over(target, variable, param, list(variable.names))
         copy.id = variable.id
     target.settle()
     for copy, variable in zip(target.variables, source.variables, strict=True):
@@ -106,7 +106,7 @@ def clone_into(target: Registry, source: Registry) -> None:
     target._next_id = source._next_id
 
 
-def adopt(registry: Registry, origin: Variable, param: Tensor, names: list[str]) -> Variable:
+def take_over(registry: Registry, origin: Variable, param: Tensor, names: list[str]) -> Variable:
     """Declares a variable that takes over all of another one but its places, gradient and state."""
     spec = dataclasses.replace(origin.spec, name=names[0])
     variable = registry.declare(spec, param, names, origin.group)
@@ -129,7 +129,7 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
             "make a new optimizer for it"
         )
     for origin, prefix, grad in moved:
-        variable = adopt(target, origin, origin.param, [prefix + name for name in origin.names])
+        variable = take_over(target, origin, origin.param, [prefix + name for name in origin.names])
         variable.places = origin.places
         # A copy: it may be a view of the gradient stream that goes with the old store.
         variable.param.grad = None if grad is None else grad.to(variable.dtype, copy=True)
@@ -160,6 +160,7 @@ def check_merge(device: torch.device, sources: Sequence[tuple[Registry, str]]) -
 
 def ravel(registry: Registry) -> Tensor:
     """See `VarStore.ravel`."""
+    registry.check_aliases()
     values = [v.value.reshape(-1) for v in registry.variables]
     if not values:
         return torch.zeros(0, device=registry.device)

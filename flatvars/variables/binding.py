@@ -29,7 +29,7 @@ def describe_stray(variable: Variable, view: Tensor) -> str:
 def bind(variable: Variable, view: Tensor) -> None:
     """Makes a parameter's memory the view, keeping the object: optimizers, hooks and modules hold on to it."""
     param = variable.param
-    grad = param.grad
+    grad = param.grad if param.is_leaf else None  # a buffer may be a result
     if param.is_meta:
         fresh = nn.Parameter(view, param.requires_grad) if isinstance(param, nn.Parameter) else view
         fresh.__dict__.update(param.__dict__)

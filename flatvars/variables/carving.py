@@ -44,6 +44,7 @@ class Carving:
         self._guard: AliasGuard | None = None
         self._guarded = (0, 0)  # generation and number of variables it was made for
         self._carved = 0  # variables that lie in the streams; those behind are declared only
+        self._announcing: int | None = None  # the thread that tells of a carve
         self._retired: str | None = None
 
     @property
@@ -78,6 +79,8 @@ class Carving:
         """Carves the variables that were declared since the last time; older ones that strayed stay where they are."""
         if self._carved == len(self.variables) and self._retired is None:
             return
+        if self._announcing is not None and self._announcing == threading.get_ident():
+            return
         with self.lock:
             self.check_usable()
             old = self._carved
@@ -102,8 +105,7 @@ class Carving:
 
     def _carve(self, specs: Sequence[VarSpec], device: torch.device, kept: int, bound: Sequence[Variable]) -> None:
         """Makes streams for the specs, copies what the first `kept` variables have into them, and binds `bound`."""
-        for call in self.before_carve:
-            call()
+        self._announce()
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
             variable.state_epoch += variable.spec.trainable and not spec.trainable
@@ -112,6 +114,15 @@ class Carving:
         self._place(specs)
         for variable in bound:
             bind(variable, self.piece(variable))
+
+    def _announce(self) -> None:
+        """Tells that spans are about to move. Who is told finds them where they were: nothing is carved meanwhile."""
+        self._announcing = threading.get_ident()
+        try:
+            for call in self.before_carve:
+                call()
+        finally:
+            self._announcing = None
 
     def _place(self, specs: Sequence[VarSpec]) -> None:
         """Writes down where the variables lie by the specs; nothing moves if only names changed."""
@@ -139,6 +150,7 @@ class Carving:
         with self.lock:
             self.settle()
             self.guard.check_memory()
+            self._announce()
             for region in self.layout.regions:
                 self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
             for variable in self.variables:

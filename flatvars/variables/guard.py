@@ -17,7 +17,7 @@ from ..errors import AliasError
 from ..memory.streams import VALUES
 from .binding import describe_stray
 from .claims import owner_of
-from .places import Place, Watch, descend, places_below
+from .places import Place, Watch, follow_path, places_below
 from .variable import Variable
 
 _address = torch.Tensor.data_ptr
@@ -131,7 +131,7 @@ class AliasGuard:
             for place in missing:
                 _check_place(variable, place, bool(used), reads)
             variable.places = used or variable.places
-        self._params = [v.param for v in self.variables]
+        self._note()
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
 
 
@@ -199,7 +199,7 @@ def _check_place(variable: Variable, place: Place, used: bool, reads: bool) -> N
 def _check_module(variable: Variable, place: Place) -> None:
     """Raises where a module lost the parameter, or was replaced by one that trains others; removing one is no fault."""
     root, owner = place.root(), place.owner()
-    last, end = (owner, owner) if root is None else descend(root, place.path)
+    last, end = (owner, owner) if root is None else follow_path(root, place.path)
     if end is not None and end is owner:
         _explain_gone(variable, place)
     if last is None or last is root or any(map(holds, (*last.parameters(), *last.buffers()))):

@@ -13,7 +13,7 @@ from ..errors import NameTakenError
 from ..memory.spec import VarSpec
 from .carving import Carving
 from .claims import owner_of
-from .selectors import Selector, find
+from .selectors import Selector, selected
 from .variable import GradientAccess, MaskAccess, Variable
 
 
@@ -152,7 +152,7 @@ class Registry(Carving):
         Raises:
             UnknownNameError: a pattern matches nothing.
         """
-        return find(self.variables, self.by_name, selector)
+        return selected(self.variables, self.by_name, selector)
 
     # Optimizers -------------------------------------------------------------------------------------------------------
 

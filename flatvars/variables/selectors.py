@@ -78,7 +78,7 @@ def names(name: str, pattern: str | re.Pattern[str]) -> bool:
     return pattern.search(name) is not None
 
 
-def find(variables: Sequence[Variable], by_name: Mapping[str, Variable], selector: Selector) -> list[Variable]:
+def selected(variables: Sequence[Variable], by_name: Mapping[str, Variable], selector: Selector) -> list[Variable]:
     """The selected variables, in creation order.
 
     Raises:

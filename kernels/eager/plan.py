@@ -84,6 +84,17 @@ class Plan:
     def gathered(self, stream: Tensor, touched: Sequence[bool]) -> Sources:
         return self._load(Sources([], stream, list(touched)))
 
+    def viewed(self, stream: Tensor, told: Sequence[bool] | None = None) -> Sources:
+        """In the flat stream, of the variables of which an element is not -0.0; of those without elements by `told`."""
+        bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[stream.element_size()]
+        marks = (stream.view(bits) != torch.iinfo(bits).min).numpy()
+        rows = zip(self.segments.starts, self.segments.numels, told or [False] * len(self.segments), strict=True)
+        return self.gathered(stream, [bool(marks[a : a + n].any()) if n else known for a, n, known in rows])
+
+    def written(self, sources: Sources) -> Tensor:
+        """Which variables have a gradient, bool [variables]."""
+        return torch.tensor(sources.touched, dtype=torch.bool)
+
     def _load(self, sources: Sources) -> Sources:
         """Points the runs of a launch at their gradients; here a gradient that cannot be read is refused."""
         if sources.touched != self._pattern:

@@ -172,11 +172,21 @@ def test_exit_codes(path: Path, tmp_path: Path, capsys: Any) -> None:
     assert caught.value.code == 2
 
 
+def test_a_selection_of_nothing_is_wrong_usage(path: Path, tmp_path: Path, capsys: Any) -> None:
+    target = tmp_path / "out.safetensors"
+    target.write_bytes(b"what was there")
+    for arguments in (["inspect", path], ["diff", path, path], ["convert", path, target]):
+        assert main([*map(str, arguments), "--select", "heed.*"]) == 2
+        assert "--select heed.* matches none of" in capsys.readouterr().err
+    assert target.read_bytes() == b"what was there"
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flatvars", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.process
 def test_as_a_program(path: Path) -> None:
     done = run("verify", str(path))
     assert (done.returncode, done.stderr) == (0, "")

@@ -21,13 +21,13 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 
 def run(*arguments: str) -> str:
     command = [sys.executable, "-m", "tests.checkpoint.crash", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     found = re.match(r"(\d+) killed, version (\d+)", run("random", str(tmp_path), "250"))
     assert found is not None
@@ -35,14 +35,14 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert int(found[2]) > 20, "children were killed before they saved anything"
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_killed_at_every_call_to_the_system(tmp_path: Path) -> None:
     found = re.match(r"(\d+) killed", run("steps", str(tmp_path), "200"))
     assert found is not None
     assert int(found[1]) >= 40
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_processes_that_save_to_one_path_never_mix(tmp_path: Path) -> None:
     found = re.match(r"(\d+) reads", run("rivals", str(tmp_path), "15"))
     assert found is not None
@@ -78,6 +78,7 @@ assert bool((fresh["weight"].value == 1).all())
 """
 
 
+@pytest.mark.process
 def test_a_limit_on_file_sizes_leaves_the_old_file(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CHILD, str(tmp_path / "model.safetensors"), "500000"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -86,6 +87,7 @@ def test_a_limit_on_file_sizes_leaves_the_old_file(tmp_path: Path) -> None:
     assert "What was there before is untouched" in done.stdout
 
 
+@pytest.mark.process
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     """On a small file system of the test's own, mounted in a namespace."""
     folder = tmp_path / "small"

@@ -247,6 +247,7 @@ with fv.checkpoint.Checkpoint(sys.argv[1]) as file:
 """
 
 
+@pytest.mark.process
 def test_a_file_larger_than_memory_is_read_in_pieces(tmp_path: Path) -> None:
     """The child may map 256 MiB more than it has, and the file has 1 GiB."""
     numel = 2**28

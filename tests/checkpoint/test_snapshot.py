@@ -266,7 +266,7 @@ def test_a_snapshot_before_the_first_step_takes_state_back_to_nothing() -> None:
     optimizer.step()
     store.restore(snapshot)
     assert len(optimizer.state) == 0
-    assert not any(stream.buffer.any() for stream in optimizer.state_streams(torch.float32))
+    assert not any(stream.buffer.any() for stream in optimizer.capture().streams.values())
     assert net.head.weight.grad is None
 
 
@@ -324,6 +324,7 @@ store.snapshot().save(sys.argv[1])
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
+@pytest.mark.process
 def test_a_save_that_was_begun_is_finished_when_the_program_ends(there: bool, tmp_path: Path) -> None:
     """In pieces that are large enough for checksums beside the writing, which no thread can be started for any more."""
     path = tmp_path / "model.safetensors"

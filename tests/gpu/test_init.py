@@ -8,10 +8,8 @@ from torch import nn
 
 import flatvars as fv
 from flatvars.init.fills import Target, fill_
-from tests.support.launches import count_launches
+from tests.support.launches import count_launches, device_work
 from tests.support.tolerances import assert_same_bits
-
-from .test_launches import device_work
 
 INITIALIZERS = {
     "uniform": fv.init.uniform(-1.0, 3.0),

@@ -46,6 +46,7 @@ READERS: dict[str, Callable[[fv.VarStore, Path], dict[str, torch.Tensor]]] = {
     "snapshot": snapshot,
     "clone": cloned,
     "copy_": copied,
+    "ravel": lambda store, folder: store.unravel(store.ravel()),
 }
 each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 
@@ -53,6 +54,7 @@ each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 # Buffers ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("P-R-09")
 @each_reader
 def test_a_replaced_buffer_is_read_fresh_and_taken_in(
     read: Callable[[fv.VarStore, Path], dict[str, torch.Tensor]], tmp_path: Path
@@ -79,6 +81,27 @@ def test_taking_a_buffer_in_makes_no_plan_anew() -> None:
     module.running_mean = torch.ones(2)
     store.check()
     assert store.registry.generation == generation
+
+
+KINDS: dict[str, Callable[[nn.Module], torch.Tensor]] = {
+    "view": lambda module: torch.full((3, 2), 7.0)[1],
+    "expanded": lambda module: torch.full((1,), 7.0).expand(2),
+    "result": lambda module: module.weight * 7.0,
+    "inference": lambda module: torch.inference_mode()(lambda: torch.full((2,), 7.0))(),
+    "of-a-variable": lambda module: module.bias.detach().add_(7.0),
+}
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+def test_any_dense_tensor_may_replace_a_buffer(make: Callable[[nn.Module], torch.Tensor]) -> None:
+    module = nn.BatchNorm1d(2)
+    store = fv.VarStore.from_module(module, buffers=True)
+    module.running_mean = make(module)
+    store.check()
+    assert torch.equal(store["running_mean"].value, torch.full((2,), 7.0))
+    assert store["running_mean"].value.data_ptr() == module.running_mean.data_ptr()
+    store["bias"].value.zero_()
+    assert torch.equal(module.running_mean, torch.full((2,), 7.0))
 
 
 @pytest.mark.parametrize("other", [torch.ones(3), torch.ones(2, dtype=torch.float64)], ids=["shape", "dtype"])
@@ -182,6 +205,7 @@ def train(module: nn.Module, opt: torch.optim.Optimizer) -> None:
     opt.step()
 
 
+@pytest.mark.row("P-R-04")
 @pytest.mark.parametrize("steps", [0, 1], ids=["before-the-first-step", "later"])
 @pytest.mark.parametrize("kept", [True, False], ids=["old-kept", "old-gone"])
 def test_a_new_head_does_not_stay_untrained_silently(steps: int, kept: bool, tmp_path: Path) -> None:

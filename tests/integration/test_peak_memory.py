@@ -36,7 +36,6 @@ def zero(module):
     for param in module.parameters(recurse=False):
         param.data.zero_()
 
-torch.set_num_threads(1)
 fv.VarStore.from_module(nn.Linear(2, 2))
 nn.init.kaiming_uniform_ = lambda tensor, *rest, **options: tensor.data.fill_(0.5)
 start = memory("VmRSS")
@@ -61,7 +60,10 @@ def measure(case: str) -> dict[str, int]:
     return json.loads(done.stdout)
 
 
-pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="resident bytes are read from /proc, which Linux has")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(not STATUS.exists(), reason="resident bytes are read from /proc, which Linux has"),
+]
 
 
 @pytest.mark.parametrize("case", ["meta", "init"])

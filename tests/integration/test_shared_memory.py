@@ -20,6 +20,7 @@ def train_in_a_child(module: nn.Module) -> None:
 
 
 @pytest.mark.row("P-A-10")
+@pytest.mark.process
 def test_another_process_writes_the_values_of_the_store() -> None:
     module, store, opt = adopted()
     store.share_memory_()

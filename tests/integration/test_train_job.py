@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from bench.train.__main__ import main
@@ -29,6 +30,7 @@ def train(out: Path, *options: str) -> dict[str, Any]:
     return figures(out)
 
 
+@pytest.mark.process
 def test_both_sides_learn_the_same(tmp_path: Path) -> None:
     """As the README calls it: a process of its own, which draws the plot too where matplotlib is."""
     command = [sys.executable, "-m", "bench.train", "--quick", "--out", str(tmp_path)]

@@ -112,7 +112,6 @@ def test_a_store_that_is_gone_says_so() -> None:
         _ = variable.span
 
 
-@pytest.mark.slow
 @pytest.mark.row("T-VS-23")
 def test_ten_thousand_variables_in_a_block_are_one_carve_and_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     carves = Carves(monkeypatch)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operators that make a view or an empty tensor, or tell a profiler: no kernel runs for them on a GPU.
@@ -87,3 +89,16 @@ def count_launches() -> Iterator[Launches]:
             yield launches
     finally:
         kind.run = launch
+
+
+def device_work(call: Callable[[], object]) -> list[str]:
+    """Names of all kernels and copies on a GPU while `call` ran, once warm, as the profiler sees them."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    on_device = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    # `Optimizer.step` marks itself, and the mark is shown on the device's track as well.
+    return [event.name for event in on_device if "#" not in event.name]

@@ -97,6 +97,7 @@ def test_no_process_is_started_for_what_a_description_refuses():
     process.close()
 
 
+@pytest.mark.process
 def test_what_goes_wrong_in_a_process_is_a_row_and_the_others_go_on():
     # Two cells: a peer that died is started again for the second.
     rows = run_peers(["RIGHT", "CRASHING", "CRASHING_LATER", "RAISING"], cells=(CELL, Cell("step", "3x50", "adamw")))
@@ -112,6 +113,7 @@ def test_what_goes_wrong_in_a_process_is_a_row_and_the_others_go_on():
             assert broken.wall_ms is None
 
 
+@pytest.mark.process
 def test_a_peer_that_hangs_is_stopped():
     limits = Limits(rounds=3, set_up_seconds=1.0, peer_seconds=5.0, total_seconds=300.0)
     (row,) = run_peers(["HANGING"], limits)

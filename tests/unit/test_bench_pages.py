@@ -212,6 +212,7 @@ def test_nothing_in_common_is_no_success(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.process
 def test_the_command_measures_and_writes(tmp_path):
     """From a terminal, with a process for each peer."""
     arguments = ["--device", "cpu", "--case", "tail", "--on", "20x30", "--peer", "flatvars", "--peer", "torch fused"]
@@ -230,6 +231,7 @@ def test_the_command_measures_and_writes(tmp_path):
         main(["compare", str(path), "HEAD"])
 
 
+@pytest.mark.process
 def test_the_benchmark_needs_neither_rich_nor_matplotlib():
     code = (
         "import sys\n"

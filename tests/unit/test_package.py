@@ -27,6 +27,7 @@ def code_blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
 
 
+@pytest.mark.process
 def test_import_and_train_without_triton() -> None:
     blocked = "import sys; sys.modules['triton'] = None\n"
     out = run(
@@ -41,6 +42,7 @@ def test_import_and_train_without_triton() -> None:
     assert out == "trained\n"
 
 
+@pytest.mark.process
 def test_importing_does_not_import_triton_kernels() -> None:
     assert (
         run("import sys, flatvars; print('flatvars.kernels.plan' in sys.modules, 'kernels' in sys.modules)")
@@ -61,6 +63,7 @@ def test_kernels_is_a_tracked_link() -> None:
     assert str(link.readlink()) == "../kernels"
 
 
+@pytest.mark.process
 def test_a_wheel_holds_every_file_once(tmp_path: Path) -> None:
     # A copy: building in the checkout would leave a folder behind, whose stale files the next wheel takes in.
     tree = tmp_path / "tree"

@@ -15,7 +15,7 @@ transformers = needed("transformers")
 peft = needed("peft")
 
 # The frameworks' own deprecations are not ours.
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 def model() -> Any:

@@ -18,7 +18,7 @@ from tests.support.models import Chain
 lightning = needed("lightning")
 
 # The frameworks' own deprecations and advice are not ours.
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Task(lightning.LightningModule):

@@ -16,7 +16,7 @@ transformers = needed("transformers")
 needed("accelerate")  # the Trainer does not start without it
 
 # The frameworks' own deprecations are not ours.
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]
+pytestmark = pytest.mark.filterwarnings("default")
 ADAMW = {"lr": 1e-2, "weight_decay": 0.1}
 
 

@@ -19,7 +19,7 @@ accelerate = needed("accelerate")
 state = needed("accelerate.state")
 
 # The frameworks' own deprecations are not ours.
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.slow]
+pytestmark = pytest.mark.filterwarnings("default")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""Whole frameworks train as with torch.optim: the extra `frameworks` brings them."""
