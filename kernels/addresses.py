@@ -103,7 +103,6 @@ class Sources:
         table: [variables, 2] int64 on the device: address (0: none) and dtype code.
         touched: Which variables have a gradient.
         dtype: Of all of them, or None where they differ.
-        aligned: Whether all lie on 16-byte boundaries.
         viewed: Whether they are views of the stream, which are there whether written or not: `touched` then says which
             variables have an element. The launch of the norm finds out which were written, and must come first.
     """
@@ -111,7 +110,6 @@ class Sources:
     table: Tensor
     touched: Sequence[bool]
     dtype: torch.dtype | None
-    aligned: bool
     viewed: bool = False
 
 
@@ -127,7 +125,7 @@ class AddressTable:
         self._touched: list[bool] = []
         self._addresses: list[int] = []
         self._dtypes: list[torch.dtype] = []
-        self._sources = Sources(self.table, [], torch.float32, True)
+        self._sources = Sources(self.table, [], torch.float32)
         # Shapes and strides of the variables of one pattern of touched ones, kept as long as it repeats.
         self._pattern: tuple[list[bool], Shapes, Shapes] = ([], [], [])
         # Alive until the next upload: copies made of gradients, and memory that a captured graph copies from.
@@ -193,8 +191,7 @@ class AddressTable:
         rows[hit, 1] = CODE_OF[dtypes[0]] if len(kinds) == 1 else [CODE_OF[dtype] for dtype in dtypes]
         self._upload(torch.from_numpy(rows))
         uniform = next(iter(kinds)) if len(kinds) == 1 else None
-        aligned = not bool((placed % 16).any())
-        self._sources = Sources(self.table, touched, uniform if kinds else torch.float32, aligned)
+        self._sources = Sources(self.table, touched, uniform if kinds else torch.float32)
         self._touched, self._addresses, self._dtypes = touched, addresses, dtypes
         self.uploads += 1
         return self._sources

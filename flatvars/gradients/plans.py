@@ -122,19 +122,19 @@ class PlanSet:
         """What autograd left: `.grad` of every parameter."""
         return [param.grad for param in self.params]
 
-    def note(self, pending: Sequence[Tensor | None], zeroed: set[int]) -> None:
+    def note(self, pending: Sequence[Tensor | None], touched: list[bool], zeroed: set[int]) -> None:
         """Keeps a receipt of the `.grad`s that a step has used.
 
         Args:
+            pending: What lies in `.grad`; None where the gradient lies elsewhere, or there is none.
+            touched: Which of these are gradients.
             zeroed: Variables whose gradients were zeroed; these are taken out.
         """
-        touched = [grad is not None for grad in pending]
         last = self.receipt
         ends = (
             self.zeroed or (bool(zeroed) and zeroed.issuperset(self.ids)) or (last is not None and not last.is_alive())
         )
-        present: list[Tensor] = list(compress(pending, touched))  # type: ignore[arg-type]
-        self.receipt, self.zeroed = Receipt(present, touched, ends), False
+        self.receipt, self.zeroed = Receipt(pending, touched, ends), False
         if zeroed:
             zeroed.difference_update(self.ids)
 

@@ -27,7 +27,7 @@ def as_groups(params: Any) -> list[dict[str, Any]]:
     if isinstance(params, HasRegistry):
         return store_groups(params.registry.variables)
     if isinstance(params, Tensor):
-        raise TypeError("params must be a VarStore, an iterable of parameters or of groups, not one tensor")
+        raise TypeError("params must be a VarStore, an iterable of parameters or of groups, not Tensor")
     if is_selector(params) or isinstance(params, dict):
         params = [params if isinstance(params, dict) else {"params": params}]
     items = list(params)

@@ -172,6 +172,6 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sta
                 value = state[name]
                 if isinstance(value, Tensor) and tuple(value.shape) != tuple(param.shape):
                     raise ValueError(
-                        f"{about}: {name!r} has shape {tuple(value.shape)}, but the variable has {tuple(param.shape)}; "
-                        "nothing was changed"
+                        f"{name!r} of variable {names.get(param)!r} has shape {tuple(value.shape)} in the loaded "
+                        f"state, but the variable has {tuple(param.shape)}; nothing was changed"
                     )

@@ -16,7 +16,7 @@ from ..rules import Rule
 from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
 from .fill import fill_ as fill
-from .launch import TILE, on, program_limit
+from .launch import Launch, on, program_limit, tile_for
 from .norms import ORDER_INF, ORDER_OTHER, variable_norms_kernel
 from .squares import GROUP_UNITS
 from .step import step_kernel
@@ -27,7 +27,8 @@ __all__ = ["TritonLaunches", "bind", "fill"]
 
 def bind(segments: Segments, device: torch.device, frozen: Tensor | None) -> TritonLaunches:
     """The launches over some variables."""
-    return TritonLaunches(Tables(segments, device, TILE.block, frozen))
+    tile = tile_for(segments)
+    return TritonLaunches(Tables(segments, device, tile.block, frozen), tile)
 
 
 class TritonLaunches:
@@ -36,10 +37,14 @@ class TritonLaunches:
     One plan is launched on one stream at a time: its scratch and its tables are shared by its launches.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, tile: Launch) -> None:
         self.tables = tables
         device = tables.device
-        self.programs = max(1, min(len(tables.tiles), program_limit(device)))
+        self._options = tile.options()
+        warps = tile.warps
+        self.norm_programs, self.programs = (
+            max(1, min(len(tables.tiles), program_limit(device, warps, norm))) for norm in (True, False)
+        )
         self._compute = DTYPES[tables.compute_dtype]
         firsts = unit_table(tables.segments, tables.block)
         self._units = int(firsts[-1])
@@ -80,8 +85,9 @@ class TritonLaunches:
     ) -> None:
         """See `Launches.accumulate`."""
         tables = self.tables
+        programs = self.norm_programs if stream is None and not sources.viewed else self.programs
         with on(tables.device):
-            accumulate_kernel[(self.programs,)](
+            accumulate_kernel[(programs,)](
                 tables.tiles,
                 self._firsts,
                 sources.table,
@@ -104,10 +110,9 @@ class TritonLaunches:
                 SCALED=grad_scale is not None,
                 VIEWED=sources.viewed,
                 SOURCE=_triton_dtype(sources),
-                ALIGNED=sources.aligned,
                 COMPUTE=self._compute,
                 BLOCK=tables.block,
-                **TILE.options(),
+                **self._options,
             )
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
@@ -128,10 +133,9 @@ class TritonLaunches:
                 GRADS=sources is not None,
                 ORDER={2.0: 2, 1.0: 1, math.inf: ORDER_INF.value}.get(order, ORDER_OTHER.value),
                 SOURCE=None if sources is None else _triton_dtype(sources),
-                ALIGNED=sources is not None and sources.aligned,
                 COMPUTE=self._compute,
                 BLOCK=tables.block,
-                **TILE.options(),
+                **self._options,
             )
 
     def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
@@ -164,10 +168,9 @@ class TritonLaunches:
                 COUNT_SKIPS=inputs.count_skips,
                 VIEWED=sources.viewed,
                 SOURCE=_triton_dtype(sources),
-                ALIGNED=sources.aligned,
                 COMPUTE=self._compute,
                 BLOCK=tables.block,
-                **TILE.options(),
+                **self._options,
             )
 
 

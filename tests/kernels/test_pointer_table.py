@@ -7,7 +7,6 @@ import torch
 
 from flatvars.kernels import addresses
 from flatvars.kernels.triton.tiles import DTYPES
-from tests.support.memory import in_poison
 from tests.support.rig import Rig
 
 SHAPES = [(20,), (3, 5), (0,), (40,)]
@@ -71,12 +70,6 @@ def test_one_dtype_is_compiled_in(rig, dtype):
     assert rig.plan.scattered(grads).dtype == dtype
 
 
-@pytest.mark.parametrize(("shift", "aligned"), [(0, True), (1, False), (2, False), (4, True)])
-def test_alignment_is_that_of_the_worst(rig, shift, aligned):
-    grads = [in_poison(grad, shift if i == 1 else 0) for i, grad in enumerate(rig.random_grads())]
-    assert rig.plan.scattered(grads).aligned is aligned
-
-
 def test_copies_live_until_the_next_launch(rig):
     """A transposed gradient is copied: the kernel that reads the copy runs after `scattered` returned."""
     grads = rig.random_grads()
@@ -87,7 +80,6 @@ def test_copies_live_until_the_next_launch(rig):
 
 def test_nothing_at_all(rig):
     sources = rig.plan.scattered([None] * 4)
-    assert sources.aligned
     assert sources.table.count_nonzero() == 0
 
 
