@@ -15,10 +15,11 @@ from ..errors import CheckpointError, MismatchError
 from ..memory.streams import Stream
 from ..variables.registry import HasRegistry, Registry
 from .background import Writer, writer_of
+from .capture import capture
 from .image import Image
 from .load import Loading, Options
 from .opening import PathOrStream
-from .save import SHARD_SIZE, capture, check_target, write
+from .save import SHARD_SIZE, check_target, write
 
 Key = tuple[str, torch.dtype]
 
