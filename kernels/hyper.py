@@ -55,6 +55,7 @@ class HyperTable:
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.device = dtype, device
         self._table: Tensor | None = None
+        self._outgrown: list[Tensor] = []  # a graph may have been captured with it
         self._rows: list[_Row] = []
         self._uploaded: list[Numbers] = []
 
@@ -80,6 +81,7 @@ class HyperTable:
     def _write(self, rows: list[Numbers]) -> Tensor:
         shape = (len(rows), len(rows[0]))
         if self._table is None or self._table.shape != shape:
+            self._outgrown += [] if self._table is None else [self._table]
             self._table, self._uploaded = torch.zeros(shape, dtype=self.dtype, device=self.device), []
         on_device = [(i, j, x) for i, row in enumerate(rows) for j, x in enumerate(row) if isinstance(x, Tensor)]
         numbers = [tuple(0.0 if _lies_there(x) else float(x) for x in row) for row in rows]

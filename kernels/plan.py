@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .addresses import AddressTable, Sources, upload
+from .addresses import AddressTable, Sources, is_capturing, upload
 from .errors import check_order
 from .hyper import HyperTable
 from .launches import Launches, NormSlot, StepInputs
 from .rules import Rule
+
+# Plans whose launches were captured. A replay reads their tables and scratch, and nobody can tell when the last graph
+# is gone: they are kept, though the optimizer makes others, 50 B for every 2,048 elements and what is masked.
+_CAPTURED: set[Plan] = set()
 
 
 class Plan:
@@ -62,10 +66,12 @@ class Plan:
 
     def norm_(self, sources: Sources, grad_scale: Tensor | None = None) -> None:
         """Writes the L2 norm of the gradients, divided by `grad_scale` if given, to `norm`. One launch."""
+        self._note_capture()
         self.launches.accumulate(sources, None, self.out, grad_scale=grad_scale)
 
     def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`. One launch."""
+        self._note_capture()
         self.launches.accumulate(self.scattered(grads), stream, self.out, scale=scale, add=add)
 
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
@@ -104,6 +110,7 @@ class Plan:
             grad_scale, found_inf: A GradScaler's, float32 [] on the device: divide gradients by the one, leave
                 everything as it is when the other is not 0.
         """
+        self._note_capture()
         inputs = StepInputs(
             self.upload_hyper(rule, groups, max_norm),
             steps,
@@ -117,6 +124,10 @@ class Plan:
             found_inf,
         )
         self.launches.step(sources, rule, values, states, inputs)
+
+    def _note_capture(self) -> None:
+        if is_capturing(self.addresses.table):
+            _CAPTURED.add(self)
 
     # Numbers on the device ----------------------------------------------------------------------------------------
 
