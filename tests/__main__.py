@@ -4,7 +4,7 @@ Triton decides when a kernel is decorated whether it is interpreted, so the inte
 TRITON_INTERPRET=1 and the compiler one without. On a GPU the library's lane runs the GPU tests, and those of the
 kernels once more, compiled; elsewhere it says why it skips them.
 
-The fast loop takes every test of the library and of the kernels, but no more than two cases of each, and leaves out
+The fast loop takes every test of the library and of the kernels, but no more than two cases of each. It leaves out
 what is marked `slow` or `process`, frameworks and compiled code. All other arguments go to pytest.
 """
 

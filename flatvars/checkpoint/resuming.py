@@ -56,6 +56,8 @@ class Resuming:
                 if variable is not None:
                     self.found.setdefault(name, variable)
 
+        self.name_of = {variable.id: name for name, variable in self.found.items()}
+
     def keys(self) -> list[str]:
         """The tensors that are read."""
         streams = self.source.by_stream.items()
@@ -92,26 +94,29 @@ class Resuming:
             saved = content[f"{kind}s"]
             if given and len(saved) != len(given):
                 yield f"the file holds {len(saved)} {kind}s, and {len(given)} were given; give as many"
-            for one, mine in zip(saved, given, strict=False):
-                decode(one["state"] if kind == "scheduler" else [group["hyper"] for group in one["groups"]])
-                if one["class"] != type(mine).__name__:
-                    yield f"the file holds the state of a {one['class']}, and a {type(mine).__name__} was given"
-        for one, optimizer in zip(content["optimizers"], self.optimizers, strict=False):
-            yield from self._group_problems(one, optimizer)
+        for i, (saved, optimizer) in enumerate(zip(content["optimizers"], self.optimizers, strict=False)):
+            for problem in optimizer.capture().problems(self._record(saved)):
+                yield f"optimizer {i} of the file does not fit: {problem}"
+        for saved, scheduler in zip(content["schedulers"], self.schedulers, strict=False):
+            decode(saved["state"])
+            if saved["class"] != type(scheduler).__name__:
+                yield f"the file holds the state of a {saved['class']}, and a {type(scheduler).__name__} was given"
 
-    def _group_problems(self, saved: Mapping[str, Any], optimizer: Any) -> Iterator[str]:
-        mine = optimizer.capture().groups
-        if len(saved["groups"]) != len(mine):
-            yield f"the optimizer has {len(mine)} param groups, the saved one {len(saved['groups'])}"
-            return
-        for i, (group, record) in enumerate(zip(saved["groups"], mine, strict=True)):
-            names, variables = group["variables"], record.variables
-            theirs = {self.found[name].id for name in names if name in self.found}
-            if theirs != {v.id for v in variables} or any(name not in self.found for name in names):
-                yield (
-                    f"param group {i} holds {len(variables)} variables here and {len(names)} in the file, or others: "
-                    "make the optimizer with the same groups"
-                )
+    def _record(self, saved: Mapping[str, Any]) -> OptimizerRecord:
+        """An optimizer as the source describes it, without its streams."""
+        groups = [
+            GroupRecord(decode(group["hyper"]), [self.found[name] for name in group["variables"] if name in self.found])
+            for group in saved["groups"]
+        ]
+        steps = {self.found[name].id: count for name, count in saved["steps"].items() if name in self.found}
+        return OptimizerRecord(
+            saved["class"],
+            tuple(saved["states"]),
+            groups,
+            torch.tensor(list(steps.values()), dtype=torch.float32),
+            {key: row for row, key in enumerate(steps)},
+            torch.tensor(saved["skipped"], dtype=torch.int32),
+        )
 
     def _tensor_problems(self, content: Mapping[str, Any]) -> Iterator[str]:
         """Of tensors beside the values: states, gradients, masks."""
@@ -155,28 +160,13 @@ class Resuming:
             apply_random(content["random"], self.registry.device, self.rng, self.source.whole)
 
     def _apply_optimizer(self, optimizer: Any, saved: Mapping[str, Any], fetch: Fetch) -> None:
-        groups = [
-            GroupRecord(decode(group["hyper"]), [self.found[name] for name in group["variables"]])
-            for group in saved["groups"]
-        ]
-        steps = saved["steps"]
-        record = OptimizerRecord(
-            saved["class"],
-            tuple(saved["states"]),
-            groups,
-            torch.tensor(list(steps.values()), dtype=torch.float32),
-            {self.found[name].id: row for row, name in enumerate(steps)},
-            torch.tensor(saved["skipped"], dtype=torch.int32),
-        )
-        names = {variable.id: name for name, variable in self.found.items()}
-
         def fetch_state(state: str, variable: Variable, target: Tensor) -> bool:
-            key = f"{state}/{names[variable.id]}"
-            if key in self.source.entries:
+            key = self.source.by_stream.get(state, {}).get(self.name_of[variable.id])
+            if key is not None:
                 fetch(key, target)
-            return key in self.source.entries
+            return key is not None
 
-        optimizer.restore(record, fetch_state)
+        optimizer.restore(self._record(saved), fetch_state)
 
     def _apply_masks(self) -> None:
         for name, variable in self.found.items():
@@ -187,11 +177,10 @@ class Resuming:
                 self.registry.masks.take(variable, None)
 
     def _apply_gradients(self, content: Mapping[str, Any], fetch: Fetch) -> None:
-        names = {variable.id: name for name, variable in self.found.items()}
         # Files of before there were cycles hold gradients of the stream that a step had used as well.
         opened, pending = [] if content["spent"] else content["touched"], content["pending"]
         lying, left = ([self.found[name] for name in each] for each in (opened, pending))
         gradients_of(self.registry).restore(
             GradientSnapshot(content["mode"], lying, left, content["fresh"]),
-            lambda kind, variable, target: fetch(f"{kind}/{names[variable.id]}", target),
+            lambda kind, variable, target: fetch(f"{kind}/{self.name_of[variable.id]}", target),
         )

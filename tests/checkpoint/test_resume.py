@@ -111,14 +111,14 @@ def test_renamed_runs_resume(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda s: (fv.optim.Adam(s, lr=1.0), None), "the state of a AdamW, and a Adam was given"),
+        (lambda s: (fv.optim.Adam(s, lr=1.0), None), "holds the state of a AdamW, and the optimizer is a Adam"),
         (
             lambda s: (fv.optim.AdamW([{"params": "head.*"}, {"params": "*"}], store=s, lr=1.0), None),
-            "has 2 param groups, the saved one 1",
+            "has 1 param groups, and the optimizer 2",
         ),
         (
             lambda s: (fv.optim.AdamW([{"params": "head.*"}], store=s, lr=1.0), None),
-            "param group 0 holds 2 variables here",
+            "param group 0 holds 8 variables, and the optimizer's 2",
         ),
         (
             lambda s: ((o := fv.optim.AdamW(s, lr=1.0)), lr_scheduler.StepLR(o, 3)),

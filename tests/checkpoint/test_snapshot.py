@@ -175,7 +175,7 @@ def test_errors_of_the_background_surface_at_the_next_call_once(where: str, tmp_
     snapshot = store.snapshot(optimizer)
     with caplog.at_level(logging.ERROR, logger="flatvars"):
         snapshot.save(tmp_path / "gone" / "model.safetensors")
-        snapshot._writer._pending.exception()
+        snapshot._writer._job.future.exception()
     assert "in the background failed" in caplog.text
     call = {
         "snapshot": lambda: store.snapshot(optimizer),

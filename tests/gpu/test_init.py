@@ -69,7 +69,7 @@ def test_the_profiler_sees_a_copy_and_a_kernel(device):
 
 
 @pytest.mark.slow
-def test_beyond_2_to_the_31_elements(device):
+def test_beyond_2_to_the_31_elements(alone, device):
     numel = 2**31 + 5000
     stream = torch.zeros(numel + 16, dtype=torch.bfloat16, device=device)
     fill_([Target("w", fv.init.normal(), stream, 16, (numel,), (1,))], 1)

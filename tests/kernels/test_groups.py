@@ -14,7 +14,7 @@ from flatvars.kernels.rules.adam import adam_hyper
 from tests.support import reference
 from tests.support.rig import Rig
 from tests.support.rules import CASES, Case, adam_group, sgd_group
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 
 NUMBERS = range(24)
 
@@ -36,7 +36,7 @@ def test_many_groups(dtype, device):
     groups = [(7 * i) % len(NUMBERS) for i in NUMBERS]  # every group once, out of order
     rig = Rig([(5 + i,) for i in NUMBERS], dtype, rule=ADAMW, groups=groups, device=device)
     for _ in range(2):
-        step_and_check(rig, rig.random_grads(), cases, max_norm=1.0)
+        check_step(rig, rig.random_grads(), cases, max_norm=1.0)
     rig.assert_clean()
 
 
@@ -48,14 +48,14 @@ def test_flags_differ_between_groups(device):
     ]
     rig = Rig([(20,), (2050,), (3, 3)], rule=cases[0].rule, groups=[2, 0, 1], device=device)
     for _ in range(3):
-        step_and_check(rig, rig.random_grads(), cases)
+        check_step(rig, rig.random_grads(), cases)
 
 
 def test_amsgrad_in_one_of_two_groups(device):
     cases = [Case(CASES["amsgrad"].rule, adam_group(amsgrad=flag), reference.adam) for flag in (True, False)]
     rig = Rig([(20,), (30,)], rule=cases[0].rule, groups=[0, 1], device=device)
     for _ in range(3):
-        step_and_check(rig, rig.random_grads(), cases)
+        check_step(rig, rig.random_grads(), cases)
 
 
 def test_changed_numbers_reach_the_next_step(device):
@@ -63,7 +63,7 @@ def test_changed_numbers_reach_the_next_step(device):
     groups = [sgd_case(lr=0.1), sgd_case(lr=0.2)]
     for lr in (0.1, 0.01, 0.01, 0.5):
         groups[1].group["lr"] = lr
-        step_and_check(rig, rig.random_grads(), groups)
+        check_step(rig, rig.random_grads(), groups)
 
 
 def test_table_is_copied_only_when_a_number_changed(device, monkeypatch):
@@ -133,7 +133,7 @@ def test_learning_rate_in_a_tensor(shape, device):
 def test_clip(dtype, max_norm, device):
     case = adamw_case(weight_decay=0.1)
     rig = Rig([(20,), (2050,)], dtype, rule=ADAMW, device=device)
-    step_and_check(rig, rig.random_grads(), [case], max_norm=max_norm)
+    check_step(rig, rig.random_grads(), [case], max_norm=max_norm)
     rig.assert_clean()
 
 
