@@ -32,8 +32,10 @@ SPARES = 8
 _DTYPES, _STRIDED = frozenset(SOURCE_DTYPES), frozenset({torch.strided})
 _dtype, _layout, _shape = attrgetter("dtype"), attrgetter("layout"), attrgetter("shape")
 _exists = partial(is_not, None)
+_address, _stride, _numel = Tensor.data_ptr, Tensor.stride, Tensor.numel
 
 Shapes = list[tuple[int, ...]]
+Looks = tuple[list[int], list[torch.dtype], Shapes, list[int]]
 
 
 def in_memory_order(name: str, grad: Tensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
@@ -75,6 +77,15 @@ def all_in_memory_order(grads: Sequence[Tensor], shapes: Shapes, strides: Shapes
         and list(map(Tensor.stride, grads)) == strides
         and not any(map(Tensor.is_neg, grads))
     )
+
+
+def _looks_of(grads: Sequence[Tensor]) -> Looks | None:
+    """Address, dtype, strides and length of each: four loops in C. None if one has no address: it is sparse."""
+    try:
+        addresses, strides = list(map(_address, grads)), list(map(_stride, grads))
+    except RuntimeError:
+        return None
+    return addresses, list(map(_dtype, grads)), strides, list(map(_numel, grads))
 
 
 def same_order(shape: tuple[int, ...], left: tuple[int, ...], right: tuple[int, ...]) -> bool:
@@ -126,6 +137,9 @@ class AddressTable:
         self._addresses: list[int] = []
         self._dtypes: list[torch.dtype] = []
         self._sources = Sources(self.table, [], torch.float32)
+        # How those gradients looked that were looked at closely, or which stream was pointed into.
+        self._looks: Looks | None = None
+        self._place: tuple[int, torch.dtype] | None = None
         # Shapes and strides of the variables of one pattern of touched ones, kept as long as it repeats.
         self._pattern: tuple[list[bool], Shapes, Shapes] = ([], [], [])
         # Alive until the next upload: copies made of gradients, and memory that a captured graph copies from.
@@ -143,23 +157,42 @@ class AddressTable:
         """
         touched = list(map(_exists, grads))
         present: Sequence[Tensor] = list(compress(grads, touched))  # type: ignore[arg-type]
+        looks = _looks_of(present)
+        if looks is not None and looks == self._looks and touched == self._touched:
+            return self._point(touched, looks[0], looks[1])
         if self._pattern[0] != touched:
             shapes, strides = self.segments.shapes, self.segments.strides
             self._pattern = (touched, list(compress(shapes, touched)), list(compress(strides, touched)))
-        if all_in_memory_order(present, *self._pattern[1:]):
-            self._kept = []
-        else:
-            self._kept = []  # freed first, so that the allocator gives the new copies the old addresses
-            names = compress(self.segments.names, touched)
-            present = self._kept = list(map(in_memory_order, names, present, *self._pattern[1:]))
-        return self._point(touched, list(map(Tensor.data_ptr, present)), list(map(_dtype, present)))
+        self._kept = []  # freed first, so that the allocator gives new copies the old addresses
+        if looks is not None and self._readable(present, looks):
+            sources = self._point(touched, looks[0], looks[1])
+            self._looks = looks
+            return sources
+        names = compress(self.segments.names, touched)
+        present = self._kept = list(map(in_memory_order, names, present, *self._pattern[1:]))
+        return self._point(touched, list(map(_address, present)), list(map(_dtype, present)))
+
+    def _readable(self, present: Sequence[Tensor], looks: Looks) -> bool:
+        """What `all_in_memory_order` says, of gradients that were looked at already."""
+        _, shapes, strides = self._pattern
+        return (
+            looks[2] == strides
+            and _DTYPES.issuperset(looks[1])
+            and list(map(_shape, present)) == shapes
+            and not any(map(Tensor.is_neg, present))
+        )
 
     def gathered(self, stream: Tensor, touched: Sequence[bool]) -> Sources:
         """Points into the flat gradient stream, for the variables that are touched."""
         touched = list(touched)
+        place = stream.data_ptr(), stream.dtype
+        if place == self._place and touched == self._touched:
+            return self._point(touched, self._addresses, self._dtypes)
         starts = self._starts if all(touched) else self._starts[np.array(touched, dtype=bool)]
         addresses = (starts * stream.element_size() + stream.data_ptr()).tolist()
-        return self._point(touched, addresses, [stream.dtype] * len(addresses))
+        sources = self._point(touched, addresses, [stream.dtype] * len(addresses))
+        self._place = place
+        return sources
 
     def viewed(self, stream: Tensor, told: Sequence[bool] | None = None) -> Sources:
         """Points every variable into the flat gradient stream; which were written, the launch of the norm finds out.
@@ -183,6 +216,7 @@ class AddressTable:
         seen = addresses == self._addresses and touched == self._touched and dtypes == self._dtypes
         if seen and not self._captured and not is_capturing(self.table) and self.uploads:
             return self._sources
+        self._looks, self._place = None, None
         rows = np.zeros((len(touched), 2), dtype=np.int64)
         hit = np.flatnonzero(touched)
         placed: npt.NDArray[np.int64] = np.array(addresses, dtype=np.int64)

@@ -74,6 +74,11 @@ def program_limit(device: torch.device, warps: int, norm: bool) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count * min(programs, RESIDENT)
 
 
+_HERE: AbstractContextManager[object] = nullcontext()
+
+
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device: makes it the one the streams lie on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(device)

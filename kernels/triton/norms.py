@@ -103,6 +103,7 @@ def variable_norms_kernel(
         tl.store(partials_ptr + tiles + tile, combine(power(grad, order, ORDER), ORDER))
     first = tl.load(variables_ptr + VARIABLE_COLUMNS * variable)
     count = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)
+    tl.debug_barrier()
     if tl.atomic_add(counters_ptr + variable, 1, sem="acq_rel") == count - 1:
         tl.store(counters_ptr + variable, 0)
         value_norm = 0.0

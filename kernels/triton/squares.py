@@ -161,7 +161,9 @@ def reduce_squares(
         group = begin // GROUP
         end = tl.minimum(begin + GROUP, units)
         mine = tl.minimum(last, end) - tl.maximum(first, begin)
-        # Release and acquire at device scope: what every program stored before it arrived, the last one sees.
+        # Release and acquire at device scope, and one thread arrives for all warps of a program, behind a barrier: what
+        # every program stored before it arrived, the last one sees.
+        tl.debug_barrier()
         if tl.atomic_add(arrived_ptr + group, mine, sem="acq_rel") == end - begin - mine:
             tl.store(arrived_ptr + group, 0)
             unit = begin + tl.arange(0, GROUP)
@@ -169,6 +171,7 @@ def reduce_squares(
             tl.store(groups_ptr + group, whole_sum(squares.to(tl.float64), GROUP))
             if VIEWED:
                 note_written(squares, unit < end, owners_ptr, written_ptr, begin)
+            tl.debug_barrier()
             if tl.atomic_add(arrived_ptr + groups, 1, sem="acq_rel") == groups - 1:
                 tl.store(arrived_ptr + groups, 0)
                 if VIEWED:

@@ -149,7 +149,8 @@ def step_kernel(
         if frozen_ptr is not None:
             new_state = tl.where(frozen, old_states[i], new_state)
         tl.store(states_ptr[i] + state_offset, new_state, mask=mask)
-    # The atomic operation is a barrier as well: every warp has read the count before one thread writes it.
+    # One thread arrives for all warps, so all must have read the count first: the last program raises it at once.
+    tl.debug_barrier()
     tiles = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)
     if tl.atomic_add(arrived_ptr + variable, 1, sem="acq_rel") == tiles - 1:
         tl.store(arrived_ptr + variable, 0)

@@ -89,6 +89,11 @@ def test_loads_of_a_tile_wait_for_no_other():
     assert not any(re.search(r"FMUL|FADD", line) for line in lines[values[-1] : gradient[-1]])
 
 
+def test_every_warp_has_read_the_count_before_the_program_arrives():
+    """The last one to arrive raises it at once, whatever other warps of other programs still have to read."""
+    assert compile_for(SM90, step_launch(CASES["adamw"])).arrivals() == [True]
+
+
 def test_a_warp_of_hopper_has_few_registers():
     """32 warps a multiprocessor with AdamW, 40 with Lion."""
     assert compile_for(SM90, step_launch(CASES["adamw"])).registers <= 64

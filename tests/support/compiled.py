@@ -154,6 +154,11 @@ class Code:
         assert arrived
         return re.findall(r"(arith\.(?:add|sub|mul|div)f|math\.\w+) [^\n]*f64", tiles)
 
+    def arrivals(self) -> list[bool]:
+        """PTX: of every arrival with release and acquire, whether a barrier lies between it and the store before."""
+        *before, _ = re.split(r"atom\.global\.gpu\.acq_rel\.add", self.assembly)
+        return ["bar.sync" in text[text.rindex("st.global") :] if "st.global" in text else False for text in before]
+
     def narrow_products(self) -> list[str]:
         """Multiplications of 32-bit integers in Triton's own language: where an offset would wrap."""
         return re.findall(r"arith\.muli [^\n]*[:x ]i32\b", self.ttir)
