@@ -96,7 +96,7 @@ def measure(work: Workload, folder: Path, rounds: int) -> dict[str, float]:
     gate(work, ours, folder)
     grads = gradients(work, "cpu")
     ring = SnapshotRing(store, ours.optimizer, keep=2)
-    streams = [store.values, *(held.buffer for held in ours.optimizer.state_streams(torch.float32))]  # type: ignore[attr-defined]
+    streams = [store.values, *(held.buffer for held in ours.optimizer.capture().streams.values())]  # type: ignore[attr-defined]
     floor = [torch.empty_like(stream) for stream in streams]
     ring.take(), ring.take()
 

@@ -1,1 +1,1 @@
-"""Kernels of flatvars: Triton on GPUs, `kernels.eager` on torch everywhere else. Import as `flatvars.kernels`."""
+"""Kernels of flatvars: rules, made into launches by Triton for GPUs and by Numba for CPUs. Import as `flatvars.kernels`."""

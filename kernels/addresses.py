@@ -32,8 +32,10 @@ SPARES = 8
 _DTYPES, _STRIDED = frozenset(SOURCE_DTYPES), frozenset({torch.strided})
 _dtype, _layout, _shape = attrgetter("dtype"), attrgetter("layout"), attrgetter("shape")
 _exists = partial(is_not, None)
+_address, _stride, _numel = Tensor.data_ptr, Tensor.stride, Tensor.numel
 
 Shapes = list[tuple[int, ...]]
+Looks = tuple[list[int], list[torch.dtype], Shapes, list[int]]
 
 
 def in_memory_order(name: str, grad: Tensor, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
@@ -77,6 +79,15 @@ def all_in_memory_order(grads: Sequence[Tensor], shapes: Shapes, strides: Shapes
     )
 
 
+def _looks_of(grads: Sequence[Tensor]) -> Looks | None:
+    """Address, dtype, strides and length of each: four loops in C. None if one has no address: it is sparse."""
+    try:
+        addresses, strides = list(map(_address, grads)), list(map(_stride, grads))
+    except RuntimeError:
+        return None
+    return addresses, list(map(_dtype, grads)), strides, list(map(_numel, grads))
+
+
 def same_order(shape: tuple[int, ...], left: tuple[int, ...], right: tuple[int, ...]) -> bool:
     """Whether two strides of one shape address the same memory; axes of length 1 or 0 do not matter."""
     return left == right or 0 in shape or all(a == b for n, a, b in zip(shape, left, right, strict=True) if n > 1)
@@ -103,7 +114,6 @@ class Sources:
         table: [variables, 2] int64 on the device: address (0: none) and dtype code.
         touched: Which variables have a gradient.
         dtype: Of all of them, or None where they differ.
-        aligned: Whether all lie on 16-byte boundaries.
         viewed: Whether they are views of the stream, which are there whether written or not: `touched` then says which
             variables have an element. The launch of the norm finds out which were written, and must come first.
     """
@@ -111,7 +121,6 @@ class Sources:
     table: Tensor
     touched: Sequence[bool]
     dtype: torch.dtype | None
-    aligned: bool
     viewed: bool = False
 
 
@@ -127,7 +136,10 @@ class AddressTable:
         self._touched: list[bool] = []
         self._addresses: list[int] = []
         self._dtypes: list[torch.dtype] = []
-        self._sources = Sources(self.table, [], torch.float32, True)
+        self._sources = Sources(self.table, [], torch.float32)
+        # How those gradients looked that were looked at closely, or which stream was pointed into.
+        self._looks: Looks | None = None
+        self._place: tuple[int, torch.dtype] | None = None
         # Shapes and strides of the variables of one pattern of touched ones, kept as long as it repeats.
         self._pattern: tuple[list[bool], Shapes, Shapes] = ([], [], [])
         # Alive until the next upload: copies made of gradients, and memory that a captured graph copies from.
@@ -145,23 +157,42 @@ class AddressTable:
         """
         touched = list(map(_exists, grads))
         present: Sequence[Tensor] = list(compress(grads, touched))  # type: ignore[arg-type]
+        looks = _looks_of(present)
+        if looks is not None and looks == self._looks and touched == self._touched:
+            return self._point(touched, looks[0], looks[1])
         if self._pattern[0] != touched:
             shapes, strides = self.segments.shapes, self.segments.strides
             self._pattern = (touched, list(compress(shapes, touched)), list(compress(strides, touched)))
-        if all_in_memory_order(present, *self._pattern[1:]):
-            self._kept = []
-        else:
-            self._kept = []  # freed first, so that the allocator gives the new copies the old addresses
-            names = compress(self.segments.names, touched)
-            present = self._kept = list(map(in_memory_order, names, present, *self._pattern[1:]))
-        return self._point(touched, list(map(Tensor.data_ptr, present)), list(map(_dtype, present)))
+        self._kept = []  # freed first, so that the allocator gives new copies the old addresses
+        if looks is not None and self._readable(present, looks):
+            sources = self._point(touched, looks[0], looks[1])
+            self._looks = looks
+            return sources
+        names = compress(self.segments.names, touched)
+        present = self._kept = list(map(in_memory_order, names, present, *self._pattern[1:]))
+        return self._point(touched, list(map(_address, present)), list(map(_dtype, present)))
+
+    def _readable(self, present: Sequence[Tensor], looks: Looks) -> bool:
+        """What `all_in_memory_order` says, of gradients that were looked at already."""
+        _, shapes, strides = self._pattern
+        return (
+            looks[2] == strides
+            and _DTYPES.issuperset(looks[1])
+            and list(map(_shape, present)) == shapes
+            and not any(map(Tensor.is_neg, present))
+        )
 
     def gathered(self, stream: Tensor, touched: Sequence[bool]) -> Sources:
         """Points into the flat gradient stream, for the variables that are touched."""
         touched = list(touched)
+        place = stream.data_ptr(), stream.dtype
+        if place == self._place and touched == self._touched:
+            return self._point(touched, self._addresses, self._dtypes)
         starts = self._starts if all(touched) else self._starts[np.array(touched, dtype=bool)]
         addresses = (starts * stream.element_size() + stream.data_ptr()).tolist()
-        return self._point(touched, addresses, [stream.dtype] * len(addresses))
+        sources = self._point(touched, addresses, [stream.dtype] * len(addresses))
+        self._place = place
+        return sources
 
     def viewed(self, stream: Tensor, told: Sequence[bool] | None = None) -> Sources:
         """Points every variable into the flat gradient stream; which were written, the launch of the norm finds out.
@@ -185,6 +216,7 @@ class AddressTable:
         seen = addresses == self._addresses and touched == self._touched and dtypes == self._dtypes
         if seen and not self._captured and not is_capturing(self.table) and self.uploads:
             return self._sources
+        self._looks, self._place = None, None
         rows = np.zeros((len(touched), 2), dtype=np.int64)
         hit = np.flatnonzero(touched)
         placed: npt.NDArray[np.int64] = np.array(addresses, dtype=np.int64)
@@ -193,8 +225,7 @@ class AddressTable:
         rows[hit, 1] = CODE_OF[dtypes[0]] if len(kinds) == 1 else [CODE_OF[dtype] for dtype in dtypes]
         self._upload(torch.from_numpy(rows))
         uniform = next(iter(kinds)) if len(kinds) == 1 else None
-        aligned = not bool((placed % 16).any())
-        self._sources = Sources(self.table, touched, uniform if kinds else torch.float32, aligned)
+        self._sources = Sources(self.table, touched, uniform if kinds else torch.float32)
         self._touched, self._addresses, self._dtypes = touched, addresses, dtypes
         self.uploads += 1
         return self._sources

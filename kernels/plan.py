@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,14 @@ import torch
 from torch import Tensor
 
 from .addresses import AddressTable, Sources, is_capturing, upload
-from .errors import FlatvarsError, check_order
+from .errors import check_order
+from .hyper import HyperTable
 from .launches import Launches, NormSlot, StepInputs
 from .rules import Rule
+
+# Plans whose launches were captured. A replay reads their tables and scratch, and nobody can tell when the last graph
+# is gone: they are kept, though the optimizer makes others, 50 B for every 2,048 elements and what is masked.
+_CAPTURED: set[Plan] = set()
 
 
 class Plan:
@@ -30,8 +34,7 @@ class Plan:
         self.segments, self.device = launches.tables.segments, launches.tables.device
         self.out = NormSlot(norm, sums, slot)
         self.addresses = AddressTable(self.segments, self.device)
-        self._hyper: Tensor | None = None
-        self._hyper_rows: Any = None
+        self._hyper = HyperTable(self.segments.compute_dtype, self.device)
 
     # Which gradients a launch reads -------------------------------------------------------------------------------
 
@@ -63,10 +66,12 @@ class Plan:
 
     def norm_(self, sources: Sources, grad_scale: Tensor | None = None) -> None:
         """Writes the L2 norm of the gradients, divided by `grad_scale` if given, to `norm`. One launch."""
+        self._note_capture()
         self.launches.accumulate(sources, None, self.out, grad_scale=grad_scale)
 
     def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`. One launch."""
+        self._note_capture()
         self.launches.accumulate(self.scattered(grads), stream, self.out, scale=scale, add=add)
 
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
@@ -105,6 +110,7 @@ class Plan:
             grad_scale, found_inf: A GradScaler's, float32 [] on the device: divide gradients by the one, leave
                 everything as it is when the other is not 0.
         """
+        self._note_capture()
         inputs = StepInputs(
             self.upload_hyper(rule, groups, max_norm),
             steps,
@@ -119,30 +125,12 @@ class Plan:
         )
         self.launches.step(sources, rule, values, states, inputs)
 
+    def _note_capture(self) -> None:
+        if is_capturing(self.addresses.table):
+            _CAPTURED.add(self)
+
     # Numbers on the device ----------------------------------------------------------------------------------------
 
     def upload_hyper(self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> Tensor:
-        """The hyper-parameter table, [groups, 1 + columns of the rule]; copied over when a number changed.
-
-        A number that is a tensor on the device is copied there on the device, every time: its value is not known here.
-        """
-        rows = [(math.inf if max_norm is None else max_norm, *rule.hyper(group)) for group in groups]
-        tensors = [(i, j, x) for i, row in enumerate(rows) for j, x in enumerate(row) if isinstance(x, Tensor)]
-        for i, j, x in tensors:
-            rows[i] = (*rows[i][:j], 0.0 if x.is_cuda else float(x), *rows[i][j + 1 :])
-        shape = (len(rows), len(rows[0]))
-        if self._hyper is None or self._hyper.shape != shape:
-            self._hyper = torch.zeros(shape, dtype=self.segments.compute_dtype, device=self.device)
-        if rows != self._hyper_rows:
-            if is_capturing(self._hyper):
-                # A captured copy would put today's numbers back at every replay.
-                raise FlatvarsError(
-                    "param_groups changed since the last step, or no step was taken yet, while a CUDA graph is being "
-                    "captured; call optimizer.upload_hyperparameters() before the capture and before each replay"
-                )
-            upload(self._hyper, torch.tensor(rows, dtype=self._hyper.dtype))
-            self._hyper_rows = rows
-        for i, j, x in tensors:
-            if x.is_cuda:
-                self._hyper[i, j].copy_(x.squeeze(), non_blocking=True)
-        return self._hyper
+        """The hyper-parameter table, [groups, 1 + columns of the rule], after what changed was copied over."""
+        return self._hyper.upload(rule, groups, max_norm)

@@ -15,6 +15,7 @@ from hypothesis import settings
 
 # The interpreter takes 20 ms a tile: a deadline would measure the machine. `derandomize` keeps a red run red.
 settings.register_profile("flatvars", deadline=None, derandomize=True)
+settings.register_profile("fast", settings.get_profile("flatvars"), max_examples=10)
 settings.load_profile("flatvars")
 
 

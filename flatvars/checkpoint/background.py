@@ -6,13 +6,23 @@ import logging
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from ..errors import CheckpointError
 from ..variables.registry import Registry
 
-logger = logging.getLogger("flatvars")
+log = logging.getLogger("flatvars")
 
 _writers: weakref.WeakKeyDictionary[Registry, Writer] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A save that was begun: where to, and whose memory it reads."""
+
+    future: Future[None]
+    what: str
+    owner: object
 
 
 class Writer:
@@ -20,28 +30,25 @@ class Writer:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="flatvars-save")
-        self._pending: Future[None] | None = None
-        self._what = ""
-        self._owner: object = None
+        self._job: Job | None = None
 
-    def submit(self, job: Callable[[], None], what: str, owner: object) -> None:
+    def submit(self, save: Callable[[], None], what: str, owner: object) -> None:
         """Starts a save; waits for the one before it.
 
         Raises:
             CheckpointError: that one failed; this one is not started.
         """
         self.wait()
-        self._what, self._owner = what, owner
-        self._pending = self._thread.submit(self._run, job, what)
 
-    @staticmethod
-    def _run(job: Callable[[], None], what: str) -> None:
-        try:
-            job()
-        except BaseException:
-            # Raised at the next call, too; but there may be none.
-            logger.exception("saving %s in the background failed", what)
-            raise
+        def run() -> None:
+            try:
+                save()
+            except BaseException:
+                # Raised at the next call, too; but there may be none.
+                log.exception("saving %s in the background failed", what)
+                raise
+
+        self._job = Job(self._thread.submit(run), what, owner)
 
     def wait(self) -> None:
         """Until nothing is being written.
@@ -49,27 +56,24 @@ class Writer:
         Raises:
             CheckpointError: what was written failed. It is raised once.
         """
-        pending, self._pending, self._owner = self._pending, None, None
-        if pending is None:
-            return
-        try:
-            pending.result()
-        except Exception as error:
-            raise CheckpointError(f"saving {self._what} in the background failed: {error}") from error
+        job, self._job = self._job, None
+        if job is not None:
+            try:
+                job.future.result()
+            except Exception as error:
+                raise CheckpointError(f"saving {job.what} in the background failed: {error}") from error
+
+    def wait_for(self, owner: object) -> None:
+        """Until nobody reads this snapshot's memory."""
+        if self._job is not None and self._job.owner is owner:
+            self.wait()
 
     def raise_failure(self) -> None:
         """Raises CheckpointError if the last save has failed already; does not wait."""
-        if self._pending is not None and self._pending.done():
+        if self._job is not None and self._job.future.done():
             self.wait()
-
-    def holds(self, owner: object) -> bool:
-        """Whether the save in progress reads this snapshot's memory."""
-        return self._owner is owner and self._pending is not None
 
 
 def writer_of(registry: Registry) -> Writer:
     """The writer of a store, made when first asked for."""
-    writer = _writers.get(registry)
-    if writer is None:
-        writer = _writers[registry] = Writer()
-    return writer
+    return _writers.setdefault(registry, Writer())

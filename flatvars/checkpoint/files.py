@@ -115,9 +115,6 @@ class Draft:
                 os.fchown(self.descriptor, -1, like.st_gid)
             os.fchmod(self.descriptor, stat.S_IMODE(like.st_mode))
 
-    def sync(self) -> None:
-        os.fsync(self.descriptor)
-
     def close(self) -> None:
         if self.descriptor >= 0:
             os.close(self.descriptor)
@@ -159,7 +156,7 @@ class Publication:
     def publish(self) -> None:
         """Renames all drafts, the last one last: readers see the old checkpoint until then, and this one after."""
         for draft in self.drafts:
-            draft.sync()
+            os.fsync(draft.descriptor)
         replaced: list[int] = []
         try:
             with _folder(self.target.parent) as folder:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
 from ..memory.layout import Layout
-from ..memory.streams import FROZEN_ELEMENTS, VALUES, Stream
+from ..memory.streams import Stream
 from ..variables.registry import Registry
 from .blocks import HostStream, host_bytes
 from .contents import Row, Table, tables_of
@@ -19,9 +17,7 @@ from .description import Description
 from .header import CODE_OF
 from .records import Catalog, Record
 from .source import Source, Tensors
-
-if TYPE_CHECKING:
-    from .training import Training
+from .training import Training
 
 Pieces = Callable[[Row], Iterable[memoryview]]
 Choose = Callable[[list[Record], Stream], list[Record]]
@@ -129,23 +125,3 @@ class Image:
         }
         variables = {record.name: record.describe() for record in self.catalog.records}
         return Tensors(tensors, name, replace(self.describe(), variables=variables))
-
-
-def image_of(registry: Registry, catalog: Catalog) -> Image:
-    """The values of some variables of a registry, in place; and its element masks, where there are any.
-
-    Raises:
-        CheckpointError: a dtype that no file can hold.
-    """
-    for region in registry.layout.regions:
-        if region.dtype not in CODE_OF:
-            raise CheckpointError(f"the store holds {region.dtype} variables, which safetensors files cannot hold")
-    image = Image(registry.layout, catalog, [])
-    image.add(registry, "", VALUES, lambda records, _: records)
-    image.add(registry, FROZEN_ELEMENTS, FROZEN_ELEMENTS, _masked)
-    return image
-
-
-def _masked(records: list[Record], mask: Stream) -> list[Record]:
-    """Variables with an element that is not trained."""
-    return [r for r in records if r.span.spec.trainable and bool(mask.flat(r.span).any())]

@@ -104,8 +104,9 @@ def match(
         return result
     if not partial:
         result.problems += _missing(result.missing, free)
-    if unused is not None:
-        result.problems += _unused([key for name, key in free.items() if unused(name)])
+    left = [key for name, key in free.items() if unused is not None and unused(name)]
+    hint = "(strict=False, select= or rename= let it be)"
+    result.problems += [f"{key!r} is in the file but not in the store {hint}" for key in left]
     return result
 
 
@@ -118,11 +119,6 @@ def _renamed(offered: Mapping[str, TensorInfo], rename: Callable[[str], str], re
             result.problems.append(f"{keys[name]!r} and {key!r} of the file are both renamed to {name!r}")
         keys[name] = key
     return keys
-
-
-def _unused(keys: Sequence[str]) -> list[str]:
-    hint = "(strict=False, select= or rename= let it be)"
-    return [f"{key!r} is in the file but not in the store {hint}" for key in keys]
 
 
 def _differences(one: Variable, key: str, entry: TensorInfo, dtype: str) -> list[str]:

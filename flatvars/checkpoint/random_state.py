@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,10 @@ from .plain import decode, encode
 PREFIX = "rng"
 
 
-@dataclass
-class RandomState:
-    """States as they are saved: byte tensors by name, and numbers as JSON."""
-
-    tensors: dict[str, Tensor]
-    content: dict[str, Any]
-
-
-def capture_random(device: torch.device, rng: bool | Mapping[str, torch.Generator]) -> RandomState:
-    """The states of the global generators, and of those that are given by name."""
+def capture_random(
+    device: torch.device, rng: bool | Mapping[str, torch.Generator]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The states of the global generators, and of those that are given by name: as JSON, and as tensors of bytes."""
     tensors = {f"{PREFIX}/torch": torch.get_rng_state()}
     if device.type == "cuda":
         tensors[f"{PREFIX}/cuda"] = torch.cuda.get_rng_state(device)
@@ -34,7 +27,7 @@ def capture_random(device: torch.device, rng: bool | Mapping[str, torch.Generato
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     numpy_state = (str(kind), [int(key) for key in keys], int(position), int(has_gauss), float(gauss))
     content = {"python": encode(random.getstate(), "random"), "numpy": encode(numpy_state, "numpy.random")}
-    return RandomState(tensors, {**content, "tensors": sorted(tensors)})
+    return {**content, "tensors": sorted(tensors)}, tensors
 
 
 def random_problems(

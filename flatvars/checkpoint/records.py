@@ -71,6 +71,11 @@ class Catalog:
         return json.dumps({record.name: record.describe() for record in self.records}, separators=(",", ":"))
 
     @cached_property
+    def names(self) -> dict[int, str]:
+        """By id."""
+        return {record.id: record.name for record in self.records}
+
+    @cached_property
     def by_dtype(self) -> dict[torch.dtype, list[Record]]:
         """In the order of memory."""
         found: dict[torch.dtype, list[Record]] = {}

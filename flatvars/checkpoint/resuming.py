@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,15 +12,13 @@ from ..gradients.attached import gradients_of
 from ..gradients.cycle import GradientSnapshot
 from ..gradients.freezing import follow_flags
 from ..memory.streams import FROZEN_ELEMENTS
+from ..optim.record import GroupRecord, OptimizerRecord
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .plain import decode
 from .random_state import PREFIX, apply_random, random_problems
 from .source import Source
 from .training import check_optimizer
-
-if TYPE_CHECKING:
-    from ..optim.base import Optimizer
 
 Fetch = Callable[[str, Tensor], None]
 """Copies the tensor of a name into one of the same shape."""
@@ -58,6 +56,8 @@ class Resuming:
                 if variable is not None:
                     self.found.setdefault(name, variable)
 
+        self.name_of = {variable.id: name for name, variable in self.found.items()}
+
     def keys(self) -> list[str]:
         """The tensors that are read."""
         streams = self.source.by_stream.items()
@@ -94,25 +94,29 @@ class Resuming:
             saved = content[f"{kind}s"]
             if given and len(saved) != len(given):
                 yield f"the file holds {len(saved)} {kind}s, and {len(given)} were given; give as many"
-            for one, mine in zip(saved, given, strict=False):
-                decode(one["state"] if kind == "scheduler" else [group["hyper"] for group in one["groups"]])
-                if one["class"] != type(mine).__name__:
-                    yield f"the file holds the state of a {one['class']}, and a {type(mine).__name__} was given"
-        for one, optimizer in zip(content["optimizers"], self.optimizers, strict=False):
-            yield from self._group_problems(one, optimizer)
+        for i, (saved, optimizer) in enumerate(zip(content["optimizers"], self.optimizers, strict=False)):
+            for problem in optimizer.capture().problems(self._record(saved)):
+                yield f"optimizer {i} of the file does not fit: {problem}"
+        for saved, scheduler in zip(content["schedulers"], self.schedulers, strict=False):
+            decode(saved["state"])
+            if saved["class"] != type(scheduler).__name__:
+                yield f"the file holds the state of a {saved['class']}, and a {type(scheduler).__name__} was given"
 
-    def _group_problems(self, saved: Mapping[str, Any], optimizer: Optimizer) -> Iterator[str]:
-        if len(saved["groups"]) != len(optimizer.param_groups):
-            yield f"the optimizer has {len(optimizer.param_groups)} param groups, the saved one {len(saved['groups'])}"
-            return
-        for i, (group, variables) in enumerate(zip(saved["groups"], optimizer._variables, strict=True)):
-            names = group["variables"]
-            theirs = {self.found[name].id for name in names if name in self.found}
-            if theirs != {v.id for v in variables} or any(name not in self.found for name in names):
-                yield (
-                    f"param group {i} holds {len(variables)} variables here and {len(names)} in the file, or others: "
-                    "make the optimizer with the same groups"
-                )
+    def _record(self, saved: Mapping[str, Any]) -> OptimizerRecord:
+        """An optimizer as the source describes it, without its streams."""
+        groups = [
+            GroupRecord(decode(group["hyper"]), [self.found[name] for name in group["variables"] if name in self.found])
+            for group in saved["groups"]
+        ]
+        steps = {self.found[name].id: count for name, count in saved["steps"].items() if name in self.found}
+        return OptimizerRecord(
+            saved["class"],
+            tuple(saved["states"]),
+            groups,
+            torch.tensor(list(steps.values()), dtype=torch.float32),
+            {key: row for row, key in enumerate(steps)},
+            torch.tensor(saved["skipped"], dtype=torch.int32),
+        )
 
     def _tensor_problems(self, content: Mapping[str, Any]) -> Iterator[str]:
         """Of tensors beside the values: states, gradients, masks."""
@@ -155,28 +159,14 @@ class Resuming:
         if self.rng:
             apply_random(content["random"], self.registry.device, self.rng, self.source.whole)
 
-    def _apply_optimizer(self, optimizer: Optimizer, saved: Mapping[str, Any], fetch: Fetch) -> None:
-        # Groups first: they say which rule, and so which states there are.
-        for group, about in zip(optimizer.param_groups, saved["groups"], strict=True):
-            for key, value in decode(about["hyper"]).items():
-                if isinstance(group.get(key), Tensor):
-                    group[key].fill_(value)  # the tensor a CUDA graph or the user holds on to
-                else:
-                    group[key] = value
-        optimizer._retire_plans()
-        members = [v for group in optimizer._variables for v in group]
-        steps = {self.found[name].id: count for name, count in saved["steps"].items()}
-        optimizer._counts = {(v.id, v.state_epoch): steps.get(v.id, 0) for v in members}
-        optimizer._skipped.fill_(saved["skipped"])
-        names = {variable.id: name for name, variable in self.found.items()}
-        states = optimizer.rule().states
-        for variable in (v for v in members if v.spec.trainable):
-            for state, stream in zip(states, optimizer.state_streams(variable.dtype), strict=True):
-                key = f"{state}/{names[variable.id]}"
-                if key in self.source.entries:
-                    fetch(key, stream.view(variable.span))
-                else:
-                    stream.write(variable.span, None)
+    def _apply_optimizer(self, optimizer: Any, saved: Mapping[str, Any], fetch: Fetch) -> None:
+        def fetch_state(state: str, variable: Variable, target: Tensor) -> bool:
+            key = self.source.by_stream.get(state, {}).get(self.name_of[variable.id])
+            if key is not None:
+                fetch(key, target)
+            return key is not None
+
+        optimizer.restore(self._record(saved), fetch_state)
 
     def _apply_masks(self) -> None:
         for name, variable in self.found.items():
@@ -187,11 +177,10 @@ class Resuming:
                 self.registry.masks.take(variable, None)
 
     def _apply_gradients(self, content: Mapping[str, Any], fetch: Fetch) -> None:
-        names = {variable.id: name for name, variable in self.found.items()}
         # Files of before there were cycles hold gradients of the stream that a step had used as well.
         opened, pending = [] if content["spent"] else content["touched"], content["pending"]
         lying, left = ([self.found[name] for name in each] for each in (opened, pending))
         gradients_of(self.registry).restore(
             GradientSnapshot(content["mode"], lying, left, content["fresh"]),
-            lambda kind, variable, target: fetch(f"{kind}/{names[variable.id]}", target),
+            lambda kind, variable, target: fetch(f"{kind}/{self.name_of[variable.id]}", target),
         )

@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ..errors import CheckpointError
-from ..variables.registry import Registry
-from ..variables.selectors import Selector
-from .image import Image, image_of
+from .image import Image
 from .opening import PathOrStream
 from .progress import Progress
-from .records import Catalog, catalog_of
 from .torch_file import TORCH_SUFFIXES
-from .training import as_list, capture_training
 from .write import bytes_of_size, write_path, write_stream, write_torch_file
 
 MODEL = "model.safetensors"
 SHARD_SIZE = "50GB"
 """As Hugging Face's save_pretrained."""
-
-
-def capture(
-    registry: Registry,
-    optimizer: Any = None,
-    schedulers: Any = None,
-    rng: bool | Mapping[str, torch.Generator] = False,
-    select: Selector = None,
-) -> Image:
-    """Everything there is to save, in place.
-
-    Raises:
-        CheckpointError: something that no file can hold; a selection with training state, or of nothing.
-        UnknownNameError: a pattern of the selection fits nothing.
-        AliasError: a parameter no longer lies in the store, so that stale values would be saved.
-    """
-    registry.settle()
-    registry.check_aliases()
-    catalog = catalog_of(registry)
-    trains = bool(as_list(optimizer) or as_list(schedulers) or rng)
-    if select is not None and trains:
-        raise CheckpointError("select= saves some variables, training resumes with all; leave one of them out")
-    if select is not None:
-        chosen = {variable.name for variable in registry.matching(select)}
-        catalog = Catalog([record for record in catalog.records if record.name in chosen])
-        if not catalog.records:
-            raise CheckpointError(f"select={select!r} chooses none of the {len(registry.variables)} variables")
-    image = image_of(registry, catalog)
-    if trains:
-        capture_training(registry, image, optimizer, schedulers, rng)
-    return image
 
 
 def check_target(target: PathOrStream, image: Image | None = None) -> None:

@@ -15,10 +15,11 @@ from ..errors import CheckpointError, MismatchError
 from ..memory.streams import Stream
 from ..variables.registry import HasRegistry, Registry
 from .background import Writer, writer_of
+from .capture import capture
 from .image import Image
 from .load import Loading, Options
 from .opening import PathOrStream
-from .save import SHARD_SIZE, capture, check_target, write
+from .save import SHARD_SIZE, check_target, write
 
 Key = tuple[str, torch.dtype]
 
@@ -90,8 +91,7 @@ class Snapshot:
 
     def _give_up(self) -> dict[Key, Tensor]:
         """Its memory, for another snapshot; waits while it is being saved."""
-        if self._writer.holds(self):
-            self._writer.wait()
+        self._writer.wait_for(self)
         image, self._image = self._image, None
         return {} if image is None else {(plane.stream, plane.region): plane.held.buffer for plane in image.planes}
 
@@ -112,10 +112,7 @@ def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: S
     image.planes = planes
     image.loose = {key: to_host(tensor) for key, tensor in image.loose.items()}
     for one in image.training.optimizers if image.training is not None else []:
-        one.skipped = to_host(one.skipped)
-        one.counts.parts = [(names, to_host(counts)) for names, counts in one.counts.parts]
-        for group in one.groups:
-            group["hyper"] = {k: to_host(v) if isinstance(v, Tensor) else v for k, v in group["hyper"].items()}
+        one.copy(to_host)
     return Snapshot(registry, image, rng, writer)
 
 

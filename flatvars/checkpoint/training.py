@@ -1,29 +1,20 @@
-"""What training needs beside values: optimizers, schedulers, gradients of an unfinished cycle, random numbers.
-
-Captured as an image's planes and a description by names; `resuming.py` applies it by the same names.
-"""
+"""What a run needs beside values: optimizers, schedulers, gradients of an unfinished cycle; as JSON, by names."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..gradients.attached import gradients_of
-from ..gradients.cycle import PENDING
-from ..memory.streams import GRADS, Stream
+from ..memory.streams import Stream
+from ..optim.record import OptimizerRecord
 from ..variables.registry import Registry
-from .image import Image
-from .plain import encode
-from .random_state import RandomState, capture_random
 from .records import Record
-
-if TYPE_CHECKING:
-    from ..optim.base import Optimizer
 
 
 def as_list(given: Any) -> list[Any]:
@@ -34,161 +25,82 @@ def as_list(given: Any) -> list[Any]:
 
 
 @dataclass
-class Counts:
-    """Steps taken by variables: on the device until someone asks."""
-
-    known: dict[str, int]
-    parts: list[tuple[list[str | None], Tensor]]
-    resolved: bool = False
-
-    def resolve(self) -> dict[str, int]:
-        """By name; waits for the device."""
-        if not self.resolved:
-            for names, taken in self.parts:
-                self.known.update({n: int(c) for n, c in zip(names, taken.tolist(), strict=True) if n is not None})
-            self.known = {name: count for name, count in self.known.items() if count}
-            self.resolved = True
-        return self.known
-
-
-@dataclass
 class OptimizerImage:
-    """One optimizer, without its streams."""
+    """One optimizer with its record, whose numbers lie on the device until someone asks."""
 
-    optimizer: Optimizer
-    states: tuple[str, ...]
-    groups: list[dict[str, Any]]
-    counts: Counts
-    skipped: Tensor
+    optimizer: Any
+    record: OptimizerRecord
 
-    def describe(self) -> dict[str, Any]:
+    @cached_property
+    def counts(self) -> dict[int, int]:
+        """Steps taken by each variable that took any, by id; waits for the device."""
+        return self.record.counts()
+
+    def choose(self, state: str) -> Callable[[list[Record], Stream], list[Record]]:
+        """Which variables' part of a state goes into a file: of those that took a step."""
+        members = {v.id for group in self.record.groups if state in group.states for v in group.variables}
+        return lambda records, _: [
+            r for r in records if r.id in members and r.id in self.counts and r.span.spec.trainable
+        ]
+
+    def copy(self, to_host: Callable[[Tensor], Tensor]) -> None:
+        """Lets go of all that the optimizer may change."""
+        record = self.record
+        steps, skipped = to_host(record.steps), to_host(record.skipped)
+        groups = [
+            dataclasses.replace(
+                group, hyper={k: to_host(v) if isinstance(v, Tensor) else v for k, v in group.hyper.items()}
+            )
+            for group in record.groups
+        ]
+        self.record = dataclasses.replace(
+            record, steps=steps, skipped=skipped, groups=groups, slots=dict(record.slots), streams={}
+        )
+
+    def describe(self, names: Mapping[int, str]) -> dict[str, Any]:
         """As JSON, by names."""
+        record = self.record
+        groups = [
+            {
+                "hyper": {k: v.item() if isinstance(v, Tensor) else v for k, v in group.hyper.items()},
+                "variables": [names[v.id] for v in group.variables],
+            }
+            for group in record.groups
+        ]
+        steps = {names[v.id]: self.counts[v.id] for v in record.variables if v.id in self.counts}
+        skipped = int(record.skipped)
         return {
-            "class": type(self.optimizer).__name__,
-            "states": list(self.states),
-            "groups": [
-                {"hyper": {k: _number(v) for k, v in group["hyper"].items()}, "variables": group["variables"]}
-                for group in self.groups
-            ],
-            "steps": self.counts.resolve(),
-            "skipped": int(self.skipped),
+            "class": record.kind,
+            "states": list(record.states),
+            "groups": groups,
+            "steps": steps,
+            "skipped": skipped,
         }
-
-
-def _number(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
 
 
 @dataclass
 class Training:
-    """Everything of a training run that is no stream."""
+    """Everything of a training run that is no stream.
 
+    Attributes:
+        names: Of variables, by id.
+        saved: Schedulers, gradients and generators as JSON.
+    """
+
+    names: Mapping[int, str]
     optimizers: list[OptimizerImage]
     schedulers: list[Any]
-    gradients: dict[str, Any]
-    random: RandomState | None = None
-    scheduler_states: list[dict[str, Any]] = field(default_factory=list)
+    saved: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:
         """As JSON, by names."""
-        return {
-            "optimizers": [optimizer.describe() for optimizer in self.optimizers],
-            "schedulers": self.scheduler_states,
-            "gradients": self.gradients,
-            "random": None if self.random is None else self.random.content,
-        }
-
-
-def capture_training(registry: Registry, image: Image, optimizers: Any, schedulers: Any, rng: Any) -> None:
-    """Adds to an image what training needs; nothing is copied and nothing waits for the device.
-
-    Raises:
-        CheckpointError: an optimizer of another store or of torch, a scheduler whose state is no data, a sparse
-            gradient.
-    """
-    chosen, scheduled = as_list(optimizers), as_list(schedulers)
-    random = capture_random(registry.device, rng) if rng else None
-    gradients = {"mode": registry.gradients.mode, "touched": [], "spent": False, "fresh": False, "pending": []}
-    image.training = Training([_capture(registry, image, o) for o in chosen], scheduled, gradients, random)
-    for scheduler in scheduled:
-        kind = type(scheduler).__name__
-        image.training.scheduler_states.append({"class": kind, "state": encode(scheduler.state_dict(), kind)})
-    if chosen:
-        _capture_gradients(registry, image, gradients)
-    if random is not None:
-        image.loose.update(random.tensors)
+        return {"optimizers": [one.describe(self.names) for one in self.optimizers], **self.saved}
 
 
 def check_optimizer(registry: Registry, optimizer: Any) -> None:
     """Raises CheckpointError for what is no optimizer over this store."""
-    if getattr(optimizer, "_registry", None) is not registry:
+    if not hasattr(optimizer, "capture") or optimizer.registry is not registry:
         raise CheckpointError(
             f"{type(optimizer).__name__} is no flatvars optimizer over this store; pass one of flatvars.optim that was "
             "made with it"
         )
-
-
-def _capture(registry: Registry, image: Image, optimizer: Optimizer) -> OptimizerImage:
-    check_optimizer(registry, optimizer)
-    states = optimizer.rule().states
-    names = {(v.id, v.state_epoch): v.name for group in optimizer._variables for v in group}
-    group_of = {v.id: i for i, group in enumerate(optimizer._variables) for v in group}
-    known = {names[key]: count for key, count in optimizer._counts.items() if key in names}
-    parts = []
-    if optimizer._plans is not None:
-        for part, steps in zip(optimizer._plans.parts, optimizer._steps, strict=True):
-            parts.append(([names.get(optimizer._plan_keys[k]) for k in part.order], steps.clone()))
-    counts = Counts(known, parts)
-    states_of = [optimizer.state_names(group) for group in optimizer.param_groups]
-
-    def with_state(name: str) -> Callable[[list[Record], Stream], list[Record]]:
-        groups = {number for number, names in enumerate(states_of) if name in names}
-
-        def choose(records: list[Record], _: Stream) -> list[Record]:
-            steps = counts.resolve()
-            return [
-                r for r in records if r.names[0] in steps and r.span.spec.trainable and group_of.get(r.id) in groups
-            ]
-
-        return choose
-
-    for name in states:
-        image.add(registry, name, f"{optimizer._key}.{name}", with_state(name))
-    groups = [
-        {"hyper": _hyper(group), "variables": [v.name for v in variables]}
-        for group, variables in zip(optimizer.param_groups, optimizer._variables, strict=True)
-    ]
-    return OptimizerImage(optimizer, states, groups, counts, optimizer._skipped)
-
-
-def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's numbers; tensors become numbers when they are written."""
-    left_out = ("params", "param_names")
-    return {
-        key: value.detach().clone() if isinstance(value, Tensor) else encode(value, f"hyper-parameter {key!r}")
-        for key, value in group.items()
-        if key not in left_out
-    }
-
-
-def _capture_gradients(registry: Registry, image: Image, content: dict[str, Any]) -> None:
-    found = gradients_of(registry).snapshot()
-    for variable in found.pending:
-        grad = variable.param.grad
-        assert grad is not None
-        if grad.layout != torch.strided:
-            raise CheckpointError(
-                f"the pending gradient of {variable.name!r} is {grad.layout}, which files cannot hold; call "
-                "store.accumulate() before saving in the middle of a cycle, or zero_grad() after the step"
-            )
-        image.loose[f"{PENDING}/{variable.name}"] = grad.detach()
-    content.update(
-        touched=[v.name for v in found.open], pending=[v.name for v in found.pending], spent=False, fresh=found.norm
-    )
-    touched = {v.id for v in found.open}
-
-    def choose(records: list[Record], _: Stream) -> list[Record]:
-        return [r for r in records if r.id in touched]
-
-    if touched:
-        image.add(registry, GRADS, GRADS, choose)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint.capture import capture
 from ..checkpoint.load import Loading, Options
 from ..checkpoint.opening import opened
 from ..checkpoint.progress import size
-from ..checkpoint.save import SHARD_SIZE, capture, check_target, write
+from ..checkpoint.save import SHARD_SIZE, check_target, write
 from ..checkpoint.source import Source
 from ..gradients.attached import make_registry
 from ..memory.spec import VarSpec

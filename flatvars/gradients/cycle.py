@@ -173,7 +173,9 @@ class Gradients(ABC):
         return collected.touched
 
     def _keep_receipt(self, plans: PlanSet, collected: Collected) -> None:
-        plans.note(collected.pending, self._zeroed)
+        pending = collected.pending
+        there = [grad is not None for grad in pending] if collected.gathered else collected.touched
+        plans.note(pending, there, self._zeroed)
         self._stepped.add(plans)
 
     def _past(self) -> set[int]:

@@ -42,7 +42,13 @@ class PlanSet:
         guard: Over these variables: to be asked before anything is launched.
     """
 
-    def __init__(self, registry: Registry, variables: Sequence[Variable], groups: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        variables: Sequence[Variable],
+        groups: Sequence[int] | None = None,
+        slots: Sequence[int] | None = None,
+    ) -> None:
         # Weak: the registry keeps these plans through its gradients, and buffers must go with the last handle.
         self._registry = weakref.ref(registry)
         self.generation = registry.generation
@@ -64,8 +70,9 @@ class PlanSet:
         for slot, region in enumerate(regions if self.variables else []):
             members = [k for k, v in enumerate(self.variables) if v.dtype == region]
             position = {self.variables[k].index: k for k in members}
-            rows = None if groups is None else [groups[k] for k in members]
-            indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows)
+            rows = [0 if groups is None else groups[k] for k in members]
+            counts = None if slots is None else [slots[k] for k in members]
+            indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows, counts)
             order = [position[i] for i in indices]
             frozen = registry.streams.find(FROZEN_ELEMENTS, region)
             mask = None if frozen is None else frozen.buffer
@@ -115,19 +122,19 @@ class PlanSet:
         """What autograd left: `.grad` of every parameter."""
         return [param.grad for param in self.params]
 
-    def note(self, pending: Sequence[Tensor | None], zeroed: set[int]) -> None:
+    def note(self, pending: Sequence[Tensor | None], touched: list[bool], zeroed: set[int]) -> None:
         """Keeps a receipt of the `.grad`s that a step has used.
 
         Args:
+            pending: What lies in `.grad`; None where the gradient lies elsewhere, or there is none.
+            touched: Which of these are gradients.
             zeroed: Variables whose gradients were zeroed; these are taken out.
         """
-        touched = [grad is not None for grad in pending]
         last = self.receipt
         ends = (
             self.zeroed or (bool(zeroed) and zeroed.issuperset(self.ids)) or (last is not None and not last.is_alive())
         )
-        present: list[Tensor] = list(compress(pending, touched))  # type: ignore[arg-type]
-        self.receipt, self.zeroed = Receipt(present, touched, ends), False
+        self.receipt, self.zeroed = Receipt(pending, touched, ends), False
         if zeroed:
             zeroed.difference_update(self.ids)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from itertools import compress
 
 from torch import Tensor
 
@@ -21,14 +22,16 @@ class Receipt:
     """What one step used.
 
     Args:
-        grads: The gradients, as they lie in `.grad`.
+        grads: The gradients, as they lie in `.grad`; None for those that do not.
+        touched: Which of these are gradients.
         ends: Whether the step ended their cycle.
     """
 
-    def __init__(self, grads: Sequence[Tensor], touched: list[bool], ends: bool) -> None:
+    def __init__(self, grads: Sequence[Tensor | None], touched: list[bool], ends: bool) -> None:
         self.touched = touched
         self.ends = ends
-        chosen = grads[:: -(-len(grads) // WITNESSES) or 1]
+        present = grads if all(touched) else list(compress(grads, touched))
+        chosen = [grad for grad in present[:: -(-len(present) // WITNESSES) or 1] if grad is not None]
         self._witnesses = [weakref.ref(grad) for grad in chosen]
         self._versions = [grad._version for grad in chosen]
 

@@ -88,27 +88,32 @@ class Layout:
                 found.append((dtype, start, stop))
         return found
 
-    def segments(self, chosen: Iterable[int], groups: Sequence[int] | None = None) -> tuple[list[int], Segments]:
+    def segments(
+        self, chosen: Sequence[int], groups: Sequence[int] | None = None, slots: Sequence[int] | None = None
+    ) -> tuple[list[int], Segments]:
         """The chosen spans of one dtype, ordered by offset, as kernels want them; and their indices in that order.
 
         Args:
             chosen: Indices of spans of one dtype, at least one.
             groups: Row of the hyper-parameter table of each chosen span; 0 if not given.
+            slots: Row of the step counts of each chosen span; its position among them if not given.
         """
-        pairs = list(zip(chosen, groups or (), strict=True)) if groups else [(i, 0) for i in chosen]
+        rows = zip(chosen, groups or [0] * len(chosen), slots or [0] * len(chosen), strict=True)
         # Empty spans share their offset with the next one: creation order keeps the sort stable and total.
-        pairs.sort(key=lambda pair: (self.spans[pair[0]].offset, pair[0]))
-        spans = [self.spans[i] for i, _ in pairs]
+        chosen_rows = sorted(rows, key=lambda row: (self.spans[row[0]].offset, row[0]))
+        indices = [i for i, _, _ in chosen_rows]
+        spans = [self.spans[i] for i in indices]
         segments = Segments(
             names=tuple(span.spec.name for span in spans),
             starts=tuple(span.offset for span in spans),
             shapes=tuple(span.spec.shape for span in spans),
             strides=tuple(span.spec.stride for span in spans),
-            nexts=tuple(self._next_offset[i] for i, _ in pairs),
-            groups=tuple(group for _, group in pairs),
+            nexts=tuple(self._next_offset[i] for i in indices),
+            groups=tuple(group for _, group, _ in chosen_rows),
             dtype=spans[0].spec.dtype,
+            slots=tuple(slot for _, _, slot in chosen_rows) if slots else (),
         )
-        return [i for i, _ in pairs], segments
+        return indices, segments
 
 
 def element_alignment(dtype: torch.dtype, alignment: int = ALIGNMENT) -> int:

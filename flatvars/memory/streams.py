@@ -71,9 +71,7 @@ class Stream:
         if buffer.device.type not in ("cpu", "cuda") or (buffer.device.type == "cpu" and buffer.is_shared()):  # type: ignore[no-untyped-call]
             # Shared memory is known by its storage: another process gets the whole buffer, once.
             return self.view(span).data
-        # As bytes, which the exchange format knows on every device; it keeps the buffer alive as long as the piece.
-        raw = from_dlpack(to_dlpack(self.flat(span).view(torch.uint8)))
-        return raw.view(buffer.dtype).as_strided(span.spec.shape, span.spec.stride)
+        return own_storage(self.flat(span)).as_strided(span.spec.shape, span.spec.stride)
 
     def read(self, span: Span) -> Tensor:
         """What the stream holds of a variable, [shape], as state dicts, files and copies see it."""
@@ -186,6 +184,12 @@ class Streams:
         """The stream that takes over from one of `old`, over as much as the variables need."""
         cover = hull(to for to, _ in pairs) if name in self._partial else None
         return self.get(name, region, old._dtype_of[name], cover)
+
+
+def own_storage(flat: Tensor) -> Tensor:
+    """The same elements of a buffer, [numel], as a tensor whose storage holds no others."""
+    # As bytes, which the exchange format knows on every device; it keeps the buffer alive as long as the piece.
+    return from_dlpack(to_dlpack(flat.view(torch.uint8))).view(flat.dtype)  # type: ignore[no-any-return]
 
 
 def hull(spans: Iterable[Span]) -> Cover:

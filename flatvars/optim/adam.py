@@ -14,9 +14,12 @@ from .base import Optimizer
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
 
+# By (decays a group its values alone, uses a group the running maximum).
+_RULES = {(False, False): ADAM, (False, True): AMSGRAD, (True, False): ADAMW, (True, True): AMSGRADW}
+
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015); weight decay is added to the gradient.
+    """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or acts on the value alone if decoupled.
 
     Arguments are torch.optim.Adam's, and those of `Optimizer`. `foreach`, `fused` and `capturable` are accepted and
     change nothing: the step is fused, and capturable, always.
@@ -25,8 +28,8 @@ class Adam(Optimizer):
         ValueError: a hyper-parameter out of range.
     """
 
-    _rules = (ADAM, AMSGRAD)
-    _decoupled = False
+    known_states = AMSGRAD.states
+    needs_step = True
 
     def __init__(
         self,
@@ -42,13 +45,12 @@ class Adam(Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_at_least(0.0, lr=lr, eps=eps, weight_decay=weight_decay)
-        check_betas(betas)
         refuse_differentiable(differentiable)
         defaults = {
             "lr": lr,
@@ -61,7 +63,7 @@ class Adam(Optimizer):
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
-            "decoupled_weight_decay": self._decoupled,
+            "decoupled_weight_decay": decoupled_weight_decay,
         }
         super().__init__(
             params,
@@ -72,18 +74,23 @@ class Adam(Optimizer):
             state_dtype=state_dtype,
         )
 
+    def check_numbers(self, numbers: Mapping[str, Any]) -> None:
+        check_at_least(0.0, **{name: numbers[name] for name in ("lr", "eps", "weight_decay")})
+        check_betas(numbers["betas"])
+
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        return self._rules[bool(group["amsgrad"])].states
+        return _RULES[False, bool(group["amsgrad"])].states
 
     def rule(self) -> Rule:
-        return self._rules[any(group["amsgrad"] for group in self.param_groups)]
+        decoupled = {bool(group["decoupled_weight_decay"]) for group in self.param_groups if group["params"]}
+        if len(decoupled) == 2:
+            raise ValueError("param groups with and without decoupled_weight_decay need an optimizer each")
+        amsgrad = any(group["amsgrad"] for group in self.param_groups)
+        return _RULES[decoupled == {True}, amsgrad]
 
 
 class AdamW(Adam):
     """AdamW (Loshchilov and Hutter 2019): weight decay acts on the value alone. Arguments as for `Adam`."""
-
-    _rules = (ADAMW, AMSGRADW)
-    _decoupled = True
 
     def __init__(
         self,
@@ -93,6 +100,37 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
-        **options: Any,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        store: HasRegistry | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+            store=store,
+            max_norm=max_norm,
+            skip_nonfinite=skip_nonfinite,
+            state_dtype=state_dtype,
+        )
+
+    def after_load(self) -> None:
+        """As torch's, it decays as AdamW does whatever was loaded."""
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True

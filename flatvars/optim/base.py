@@ -1,59 +1,44 @@
 """Optimizer: a real torch.optim.Optimizer whose step is at most two launches over a store.
 
-`param_groups` is the single source of truth: schedulers and users write there, and what changed is copied to the device
-before the next launch. State lives in the store's streams; `state` and `state_dict` show it per parameter, in
-torch.optim's format.
+`param_groups` is the single source of truth for who is stepped and with which numbers: schedulers and users write
+there, and what changed is followed before the next launch (`membership.py`). State lives in the store's streams
+(`states.py`); `state` and `state_dict` show it per parameter, in torch.optim's format (`entries.py`, `state_dict.py`),
+and `capture` and `restore` hand it over as a whole (`record.py`).
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backend import Rule
-from ..errors import FlatvarsError, ForeignParameterError
-from ..gradients.attached import gradients_of
+from ..errors import FlatvarsError
+from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
 from ..gradients.plans import PlanSet
-from ..memory.streams import Cover, Stream, hull, same_dtype
 from ..variables.registry import HasRegistry, Registry, variable_of
-from ..variables.selectors import Selector, is_selector
+from ..variables.selectors import is_selector
 from ..variables.variable import Variable
-from .checks import check_complete
+from .checks import check_complete, check_options
 from .conveniences import Conveniences
 from .copies import get_state, set_state
-from .groups import find_registry, group_of, resolve_params, selectors_of
+from .entries import Entries
+from .groups import as_groups, check_keys, find_registry, kept, resolved, tensors_of
+from .membership import Membership, as_list, by_rows, explain_foreign
+from .record import Fetch, OptimizerRecord
+from .recording import capture, restore
 from .scaling import read_scaling
-from .state import OptimizerState, load_state_dict, state_dict
-
-# A variable and how often its state was given up: a count belongs to the state it counted.
-CountKey = tuple[int, int]
-
-
-def count_key(variable: Variable) -> CountKey:
-    return variable.id, variable.state_epoch
+from .state_dict import load_state_dict, state_dict
+from .states import States
 
 
 def is_trained(variable: Variable) -> bool:
     return variable.spec.trainable and not variable.frozen
-
-
-def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
-    """For streams that do not follow the dtype of their region."""
-    return dtype
-
-
-def _release(reference: weakref.ref[Registry], key: str) -> None:
-    """Frees the state of an optimizer that is gone. The registry is not kept for that: its hooks may lead back here."""
-    registry = reference()
-    if registry is not None:
-        registry.release_optimizer(key)
 
 
 class Optimizer(Conveniences):
@@ -71,10 +56,17 @@ class Optimizer(Conveniences):
 
     Raises:
         ForeignParameterError: a parameter of no store, or of two.
+        ValueError: a number out of range, or a key of a group that means nothing there.
     """
 
     # A GradScaler then leaves unscaling and skipping to the step; see `scaling.py`.
     _step_supports_amp_scaling = True
+
+    known_states: tuple[str, ...] = ()
+    """Names of all states that optimizers of this class may have, whatever their numbers; a rule's own if empty."""
+
+    needs_step = False
+    """Whether the mathematics read the step count, so that a state without one cannot be gone on from."""
 
     def __init__(
         self,
@@ -86,39 +78,45 @@ class Optimizer(Conveniences):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        if max_norm is not None and not max_norm >= 0.0:
-            raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
-        if not isinstance(params, (HasRegistry, Tensor, dict, list, tuple)) and not is_selector(params):
-            params = list(params)
-        self._attach(find_registry(params, store))
+        check_options(max_norm, state_dtype)
+        self.check_numbers(defaults)
+        groups = as_groups(params)
+        registry = find_registry(params, groups, store)
         self.max_norm = max_norm
         self.skip_nonfinite = skip_nonfinite
         self.state_dtype = state_dtype
-        self._skipped = torch.zeros((), dtype=torch.int32, device=self._registry.device)
-        self._selectors: list[Selector] = []  # of each param group
-        super().__init__(resolve_params(params, self._registry, self._taken), defaults)
+        # Without any parameter there is no store yet: the first one says which.
+        self._attach(make_registry(torch.device("cpu"), "gather") if registry is None else registry)
+        self._homeless = registry is None
+        self._following = True
+        super().__init__(groups, defaults)
         # Variables that are declared later join by themselves: by their group number, or by what selects a group.
-        self._by_number = isinstance(params, HasRegistry)
-        self._selectors = selectors_of(params)
-        self._seen = len(self._registry.variables)
-        self.state = OptimizerState(self)  # type: ignore[assignment]
+        self.membership.by_number = isinstance(params, HasRegistry)
+        self._following = False
+        self._follow()
 
-    _params_generation = -1  # of the registry, when the Parameters of `param_groups` were its variables
+    _following = False  # or being made: groups come one after the other, and are looked at when they are all there
 
     def _attach(self, registry: Registry) -> None:
         """All that belongs to this object and its store alone: a copy of the optimizer starts from here."""
-        self._registry = registry
-        self._variables: list[list[Variable]] = []  # of each param group
+        self._homeless = False
+        self.registry = registry
+        self.states = States(registry, self.state_dtype)
+        self.param_groups: list[dict[str, Any]] = []
+        self.membership = Membership(registry)
+        self.entries = Entries(self)
+        self._enrolled = -1  # version of the membership whose variables have rows
         self._plans: PlanSet | None = None
-        self._steps: list[Tensor] = []  # taken by each variable, of each part of the plans
+        self._planned = -1  # version of the membership that the plans are for
         self._frozen: list[Tensor] = []
-        self._counts: dict[CountKey, int] = {}  # steps taken, while there are no plans
+        self._counted: Any = None  # what `_count` has looked at
+        self._counting: dict[int, bool] = {}  # whether steps of a variable counted, by id
         self._norm: Tensor | None = None
-        self._states: dict[tuple[torch.dtype, str], list[Stream]] = {}
-        self._states_generation = -1
-        self._key = registry.register_optimizer()
-        self.state = OptimizerState(self)  # type: ignore[assignment]
-        weakref.finalize(self, _release, weakref.ref(registry), self._key)
+        hook = _Hook(weakref.ref(self))
+        registry.after_carve.append(hook)
+        weakref.finalize(self, _unhook, weakref.ref(registry), hook)
+
+    # What a class says of itself ------------------------------------------------------------------------------------
 
     def rule(self) -> Rule:
         """The mathematics of the step, given the param groups as they are."""
@@ -128,131 +126,111 @@ class Optimizer(Conveniences):
         """The states that a param group has: torch keeps no momentum buffer for a group without momentum."""
         return self.rule().states
 
-    # Groups -------------------------------------------------------------------------------------------------------
+    def counts_steps(self, group: Mapping[str, Any]) -> bool:
+        """Whether steps of a group count as steps of its variables."""
+        return True
 
-    def _taken(self) -> set[int]:
-        return {variable.id for group in self._variables for variable in group}
+    def check_numbers(self, numbers: Mapping[str, Any]) -> None:
+        """Raises ValueError, in torch's words, for a number out of range; of the defaults, or of a group."""
+
+    def after_load(self) -> None:
+        """Called when a state dict's groups are in place, before its states are."""
+
+    # Groups -----------------------------------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch.optim's; `"params"` may be name patterns of the store."""
-        resolved = resolve_params([param_group], self._registry, self._taken)[0]
-        super().add_param_group(resolved)
-        variables = []
-        for param in self.param_groups[-1]["params"]:
+        group = kept(param_group)
+        if self._homeless:
+            self._move_to(find_registry(None, [group], None))
+        selector = group["params"] if is_selector(group["params"]) else None
+        taken = {id(param) for other in self.param_groups for param in as_list(other)}
+        group = resolved(group, self.registry, taken)
+        check_keys(group, self.defaults, type(self).__name__)
+        for param in tensors_of(group):
             found = variable_of(param)
-            if found is None or found[0] is not self._registry:
-                self.param_groups.pop()
-                raise ForeignParameterError(
-                    f"a parameter of shape {tuple(param.shape)} lies in "
-                    f"{'no store' if found is None else 'another store'}; adopt its module with "
-                    "VarStore.from_module(module) or store.add_module(module) first, and use one optimizer per store"
-                )
-            variables.append(found[1])
-        self._variables.append(variables)
-        self._selectors.append(param_group["params"] if is_selector(param_group["params"]) else None)
-        self._retire_plans()
+            if found is None or found[0] is not self.registry:
+                explain_foreign(param, self.registry, "the group was not added")
+        self.check_numbers({**self.defaults, **group})
+        super().add_param_group(group)
+        if selector is not None:
+            self.membership.select(self.param_groups[-1], selector)
+        self._follow()
 
-    def _join(self) -> None:
-        """Takes up the variables that were declared since the last time; groups they number are made of defaults."""
-        if self._params_generation != self._registry.generation:
-            self._renew_params()
-        variables = self._registry.variables
-        for variable in variables[self._seen :]:
-            number = variable.group if self._by_number else group_of(variable, self._selectors)
-            if number is None or not isinstance(variable.param, nn.Parameter) or variable.id in self._taken():
-                continue
-            while len(self.param_groups) <= number:
-                self.add_param_group({"params": []})
-            self.param_groups[number]["params"].append(variable.param)
-            self._variables[number].append(variable)
-            self._states_generation = -1
-        self._seen = len(variables)
+    def _move_to(self, registry: Registry | None) -> None:
+        """To the store of the first parameter."""
+        if registry is not None:
+            groups = self.param_groups
+            self._attach(registry)
+            self.param_groups = groups
 
-    def _renew_params(self) -> None:
-        """A Parameter that was assigned to a module took the place of the old one in the store."""
-        for group, variables in zip(self.param_groups, self._variables, strict=True):
-            group["params"] = [v.param for v in variables]
-        self._params_generation = self._registry.generation
+    def members(self) -> list[Variable]:
+        """The variables of all param groups, as followed last."""
+        return self.membership.members()
+
+    def names_of(self, variable: Variable) -> tuple[str, ...]:
+        """The states that a variable has: none without room, and those of its param group."""
+        if not variable.spec.trainable:
+            return ()
+        group = self.membership.group_of.get(variable.id)
+        return self.rule().states if group is None else self.state_names(group)
+
+    def follow(self) -> None:
+        """Takes up what was edited in `param_groups`, and the variables that were declared, since the last time."""
+        self.registry.settle()
+        self._follow()
+
+    def _follow(self) -> None:
+        """The same without a carve."""
+        if self._following:
+            return
+        self._following = True
+        try:
+            exchanged = self.membership.follow(self.param_groups, self.add_param_group)
+        finally:
+            self._following = False
+        if self._enrolled != self.membership.version:
+            self.states.enroll(self.members())
+            self._enrolled = self.membership.version
+        if exchanged:
+            self.entries.own_dropped()
+            self.entries.forget(exchanged, keep=True)
+            self.states.erase(exchanged)
+        if self.entries.waits:
+            self.entries.adopt()
 
     def take_up(self) -> list[Variable]:
-        self._join()
-        return self._members()
+        self.follow()
+        return self.members()
 
-    # Plans --------------------------------------------------------------------------------------------------------
+    # Plans ------------------------------------------------------------------------------------------------------------
 
     def _current_plans(self) -> PlanSet:
-        """The plans of this optimizer's trainable variables; made anew when spans moved or masks flipped."""
-        self._registry.settle()
-        if self._seen != len(self._registry.variables):
-            self._join()
+        """The plans of this optimizer's trainable variables; made anew when spans moved, masks flipped, groups changed.
+
+        Raises:
+            ForeignParameterError: a param group holds a Parameter that the store does not.
+        """
+        self.follow()
+        self.membership.check()
         plans = self._plans
-        if plans is not None and plans.generation == self._registry.generation:
+        if plans is not None and plans.generation == self.registry.generation:
             if not any(param.requires_grad for param in self._frozen):
-                return plans
-            follow_flags(self._registry)
-        elif any(v.requires_grad and not is_trained(v) for v in self._members()):
-            follow_flags(self._registry)
-        self._retire_plans()
+                return plans if self._planned == self.membership.version else self._make_plans()
+            follow_flags(self.registry)
+        elif any(v.requires_grad and not is_trained(v) for v in self.members()):
+            follow_flags(self.registry)
+        self.follow()
         return self._make_plans()
 
-    def _members(self) -> list[Variable]:
-        return [v for group in self._variables for v in group]
-
     def _make_plans(self) -> PlanSet:
-        self._renew_params()
-        members = [(v, g) for g, group in enumerate(self._variables) for v in group]
-        trainable = sorted((m for m in members if is_trained(m[0])), key=lambda m: m[0].index)
-        plans = PlanSet(self._registry, [v for v, _ in trainable], [g for _, g in trainable])
+        members = by_rows(self.membership.groups)
+        trained = sorted((m for m in members if is_trained(m[0])), key=lambda m: m[0].index)
+        slots = [self.states.slots[v.id] for v, _ in trained]
+        self._plans = PlanSet(self.registry, [v for v, _ in trained], [g for _, g in trained], slots)
+        self._planned = self.membership.version
         self._frozen = [v.param for v, _ in members if not is_trained(v)]
-        device = self._registry.device
-        counts = [[self._counts.get(count_key(plans.variables[k]), 0) for k in part.order] for part in plans.parts]
-        self._steps = [torch.tensor(taken, dtype=torch.float32, device=device) for taken in counts]
-        self._plans = plans
-        self._plan_keys = [count_key(variable) for variable in plans.variables]
-        self._skipped = self._skipped.to(self._registry.device)
-        return plans
-
-    def _retire_plans(self) -> None:
-        """Reads the step counts back (this synchronizes) and forgets the plans."""
-        self._counts = self.step_counts()
-        self._plans = None
-        self._states_generation = -1  # members may have joined, which the streams must cover
-
-    def step_counts(self) -> dict[CountKey, int]:
-        """Steps taken by each variable, by `count_key`. Synchronizes."""
-        counts = dict(self._counts)
-        if self._plans is not None:
-            for part, steps in zip(self._plans.parts, self._steps, strict=True):
-                counts.update({self._plan_keys[k]: int(n) for k, n in zip(part.order, steps.tolist(), strict=True)})
-        return counts
-
-    def state_streams(self, region: torch.dtype) -> list[Stream]:
-        """The state streams of a region, in the rule's order, over one range; made of zeros when first asked for."""
-        if self._states_generation != self._registry.generation:
-            self._states, self._states_generation = {}, self._registry.generation
-        rule = self.rule()
-        key = (region, rule.name)
-        if key not in self._states:
-            cover = self._cover(region)
-            self._states[key] = [self._stream(name, region, cover) for name in rule.states]
-        return self._states[key]
-
-    def _cover(self, region: torch.dtype) -> Cover:
-        """From the first to the last variable that has room for state, and all that is covered already."""
-        streams = self._registry.streams
-        found = [streams.find(name, region) for name in streams.names() if name.startswith(f"{self._key}.")]
-        ranges = [held.cover for held in found if held is not None]
-        spans = [v.span for v in self._members() if v.dtype == region and v.spec.trainable]
-        if spans:
-            ranges.append(hull(spans))
-        if not ranges:
-            return 0, 0
-        return min(start for start, _ in ranges), max(stop for _, stop in ranges)
-
-    def _stream(self, name: str, region: torch.dtype, cover: Cover) -> Stream:
-        fixed = self.state_dtype
-        dtype_of = same_dtype if fixed is None else partial(always, fixed)
-        return self._registry.streams.get(f"{self._key}.{name}", region, dtype_of, cover)
+        return self._plans
 
     # Stepping -----------------------------------------------------------------------------------------------------
 
@@ -266,6 +244,7 @@ class Optimizer(Conveniences):
 
         Raises:
             AliasError: a parameter no longer lies in the store, or its module holds another one.
+            ForeignParameterError: a param group holds a Parameter that the store does not.
             GradientError: a gradient of a wrong shape or kind, or, if `strict`, none. Nothing is stepped then.
         """
         loss = None
@@ -274,13 +253,16 @@ class Optimizer(Conveniences):
                 loss = closure()
         plans = self._current_plans()
         plans.guard.check()
-        gradients = gradients_of(self._registry)
+        gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched
         if strict and not all(hits := gradients.hits(plans, collected)):
             names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
             check_complete(names)
+        self.entries.settle(strict=True)
+        self._count()
         self._launch(plans, collected)
+        self.entries.refresh()
         gradients.spend(plans, collected)
         # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
         # before this step would silently use the new ones.
@@ -288,36 +270,56 @@ class Optimizer(Conveniences):
         torch.autograd.graph.increment_version(stepped)
         return loss
 
+    def _count(self) -> None:
+        """Pauses and resumes the counts of groups whose numbers say so."""
+        flags = self.membership.version, tuple(map(self.counts_steps, self.param_groups))
+        if flags == self._counted:
+            return
+        self._counted = flags
+        turned: dict[bool, list[Variable]] = {True: [], False: []}
+        for variable, number in by_rows(self.membership.groups):
+            counts = flags[1][number]
+            if counts is not self._counting.get(variable.id, True):
+                self._counting[variable.id] = counts
+                turned[counts].append(variable)
+        self.states.resume(turned[True])
+        self.states.pause(turned[False])
+
     def _launch(self, plans: PlanSet, collected: Collected) -> None:
-        gradients = gradients_of(self._registry)
-        scaling = read_scaling(self, self._registry.device, collected.gathered)
+        gradients = gradients_of(self.registry)
+        scaling = read_scaling(self, self.registry.device, collected.gathered)
         norm = plans.norm
         if self.max_norm is not None or self.skip_nonfinite or collected.unseen:
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
+            if norm is not plans.norm:
+                plans.norm.copy_(norm)  # the store's, which its next norm replaces
         if self.max_norm is not None or self.skip_nonfinite:
-            self._norm = norm
+            self._norm = plans.norm
         rule = self.rule()
-        for part, source, steps in zip(plans.parts, collected.sources, self._steps, strict=True):
-            states = self.state_streams(part.region)
+        for part, source in zip(plans.parts, collected.sources, strict=True):
+            states = self.states.streams(part.region, rule.states)
             part.plan.step_(
                 source,
                 rule,
                 plans.values(part),
                 [held.buffer for held in states],
                 self.param_groups,
-                steps=steps,
+                steps=self.states.steps,
                 base=states[0].base if states else 0,
                 norm=norm,
                 max_norm=self.max_norm,
                 skip=self.skip_nonfinite,
-                skipped=self._skipped,
+                skipped=self.states.skipped,
                 **scaling,
             )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
-        self._join()
-        gradients_of(self._registry).zero(set_to_none, self._members(), self._plans)
+        self.follow()
+        for param in self.membership.foreign:
+            zero_foreign(param, set_to_none)
+        plans = self._plans if self._planned == self.membership.version else None
+        gradients_of(self.registry).zero(set_to_none, self.members(), plans)
 
     @property
     def grad_norm(self) -> Tensor:
@@ -327,23 +329,41 @@ class Optimizer(Conveniences):
                 "no step of this optimizer has taken a norm; pass max_norm= or skip_nonfinite=True, or call "
                 "store.grad_norm()"
             )
-        return self._norm
+        return self._norm.clone()
 
     @property
     def skipped(self) -> Tensor:
-        """How many steps `skip_nonfinite` or a GradScaler skipped: a device scalar, no sync."""
-        return self._skipped
+        """How many steps `skip_nonfinite` or a GradScaler skipped up to now: a device scalar, no sync."""
+        return self.states.skipped.clone()
 
     def upload_hyperparameters(self) -> None:
         """Copies changed `param_groups` to the device now. Call it before replaying a captured CUDA graph of `step`."""
-        for part in self._current_plans().parts:
+        plans = self._current_plans()
+        self.entries.settle(strict=True)
+        self._count()
+        for part in plans.parts:
             part.plan.upload_hyper(self.rule(), self.param_groups, self.max_norm)
 
     # State --------------------------------------------------------------------------------------------------------
 
+    @property  # type: ignore[override]
+    def state(self) -> Entries:
+        """Parameter to a dict of its step count and states, as torch.optim's: what is written there is stepped on."""
+        return self.entries
+
+    @state.setter
+    def state(self, content: Mapping[Any, Any]) -> None:
+        self.entries.assign(content)
+
+    def _carved(self) -> None:
+        """The store carved anew."""
+        self.entries.own_dropped()
+        self.entries.forget(self.states.lost(), keep=True)
+        self.states.follow_carve()
+        self.entries.refresh()
+
     def state_dict(self) -> dict[str, Any]:
         """torch.optim's format: it loads there, and theirs loads here. Synchronizes to read step counts."""
-        self._join()
         return state_dict(self)
 
     @torch.no_grad()
@@ -351,10 +371,26 @@ class Optimizer(Conveniences):
         """Copies a state dict of this class or of torch.optim's namesake into the streams, in the streams' dtype.
 
         Raises:
-            ValueError: other numbers of groups or parameters; nothing has changed then.
+            ValueError: other numbers of groups or parameters, or another class's; nothing has changed then.
         """
-        self._join()
         load_state_dict(self, state_dict)
+
+    def capture(self) -> OptimizerRecord:
+        """All that the optimizer holds, in place: nothing is copied, and nothing waits for the device."""
+        return capture(self)
+
+    @torch.no_grad()
+    def restore(self, record: OptimizerRecord, fetch: Fetch | None = None) -> None:
+        """Puts a record in the place of what the optimizer holds.
+
+        Args:
+            record: Of this optimizer at another time, or of one that was saved.
+            fetch: Writes the states, one by one, where the record has no streams.
+
+        Raises:
+            MismatchError: the record is of another class, or of other groups; nothing has changed then.
+        """
+        restore(self, record, fetch)
 
     # deepcopy and pickle take the store along, as torch.optim's take their parameters: copy or save both in one call,
     # copy.deepcopy((model, store, optimizer)), and the copies belong together.
@@ -370,3 +406,30 @@ class Optimizer(Conveniences):
             f"a shallow copy of {type(self).__name__} would share its state streams, and both would step them; use "
             "copy.deepcopy((model, store, optimizer)), or make a second optimizer and load state_dict() into it"
         )
+
+
+class _Hook:
+    """Tells an optimizer, as long as there is one, that its store carved."""
+
+    def __init__(self, optimizer: weakref.ref[Optimizer]) -> None:
+        self._optimizer = optimizer
+
+    def __call__(self) -> None:
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            optimizer._carved()
+
+
+def _unhook(reference: weakref.ref[Registry], hook: _Hook) -> None:
+    registry = reference()
+    if registry is not None:
+        registry.after_carve.remove(hook)
+
+
+def zero_foreign(param: Tensor, set_to_none: bool) -> None:
+    """Of a parameter that the store does not hold yet."""
+    if param.grad is not None:
+        if set_to_none:
+            param.grad = None
+        else:
+            param.grad.zero_()

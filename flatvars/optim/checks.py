@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import GradientError
@@ -19,15 +21,39 @@ def check_complete(untouched: list[str]) -> None:
         )
 
 
+def check_options(max_norm: float | None, state_dtype: torch.dtype | None) -> None:
+    """Raises for options of an optimizer that cannot be."""
+    if max_norm is not None:
+        check_number("max_norm", max_norm)
+        if not max_norm >= 0.0:
+            raise ValueError(f"max_norm={max_norm} is not a norm; give a number >= 0, or None not to clip")
+    if state_dtype is not None and not (isinstance(state_dtype, torch.dtype) and state_dtype.is_floating_point):
+        raise ValueError(
+            f"state_dtype={state_dtype!r} cannot hold optimizer state; give a floating dtype, such as torch.float32, "
+            "or None for the variables' own"
+        )
+
+
+def check_number(name: str, number: Any) -> None:
+    """Raises TypeError for what is no number, and ValueError for a tensor that holds more than one."""
+    if isinstance(number, Tensor):
+        if number.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element, but it has shape {tuple(number.shape)}")
+    elif not isinstance(number, Real):
+        raise TypeError(f"{name}={number!r} is no number but a {type(number).__name__}; give a float, or a tensor []")
+
+
 def check_at_least(minimum: float, **numbers: Any) -> None:
-    """Raises ValueError, in torch's words, for a hyper-parameter below a minimum (or NaN)."""
+    """Raises ValueError, in torch's words, for a hyper-parameter below a minimum (or NaN); waits for tensors."""
     for name, number in numbers.items():
-        if not isinstance(number, Tensor) and not number >= minimum:
+        check_number(name, number)
+        if not number >= minimum:
             raise ValueError(f"Invalid {name} value: {number}; it must be at least {minimum}")
 
 
 def check_betas(betas: Iterable[float]) -> None:
     """Raises ValueError, in torch's words, for a beta outside [0, 1)."""
     for i, beta in enumerate(betas):
+        check_number(f"betas[{i}]", beta)
         if not 0.0 <= float(beta) < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")

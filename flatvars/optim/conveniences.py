@@ -27,7 +27,7 @@ class Conveniences(torch.optim.Optimizer):
         >>> optimizer.backward_step((weight - 1.0).square().sum())
     """
 
-    _registry: Registry
+    registry: Registry
     max_norm: float | None
 
     def take_up(self) -> list[Variable]:
@@ -37,7 +37,7 @@ class Conveniences(torch.optim.Optimizer):
     def trainable_variables(self) -> list[Variable]:
         """This optimizer's variables that are trained, or that `store.freeze` keeps from it, in creation order."""
         mine = {variable.id for variable in self.take_up()}
-        return [variable for variable in self._registry.declared_trainable() if variable.id in mine]
+        return [variable for variable in self.registry.declared_trainable() if variable.id in mine]
 
     # Steps ----------------------------------------------------------------------------------------------------------
 
@@ -93,14 +93,14 @@ class Conveniences(torch.optim.Optimizer):
         check_at_least(0.0, max_norm=max_norm)
         grads = self._gradients()
         if not grads:
-            return torch.zeros((), device=self._registry.device)
+            return torch.zeros((), dtype=torch.float32, device=self.registry.device)
         norm = torch.nn.utils.get_total_norm(grads)
         torch._foreach_mul_(grads, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
         return norm
 
     def _gradients(self) -> list[Tensor]:
         """The gradients of this optimizer's variables, to be written in place."""
-        gradients, variables = gradients_of(self._registry), self.take_up()
+        gradients, variables = gradients_of(self.registry), self.take_up()
         grads = [grad for grad in map(gradients.of, variables) if grad is not None]
         if any(grad.layout != torch.strided for grad in grads):
             gradients.flush()  # into the stream, which is dense

@@ -1,78 +1,110 @@
-"""Copies of optimizers: deepcopy, pickle and torch.save, together with the store they step."""
+"""Copies of optimizers: deepcopy, pickle and torch.save, together with the store they step. They speak the record."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..variables.registry import Registry
 from ..variables.variable import Variable
+from .record import GroupRecord, OptimizerRecord
+from .recording import Recorded, hyper_of
 
-if TYPE_CHECKING:
-    from .base import Optimizer
-
-# What `attach` makes anew, and what torch.optim leaves behind as well: hooks, and a scheduler's wrapper of `step`.
+# What is made anew, and what torch.optim leaves behind as well: hooks, and a scheduler's wrapper of `step`.
 LEFT_OUT = {
-    "_counts",
+    "_counted",
+    "_counting",
+    "_enrolled",
+    "_following",
     "_frozen",
-    "_key",
+    "_homeless",
     "_norm",
-    "_params_generation",
-    "_plan_keys",
+    "_planned",
     "_plans",
-    "_registry",
-    "_states",
-    "_states_generation",
-    "_steps",
-    "_variables",
+    "entries",
     "found_inf",
     "grad_scale",
+    "membership",
     "param_groups",
-    "state",
+    "registry",
+    "states",
     "step",
 }
 
 
-def get_state(optimizer: Optimizer) -> dict[str, Any]:
+class Copied(Recorded, Protocol):
+    """What a copy asks of an optimizer."""
+
+    def capture(self) -> OptimizerRecord:
+        """All that it holds."""
+
+    def restore(self, record: OptimizerRecord, fetch: Any) -> None:
+        """Puts a record in its place."""
+
+    def _attach(self, registry: Registry) -> None:
+        """Begins anew over a registry."""
+
+
+def get_state(optimizer: Copied) -> dict[str, Any]:
     """What an optimizer is, without its store's streams: param groups by index, states one by one."""
     plain = {name: value for name, value in optimizer.__dict__.items() if name not in LEFT_OUT}
     plain = {name: value for name, value in plain.items() if not name.endswith("_hooks")}
-    counts = optimizer.step_counts()
-    steps = {v.index: counts.get((v.id, v.state_epoch), 0) for v in optimizer._members()}
+    record = optimizer.capture()
+    counts = record.counts()
     return {
         "plain": plain,
-        "registry": optimizer._registry,
-        "groups": [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups],
-        "members": [[variable.index for variable in group] for group in optimizer._variables],
-        "steps": steps,
-        "states": {v.index: _states_of(optimizer, v) for v in optimizer._members() if steps[v.index]},
+        "registry": optimizer.registry,
+        "groups": [hyper_of(group) for group in optimizer.param_groups],
+        "members": [[variable.index for variable in group.variables] for group in record.groups],
+        "by_number": optimizer.membership.by_number,
+        "selectors": optimizer.membership.selectors(optimizer.param_groups),
+        "steps": {v.index: counts[v.id] for v in record.variables if v.id in counts},
+        "states": {v.index: _states_of(record, v) for v in record.variables if v.id in counts},
+        "loose": {v.index: record.loose[v.id] for v in record.variables if v.id in record.loose},
+        "skipped": record.skipped,
     }
 
 
-def _states_of(optimizer: Optimizer, variable: Variable) -> dict[str, Tensor]:
+def _states_of(record: OptimizerRecord, variable: Variable) -> dict[str, Tensor]:
     if not variable.spec.trainable:
         return {}
-    pairs = zip(optimizer.rule().states, optimizer.state_streams(variable.dtype), strict=True)
-    return {name: stream.piece(variable.span) for name, stream in pairs}
+    pieces = {}
+    for name in record.states:
+        stream = record.streams.get((name, variable.dtype))
+        if stream is not None:
+            pieces[name] = stream.piece(variable.span)
+    return pieces
 
 
 @torch.no_grad()
-def set_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+def set_state(optimizer: Copied, state: dict[str, Any]) -> None:
     """Makes a new optimizer over the state's registry of what `get_state` gave."""
     registry: Registry = state["registry"]
-    torch.optim.Optimizer.__setstate__(optimizer, state["plain"])
+    torch.optim.Optimizer.__setstate__(optimizer, state["plain"])  # type: ignore[arg-type]
     optimizer._attach(registry)
-    optimizer._variables = [[registry.variables[i] for i in group] for group in state["members"]]
-    pairs = zip(state["groups"], optimizer._variables, strict=True)
-    optimizer.param_groups = [{"params": [v.param for v in variables], **group} for group, variables in pairs]
-    names = optimizer.rule().states
-    for index, copies in state["states"].items():
-        variable = registry.variables[index]
-        for name, stream in zip(names, optimizer.state_streams(variable.dtype), strict=True):
-            if name in copies:
-                stream.write(variable.span, copies[name])
-    for index, count in state["steps"].items():
-        variable = registry.variables[index]
-        optimizer._counts[variable.id, variable.state_epoch] = count
+    for hyper, indices, selector in zip(state["groups"], state["members"], state["selectors"], strict=True):
+        group = {"params": [registry.variables[i].param for i in indices], **hyper}
+        optimizer.param_groups.append(group)
+        if selector is not None:
+            optimizer.membership.select(group, selector)
+    optimizer.membership.by_number = state["by_number"]
+    ids = [variable.id for variable in registry.variables]
+    record = OptimizerRecord(
+        type(optimizer).__name__,
+        (),
+        [GroupRecord({}, [registry.variables[i] for i in indices]) for indices in state["members"]],
+        torch.tensor([float(count) for count in state["steps"].values()], dtype=torch.float32),
+        {ids[index]: row for row, index in enumerate(state["steps"])},
+        state["skipped"],
+        loose={ids[index]: content for index, content in state["loose"].items()},
+    )
+
+    def fetch(name: str, variable: Variable, target: Tensor) -> bool:
+        piece = state["states"].get(variable.index, {}).get(name)
+        if piece is not None:
+            target.copy_(piece)
+        return piece is not None
+
+    optimizer.restore(record, fetch)

@@ -1,76 +1,122 @@
-"""From what users pass as `params` to param groups of Parameters, and to the store they lie in."""
+"""From what users pass as `params` to param groups, and to the store they lie in; what groups may say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import difflib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import ForeignParameterError
 from ..variables.registry import HasRegistry, Registry, variable_of
-from ..variables.selectors import Selector, as_select, fits, is_selector
+from ..variables.selectors import is_selector
 from ..variables.variable import Variable
+from .membership import explain_foreign
+
+OPTIONS = ("store", "max_norm", "skip_nonfinite", "state_dtype")
+"""Arguments of an optimizer that hold for all of its groups."""
 
 
-def find_registry(params: Any, store: HasRegistry | None) -> Registry:
-    """The store an optimizer is for: the one given, or that of the first parameter.
+def as_groups(params: Any) -> list[dict[str, Any]]:
+    """What users pass as `params`, as a list of new groups; whatever can be read once is read here, and kept.
 
     Raises:
-        ForeignParameterError: no store was given, and the parameters lie in none.
+        TypeError: a tensor, or a set, whose order may be another in every run.
+    """
+    if isinstance(params, HasRegistry):
+        return store_groups(params.registry.variables)
+    if isinstance(params, Tensor):
+        raise TypeError("params must be a VarStore, an iterable of parameters or of groups, not Tensor")
+    if is_selector(params) or isinstance(params, dict):
+        params = [params if isinstance(params, dict) else {"params": params}]
+    items = list(params)
+    if not items:
+        raise ValueError("optimizer got an empty parameter list")
+    if not isinstance(items[0], dict):
+        items = [{"params": items}]
+    return [kept(group) for group in items]
+
+
+def kept(group: dict[str, Any]) -> dict[str, Any]:
+    """A group whose parameters may be read more than once."""
+    if not isinstance(group, dict):
+        raise TypeError(f"param_group must be a dict, but got {type(group)}")
+    params = group["params"]
+    if is_selector(params) or isinstance(params, (Tensor, list, tuple, set)):
+        return group
+    return {**group, "params": list(params)}
+
+
+def find_registry(params: Any, groups: Iterable[Mapping[str, Any]], store: HasRegistry | None) -> Registry | None:
+    """The store an optimizer is for: the one given, or that of the first parameter; None if there is no parameter.
+
+    Raises:
+        ForeignParameterError: no store was given, and the parameters lie in none, or are given by name.
     """
     if isinstance(params, HasRegistry):
         return params.registry
     if store is not None:
         return store.registry
-    if isinstance(params, (Tensor, str)):
-        raise TypeError(f"params must be a VarStore, an iterable of parameters or groups, not {type(params).__name__}")
-    params = list(params) if not isinstance(params, (list, tuple)) else params
-    for param in _tensors(params):
-        found = variable_of(param)
-        if found is None:
+    for group in groups:
+        if is_selector(group["params"]):
             raise ForeignParameterError(
-                f"a parameter of shape {tuple(param.shape)} and dtype {param.dtype} lies in no store; adopt its module "
-                "first: store = flatvars.VarStore.from_module(module)"
+                f"params are name patterns ({group['params']!r}); pass store= to say of which store"
             )
-        return found[0]
-    raise ForeignParameterError("no parameter was given to tell the store by; pass store=, or the store as params")
+        for param in tensors_of(group):
+            found = variable_of(param)
+            if found is not None:
+                return found[0]
+            explain_foreign(param, None, "no optimizer was made")
+    return None
 
 
-def _tensors(params: Iterable[Any]) -> Iterable[Tensor]:
-    for item in params:
+def tensors_of(group: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The parameters of a group, which may be pairs with their names."""
+    params = group["params"]
+    for item in [params] if isinstance(params, Tensor) else params:
         if isinstance(item, Tensor):
             yield item
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor):
             yield item[1]
-        elif isinstance(item, dict):
-            inner = item["params"]
-            if is_selector(inner):
-                raise ForeignParameterError(f"params are name patterns ({inner!r}); pass store= to say of which store")
-            yield from _tensors([inner] if isinstance(inner, Tensor) else inner)
 
 
-def resolve_params(params: Any, registry: Registry, taken: Callable[[], set[int]]) -> list[Any]:
-    """Groups for torch.optim.Optimizer, with patterns replaced by Parameters.
+def resolved(group: dict[str, Any], registry: Registry, taken: Collection[int]) -> dict[str, Any]:
+    """A group for torch.optim.Optimizer: patterns are replaced by the Parameters that no earlier group has.
 
     Args:
-        params: As users pass them.
-        registry: Of the store.
-        taken: Ids of the variables that earlier groups of the optimizer hold already: patterns skip those.
+        taken: Identities of the parameters that earlier groups hold.
+
+    Raises:
+        ValueError: a pattern fits variables, and earlier groups have them all.
     """
-    if isinstance(params, HasRegistry):
-        return store_groups(registry.variables)
-    if is_selector(params):
-        params = [{"params": params}]
-    used = set(taken())
-    resolved = []
-    for group in params:
-        if isinstance(group, dict) and is_selector(group["params"]):
-            free = [v for v in registry.matching(group["params"]) if v.id not in used]
-            used |= {v.id for v in free}
-            group = {**group, "params": _parameters(free)}
-        resolved.append(group)
-    return resolved
+    selector = group["params"]
+    if not is_selector(selector):
+        return group
+    params = [v.param for v in registry.matching(selector) if isinstance(v.param, nn.Parameter)]
+    free = [param for param in params if id(param) not in taken]
+    # "*" stands for the rest, of which there may be none.
+    if params and not free and selector != "*":
+        raise ValueError(
+            f"params={selector!r} fits {len(params)} variables, and earlier groups have all of them: the first group "
+            "that fits a variable gets it. Put this group before the others, or leave it out"
+        )
+    return {**group, "params": free}
+
+
+def check_keys(group: Mapping[str, Any], defaults: Mapping[str, Any], kind: str) -> None:
+    """Raises ValueError for an entry that means nothing there; keys of others (a scheduler's, a trainer's) are fine."""
+    known = [*defaults, "params", "param_names"]
+    for key in group:
+        if key in known:
+            continue
+        if key in OPTIONS:
+            raise ValueError(
+                f"{key!r} is no entry of a param group: it holds for the whole optimizer; pass {kind}(..., {key}=...)"
+            )
+        close = difflib.get_close_matches(str(key), known, 1, 0.86)
+        if close and close[0] not in key:
+            raise ValueError(f"a param group of {kind} has no {key!r}; do you mean {close[0]!r}?")
 
 
 def store_groups(variables: Iterable[Variable]) -> list[dict[str, Any]]:
@@ -82,27 +128,3 @@ def store_groups(variables: Iterable[Variable]) -> list[dict[str, Any]]:
                 groups.append({"params": []})
             groups[variable.group]["params"].append(variable.param)
     return groups
-
-
-def selectors_of(params: Any) -> list[Selector]:
-    """For each group that `params` makes: what selects its variables, None if they were given one by one."""
-    if isinstance(params, HasRegistry):
-        return []
-    if is_selector(params):
-        return [params]
-    groups = [params] if isinstance(params, dict) else params
-    if not all(isinstance(group, dict) for group in groups):
-        return [None]
-    return [group["params"] if is_selector(group["params"]) else None for group in groups]
-
-
-def group_of(variable: Variable, selectors: list[Selector]) -> int | None:
-    """The first group with a selector that fits the variable."""
-    for number, selector in enumerate(selectors):
-        if selector is not None and fits(variable, as_select(selector)):
-            return number
-    return None
-
-
-def _parameters(variables: Iterable[Variable]) -> list[Any]:
-    return [v.param for v in variables if isinstance(v.param, nn.Parameter)]

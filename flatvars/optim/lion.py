@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..backend import LION, Rule
+from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
 
@@ -20,7 +23,7 @@ class Lion(Optimizer):
         betas: Of the update's average and of the one that is kept.
         weight_decay: Decoupled.
         maximize: Ascend.
-        options: Those of `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -34,12 +37,24 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        **options: Any,
+        store: HasRegistry | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_at_least(0.0, lr=lr, weight_decay=weight_decay)
-        check_betas(betas)
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, defaults, **options)
+        super().__init__(
+            params,
+            defaults,
+            store=store,
+            max_norm=max_norm,
+            skip_nonfinite=skip_nonfinite,
+            state_dtype=state_dtype,
+        )
+
+    def check_numbers(self, numbers: Mapping[str, Any]) -> None:
+        check_at_least(0.0, lr=numbers["lr"], weight_decay=numbers["weight_decay"])
+        check_betas(numbers["betas"])
 
     def rule(self) -> Rule:
         return LION

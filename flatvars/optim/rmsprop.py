@@ -37,6 +37,8 @@ class RMSprop(Optimizer):
         >>> optimizer = RMSprop(store, lr=1e-3, momentum=0.9, centered=True)
     """
 
+    known_states = RMSPROP_CENTERED_MOMENTUM.states
+
     def __init__(
         self,
         params: Any,
@@ -56,7 +58,6 @@ class RMSprop(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_at_least(0.0, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
         refuse_differentiable(differentiable)
         defaults = {
             "lr": lr,
@@ -78,6 +79,9 @@ class RMSprop(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
         )
+
+    def check_numbers(self, numbers: Mapping[str, Any]) -> None:
+        check_at_least(0.0, **{name: numbers[name] for name in ("lr", "alpha", "eps", "weight_decay", "momentum")})
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return _RULES[bool(group["centered"]), bool(group["momentum"])].states

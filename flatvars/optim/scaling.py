@@ -44,7 +44,7 @@ def _scalar(number: Any, device: torch.device) -> Tensor | None:
     if number is None:
         return None
     if not isinstance(number, Tensor):
-        return torch.tensor(float(number), device=device)
+        return torch.tensor(float(number), dtype=torch.float32, device=device)
     number = number.detach()
     if number.device != device or number.dtype != torch.float32:
         number = number.to(device, torch.float32, non_blocking=True)

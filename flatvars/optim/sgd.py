@@ -26,6 +26,8 @@ class SGD(Optimizer):
         ValueError: a hyper-parameter out of range, or nesterov without momentum or with dampening.
     """
 
+    known_states = SGD_MOMENTUM.states
+
     def __init__(
         self,
         params: Any,
@@ -44,7 +46,6 @@ class SGD(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        check_at_least(0.0, lr=lr, momentum=momentum, weight_decay=weight_decay)
         refuse_differentiable(differentiable)
         if nesterov and (momentum <= 0.0 or dampening != 0.0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
@@ -68,8 +69,15 @@ class SGD(Optimizer):
             state_dtype=state_dtype,
         )
 
+    def check_numbers(self, numbers: Mapping[str, Any]) -> None:
+        check_at_least(0.0, **{name: numbers[name] for name in ("lr", "momentum", "weight_decay")})
+
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
-        return self.rule().states if group["momentum"] else ()
+        return SGD_MOMENTUM.states if group["momentum"] else ()
+
+    def counts_steps(self, group: Mapping[str, Any]) -> bool:
+        """Steps with a buffer: the first of them takes the gradient as it is, whenever momentum is switched on."""
+        return bool(group["momentum"])
 
     def rule(self) -> Rule:
         return SGD_MOMENTUM if any(group["momentum"] for group in self.param_groups) else SGD_RULE

@@ -16,10 +16,11 @@ from typing_extensions import Self
 
 from .. import init as fv_init
 from ..checkpoint import SHARD_SIZE, Snapshot
+from ..checkpoint.capture import capture
 from ..checkpoint.load import Options, load
 from ..checkpoint.match import Rename
 from ..checkpoint.opening import PathOrStream
-from ..checkpoint.save import capture, write
+from ..checkpoint.save import write
 from ..checkpoint.snapshot import restore, take
 from ..errors import UnknownNameError
 from ..gradients import freezing, norms

@@ -24,7 +24,7 @@ import triton.language as tl
 
 from .compile import div_rn
 from .squares import negated_where, negative_zeros, program_tiles, reduce_squares, store_units, unit_sums
-from .tiles import load_frozen, load_source, padded_mask, tile_row
+from .tiles import load_frozen, load_source_if_any, padded_mask, source_address, tile_row
 
 
 @triton.jit(do_not_specialize=["tiles", "units", "slot"], do_not_specialize_on_alignment=["frozen_ptr"])
@@ -51,7 +51,6 @@ def accumulate_kernel(
     SCALED: tl.constexpr,
     VIEWED: tl.constexpr,
     SOURCE: tl.constexpr,
-    ALIGNED: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -60,23 +59,33 @@ def accumulate_kernel(
     if SCALED:
         factor = div_rn(factor, tl.load(grad_scale_ptr).to(COMPUTE))
     first, last = program_tiles(tiles)
+    start, local, length, variable, _ = tile_row(tiles_ptr, first)
+    unit = tl.load(firsts_ptr + first)
     for tile in range(first, last):
-        start, local, length, variable, _ = tile_row(tiles_ptr, tile)
-        grad, address = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
+        address = source_address(sources_ptr, variable)
+        grad = load_source_if_any(sources_ptr, variable, address, local, length, lane, SOURCE, COMPUTE)
+        mask = padded_mask(lane, length)
+        if STORE and ADD:
+            before = tl.load(grads_ptr + start + lane, mask=mask, other=0.0)
+        if frozen_ptr is not None:
+            frozen = load_frozen(frozen_ptr, start, lane, mask, COMPUTE)
+        # Behind the loads of this tile: before them, the next row would hold up what waits for nothing.
+        after = tl.minimum(tile + 1, last - 1)
+        next_start, next_local, next_length, next_variable, _ = tile_row(tiles_ptr, after)
+        next_unit = tl.load(firsts_ptr + after)
         real = lane < length
         if VIEWED:
             untouched = negative_zeros(grad) | ~real
         if STORE or SCALED:
             # Not `grad * factor` alone: an infinite one would make NaN of padding and of variables without a gradient.
             grad = tl.where(real & (address != 0), grad * factor, 0.0)
-        mask = padded_mask(lane, length)
         stored = mask
         if STORE and ADD:
-            grad += tl.load(grads_ptr + start + lane, mask=mask, other=0.0)
+            grad += before
             stored = mask & (address != 0)
         if frozen_ptr is not None:
             # Not a product: NaN and infinity must not come through.
-            grad = tl.where(load_frozen(frozen_ptr, start, lane, mask, COMPUTE), 0.0, grad)
+            grad = tl.where(frozen, 0.0, grad)
         if STORE:
             tl.store(grads_ptr + start + lane, grad, mask=stored)
         square = grad * grad
@@ -86,7 +95,8 @@ def accumulate_kernel(
         if VIEWED:
             # A variable without elements was written if the host says so, by giving it an address.
             sums = tl.where((length == 0) & (address != 0), 0.0, sums)
-        store_units(squares_ptr, tl.load(firsts_ptr + tile), sums, length, BLOCK)
+        store_units(squares_ptr, unit, sums, length, BLOCK)
+        start, local, length, variable, unit = next_start, next_local, next_length, next_variable, next_unit
     begin, end = tl.load(firsts_ptr + first), tl.load(firsts_ptr + last)
     reduce_squares(
         squares_ptr,

@@ -9,7 +9,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from ..lang import INTERPRETED
+from ..segments import Segments
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,50 @@ class Launch:
 
 
 # One tile table serves all kernels of a plan, so they share the block: 2,048 elements are 8 a thread, two 16-byte loads
-# of each float32 stream in flight before the first use. With 4 warps on CUDA, AdamW takes 128 registers instead of 80
-# and spills on sm_100; with 8 on gfx942, bfloat16 accesses are 8 bytes wide.
-TILE = Launch(block=2048, warps=8, hip_warps=4)
+# of each float32 stream in flight before the first use. With 4 warps on CUDA, AdamW takes 128 registers instead of 64
+# and spills on sm_100; with 8 on gfx942, bfloat16 accesses are 8 bytes wide. Variables below a block leave the rest of
+# its lanes idle, and 10,000 of 64 elements would be bound by instructions, not by memory: smaller blocks are for them.
+TILES = (Launch(2048, 8, 4), Launch(1024, 4, 2), Launch(512, 2, 1), Launch(256, 1, 1))
+TILE = TILES[0]
+# How many lanes more than with the smallest block may idle for a larger one, which starts fewer programs.
+IDLE = 1.1
 
-# Programs of the accumulate kernel per multiprocessor: enough to fill the machine, few enough that one program can
-# reduce all partial sums.
-PROGRAMS_PER_MULTIPROCESSOR = 8
+# Programs of the accumulate kernel per multiprocessor, for 8 warps each: as many as are resident, since all have equal
+# shares. It takes 32 to 40 registers for a norm alone, up to 48 else.
+NORM_PROGRAMS, OTHER_PROGRAMS = 6, 5
+# Blocks that a multiprocessor holds at once, of whatever size.
+RESIDENT = 32
 # In the interpreter one program after the other: a few, so that the reduction over programs is exercised.
 INTERPRETER_PROGRAMS = 4
 
 
-def program_limit(device: torch.device) -> int:
+def tile_for(segments: Segments) -> Launch:
+    """The largest block that leaves few lanes idle over these variables."""
+    if INTERPRETED:  # the time of a tile does not depend on its size
+        return TILE
+    numels = np.array(segments.numels, dtype=np.int64)
+    lanes = [int(np.maximum(-(-numels // tile.block), 1).sum()) * tile.block for tile in TILES]
+    return next(tile for tile, count in zip(TILES, lanes, strict=True) if count <= IDLE * lanes[-1])
+
+
+def tile_of(block: int) -> Launch:
+    """The launch of a block of the table."""
+    return next(tile for tile in TILES if tile.block == block)
+
+
+def program_limit(device: torch.device, warps: int, norm: bool) -> int:
+    """Most programs of the accumulate kernel: of a norm alone, or of another mode."""
     if device.type != "cuda":
         return INTERPRETER_PROGRAMS
-    return torch.cuda.get_device_properties(device).multi_processor_count * PROGRAMS_PER_MULTIPROCESSOR
+    programs = (NORM_PROGRAMS if norm else OTHER_PROGRAMS) * TILE.warps // warps
+    return torch.cuda.get_device_properties(device).multi_processor_count * min(programs, RESIDENT)
+
+
+_HERE: AbstractContextManager[object] = nullcontext()
 
 
 def on(device: torch.device) -> AbstractContextManager[object]:
     """Triton launches on the current device: makes it the one the streams lie on."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device(device)

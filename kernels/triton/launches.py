@@ -17,7 +17,8 @@ from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
 from .compile import twin
 from .fill import fill_ as fill
-from .launch import TILE, on, program_limit
+from .handles import Handles
+from .launch import Launch, on, program_limit, tile_for
 from .norms import ORDER_INF, ORDER_OTHER, variable_norms_kernel
 from .squares import GROUP_UNITS
 from .step import step_kernel
@@ -28,7 +29,8 @@ __all__ = ["TritonLaunches", "bind", "fill"]
 
 def bind(segments: Segments, device: torch.device, frozen: Tensor | None) -> TritonLaunches:
     """The launches over some variables."""
-    return TritonLaunches(Tables(segments, device, TILE.block, frozen))
+    tile = tile_for(segments)
+    return TritonLaunches(Tables(segments, device, tile.block, frozen), tile)
 
 
 class TritonLaunches:
@@ -37,10 +39,15 @@ class TritonLaunches:
     One plan is launched on one stream at a time: its scratch and its tables are shared by its launches.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, tile: Launch) -> None:
         self.tables = tables
         device = tables.device
-        self.programs = max(1, min(len(tables.tiles), program_limit(device)))
+        self._options = tile.options()
+        self._handles = Handles()
+        warps = tile.warps
+        self.norm_programs, self.programs = (
+            max(1, min(len(tables.tiles), program_limit(device, warps, norm))) for norm in (True, False)
+        )
         self._compute = DTYPES[tables.compute_dtype]
         firsts = unit_table(tables.segments, tables.block)
         self._units = int(firsts[-1])
@@ -80,97 +87,117 @@ class TritonLaunches:
         grad_scale: Tensor | None = None,
     ) -> None:
         """See `Launches.accumulate`."""
-        tables = self.tables
+        tables, viewed = self.tables, sources.viewed
+        scale_of = out.norm if grad_scale is None else grad_scale
+        target = self._squares if stream is None else stream
+        args = (
+            tables.tiles,
+            self._firsts,
+            sources.table,
+            target,
+            self._squares,
+            self._groups,
+            self._arrived,
+            self._owners if viewed else self._firsts,
+            self._written if viewed else self._arrived,
+            out.sums,
+            out.norm,
+            tables.frozen,
+            float(scale),
+            scale_of,
+            len(tables.tiles),
+            self._units,
+            out.slot,
+        )
+        constants = {
+            "STORE": stream is not None,
+            "ADD": add,
+            "SCALED": grad_scale is not None,
+            "VIEWED": viewed,
+            "SOURCE": _triton_dtype(sources),
+            "COMPUTE": self._compute,
+            "BLOCK": tables.block,
+        }
+        programs = self.norm_programs if stream is None and not viewed else self.programs
+        changing = (sources.table, target, out.sums, out.norm, scale_of)
         with on(tables.device):
-            accumulate_kernel[(self.programs,)](
-                tables.tiles,
-                self._firsts,
-                sources.table,
-                self._squares if stream is None else stream,
-                self._squares,
-                self._groups,
-                self._arrived,
-                self._owners if sources.viewed else self._firsts,
-                self._written if sources.viewed else self._arrived,
-                out.sums,
-                out.norm,
-                tables.frozen,
-                float(scale),
-                out.norm if grad_scale is None else grad_scale,
-                len(tables.tiles),
-                self._units,
-                out.slot,
-                STORE=stream is not None,
-                ADD=add,
-                SCALED=grad_scale is not None,
-                VIEWED=sources.viewed,
-                SOURCE=_triton_dtype(sources),
-                ALIGNED=sources.aligned,
-                COMPUTE=self._compute,
-                BLOCK=tables.block,
-                **TILE.options(),
-            )
+            self._handles.launch(accumulate_kernel, programs, args, constants, self._options, changing)
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """See `Launches.norms`."""
         tables = self.tables
+        table = tables.variables if sources is None else sources.table
+        stream = self._squares if values is None else values
+        partials = torch.empty((2, len(tables.tiles)), dtype=out.dtype, device=tables.device)
+        args = (
+            tables.tiles,
+            tables.variables,
+            table,
+            stream,
+            partials,
+            self._variables_arrived,
+            out,
+            tables.frozen,
+            float(order),
+        )
+        constants = {
+            "VALUES": values is not None,
+            "GRADS": sources is not None,
+            "ORDER": {2.0: 2, 1.0: 1, math.inf: ORDER_INF.value}.get(order, ORDER_OTHER.value),
+            "SOURCE": None if sources is None else _triton_dtype(sources),
+            "COMPUTE": self._compute,
+            "BLOCK": tables.block,
+        }
         with on(tables.device):
-            variable_norms_kernel[(len(tables.tiles),)](
-                tables.tiles,
-                tables.variables,
-                tables.variables if sources is None else sources.table,
-                self._squares if values is None else values,
-                torch.empty((2, len(tables.tiles)), dtype=out.dtype, device=tables.device),
-                self._variables_arrived,
-                out,
-                tables.frozen,
-                float(order),
-                VALUES=values is not None,
-                GRADS=sources is not None,
-                ORDER={2.0: 2, 1.0: 1, math.inf: ORDER_INF.value}.get(order, ORDER_OTHER.value),
-                SOURCE=None if sources is None else _triton_dtype(sources),
-                ALIGNED=sources is not None and sources.aligned,
-                COMPUTE=self._compute,
-                BLOCK=tables.block,
-                **TILE.options(),
+            self._handles.launch(
+                variable_norms_kernel,
+                len(tables.tiles),
+                args,
+                constants,
+                self._options,
+                (table, stream, partials, out),
             )
 
     def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
         """See `Launches.step`."""
-        tables = self.tables
-        norm = inputs.norm
+        tables, norm = self.tables, inputs.norm
+        scale = norm if inputs.grad_scale is None else inputs.grad_scale
+        found = norm if inputs.found_inf is None else inputs.found_inf
+        args = (
+            tables.tiles,
+            tables.variables,
+            sources.table,
+            self._written if sources.viewed else self._arrived,
+            inputs.hyper,
+            inputs.steps,
+            self._variables_arrived,
+            norm,
+            scale,
+            found,
+            inputs.skipped,
+            values,
+            tuple(states),
+            tables.frozen,
+            inputs.base,
+        )
+        constants = {
+            "RULE": twin(rule.function),
+            "NUMBERS": rule.numbers,
+            "COLUMNS": inputs.hyper.shape[1],
+            "CLIP": inputs.clip,
+            "SKIP": inputs.skip,
+            "SCALED": inputs.grad_scale is not None,
+            "FOUND_INF": inputs.found_inf is not None,
+            "COUNT_SKIPS": inputs.count_skips,
+            "VIEWED": sources.viewed,
+            "SOURCE": _triton_dtype(sources),
+            "COMPUTE": self._compute,
+            "BLOCK": tables.block,
+        }
+        changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped, values, *states)
         with on(tables.device):
-            step_kernel[(len(tables.tiles),)](
-                tables.tiles,
-                tables.variables,
-                sources.table,
-                self._written if sources.viewed else self._arrived,
-                inputs.hyper,
-                inputs.steps,
-                self._variables_arrived,
-                norm,
-                norm if inputs.grad_scale is None else inputs.grad_scale,
-                norm if inputs.found_inf is None else inputs.found_inf,
-                inputs.skipped,
-                values,
-                tuple(states),
-                tables.frozen,
-                inputs.base,
-                RULE=twin(rule.function),
-                NUMBERS=rule.numbers,
-                COLUMNS=inputs.hyper.shape[1],
-                CLIP=inputs.clip,
-                SKIP=inputs.skip,
-                SCALED=inputs.grad_scale is not None,
-                FOUND_INF=inputs.found_inf is not None,
-                COUNT_SKIPS=inputs.count_skips,
-                VIEWED=sources.viewed,
-                SOURCE=_triton_dtype(sources),
-                ALIGNED=sources.aligned,
-                COMPUTE=self._compute,
-                BLOCK=tables.block,
-                **TILE.options(),
-            )
+            programs = len(tables.tiles)
+            self._handles.launch(step_kernel, programs, args, constants, self._options, changing, inputs.base)
 
 
 def _triton_dtype(sources: Sources) -> object:

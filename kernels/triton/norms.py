@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .compile import sqrt_rn
-from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, tile_row
+from .tiles import VARIABLE_COLUMNS, load_frozen, load_source_if_any, padded_mask, source_address, tile_row
 
 ORDER_OTHER = tl.constexpr(-1)
 ORDER_INF = tl.constexpr(0)
@@ -84,7 +84,6 @@ def variable_norms_kernel(
     GRADS: tl.constexpr,
     ORDER: tl.constexpr,
     SOURCE: tl.constexpr,
-    ALIGNED: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -96,13 +95,15 @@ def variable_norms_kernel(
         value = tl.load(values_ptr + start + lane, mask=padded_mask(lane, length), other=0.0).to(COMPUTE)
         tl.store(partials_ptr + tile, combine(power(value, order, ORDER), ORDER))
     if GRADS:
-        grad, _ = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
+        address = source_address(sources_ptr, variable)
+        grad = load_source_if_any(sources_ptr, variable, address, local, length, lane, SOURCE, COMPUTE)
         if frozen_ptr is not None:
             frozen = load_frozen(frozen_ptr, start, lane, padded_mask(lane, length), COMPUTE)
             grad = tl.where(frozen, 0.0, grad)
         tl.store(partials_ptr + tiles + tile, combine(power(grad, order, ORDER), ORDER))
     first = tl.load(variables_ptr + VARIABLE_COLUMNS * variable)
     count = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)
+    tl.debug_barrier()
     if tl.atomic_add(counters_ptr + variable, 1, sem="acq_rel") == count - 1:
         tl.store(counters_ptr + variable, 0)
         value_norm = 0.0

@@ -21,6 +21,8 @@ from .compile import sqrt_rn
 UNIT_ELEMENTS = tl.constexpr(UNIT)
 GROUP_UNITS = 1024
 GROUP = tl.constexpr(GROUP_UNITS)
+# Groups are dealt out to so many sums. More would take registers from the loop over tiles, which is why they are few.
+SEATS = tl.constexpr(256)
 SPLIT = tl.constexpr(INTERPRETED)
 
 
@@ -53,19 +55,20 @@ def unit_sums(x, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def whole_sum(x):
-    """[GROUP] to one number."""
-    x = halved(x, GROUP)
-    x = halved(x, GROUP // 2)
-    x = halved(x, GROUP // 4)
-    x = halved(x, GROUP // 8)
-    x = halved(x, GROUP // 16)
-    x = halved(x, GROUP // 32)
-    x = halved(x, GROUP // 64)
-    x = halved(x, GROUP // 128)
-    x = halved(x, GROUP // 256)
-    x = halved(x, GROUP // 512)
-    tl.static_assert(GROUP == 1024)
+def whole_sum(x, N: tl.constexpr):
+    """[N] to one number; N is GROUP or SEATS."""
+    if N == GROUP:
+        x = halved(x, N)
+        x = halved(x, N // 2)
+    tl.static_assert(GROUP == 4 * SEATS)
+    x = halved(x, SEATS)
+    x = halved(x, SEATS // 2)
+    x = halved(x, SEATS // 4)
+    x = halved(x, SEATS // 8)
+    x = halved(x, SEATS // 16)
+    x = halved(x, SEATS // 32)
+    x = halved(x, SEATS // 64)
+    x = halved(x, SEATS // 128)
     return tl.sum(x)  # of one element
 
 
@@ -93,7 +96,9 @@ def negated_where(x, condition):
 def program_tiles(tiles):
     """First and last + 1 of this program's tiles: each has as many as any other, or one more."""
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
-    return program * tiles // programs, (program + 1) * tiles // programs
+    few, more = tiles // programs, tiles % programs
+    first = program * few + tl.minimum(program, more)
+    return first, first + few + tl.where(program < more, 1, 0)
 
 
 @triton.jit
@@ -115,11 +120,11 @@ def note_written(squares, real, owners_ptr, written_ptr, begin):
 @triton.jit
 def all_groups(groups_ptr, groups):
     """The sum of all groups."""
-    lane = tl.arange(0, GROUP)
-    total = tl.zeros([GROUP], tl.float64)
-    for base in range(0, groups, GROUP):
+    lane = tl.arange(0, SEATS)
+    total = tl.zeros([SEATS], tl.float64)
+    for base in range(0, groups, SEATS):
         total += tl.load(groups_ptr + base + lane, mask=base + lane < groups, other=0.0, cache_modifier=".cg")
-    return whole_sum(total)
+    return whole_sum(total, SEATS)
 
 
 @triton.jit
@@ -152,18 +157,22 @@ def reduce_squares(
 ):
     """Adds up every group that this program completes, and finishes if that was the last one."""
     groups = (units + GROUP - 1) // GROUP
-    for begin in range(first - first % GROUP, last, GROUP):
+    # With what a group needs hoisted out of this loop, the kernel took 48 registers instead of 32.
+    for begin in tl.range(first - first % GROUP, last, GROUP, disable_licm=True):
         group = begin // GROUP
         end = tl.minimum(begin + GROUP, units)
         mine = tl.minimum(last, end) - tl.maximum(first, begin)
-        # Release and acquire at device scope: what every program stored before it arrived, the last one sees.
+        # Release and acquire at device scope, and one thread arrives for all warps of a program, behind a barrier: what
+        # every program stored before it arrived, the last one sees.
+        tl.debug_barrier()
         if tl.atomic_add(arrived_ptr + group, mine, sem="acq_rel") == end - begin - mine:
             tl.store(arrived_ptr + group, 0)
             unit = begin + tl.arange(0, GROUP)
             squares = tl.load(squares_ptr + unit, mask=unit < end, other=0.0, cache_modifier=".cg")
-            tl.store(groups_ptr + group, whole_sum(squares.to(tl.float64)))
+            tl.store(groups_ptr + group, whole_sum(squares.to(tl.float64), GROUP))
             if VIEWED:
                 note_written(squares, unit < end, owners_ptr, written_ptr, begin)
+            tl.debug_barrier()
             if tl.atomic_add(arrived_ptr + groups, 1, sem="acq_rel") == groups - 1:
                 tl.store(arrived_ptr + groups, 0)
                 if VIEWED:

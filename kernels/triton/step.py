@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from .compile import div_rn
-from .tiles import SOURCE_COLUMNS, VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, tile_row
+from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, source_address, tile_row
 
 
 @triton.jit
@@ -100,7 +100,6 @@ def step_kernel(
     COUNT_SKIPS: tl.constexpr,
     VIEWED: tl.constexpr,
     SOURCE: tl.constexpr,
-    ALIGNED: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -113,24 +112,31 @@ def step_kernel(
             return
     lane = tl.arange(0, BLOCK)
     start, local, length, variable, group = tile_row(tiles_ptr, tile)
-    if tl.load(sources_ptr + variable * SOURCE_COLUMNS) == 0:
+    address = source_address(sources_ptr, variable)
+    if address == 0:
         return
     if VIEWED:  # noqa: SIM102
         if tl.load(written_ptr + 1 + variable) != tl.load(written_ptr):
             return
-    grad, _ = load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED, COMPUTE)
-    if SCALED:
-        grad = grad * div_rn(tl.full([], 1.0, COMPUTE), tl.load(grad_scale_ptr).to(COMPUTE))
-    if CLIP:
-        grad = grad * clip_coefficient(tl.load(norm_ptr).to(COMPUTE), tl.load(hyper_ptr + group * COLUMNS))
+    # All that does not wait for a branch is asked for before the first one: the compiler moves no load across it, and
+    # would put those of the states behind the first use of the gradient.
     offset = start + lane
     mask = padded_mask(lane, length)
     old_value = tl.load(values_ptr + offset, mask=mask, other=0.0)
     state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
     old_states = load_states(states_ptr, state_offset, mask)
     slot = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 2)
-    step = tl.load(steps_ptr + slot) + 1.0
     hyper = load_hyper(hyper_ptr, group, NUMBERS, COLUMNS)
+    if SCALED:
+        grad_scale = tl.load(grad_scale_ptr).to(COMPUTE)
+    if CLIP:
+        norm, max_norm = tl.load(norm_ptr).to(COMPUTE), tl.load(hyper_ptr + group * COLUMNS)
+    grad = load_source(sources_ptr, variable, address, local, length, lane, SOURCE, COMPUTE)
+    step = tl.load(steps_ptr + slot) + 1.0
+    if SCALED:
+        grad = grad * div_rn(tl.full([], 1.0, COMPUTE), grad_scale)
+    if CLIP:
+        grad = grad * clip_coefficient(norm, max_norm)
     value, states = RULE(old_value.to(COMPUTE), grad, widened(old_states, COMPUTE), hyper, step.to(COMPUTE))
     real = lane < length
     new_value = to_store(value, real, old_value.dtype)
@@ -144,7 +150,8 @@ def step_kernel(
         if frozen_ptr is not None:
             new_state = tl.where(frozen, old_states[i], new_state)
         tl.store(states_ptr[i] + state_offset, new_state, mask=mask)
-    # The atomic operation is a barrier as well: every warp has read the count before one thread writes it.
+    # One thread arrives for all warps, so all must have read the count first: the last program raises it at once.
+    tl.debug_barrier()
     tiles = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)
     if tl.atomic_add(arrived_ptr + variable, 1, sem="acq_rel") == tiles - 1:
         tl.store(arrived_ptr + variable, 0)

@@ -27,56 +27,74 @@ DTYPES = {
 
 @triton.jit
 def tile_row(tiles_ptr, tile):
-    """One row of the tile table. `tile` is int64 from birth, so that no offset ever wraps."""
+    """One row of the tile table: start, local, length, variable, group.
+
+    `tile` is int64 from birth, so that no offset ever wraps. A length is at most that of a block: in 64 bits, masks
+    take twice the registers, and the norm kernel 40 instead of 32.
+    """
     row = tiles_ptr + tile * TILE_COLUMNS
     start = tl.multiple_of(tl.load(row), 16)
     local = tl.multiple_of(tl.load(row + 1), 16)
-    return start, local, tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
+    return start, local, tl.load(row + 2).to(tl.int32), tl.load(row + 3), tl.load(row + 4)
 
 
 @triton.jit
 def padded_mask(lane, length):
     """Lanes up to the end of the padding: a multiple of 16, which lets masked accesses keep their full width."""
-    return lane < (length + 15) // 16 * 16
+    return lane < ((length + 15) >> 4) << 4
 
 
 @triton.jit
-def load_typed(address, local, length, lane, DTYPE: tl.constexpr, ALIGNED: tl.constexpr, COMPUTE: tl.constexpr):
-    pointer = address.to(tl.pointer_type(DTYPE)) + local
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
-    # A source ends with its last element, not with padding. `tl.multiple_of(length, 16)` would mark `length` itself,
-    # in both branches, and widen the masked accesses of the ragged one past the end.
-    if length % 16 == 0:
-        tile = tl.load(pointer + lane, mask=lane < length // 16 * 16, other=0.0).to(COMPUTE)
+def load_typed(address, local, length, lane, DTYPE: tl.constexpr, COMPUTE: tl.constexpr):
+    """Wide where the address and the length allow it, else one element at a time: decided for each tile.
+
+    One gradient that lies askew then slows down no other, and compiles nothing anew.
+    """
+    # A source ends with its last element, not with padding. `tl.multiple_of` of what both branches share would widen
+    # the masked accesses of the second one past the end as well.
+    if (length % 16 == 0) & (address % 16 == 0):
+        wide = tl.multiple_of(address.to(tl.pointer_type(DTYPE)) + local, 16)
+        tile = tl.load(wide + lane, mask=lane < (length >> 4) << 4, other=0.0).to(COMPUTE)
     else:
+        pointer = address.to(tl.pointer_type(DTYPE)) + local
         tile = tl.load(pointer + lane, mask=lane < length, other=0.0).to(COMPUTE)
     return tile
 
 
 @triton.jit
-def load_source(sources_ptr, variable, local, length, lane, SOURCE, ALIGNED: tl.constexpr, COMPUTE: tl.constexpr):
-    """A tile of the gradient of `variable` through the pointer table, zeros where it has none; and its address.
+def source_address(sources_ptr, variable):
+    """Where the gradient of a variable lies; 0 if it has none."""
+    return tl.load(sources_ptr + variable * SOURCE_COLUMNS)
+
+
+@triton.jit
+def load_source(sources_ptr, variable, address, local, length, lane, SOURCE, COMPUTE: tl.constexpr):
+    """A tile of the gradient of `variable`, which lies at `address`.
 
     SOURCE is the dtype of all gradients of the launch, or None where they differ and the table's code decides.
     """
-    row = sources_ptr + variable * SOURCE_COLUMNS
-    address = tl.load(row)
+    if SOURCE is not None:
+        tile = load_typed(address, local, length, lane, SOURCE, COMPUTE)
+    else:
+        code = tl.load(sources_ptr + variable * SOURCE_COLUMNS + 1)
+        if code == 0:
+            tile = load_typed(address, local, length, lane, tl.float32, COMPUTE)
+        elif code == 1:
+            tile = load_typed(address, local, length, lane, tl.bfloat16, COMPUTE)
+        elif code == 2:
+            tile = load_typed(address, local, length, lane, tl.float16, COMPUTE)
+        else:
+            tile = load_typed(address, local, length, lane, tl.float64, COMPUTE)
+    return tile
+
+
+@triton.jit
+def load_source_if_any(sources_ptr, variable, address, local, length, lane, SOURCE, COMPUTE: tl.constexpr):
+    """The same, or zeros where the variable has no gradient."""
     tile = tl.zeros_like(lane).to(COMPUTE)
     if address != 0:
-        if SOURCE is not None:
-            tile = load_typed(address, local, length, lane, SOURCE, ALIGNED, COMPUTE)
-        else:
-            code = tl.load(row + 1)
-            if code == 0:
-                tile = load_typed(address, local, length, lane, tl.float32, ALIGNED, COMPUTE)
-            elif code == 1:
-                tile = load_typed(address, local, length, lane, tl.bfloat16, ALIGNED, COMPUTE)
-            elif code == 2:
-                tile = load_typed(address, local, length, lane, tl.float16, ALIGNED, COMPUTE)
-            else:
-                tile = load_typed(address, local, length, lane, tl.float64, ALIGNED, COMPUTE)
-    return tile, address
+        tile = load_source(sources_ptr, variable, address, local, length, lane, SOURCE, COMPUTE)
+    return tile
 
 
 @triton.jit

@@ -182,6 +182,5 @@ def rivals(folder: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     mode, where, count = sys.argv[1:]
     {"random": kill_at_random, "steps": kill_at_each_call, "rivals": rivals}[mode](Path(where), int(count))

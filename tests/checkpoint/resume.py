@@ -1,6 +1,6 @@
-"""Training runs that are interrupted: run by test_resume.py, each part in a process of its own.
+"""Training runs that are interrupted, by test_resume.py; what goes on is a process of its own.
 
-python -m tests.checkpoint.resume {straight,first,second} FOLDER
+python -m tests.checkpoint.resume second FOLDER
 """
 
 from __future__ import annotations
@@ -207,8 +207,8 @@ def result(run: Run) -> dict[str, Any]:
     }
 
 
-def main(part: str, folder: Path) -> None:
-    torch.set_num_threads(1)
+def run_part(part: str, folder: Path) -> None:
+    """Every case's whole run ("straight"), or its "first" or "second" half."""
     for name, case in CASES.items():
         path = folder / f"{name}.safetensors"
         run = start(case, seed=0 if part != "second" else 99)
@@ -227,4 +227,4 @@ def main(part: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    run_part(sys.argv[1], Path(sys.argv[2]))

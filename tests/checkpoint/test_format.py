@@ -130,7 +130,7 @@ def test_channels_last_is_row_major_in_the_file(tmp_path: Path) -> None:
 def test_training_state_lies_under_the_same_names(tmp_path: Path) -> None:
     _, _, optimizer = trained(tmp_path / "model.safetensors")
     loaded = load_file(tmp_path / "model.safetensors")
-    for variable in optimizer._members():
+    for variable in optimizer.take_up():
         state = optimizer.state[variable.param]
         for name in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(loaded[f"{name}/{variable.name}"], state[name])

@@ -40,8 +40,9 @@ def mutate(content: bytes, rng: random.Random, header: int) -> bytes:
 
 
 def fingerprint(store: fv.VarStore, optimizer: fv.optim.Optimizer) -> list[bytes]:
-    streams = [store.values, *(held.buffer for held in optimizer.state_streams(torch.float32))]
-    return [stream.numpy().tobytes() for stream in streams] + [repr(sorted(optimizer.step_counts().items())).encode()]
+    record = optimizer.capture()
+    streams = [store.values, *(held.buffer for held in record.streams.values())]
+    return [stream.numpy().tobytes() for stream in streams] + [repr(sorted(record.counts().items())).encode()]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -175,7 +175,7 @@ def test_errors_of_the_background_surface_at_the_next_call_once(where: str, tmp_
     snapshot = store.snapshot(optimizer)
     with caplog.at_level(logging.ERROR, logger="flatvars"):
         snapshot.save(tmp_path / "gone" / "model.safetensors")
-        snapshot._writer._pending.exception()
+        snapshot._writer._job.future.exception()
     assert "in the background failed" in caplog.text
     call = {
         "snapshot": lambda: store.snapshot(optimizer),
@@ -266,7 +266,7 @@ def test_a_snapshot_before_the_first_step_takes_state_back_to_nothing() -> None:
     optimizer.step()
     store.restore(snapshot)
     assert len(optimizer.state) == 0
-    assert not any(stream.buffer.any() for stream in optimizer.state_streams(torch.float32))
+    assert not any(stream.buffer.any() for stream in optimizer.capture().streams.values())
     assert net.head.weight.grad is None
 
 

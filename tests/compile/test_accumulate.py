@@ -22,9 +22,15 @@ def wide(target, itemsize):
     return TILE.block // (threads(target)) * itemsize // 16
 
 
+# Six programs of 8 warps have 40 registers a thread, five have 48.
+REGISTERS = {"norm": 40, "overwrite": 48, "add": 48}
+
+
 def check(code, mode, source):
     read, written = STREAMS[mode]
-    assert code.wide("ld") == wide(code.target, source.itemsize) + read * wide(code.target, 4)
+    tiles = wide(code.target, source.itemsize) + read * wide(code.target, 4)
+    # AMD reads two columns of a row of the tile table at once: of the first tile, and of the next.
+    assert code.wide("ld") - tiles in ([0] if code.target is not GFX942 else [0, 1, 2])
     assert code.wide("st") == written * wide(code.target, 4)
     # Sums of units, a group's counter, its sum, the counter of groups, the region's sum, the norm.
     assert sorted(width for width in code.widths["st"] if width != 16) == [4, 4, 4, 4, 8, 8]
@@ -42,6 +48,7 @@ def test_cuda(target, mode, source):
     assert ".local" not in code.assembly
     assert "fma." not in code.assembly
     assert code.narrow_products() == []
+    assert code.registers <= REGISTERS[mode]
 
 
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=str)
@@ -56,16 +63,15 @@ def test_a_mask_is_8_bytes_a_thread(target, mode):
     masked = compile_for(target, accumulate_launch(mode, masked=True))
     plain = compile_for(target, accumulate_launch(mode))
     check(masked, mode, torch.float32)
-    # The norm alone has no other use for where a tile starts in the region.
-    start = mode == "norm"
-    assert masked.more_loads_than(plain) == Counter({4: 2, 8: int(start)})
+    if target is not GFX942:  # which reads columns of the tile table together, as it sees fit
+        # The norm alone has no other use for where a tile starts in the region: the first one, and the next.
+        assert masked.more_loads_than(plain) == Counter({4: 2, 8: 2 * (mode == "norm")})
     assert masked.shared == plain.shared
 
 
-def test_misaligned_sources_leave_the_stream_wide():
-    code = compile_for(SM90, accumulate_launch("add", shift=1))
-    assert code.wide("ld") == wide(SM90, 4)
-    assert code.wide("st") == wide(SM90, 4)
+def test_an_odd_address_compiles_nothing_anew():
+    aligned, askew = (compile_for(SM90, accumulate_launch("add", shift=shift)) for shift in (0, 1))
+    assert askew.compiled.hash == aligned.compiled.hash
 
 
 @pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
@@ -80,10 +86,10 @@ def test_a_tile_is_added_up_within_warps(target):
 def test_last_program_sees_what_the_others_stored():
     """Release and acquire at device scope behind a barrier, then loads that bypass the L1 cache."""
     code = compile_for(SM90, accumulate_launch("norm"))
-    assert len(re.findall(r"bar\.sync[^@]*@%p\d+ atom\.global\.gpu\.acq_rel\.add", code.assembly)) == 2
-    # Units of a group, and groups.
-    assert len(re.findall(r"@%p\d+ ld\.global\.cg\.b32", code.assembly)) == GROUP_UNITS // threads(SM90)
-    assert len(re.findall(r"@%p\d+ ld\.global\.cg\.b64", code.assembly)) == GROUP_UNITS // threads(SM90)
+    assert code.arrivals() == [True, True]
+    # Units of a group, four a thread, and groups, one a thread.
+    assert len(re.findall(r"@%p\d+ ld\.global\.cg\.b32", code.assembly)) == 4
+    assert len(re.findall(r"@%p\d+ ld\.global\.cg\.b64", code.assembly)) == 1
 
 
 @pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
@@ -93,6 +99,8 @@ def test_which_views_were_written_costs_no_access(target):
     plain = compile_for(target, accumulate_launch("norm"))
     assert viewed.wide("ld") == plain.wide("ld")
     assert viewed.spilled == 0
+    if target is not GFX942:
+        assert viewed.registers <= 48
     # Owners of a group's units and the launch's number; the marks, and the number raised.
     units = GROUP_UNITS // threads(target)
     assert len(viewed.widths["st"]) - len(plain.widths["st"]) == units + 1

@@ -26,7 +26,6 @@ def wide_kernel(x_ptr, BLOCK: tl.constexpr):
 
 LAUNCHES = {
     "step": lambda: step_launch(CASES["adamw"]),
-    "step-misaligned": lambda: step_launch(CASES["adamw"], shift=1),
     "step-mixed": lambda: step_launch(CASES["adamw"], mixed=True),
     "overwrite": lambda: accumulate_launch("overwrite"),
     "add": lambda: accumulate_launch("add"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
-from flatvars.kernels.triton.launch import TILE
-from tests.support.catch import step_launch
+from flatvars.kernels.triton.launch import TILE, TILES
+from tests.support.catch import accumulate_launch, step_launch
 from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threads
 from tests.support.rules import CASES
 
@@ -17,16 +19,16 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_cuda = pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
 
 
-def wide_accesses(target, *dtypes):
+def wide_accesses(target, *dtypes, tile=TILE):
     """16-byte accesses of a thread for one tile of each of these streams."""
-    elements = TILE.block // (threads(target))
+    elements = tile.block // (threads(target, tile))
     return sum(elements * dtype.itemsize // 16 for dtype in dtypes)
 
 
 def check(code, case, values, source, states=None):
     streams = [values] + [states or values] * len(case.rule.states)
-    assert code.wide("ld") == wide_accesses(code.target, source, *streams)
-    assert code.wide("st") == wide_accesses(code.target, *streams)
+    assert code.wide("ld") == wide_accesses(code.target, source, *streams, tile=code.tile)
+    assert code.wide("st") == wide_accesses(code.target, *streams, tile=code.tile)
     # What else is stored: the variable's count, its counter of programs, and how many steps were skipped.
     assert [width for width in code.widths["st"] if width != 16] == [4, 4, 4]
     assert code.spilled == 0
@@ -60,6 +62,50 @@ def test_targets(name, target, dtype):
 @pytest.mark.parametrize("name", RULES)
 def test_rules_on_amd(name, dtype):
     check(compile_for(GFX942, step_launch(CASES[name], dtype)), CASES[name], dtype, dtype)
+
+
+@each_dtype
+@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@pytest.mark.parametrize("tile", TILES[1:], ids=lambda tile: str(tile.block))
+def test_blocks_for_small_variables(tile, target, dtype):
+    code = compile_for(target, step_launch(CASES["adamw"], dtype, shapes=[(tile.block,)] * 12))
+    assert code.tile == tile
+    if target is GFX942:  # four elements a thread in the smallest block: 8 bytes of bfloat16
+        assert code.wide("st") == wide_accesses(target, *[dtype] * 3, tile=tile)
+        assert code.spilled == 0
+    else:
+        check(code, CASES["adamw"], dtype, dtype)
+    norm = compile_for(target, accumulate_launch("norm", dtype, shapes=[(tile.block,)] * 12))
+    assert norm.spilled == 0
+
+
+def test_loads_of_a_tile_wait_for_no_other():
+    """All wide loads of values and states come before the first branch behind them, on which a gradient's depend."""
+    lines = compile_for(SM90, step_launch(CASES["lion"])).machine_code()
+    loads = [i for i, line in enumerate(lines) if "LDG.E.128" in line]
+    values, gradient = loads[:4], loads[4:]
+    assert len(gradient) == 2
+    assert not any(re.search(r"\bBRA\b|FMUL|FADD", line) for line in lines[values[0] : values[-1]])
+    assert not any(re.search(r"FMUL|FADD", line) for line in lines[values[-1] : gradient[-1]])
+
+
+def test_every_warp_has_read_the_count_before_the_program_arrives():
+    """The last one to arrive raises it at once, whatever other warps of other programs still have to read."""
+    assert compile_for(SM90, step_launch(CASES["adamw"])).arrivals() == [True]
+
+
+def test_a_warp_of_hopper_has_few_registers():
+    """32 warps a multiprocessor with AdamW, 40 with Lion."""
+    assert compile_for(SM90, step_launch(CASES["adamw"])).registers <= 64
+    assert compile_for(SM90, step_launch(CASES["lion"])).registers <= 52
+
+
+@each_cuda
+def test_views_cost_two_scalars(target):
+    """Whether a variable was written is read once a program."""
+    viewed = compile_for(target, step_launch(CASES["adamw"], viewed=True))
+    assert viewed.more_loads_than(compile_for(target, step_launch(CASES["adamw"]))) == {4: 2}
+    check(viewed, CASES["adamw"], torch.float32, torch.float32)
 
 
 @pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])

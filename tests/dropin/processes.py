@@ -20,18 +20,25 @@ from tests.support.models import Chain
 WORLD, STEPS = 2, 4
 
 
-def train(rank: int, optimizer: str, mode: str, bucket_view: bool, accumulate: int, frozen: bool) -> dict[str, Tensor]:
+# Kinds of nets: one that is trained whole, one with a frozen layer, one of which not every layer is always used.
+WHOLE, FROZEN, UNUSED = range(3)
+# Layers that are used in a step by each rank: all by both, one by none, one by the first alone.
+ACTIVE = [([0, 1, 2], [0, 1, 2]), ([0, 2], [0, 2]), ([0, 1, 2], [0, 2]), ([0, 2], [0, 2])]
+
+
+def train(rank: int, optimizer: str, mode: str, bucket_view: bool, accumulate: int, kind: int) -> dict[str, Tensor]:
     """Trains `STEPS` steps of `accumulate` micro-batches, all but the last of them without communication."""
     torch.manual_seed(0)
-    net = Chain()
+    net, frozen = Chain(), kind == FROZEN
     if frozen:
         net.layers[0].requires_grad_(False)
     ours = optimizer == "flatvars"
     store = fv.VarStore.from_module(net, grads=mode) if ours else None
-    model = DistributedDataParallel(net, gradient_as_bucket_view=bucket_view)
+    model = DistributedDataParallel(net, gradient_as_bucket_view=bucket_view, find_unused_parameters=kind == UNUSED)
     opt: Any = (fv.optim.AdamW if ours else torch.optim.AdamW)(model.parameters(), lr=0.02)
     generator = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
+        net.active = ACTIVE[step][rank] if kind == UNUSED else [0, 1, 2]
         for micro in range(accumulate):
             last = micro == accumulate - 1
             with nullcontext() if last else model.no_sync():
@@ -47,12 +54,11 @@ def train(rank: int, optimizer: str, mode: str, bucket_view: bool, accumulate: i
 
 
 def main(rank: str, file: str, out: str, *cases: str) -> None:
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=int(rank), world_size=WORLD)
     results = {}
     for case in cases:
-        optimizer, mode, bucket_view, accumulate, frozen = case.split(",")
-        results[case] = train(int(rank), optimizer, mode, bucket_view == "1", int(accumulate), frozen == "1")
+        optimizer, mode, bucket_view, accumulate, kind = case.split(",")
+        results[case] = train(int(rank), optimizer, mode, bucket_view == "1", int(accumulate), int(kind))
     torch.save(results, f"{out}.{rank}")
     dist.destroy_process_group()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from tests.parity.pairs import MODES, assert_close
 
-from .processes import WORLD
+from .processes import FROZEN, UNUSED, WHOLE, WORLD
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,31 +26,29 @@ pytestmark = [
 
 Results = list[dict[str, dict[str, Tensor]]]
 ACCUMULATE = {"each": 1, "no_sync": 2}
-FROZEN = {"all": 0, "part-frozen": 1}
+KINDS = {"all": WHOLE, "part-frozen": FROZEN, "unused": UNUSED}
 
 
-def ours(mode: str, bucket_view: int, accumulate: int, frozen: int) -> str:
-    return f"flatvars,{mode},{bucket_view},{accumulate},{frozen}"
+def ours(mode: str, bucket_view: int, accumulate: int, kind: int) -> str:
+    return f"flatvars,{mode},{bucket_view},{accumulate},{kind}"
 
 
-def torchs(accumulate: int, frozen: int) -> str:
-    return f"torch,gather,0,{accumulate},{frozen}"
+def torchs(accumulate: int, kind: int) -> str:
+    return f"torch,gather,0,{accumulate},{kind}"
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """The trained values of every case, by rank: importing torch twice takes longer than all of them."""
     folder = tmp_path_factory.mktemp("ddp")
-    shared = list(itertools.product(ACCUMULATE.values(), FROZEN.values()))
+    shared = list(itertools.product(ACCUMULATE.values(), KINDS.values()))
     cases = [torchs(*each) for each in shared]
-    cases += [ours(*each) for each in itertools.product(MODES, (0, 1), ACCUMULATE.values(), FROZEN.values())]
+    cases += [ours(*each) for each in itertools.product(MODES, (0, 1), ACCUMULATE.values(), KINDS.values())]
     command = [sys.executable, "-m", "tests.dropin.processes"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
             [*command, str(rank), str(folder / "store"), str(folder / "values"), *cases],
             cwd=ROOT,
-            env=environment,
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -63,14 +60,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 @pytest.mark.row("P-X-04", "P-X-05")
-@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("accumulate", ACCUMULATE.values(), ids=ACCUMULATE)
 @pytest.mark.parametrize("bucket_view", [0, 1], ids=["copied", "bucket-view"])
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_train_as_with_torch(
-    mode: str, bucket_view: int, accumulate: int, frozen: int, results: Results
+    mode: str, bucket_view: int, accumulate: int, kind: int, results: Results
 ) -> None:
-    case = ours(mode, bucket_view, accumulate, frozen)
-    for name, value in results[0][torchs(accumulate, frozen)].items():
+    case = ours(mode, bucket_view, accumulate, kind)
+    for name, value in results[0][torchs(accumulate, kind)].items():
         assert torch.equal(results[0][case][name], results[1][case][name]), name
         assert_close(results[0][case][name], value, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,4 +40,15 @@ def device() -> torch.device:
 def _memory() -> Iterator[None]:
     yield
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """One worker at a time: what is free for one is not free for two."""
+    import fcntl  # here: elsewhere than on Linux, where no Triton is, there may be none
+
+    with (Path(tempfile.gettempdir()) / "flatvars-tests-gpu-memory").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
         torch.cuda.empty_cache()

@@ -8,10 +8,8 @@ from torch import nn
 
 import flatvars as fv
 from flatvars.init.fills import Target, fill_
-from tests.support.launches import count_launches
+from tests.support.launches import count_launches, device_work
 from tests.support.tolerances import assert_same_bits
-
-from .test_launches import device_work
 
 INITIALIZERS = {
     "uniform": fv.init.uniform(-1.0, 3.0),
@@ -71,7 +69,7 @@ def test_the_profiler_sees_a_copy_and_a_kernel(device):
 
 
 @pytest.mark.slow
-def test_beyond_2_to_the_31_elements(device):
+def test_beyond_2_to_the_31_elements(alone, device):
     numel = 2**31 + 5000
     stream = torch.zeros(numel + 16, dtype=torch.bfloat16, device=device)
     fill_([Target("w", fv.init.normal(), stream, 16, (numel,), (1,))], 1)

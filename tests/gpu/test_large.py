@@ -22,7 +22,7 @@ BYTES = NUMEL * 2 * 4 + 4 * 2**30
 
 
 @pytest.fixture
-def store(device: torch.device) -> Iterator[fv.VarStore]:
+def store(alone: None, device: torch.device) -> Iterator[fv.VarStore]:
     free, _ = torch.cuda.mem_get_info(device)
     if free < BYTES:
         pytest.skip(f"{BYTES / 2**30:.0f} GiB of GPU memory are needed, {free / 2**30:.0f} are free")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import flatvars as fv
-from flatvars.checkpoint.resuming import apply_gradients
 from flatvars.gradients.attached import gradients_of
 from flatvars.gradients.cycle import State
 from tests.parity.pairs import MODES, assert_close
@@ -298,22 +298,24 @@ def test_a_gradient_put_in_its_place_is_open() -> None:
     assert saved_gradients(twins.store, opt) == ["a", "b", "c", "d"]
 
 
-def test_old_files_that_hold_spent_gradients_are_read() -> None:
+@pytest.mark.parametrize("spent", [False, True])
+def test_old_files_that_hold_spent_gradients_are_read(spent: bool, tmp_path: Path) -> None:
+    """A file once said of the whole stream that a step had used it, and held it all the same."""
     twins = Twins()
-    twins.backward()
-    content = {"mode": "gather", "touched": ["a", "b"], "pending": ["c"], "spent": True, "fresh": True}
-    fetched = []
-
-    def fetch(key: str, target: Tensor) -> None:
-        fetched.append(key)
-        target.fill_(3.0)
-
-    apply_gradients(twins.store.registry, content, twins.store.variables(), fetch)
-    assert fetched == ["pending/c"]
-    assert twins.store.gradient_names() == ["c"]
-    apply_gradients(twins.store.registry, content | {"spent": False}, twins.store.variables(), fetch)
-    assert twins.store.gradient_names() == ["a", "b", "c"]
-    assert torch.equal(twins.store["b"].grad, torch.full((70,), 3.0))
+    opt = fv.optim.SGD(twins.store, lr=0.1)
+    twins.backward("ab")
+    twins.store.accumulate()
+    twins.backward("c")
+    snapshot = twins.store.snapshot(opt)
+    training = snapshot.image().training
+    assert training is not None
+    training.gradients["spent"] = spent
+    snapshot.save(tmp_path / "old.safetensors", wait=True)
+    kept = twins.store["c"].grad.clone()
+    twins.store.zero_grad()
+    twins.store.load(tmp_path / "old.safetensors", opt)
+    assert twins.store.gradient_names() == (["c"] if spent else ["a", "b", "c"])
+    assert torch.equal(twins.store["c"].grad, kept)
 
 
 @pytest.mark.parametrize("looked", [False, True], ids=["norm known", "norm not known"])

@@ -54,6 +54,7 @@ each_reader = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 # Buffers ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.row("P-R-09")
 @each_reader
 def test_a_replaced_buffer_is_read_fresh_and_taken_in(
     read: Callable[[fv.VarStore, Path], dict[str, torch.Tensor]], tmp_path: Path
@@ -204,6 +205,7 @@ def train(module: nn.Module, opt: torch.optim.Optimizer) -> None:
     opt.step()
 
 
+@pytest.mark.row("P-R-04")
 @pytest.mark.parametrize("steps", [0, 1], ids=["before-the-first-step", "later"])
 @pytest.mark.parametrize("kept", [True, False], ids=["old-kept", "old-gone"])
 def test_a_new_head_does_not_stay_untrained_silently(steps: int, kept: bool, tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ def zero(module):
     for param in module.parameters(recurse=False):
         param.data.zero_()
 
-torch.set_num_threads(1)
 fv.VarStore.from_module(nn.Linear(2, 2))
 nn.init.kaiming_uniform_ = lambda tensor, *rest, **options: tensor.data.fill_(0.5)
 start = memory("VmRSS")

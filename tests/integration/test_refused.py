@@ -16,9 +16,7 @@ from .training import adopted, assert_same, backward, linear, values
 
 def test_a_parameter_of_no_store() -> None:
     module, _, _ = adopted()
-    with pytest.raises(
-        fv.ForeignParameterError, match=r"shape \(2, 3\) and dtype torch\.float32 lies in no store.*from"
-    ):
+    with pytest.raises(fv.ForeignParameterError, match=r"shape \(2, 3\) lies in no store.*from_module"):
         fv.optim.SGD(linear().parameters())
     stranger = nn.Parameter(torch.ones(4))
     with pytest.raises(fv.ForeignParameterError, match=r"shape \(4,\) lies in no store.*add_module"):
@@ -30,16 +28,18 @@ def test_parameters_of_two_stores() -> None:
     other, _, _ = adopted()
     both = [*module.parameters(), *other.parameters()]
     for options in ({}, {"store": store}):
-        with pytest.raises(fv.ForeignParameterError, match=r"lies in another store.*one optimizer per store"):
+        with pytest.raises(
+            fv.ForeignParameterError, match=r"in another store.*steps one:.*store\.add_module.*VarStore\.merge"
+        ):
             fv.optim.SGD(both, **options)
 
 
 @pytest.mark.parametrize(
     ("params", "error", "message"),
     [
-        ([], fv.ForeignParameterError, r"no parameter was given.*store="),
+        ([], ValueError, "empty parameter list"),
         ([{"params": "weight"}], fv.ForeignParameterError, r"name patterns \('weight'\).*pass store="),
-        ("weight", TypeError, "not str"),
+        ("weight", fv.ForeignParameterError, r"name patterns \('weight'\).*pass store="),
         (torch.ones(2), TypeError, "not Tensor"),
     ],
     ids=["nothing", "patterns", "name", "tensor"],

@@ -10,7 +10,7 @@ from tests.support.host_sync import no_host_sync
 from tests.support.launches import count_launches
 from tests.support.rig import Rig
 from tests.support.rules import CASES
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 from tests.support.stores import set_grads, store_of
 from tests.support.tolerances import assert_close, assert_same_bits
 
@@ -49,7 +49,7 @@ def test_any_scale(device):
     case = CASES["adamw"]
     plain, scaled = rigs(case, torch.float32, device)
     grads = plain.random_grads()
-    step_and_check(plain, grads, [case], max_norm=0.5)
+    check_step(plain, grads, [case], max_norm=0.5)
     scaled.step([g * 3e3 for g in grads], [case.group], max_norm=0.5, grad_scale=torch.tensor(3e3, device=device))
     assert_close(scaled.norm, plain.norm.double().cpu())
     for ours, expected in zip(scaled.spans(scaled.values.stream), plain.copies(plain.values.stream), strict=True):
@@ -60,7 +60,7 @@ def test_any_scale(device):
 def test_what_the_scaler_found_skips(skip, device):
     case = CASES["adamw"]
     rig = Rig(SHAPES, rule=case.rule, device=device)
-    step_and_check(rig, rig.random_grads(), [case])
+    check_step(rig, rig.random_grads(), [case])
     before = rig.snapshot()
     rig.step(rig.random_grads(), [case.group], skip=skip, found_inf=torch.ones((), device=device))
     for kept, now in zip(before[:-1], rig.snapshot()[:-1], strict=True):

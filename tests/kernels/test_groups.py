@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from flatvars.kernels.hyper import HyperTable
 from flatvars.kernels.rules import ADAMW, SGD
+from flatvars.kernels.rules.adam import adam_hyper
 from tests.support import reference
 from tests.support.rig import Rig
 from tests.support.rules import CASES, Case, adam_group, sgd_group
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 
 NUMBERS = range(24)
 
@@ -33,7 +36,7 @@ def test_many_groups(dtype, device):
     groups = [(7 * i) % len(NUMBERS) for i in NUMBERS]  # every group once, out of order
     rig = Rig([(5 + i,) for i in NUMBERS], dtype, rule=ADAMW, groups=groups, device=device)
     for _ in range(2):
-        step_and_check(rig, rig.random_grads(), cases, max_norm=1.0)
+        check_step(rig, rig.random_grads(), cases, max_norm=1.0)
     rig.assert_clean()
 
 
@@ -45,14 +48,14 @@ def test_flags_differ_between_groups(device):
     ]
     rig = Rig([(20,), (2050,), (3, 3)], rule=cases[0].rule, groups=[2, 0, 1], device=device)
     for _ in range(3):
-        step_and_check(rig, rig.random_grads(), cases)
+        check_step(rig, rig.random_grads(), cases)
 
 
 def test_amsgrad_in_one_of_two_groups(device):
     cases = [Case(CASES["amsgrad"].rule, adam_group(amsgrad=flag), reference.adam) for flag in (True, False)]
     rig = Rig([(20,), (30,)], rule=cases[0].rule, groups=[0, 1], device=device)
     for _ in range(3):
-        step_and_check(rig, rig.random_grads(), cases)
+        check_step(rig, rig.random_grads(), cases)
 
 
 def test_changed_numbers_reach_the_next_step(device):
@@ -60,14 +63,14 @@ def test_changed_numbers_reach_the_next_step(device):
     groups = [sgd_case(lr=0.1), sgd_case(lr=0.2)]
     for lr in (0.1, 0.01, 0.01, 0.5):
         groups[1].group["lr"] = lr
-        step_and_check(rig, rig.random_grads(), groups)
+        check_step(rig, rig.random_grads(), groups)
 
 
 def test_table_is_copied_only_when_a_number_changed(device, monkeypatch):
-    from flatvars.kernels import plan
+    from flatvars.kernels import hyper
 
     copies = []
-    monkeypatch.setattr(plan, "upload", lambda table, host: copies.append(host) or table.copy_(host))
+    monkeypatch.setattr(hyper, "upload", lambda table, host: copies.append(host) or table.copy_(host))
     rig = Rig([(20,)], rule=SGD, device=device)
     group = sgd_group()
     for lr in (0.1, 0.1, 0.1, 0.2, 0.2):
@@ -76,6 +79,41 @@ def test_table_is_copied_only_when_a_number_changed(device, monkeypatch):
     assert len(copies) == 2
     rig.step([torch.ones(20, device=device)], [group], max_norm=1.0)
     assert len(copies) == 3
+
+
+def test_rows_are_made_of_groups_that_changed(device):
+    """Whose values are the same objects are not looked at; what can change in place is."""
+    made = []
+
+    def numbers(group):
+        made.append(group)
+        return adam_hyper(group)
+
+    rule = replace(ADAMW, hyper=numbers)
+    table = HyperTable(torch.float32, device)
+    groups = [adam_group(params=[]), adam_group(params=[], lr=0.5, betas=[0.9, 0.999])]
+    for change in (
+        lambda: None,
+        lambda: groups[0].update(lr=0.25),
+        lambda: groups[1]["betas"].__setitem__(0, 0.8),
+        lambda: groups[1].update(betas=(0.7, 0.9)),
+        lambda: groups[1]["params"].append(torch.ones(1)),
+        lambda: groups[0].update(lr=torch.tensor(0.125)),
+        lambda: groups[0]["lr"].fill_(2.0),
+    ):
+        change()
+        expected = [[7.0, *map(float, adam_hyper(group))] for group in groups]
+        assert table.upload(rule, groups, 7.0).tolist() == torch.tensor(expected).tolist()
+    made.clear()
+    table.upload(rule, groups, 7.0)
+    assert made == [groups[0]]  # a tensor may hold another number now
+    groups[0]["lr"] = 0.1
+    table.upload(rule, groups, 7.0)
+    made.clear()
+    table.upload(rule, groups, 7.0)
+    assert made == []
+    assert table.upload(rule, groups, None)[:, 0].tolist() == [math.inf] * 2
+    assert table.upload(SGD, [sgd_group(), sgd_group()], None).shape != (2, 1 + len(adam_hyper(groups[0])))
 
 
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
@@ -95,7 +133,7 @@ def test_learning_rate_in_a_tensor(shape, device):
 def test_clip(dtype, max_norm, device):
     case = adamw_case(weight_decay=0.1)
     rig = Rig([(20,), (2050,)], dtype, rule=ADAMW, device=device)
-    step_and_check(rig, rig.random_grads(), [case], max_norm=max_norm)
+    check_step(rig, rig.random_grads(), [case], max_norm=max_norm)
     rig.assert_clean()
 
 

@@ -1,4 +1,4 @@
-"""How many kernels one optimizer step is, whatever the number of variables and groups."""
+"""How many kernels one optimizer step is, whatever the number of variables and groups; on a GPU the profiler agrees."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import torch
 
 import flatvars as fv
 from flatvars.backend import use_backend
-from tests.support.launches import count_launches
+from tests.support.launches import count_launches, device_work
 from tests.support.stores import set_grads, store_of
 
+from .conftest import ON_GPU
+
 NORM, STEP = "accumulate_kernel", "step_kernel"
+# The interpreter takes milliseconds for each variable.
+COUNTS = [(1, 1), (12, 1), (40, 5), *([(1000, 1), (200, 10)] if ON_GPU else [])]
+# Which of its remarks the profiler makes depends on torch's version.
+pytestmark = pytest.mark.filterwarnings("ignore:.*[Pp]rofiler:UserWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +31,10 @@ def launches_of(call):
     call()
     with count_launches() as launches:
         call()
+    if ON_GPU:
+        names = device_work(call)
+        assert [name for name in names if name.endswith("_kernel")] == launches.kernels
+        assert len(names) == len(launches.kernels) or launches.operators
     return launches
 
 
@@ -33,7 +43,7 @@ def groups_of(store, count):
     return [{"params": names[i::count], "lr": 0.01 * (i + 1)} for i in range(count)]
 
 
-@pytest.mark.parametrize(("variables", "groups"), [(1, 1), (12, 1), (40, 5)])
+@pytest.mark.parametrize(("variables", "groups"), COUNTS)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [({}, [STEP]), ({"max_norm": 1.0}, [NORM, STEP]), ({"skip_nonfinite": True}, [NORM, STEP])],
@@ -150,6 +160,12 @@ def test_a_changed_learning_rate_is_one_copy(device):
         optimizer.step()
     assert launches.kernels == [STEP]
     assert [name for name in launches.operators if "copy" in name] == ["copy_"]
+
+
+@pytest.mark.skipif(not ON_GPU, reason="the profiler looks at a GPU")
+def test_the_profiler_sees_a_kernel(device):
+    x = torch.ones(10, device=device)
+    assert len(device_work(lambda: x.mul_(2.0))) == 1
 
 
 def test_the_counter_sees_operators(device):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flatvars.kernels.launches import Tables
+from flatvars.kernels.triton.launch import Launch
 from flatvars.kernels.triton.launches import TritonLaunches
 from tests.support import reference
 from tests.support.rig import Rig, lay_out, plan_of
@@ -57,8 +58,8 @@ def test_the_same_bits_for_any_programs_and_block(programs, block, device):
     shapes = [(140_001,), (31,), (2048,), (7, 9), (0,), (4099,)] if block == 2048 else SHAPES
     rig, other = (Rig(shapes, device=device, fill=False) for _ in range(2))
     grads = [grad * 10.0**k for k, grad in enumerate(rig.random_grads())]
-    launches = TritonLaunches(Tables(other.segments, device, block, None))
-    launches.programs = min(programs, len(launches.tables.tiles))
+    launches = TritonLaunches(Tables(other.segments, device, block, None), Launch(block, 4, 4))
+    launches.norm_programs = launches.programs = min(programs, len(launches.tables.tiles))
     other.plan.launches = launches
     assert_same_bits(norm_of(other, grads), norm_of(rig, grads))
     rig.accumulate(grads)

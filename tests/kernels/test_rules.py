@@ -7,7 +7,7 @@ import torch
 
 from tests.support.rig import Rig
 from tests.support.rules import CASES, adam_group
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 
 SHAPES = [(33,), (), (2049,)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -22,7 +22,7 @@ def test_steps(name, dtype, device):
     for state in rig.states:
         state.stream.zero_()
     for _ in range(STEPS):
-        step_and_check(rig, rig.random_grads(), [case])
+        check_step(rig, rig.random_grads(), [case])
     rig.assert_clean()
 
 
@@ -34,7 +34,7 @@ def test_state_dtype(name, values, states, device):
     case = CASES[name]
     rig = Rig(SHAPES, values, rule=case.rule, state_dtype=states, device=device)
     for _ in range(STEPS):
-        step_and_check(rig, rig.random_grads(), [case])
+        check_step(rig, rig.random_grads(), [case])
     rig.assert_clean()
 
 

@@ -10,7 +10,7 @@ from tests.support import reference
 from tests.support.memory import in_poison
 from tests.support.rig import Rig
 from tests.support.rules import CASES
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 from tests.support.tolerances import assert_norm, assert_same_bits
 
 B = TILE.block
@@ -41,7 +41,7 @@ def rig_of(shapes, dtype, device):
 @each_shape
 def test_step(shapes, dtype, device):
     rig = rig_of(shapes, dtype, device)
-    step_and_check(rig, [in_poison(grad) for grad in rig.random_grads()], [CASES["adamw"]])
+    check_step(rig, [in_poison(grad) for grad in rig.random_grads()], [CASES["adamw"]])
     rig.assert_clean()
     assert rig.steps.tolist() == [1] * len(shapes)
 

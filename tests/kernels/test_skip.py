@@ -10,7 +10,7 @@ import torch
 from flatvars.kernels.rules import SGD
 from tests.support.rig import Rig, lay_out, plan_of
 from tests.support.rules import CASES, sgd_group
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 from tests.support.tolerances import assert_same_bits
 
 SHAPES = [(20,), (2060,), (3, 5)]
@@ -22,7 +22,7 @@ SHAPES = [(20,), (2060,), (3, 5)]
 def test_everything_keeps_its_bits(name, bad, max_norm, device):
     case = CASES[name]
     rig = Rig(SHAPES, rule=case.rule, device=device)
-    step_and_check(rig, rig.random_grads(), [case])
+    check_step(rig, rig.random_grads(), [case])
     grads = rig.random_grads()
     grads[1][2059] = bad
     before = rig.snapshot()
@@ -41,7 +41,7 @@ def test_steps_before_and_after_count_only_themselves(device):
             grads[0][0] = math.nan
             rig.step(grads, [case.group], skip=True)
         else:
-            step_and_check(rig, grads, [case], skip=True)
+            check_step(rig, grads, [case], skip=True)
     assert rig.skipped.item() == 3
     assert rig.steps.tolist() == [2, 2, 2]
 
@@ -49,7 +49,7 @@ def test_steps_before_and_after_count_only_themselves(device):
 def test_a_finite_norm_is_not_skipped(device):
     case = CASES["adamw"]
     rig = Rig(SHAPES, rule=case.rule, device=device)
-    step_and_check(rig, [grad * 1e15 for grad in rig.random_grads()], [case], max_norm=1.0, skip=True)
+    check_step(rig, [grad * 1e15 for grad in rig.random_grads()], [case], max_norm=1.0, skip=True)
     assert rig.skipped.item() == 0
 
 

@@ -9,7 +9,7 @@ from flatvars.errors import GradientError
 from tests.support.memory import expanded, in_poison
 from tests.support.rig import Rig, memory_order
 from tests.support.rules import CASES
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 from tests.support.tolerances import assert_close, assert_norm, assert_same_bits
 
 # Ragged and whole multiples of 16, within and past one block.
@@ -21,7 +21,7 @@ CASE = CASES["adamw"]
 def check_everywhere(rig, grads):
     """Step, norm, accumulate and per-variable norms of these gradients."""
     truths = [memory_order(grad, rig.segments, i) for i, grad in enumerate(grads)]
-    step_and_check(rig, grads, [CASE], max_norm=1.0)
+    check_step(rig, grads, [CASE], max_norm=1.0)
     norms = rig.plan.variable_norms(None, rig.plan.scattered(grads), 2.0)
     assert_norm(norms[:, 1], torch.stack([truth.norm() for truth in truths]), rig.compute)
     rig.accumulate(grads, 2.0)
@@ -122,5 +122,5 @@ def test_refused_by_name(wrong, device):
 
 def test_empty_gradients_have_no_address(device):
     rig = Rig([(0,), (4,)], rule=CASE.rule, device=device)
-    step_and_check(rig, [torch.empty(0, device=device), None], [CASE])
+    check_step(rig, [torch.empty(0, device=device), None], [CASE])
     assert rig.steps.tolist() == [1, 0]

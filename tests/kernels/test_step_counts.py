@@ -7,7 +7,7 @@ import torch
 
 from tests.support.rig import Rig
 from tests.support.rules import CASES
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 
 # Several tiles each, one tile, no element.
 SHAPES = [(4100,), (20,), (0,), (2048,), (2049,)]
@@ -17,7 +17,7 @@ CASE = CASES["adamw"]
 def test_a_variable_of_many_tiles_has_one_count(device):
     rig = Rig(SHAPES, rule=CASE.rule, device=device)
     for _ in range(3):
-        step_and_check(rig, rig.random_grads(), [CASE])
+        check_step(rig, rig.random_grads(), [CASE])
     assert rig.steps.tolist() == [3] * len(SHAPES)
 
 
@@ -27,7 +27,7 @@ def test_loaded_counts_decide_bias_correction(counts, device):
     rig = Rig(SHAPES, rule=CASE.rule, device=device)
     rig.steps.copy_(torch.tensor(counts, dtype=torch.int32))
     assert rig.steps.tolist() == counts
-    step_and_check(rig, rig.random_grads(), [CASE])
+    check_step(rig, rig.random_grads(), [CASE])
     assert rig.steps.tolist() == [count + 1 for count in counts]
 
 
@@ -45,5 +45,5 @@ def test_a_count_is_live(device):
     rig.step(rig.random_grads(), [CASE.group])
     assert count.item() == 1
     count.zero_()
-    step_and_check(rig, rig.random_grads(), [CASE])
+    check_step(rig, rig.random_grads(), [CASE])
     assert rig.steps.tolist() == [2, 1, 2, 2, 2]

@@ -8,7 +8,7 @@ import torch
 from tests.support.memory import SENTINEL
 from tests.support.rig import Rig
 from tests.support.rules import CASES
-from tests.support.stepping import step_and_check
+from tests.support.stepping import check_step
 from tests.support.tolerances import assert_norm, assert_same_bits
 
 SHAPES = [(20,), (2060,), (3, 5), (0,), (16,)]
@@ -24,7 +24,7 @@ def test_step(name, dtype, device):
     case = CASES[name]
     rig = Rig(SHAPES, dtype, rule=case.rule, device=device)
     for present in ([1, 0, 1, 1, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]):
-        step_and_check(rig, some_grads(rig, present), [case])
+        check_step(rig, some_grads(rig, present), [case])
     assert rig.steps.tolist() == [2, 2, 3, 2, 1]
     rig.assert_clean()
 
@@ -34,7 +34,7 @@ def test_nan_in_an_untouched_variable_is_not_looked_at(device):
     rig = Rig(SHAPES, rule=case.rule, device=device)
     rig.spans(rig.values.stream)[1].fill_(torch.nan)
     rig.spans(rig.states[0].stream)[1].fill_(torch.inf)
-    step_and_check(rig, some_grads(rig, [1, 0, 1, 1, 1]), [case], max_norm=1.0)
+    check_step(rig, some_grads(rig, [1, 0, 1, 1, 1]), [case], max_norm=1.0)
 
 
 def test_nothing_touched(device):

@@ -219,9 +219,8 @@ class Machine(RuleBasedStateMachine):
         self.twins.store.save(file, self.twins.opt)
         for variable in self.twins.store.variables().values():
             variable.value.fill_(9.0)
-        for streams in self.twins.opt._states.values():
-            for stream in streams:
-                stream.buffer.zero_()
+        for stream in self.twins.opt.capture().streams.values():
+            stream.buffer.zero_()
         file.seek(0)
         self.twins.store.load(file, self.twins.opt)
 

@@ -16,8 +16,9 @@ from .lion_reference import Lion
 
 # One table for all of tests/parity, as (rtol, atol) of a comparison after at most 20 steps.
 TOLERANCES = {
-    # The same formula, but sums and products may be fused or ordered otherwise: a few ulp (6e-8) a step.
-    torch.float32: (5e-6, 5e-7),
+    # The same formula, but torch fuses products and sums, and rounds others in another order: a few ulp (6e-8) a step.
+    # `absolute`: an element in 65,536 is what 20 updates of up to 5 leave of each other, each rounded to 2e-7.
+    torch.float32: (5e-6, 1e-6),
     # Likewise with ulps of 1.1e-16. torch's own for-loop and fused operator differ by as much.
     torch.float64: (1e-13, 1e-14),
 }

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from flatvars.kernels.fills import CONSTANT, NORMAL, Draw, Fill
 from flatvars.kernels.triton.fill import fill_
-from flatvars.kernels.triton.launch import PROGRAMS_PER_MULTIPROCESSOR, TILE
 
 from .compiled import Captured, captured
 from .memory import in_poison
-from .rig import Rig
+from .rig import Rig, Shape
 from .rules import Case
 
-# Of an H100. A plan of that many tiles uses them all, so the reduction over programs is the one that would run.
-MULTIPROCESSORS = 132
-PROGRAMS = MULTIPROCESSORS * PROGRAMS_PER_MULTIPROCESSOR
-SMALL = [(5000,), (31,)]
+SMALL = [(50_000,), (31,)]
 # A stream of masks is there, whatever it says.
 MASKS = [None, None]
 
@@ -43,15 +39,19 @@ def step_launch(
     skip: bool = True,
     masked: bool = False,
     scaled: bool = False,
+    viewed: bool = False,
+    shapes: Sequence[Shape] = SMALL,
 ) -> Captured:
     """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
 
     Args:
+        shapes: Of the variables: their sizes decide the block.
+        viewed: From views of the stream.
         masked: Some elements do not train.
         scaled: By a GradScaler.
     """
-    rig = Rig(SMALL, dtype, rule=case.rule, state_dtype=state_dtype, masks=MASKS if masked else None, fill=False)
-    sources = rig.plan.scattered(_grads(rig, source, shift, mixed))
+    rig = Rig(shapes, dtype, rule=case.rule, state_dtype=state_dtype, masks=MASKS if masked else None, fill=False)
+    sources = rig.plan.viewed(rig.grads.stream) if viewed else rig.plan.scattered(_grads(rig, source, shift, mixed))
     states = [state.stream for state in rig.states]
     options: dict[str, Any] = {
         "steps": rig.steps,
@@ -73,10 +73,10 @@ def accumulate_launch(
     shift: int = 0,
     masked: bool = False,
     viewed: bool = False,
+    shapes: Sequence[Shape] = SMALL[:1],
 ) -> Captured:
     """Mode "overwrite", "add" or "norm"; of views, if `viewed`."""
-    with patch("flatvars.kernels.triton.launches.program_limit", return_value=PROGRAMS):
-        rig = Rig([(PROGRAMS * TILE.block,)], dtype, masks=[None] if masked else None, fill=False)
+    rig = Rig(shapes, dtype, masks=[None] if masked else None, fill=False)
     if viewed:
         return captured(lambda: rig.plan.norm_(rig.plan.viewed(rig.grads.stream)))
     grads = _grads(rig, source, shift, mixed=False)

@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from flatvars.kernels.triton.launch import TILE
+from flatvars.kernels.triton.launch import TILE, Launch, tile_of
 
 SM80, SM90, SM100 = (GPUTarget("cuda", capability, 32) for capability in (80, 90, 100))
 GFX942 = GPUTarget("hip", "gfx942", 64)
@@ -56,20 +56,30 @@ def captured(launch: Callable[[], object]) -> Captured:
     return launches[0]
 
 
-def threads(target: GPUTarget) -> int:
+def threads(target: GPUTarget, tile: Launch = TILE) -> int:
     """Threads of a program."""
-    return (TILE.hip_warps if target.backend == "hip" else TILE.warps) * target.warp_size
+    return (tile.hip_warps if target.backend == "hip" else tile.warps) * target.warp_size
+
+
+def options_of(launch: Captured, target: GPUTarget) -> dict[str, object]:
+    """The compiler options of a launch on a target, which may not be this machine's."""
+    return tile_of(launch.kwargs["BLOCK"]).options(target.backend == "hip") if "BLOCK" in launch.kwargs else {}
 
 
 def compile_for(target: GPUTarget, launch: Captured) -> Code:
     """Compiles a launch as Triton would on that target: same specialization of pointers and integers, same options."""
     kernel, backend = launch.kernel, make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    kwargs = {**launch.kwargs, **TILE.options(target.backend == "hip"), "debug": False}
+    kwargs = {**launch.kwargs, **options_of(launch, target), "debug": False}
     bound, specialization, options = bind(*launch.args, **kwargs)
     options, signature, constexprs, attrs = kernel._pack_args(backend, kwargs, bound, specialization, options)
     source = ASTSource(kernel, signature, constexprs, attrs)
-    return Code(target, triton.compile(source, target=target, options=options.__dict__), signature)
+    return Code(
+        target,
+        triton.compile(source, target=target, options=options.__dict__),
+        signature,
+        launch.kwargs.get("BLOCK", TILE.block),
+    )
 
 
 @dataclass(frozen=True)
@@ -78,11 +88,13 @@ class Code:
 
     Attributes:
         signature: Type of every argument, as the launcher's values decide it.
+        block: Elements of a tile.
     """
 
     target: GPUTarget
     compiled: Any
     signature: dict[str, Any]
+    block: int = TILE.block
 
     @property
     def ttir(self) -> str:
@@ -96,6 +108,11 @@ class Code:
     def wide(self, kind: str) -> int:
         """How many 16-byte accesses of a kind ("ld" or "st") a thread makes, in all branches together."""
         return self.widths[kind].count(16)
+
+    @property
+    def tile(self) -> Launch:
+        """Its row of the launch table."""
+        return tile_of(self.block)
 
     @cached_property
     def widths(self) -> dict[str, list[int]]:
@@ -137,6 +154,11 @@ class Code:
         assert arrived
         return re.findall(r"(arith\.(?:add|sub|mul|div)f|math\.\w+) [^\n]*f64", tiles)
 
+    def arrivals(self) -> list[bool]:
+        """PTX: of every arrival with release and acquire, whether a barrier lies between it and the store before."""
+        *before, _ = re.split(r"atom\.global\.gpu\.acq_rel\.add", self.assembly)
+        return ["bar.sync" in text[text.rindex("st.global") :] if "st.global" in text else False for text in before]
+
     def narrow_products(self) -> list[str]:
         """Multiplications of 32-bit integers in Triton's own language: where an offset would wrap."""
         return re.findall(r"arith\.muli [^\n]*[:x ]i32\b", self.ttir)
@@ -146,8 +168,25 @@ class Code:
         """Bytes (on AMD: registers) that do not fit into registers."""
         if self.target.backend == "hip":
             return sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", self.assembly)))
-        return sum(map(int, re.findall(r"(\d+) bytes spill", self._ptxas())))
+        return sum(map(int, re.findall(r"(\d+) bytes spill", self._ptxas)))
 
+    @property
+    def registers(self) -> int:
+        """NVIDIA: of a thread."""
+        found = re.search(r"Used (\d+) registers", self._ptxas)
+        assert found is not None
+        return int(found[1])
+
+    def machine_code(self) -> list[str]:
+        """NVIDIA: the instructions, in the order of the file."""
+        with tempfile.TemporaryDirectory() as folder:
+            binary = Path(folder) / "kernel.cubin"
+            binary.write_bytes(self.compiled.asm["cubin"])
+            command = [triton.knobs.nvidia.nvdisasm.path, "-c", str(binary)]
+            listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return [line for line in listing.splitlines() if re.search(r"/\*[0-9a-f]{4,}\*/", line)]
+
+    @cached_property
     def _ptxas(self) -> str:
         """What NVIDIA's assembler says of registers: Triton reads it only once a kernel is loaded."""
         with tempfile.TemporaryDirectory() as folder:

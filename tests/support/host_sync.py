@@ -1,7 +1,8 @@
-"""Host synchronizations, found without a GPU: whatever reads a tensor's numbers raises."""
+"""Host synchronizations: whatever reads a tensor's numbers raises, and on a GPU CUDA itself where it would wait."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -62,7 +63,24 @@ def _names_the_cpu(values: list[Any]) -> bool:
 def no_host_sync() -> Iterator[None]:
     """Raises HostSynchronizationError where code outside of a kernel launch reads a tensor's numbers.
 
-    On CPU tensors nothing is slow about that; on a GPU each such place would empty its queue.
+    On CPU tensors nothing is slow about that; on a GPU each such place would empty its queue, and CUDA raises a
+    RuntimeError for those that no function shows.
     """
-    with count_launches() as launches, _Refuse(launches):
+    with cuda_raises(), count_launches() as launches, _Refuse(launches):
         yield
+
+
+@contextmanager
+def cuda_raises() -> Iterator[None]:
+    """Where a GPU is: RuntimeError from torch where it waits for it."""
+    if not torch.cuda.is_available():
+        yield
+        return
+    with warnings.catch_warnings():
+        # torch says once per process that the mode is a prototype.
+        warnings.simplefilter("ignore", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
+import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operators that make a view or an empty tensor, or tell a profiler: no kernel runs for them on a GPU.
@@ -67,23 +70,43 @@ def count_launches() -> Iterator[Launches]:
         >>> launches.kernels
         ['accumulate_kernel', 'step_kernel']
     """
+    from flatvars.kernels.triton.handles import Handles
     from flatvars.kernels.triton.step import step_kernel
 
-    kind = type(step_kernel)
-    launch = kind.run
     launches = Launches()
 
-    def counted(kernel: Any, *args: Any, **kwargs: Any) -> Any:
-        launches.kernels.append(kernel.fn.__name__)
-        launches.inside = True
-        try:
-            return launch(kernel, *args, **kwargs)
-        finally:
-            launches.inside = False
+    def counted(launch: Callable[..., Any], place: int) -> Callable[..., Any]:
+        """A launch whose argument `place` is the kernel."""
 
-    kind.run = counted
-    try:
-        with _Operators(launches):
-            yield launches
-    finally:
-        kind.run = launch
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if launches.inside:  # a handle asks Triton the first time
+                return launch(*args, **kwargs)
+            launches.kernels.append(args[place].fn.__name__)
+            launches.inside = True
+            try:
+                return launch(*args, **kwargs)
+            finally:
+                launches.inside = False
+
+        return call
+
+    kind = type(step_kernel)
+    with (
+        patch.object(kind, "run", counted(kind.run, 0)),
+        patch.object(Handles, "launch", counted(Handles.launch, 1)),
+        _Operators(launches),
+    ):
+        yield launches
+
+
+def device_work(call: Callable[[], object]) -> list[str]:
+    """Names of all kernels and copies on a GPU while `call` ran, once warm, as the profiler sees them."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    on_device = [event for event in profiler.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    # `Optimizer.step` marks itself, and the mark is shown on the device's track as well.
+    return [event.name for event in on_device if "#" not in event.name]

@@ -13,7 +13,7 @@ from .rules import Case
 from .tolerances import assert_close, assert_norm, assert_same_bits
 
 
-def step_and_check(
+def check_step(
     rig: Rig,
     grads: Sequence[Tensor | None],
     cases: Sequence[Case],

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+
+pytest.importorskip("importlinter", reason="import-linter is not installed: pip install -e '.[test]'")
 
 
 def contracts(folder: Path) -> subprocess.CompletedProcess[str]:

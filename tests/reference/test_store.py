@@ -1,4 +1,4 @@
-"""tch-rs's nn::VarStore, row by row: what a store answers, freezing, dtypes."""
+"""What a store answers: its variables by name, in order, with their groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import flatvars as fv
-from flatvars import init
 
 
 def batch_norm_like(path: fv.Path, affine: bool) -> None:
@@ -72,91 +71,6 @@ def test_the_root_has_no_components() -> None:
     assert fv.VarStore().root().components() == []
 
 
-@pytest.mark.row("T-VS-16")
-def test_what_is_created_after_freeze_is_trained() -> None:
-    store = fv.VarStore()
-    old = store.root().zeros("old", (2,))
-    store.freeze()
-    new = store.root().zeros("new", (2,))
-    assert not old.requires_grad
-    assert new.requires_grad
-    assert store.values.shape == (64,)
-    assert new.requires_grad
-
-
-@pytest.mark.row("T-VS-17")
-def test_unfreeze_restores_what_was_trained_and_leaves_the_rest() -> None:
-    """tch forgets what the user had frozen alone, and would train it."""
-    store = fv.VarStore()
-    a, b = store.root().zeros("a", (2,)), store.root().zeros("b", (2,))
-    mean = store.root().zeros_no_train("running_mean", (2,))
-    b.requires_grad_(False)
-    store.freeze()
-    store.unfreeze()
-    assert a.requires_grad
-    assert not b.requires_grad
-    assert not mean.requires_grad
-    store.unfreeze("*")
-    assert b.requires_grad
-    assert not mean.requires_grad
-
-
-@pytest.mark.row("T-VS-18")
-def test_set_dtype_is_that_of_new_variables_too() -> None:
-    store = fv.VarStore()
-    old = store.root().zeros("old", (2,))
-    store.add("count", torch.arange(3), trainable=False)
-    store.set_dtype(torch.float16)
-    assert old.dtype == torch.float16
-    assert store.root().ones("new", (2,)).dtype == torch.float16
-    assert store["count"].dtype == torch.int64
-    with pytest.raises(fv.FlatvarsError, match=r"torch\.int32 is not a floating dtype"):
-        store.set_dtype(torch.int32)
-
-
-@pytest.mark.row("T-VS-19")
-def test_conversions_keep_values_gradients_handles_and_the_default() -> None:
-    """tch leaves gradients in the old dtype."""
-    store = fv.VarStore()
-    path = store.root()
-    handles = [path.zeros("a", (2,)), path.ones("b", (2,)), path.var("c", (2,), init.constant(42.0))]
-    order = path.add("order", torch.tensor([1, 2]), trainable=False)
-    handles[1].grad = torch.full((2,), 3.0)
-    for convert, dtype in (
-        (store.half, torch.float16),
-        (store.bfloat16, torch.bfloat16),
-        (store.double, torch.float64),
-        (store.float, torch.float32),
-    ):
-        convert()
-        assert [handle.dtype for handle in handles] == [dtype] * 3
-        assert [handle.tolist() for handle in handles] == [[0.0, 0.0], [1.0, 1.0], [42.0, 42.0]]
-        grad = handles[1].grad
-        assert grad is not None
-        assert grad.dtype == dtype
-        assert grad.tolist() == [3.0, 3.0]
-        assert order.dtype == torch.int64
-        assert store.dtype == torch.float32
-        store.check()
-
-
-@pytest.mark.row("T-VS-20")
-def test_to_moves_every_stream() -> None:
-    """On a machine without a GPU to the CPU again; `tests/gpu/test_devices.py` goes there and back."""
-    store = fv.VarStore()
-    weight = store.root().ones("w", (3,))
-    optimizer = fv.optim.Adam(store, lr=0.1)
-    weight.sum().backward()
-    optimizer.step()
-    before = weight.detach().clone()
-    moments = optimizer.state[weight]["exp_avg"].clone()
-    assert store.to("cpu") is store
-    assert torch.equal(weight, before)
-    assert weight.grad is not None
-    assert torch.equal(optimizer.state[weight]["exp_avg"], moments)
-    assert weight.data_ptr() == store.values.data_ptr()
-
-
 @pytest.mark.row("T-VS-22")
 def test_variables_can_be_walked_with_their_groups() -> None:
     store = fv.VarStore()
@@ -176,32 +90,6 @@ def test_parameters_of_another_module_can_be_added_by_name() -> None:
     assert store.values.data_ptr() == module.weight.data_ptr()
     assert not module.weight.requires_grad
     assert {name: p.tolist() for name, p in module.named_parameters()} == {n: p.tolist() for n, p in expected.items()}
-
-
-@pytest.mark.row("C-08", "B-06")
-def test_selected_variables_are_frozen_and_the_rest_is_not() -> None:
-    store = fv.VarStore()
-    for name in ("encoder", "decoder"):
-        (store.root() / name).zeros("w", (2,))
-    store.freeze("encoder.*")
-    assert [v.name for v in store.variables().values() if v.requires_grad] == ["decoder.w"]
-    store.unfreeze("encoder.w")
-    assert store["encoder.w"].requires_grad
-
-
-def test_freeze_can_keep_gradients() -> None:
-    store = fv.VarStore()
-    weight = store.root().zeros("w", (2,))
-    weight.grad = torch.ones(2)
-    optimizer = fv.optim.SGD(store, lr=1.0)
-    store.freeze(clear_grad=False)
-    optimizer.step()
-    assert weight.tolist() == [0.0, 0.0], "the mask wins over a gradient that is there"
-    store.unfreeze()
-    optimizer.step()
-    assert weight.tolist() == [-1.0, -1.0]
-    store.freeze()
-    assert weight.grad is None
 
 
 @pytest.mark.row("D-03", "B-01")

@@ -1,4 +1,4 @@
-"""Clipping by optimizers, as in tch-rs, against torch.nn.utils on a twin."""
+"""Clipping by an optimizer, against torch.nn.utils on a twin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 import flatvars as fv
 
+from .material import make, two_groups
+
 MODES = pytest.mark.parametrize("mode", ["gather", "views"])
+
+
 GATHERED = pytest.mark.parametrize("gathered", [False, True], ids=["scattered", "gathered"])
 
 
@@ -203,3 +207,21 @@ def test_max_norm_is_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="does not require grad"):
         twins.optimizer.backward_step_clip_norm(torch.zeros(()), 0.5)
     assert twins.optimizer.max_norm is None
+
+
+@pytest.mark.row("T-O-21")
+def test_clipping_is_an_argument_of_the_optimizer() -> None:
+    """ocaml-torch gives it to `step`; here it is `max_norm=`, inside the step."""
+    store, a, b = two_groups()
+    optimizer = make("sgd", store, momentum=0.0, max_norm=0.5)
+    optimizer.backward_step((3.0 * a).sum() + 0.0 * b.sum())
+    torch.testing.assert_close((1.0 - a.detach()).norm(), torch.tensor(0.05))
+
+
+@pytest.mark.row("J-09")
+def test_the_clip_coefficient_is_torchs() -> None:
+    """Refused on purpose: optax divides by the norm itself, torch by norm + 1e-6, and results here are torch's."""
+    store = fv.VarStore()
+    weight = store.root().zeros("weight", (1,))
+    fv.optim.SGD(store, lr=1.0).backward_step_clip_norm((1e-6 * weight).sum(), 1e-7)
+    assert weight.item() == pytest.approx(-1e-6 * 1e-7 / (1e-6 + 1e-6), rel=1e-5)

@@ -1,4 +1,4 @@
-"""TorchLean's Runtime.Variable and its context, row by row."""
+"""One variable: its value, gradient, identity and checks."""
 
 from __future__ import annotations
 

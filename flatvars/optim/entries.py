@@ -1,0 +1,413 @@
+"""`optimizer.state`, alive as in torch.optim: what is written there is what the next step uses.
+
+An entry is a dict of views of the streams and of the counts. A parameter has one from its first step on, or from when
+somebody asked for it or wrote one. What fits no stream lies loose in the entry, and goes where it belongs as soon as it
+can: the state of a variable that has no room yet, or of a parameter that the store does not hold yet.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..backend import Rule
+from ..variables.registry import Registry, variable_of
+from ..variables.variable import Variable
+from .entry import STEP, StateEntry
+from .states import States
+
+
+class Keeper(Protocol):
+    """What entries ask of their optimizer."""
+
+    registry: Registry
+    states: States
+    param_groups: list[dict[str, Any]]
+
+    def rule(self) -> Rule:
+        """The mathematics of its step."""
+
+    def names_of(self, variable: Variable) -> tuple[str, ...]:
+        """The states that a variable has in its param group."""
+
+    def follow(self) -> None:
+        """Takes up what was edited in the param groups."""
+
+    def members(self) -> list[Variable]:
+        """The variables of all param groups."""
+
+
+class Entries(MutableMapping[Any, Any]):
+    """Parameter to its state. Looking at what is not there yet waits for the device, which counts the steps."""
+
+    def __init__(self, optimizer: Keeper) -> None:
+        # Weak: the optimizer owns this object.
+        self._reference: weakref.ref[Keeper] = weakref.ref(optimizer)
+        self._entries: dict[int, StateEntry] = {}  # by variable id
+        self._others: dict[Any, tuple[Any, Any]] = {}  # of what the store does not hold, by identity
+        self._dropped: dict[int, tuple[Variable, weakref.ref[StateEntry] | None]] = {}
+        self._version = 0
+
+    @property
+    def _optimizer(self) -> Keeper:
+        optimizer = self._reference()
+        if optimizer is None:
+            raise ReferenceError("the optimizer of this state is gone")
+        return optimizer
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is state of parameters that the store may hold by now."""
+        return bool(self._others)
+
+    # The mapping ----------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, key: Any) -> Any:
+        """As torch's, a key that is not there gets an empty entry."""
+        variable = self._variable(key)
+        if variable is None:
+            return self._others.setdefault(_identity(key), (key, {}))[1]
+        entry = self._entries.get(variable.id) or self._attached(variable)
+        if any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable)):
+            self.fill(entry)
+        return entry
+
+    def __setitem__(self, key: Any, state: Any) -> None:
+        variable = self._variable(key)
+        if variable is None:
+            self._others[_identity(key)] = key, state
+        elif self._entries.get(variable.id) is not state:
+            content = dict(state)
+            self._take_out(variable, keep=True)
+            self.replace({variable: content})
+            self._attached(variable)  # an empty one, too
+
+    def __delitem__(self, key: Any) -> None:
+        if key not in self:
+            raise KeyError("the parameter has no state")
+        variable = self._variable(key)
+        if variable is None:
+            del self._others[_identity(key)]
+            return
+        entry = self._entries.pop(variable.id, None)
+        if entry is not None:
+            entry.detach()
+        # What somebody holds of it stays what it is until the next step.
+        self._dropped[variable.id] = variable, None if entry is None else weakref.ref(entry)
+
+    def __contains__(self, key: object) -> bool:
+        variable = self._variable(key)
+        if variable is None:
+            return _identity(key) in self._others
+        return variable.id in self._entries or self._has_stepped(variable)
+
+    def __iter__(self) -> Iterator[Any]:
+        found: list[Any] = [variable.param for variable in self._present()]
+        return iter(found + [key for key, _ in self._others.values()])
+
+    def __len__(self) -> int:
+        return len(self._present()) + len(self._others)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        if key not in self:  # and `self[key]` would make one
+            return default
+        return self[key]
+
+    def pop(self, key: Any, *default: Any) -> Any:
+        if key not in self and default:
+            return default[0]
+        if key not in self:
+            raise KeyError("the parameter has no state")
+        value = self[key]
+        del self[key]
+        return value
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        if key not in self:
+            self[key] = {} if default is None else default
+        return self[key]
+
+    def clear(self) -> None:
+        for key in list(self):
+            del self[key]
+
+    def copy(self) -> dict[Any, Any]:
+        return dict(self.items())
+
+    def __repr__(self) -> str:
+        return repr(dict(self.items()))
+
+    # Whose ----------------------------------------------------------------------------------------------------------
+
+    def _variable(self, key: Any) -> Variable | None:
+        """The variable of a parameter, if the optimizer keeps state for it."""
+        if not isinstance(key, Tensor):
+            return None
+        states = self._optimizer.states
+        found = variable_of(key)
+        if found is None or found[0] is not states.registry:
+            return None
+        if found[1].id not in states.slots or _identity(key) in self._others:
+            self._optimizer.follow()
+        return found[1] if found[1].id in states.slots else None
+
+    def _has_stepped(self, variable: Variable) -> bool:
+        optimizer = self._optimizer
+        if variable.id in self._dropped or not (optimizer.names_of(variable) or optimizer.rule().keeps_step):
+            return False
+        return bool(optimizer.states.steps[optimizer.states.slots[variable.id]] > 0)
+
+    def _present(self) -> list[Variable]:
+        """Variables with an entry: those of the param groups first. Waits for the device, once."""
+        optimizer = self._optimizer
+        optimizer.follow()
+        states, rule = optimizer.states, optimizer.rule()
+        counts = states.steps.tolist()
+        ordered = {v.id: v for v in (*optimizer.members(), *states.variables)}
+        return [
+            v
+            for v in ordered.values()
+            if v.id in self._entries
+            or (
+                counts[states.slots[v.id]] > 0
+                and v.id not in self._dropped
+                and (rule.keeps_step or bool(optimizer.names_of(v)))
+            )
+        ]
+
+    # Entries --------------------------------------------------------------------------------------------------------
+
+    def _attached(self, variable: Variable) -> StateEntry:
+        entry = self._entries.get(variable.id)
+        if entry is None:
+            entry = self._entries[variable.id] = StateEntry()
+            entry.attach(self, variable)
+        return entry
+
+    def fill(self, entry: StateEntry) -> None:
+        """Shows the views of a variable that has stepped."""
+        variable = entry.variable
+        if variable is not None and self._has_stepped(variable):
+            self._show(entry, variable)
+
+    def _show(self, entry: StateEntry, variable: Variable) -> None:
+        optimizer = self._optimizer
+        names = optimizer.names_of(variable)
+        if not variable.spec.trainable:
+            return
+        if optimizer.rule().keeps_step and STEP not in entry:
+            entry.show(STEP, optimizer.states.step_of(variable))
+        for name, stream in zip(optimizer.rule().states, self._streams(variable), strict=True):
+            if name in names and dict.get(entry, name) is None:
+                entry.show(name, stream.piece(variable.span))
+
+    def _streams(self, variable: Variable) -> Any:
+        return self._optimizer.states.streams(variable.dtype, self._optimizer.rule().states)
+
+    def shown(self) -> dict[int, StateEntry]:
+        """All entries, by variable id."""
+        found = {}
+        for variable in self._present():
+            entry = found[variable.id] = self._attached(variable)
+            missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
+            if missing and variable.id not in self._dropped:
+                self._show(entry, variable)
+        return found
+
+    def other(self, param: Tensor) -> Any:
+        """The state of a parameter that the store does not hold."""
+        return self._others.get(_identity(param), (param, None))[1]
+
+    def plain(self) -> dict[Any, Any]:
+        """State under keys that are no parameters."""
+        return {key: state for key, state in self._others.values() if not isinstance(key, Tensor)}
+
+    def loose(self) -> dict[int, dict[str, Any]]:
+        """By variable id, what lies in no stream."""
+        entries = {key: entry for key, entry in self._entries.items() if entry.loose}
+        return {key: {name: entry[name] for name in entry if name in entry.loose} for key, entry in entries.items()}
+
+    # Writes ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def put(self, entry: StateEntry, name: Any, value: Any) -> None:
+        variable, states = entry.variable, self._optimizer.states
+        assert variable is not None
+        if variable.id in self._dropped:
+            value = value.clone() if isinstance(value, Tensor) else value  # it may be what is dropped
+            self._erase()
+        keeps_step = self._optimizer.rule().keeps_step
+        if name == STEP and keeps_step and variable.spec.trainable:
+            states.set_steps([variable], [value])
+            entry.show(STEP, states.step_of(variable))
+        elif self._place(entry, variable, name, value) and not keeps_step:
+            # torch's SGD knows by its buffer whether a first step was taken.
+            states.set_steps([variable], [0.0 if value is None else 1.0])
+
+    def _place(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
+        """Writes a value into the stream of its name, or else keeps it in the dict alone; whether there is a stream."""
+        names = self._optimizer.rule().states
+        if not variable.spec.trainable or name not in names or not (value is None or fits(value, variable)):
+            entry.keep(name, value)
+            return False
+        stream = self._streams(variable)[names.index(name)]
+        stream.write(variable.span, value)
+        entry.show(name, None if value is None else stream.piece(variable.span))
+        return True
+
+    @torch.no_grad()
+    def drop(self, entry: StateEntry, name: Any) -> None:
+        variable, states = entry.variable, self._optimizer.states
+        assert variable is not None
+        if name not in entry.loose:
+            held = None if name == STEP else states.covering(name, variable)
+            if held is not None:
+                held.write(variable.span, None)
+            if name == STEP or not self._optimizer.rule().keeps_step or len(entry) == 1:
+                states.set_steps([variable], [0.0])
+        entry.hide(name)
+
+    @torch.no_grad()
+    def replace(self, contents: Mapping[Variable, Mapping[Any, Any]]) -> None:
+        """Replaces the states of some variables; what a content does not name becomes zero."""
+        counts = {variable: self._replace(variable, content) for variable, content in contents.items() if content}
+        self._optimizer.states.set_steps(list(counts), list(counts.values()))
+        for variable, content in contents.items():
+            if not content:
+                self._take_out(variable)
+                self._dropped[variable.id] = variable, None
+
+    def _replace(self, variable: Variable, content: Mapping[Any, Any]) -> float:
+        """All but the count, which is returned."""
+        rule, content = self._optimizer.rule(), dict(content)
+        self._take_out(variable)
+        entry = self._attached(variable)
+        if not variable.spec.trainable:
+            for name, value in content.items():
+                entry.keep(name, value)
+            return 0.0
+        for name, stream in zip(rule.states, self._streams(variable), strict=True):
+            if not fits(content.get(name), variable):
+                stream.write(variable.span, None)
+        placed = [self._place(entry, variable, name, value) and value is not None for name, value in content.items()]
+        if rule.keeps_step and STEP in content:
+            entry.show(STEP, self._optimizer.states.step_of(variable))
+            return float(content[STEP])
+        return float(any(placed))
+
+    def _take_out(self, variable: Variable, keep: bool = False) -> None:
+        """Lets go of a variable's entry; if `keep`, its values stay with whoever holds it."""
+        entry = self._entries.pop(variable.id, None)
+        _, reference = self._dropped.pop(variable.id, (None, None))
+        if entry is None and reference is not None:
+            entry = reference()
+        if entry is not None:
+            entry.detach()
+            if keep:
+                _own(entry)
+
+    def forget(self, variables: Iterable[Variable], keep: bool = False) -> None:
+        """Lets go of entries whose state is another now; what the streams hold is the caller's."""
+        for variable in variables:
+            self._take_out(variable, keep)
+
+    # Following ------------------------------------------------------------------------------------------------------
+
+    def settle(self, strict: bool = False) -> None:
+        """Does what was put off: dropped states become zeros, loose values go where they belong by now.
+
+        Raises:
+            ValueError: if `strict`, a state of another shape than its variable; nothing has changed then.
+        """
+        self._erase()
+        self._gather_loose(strict)
+        self.refresh()
+
+    def adopt(self) -> None:
+        """State that was set for parameters before the store held them, or before they were in a group."""
+        states = self._optimizer.states
+        for identity, (key, state) in list(self._others.items()):
+            found = variable_of(key) if isinstance(key, Tensor) and isinstance(state, Mapping) else None
+            if found is not None and found[0] is states.registry and found[1].id in states.slots:
+                del self._others[identity]
+                self._take_out(found[1], keep=True)
+                self.replace({found[1]: state})
+
+    def assign(self, content: Mapping[Any, Any]) -> None:
+        """`optimizer.state = content`."""
+        if content is self:
+            return
+        items = list(content.items())
+        if self._optimizer.states.slots or self._others:
+            self.clear()
+        for key, state in items:
+            self[key] = state
+
+    @torch.no_grad()
+    def _erase(self) -> None:
+        if not self._dropped:
+            return
+        self.own_dropped()
+        dropped, self._dropped = self._dropped, {}
+        self._optimizer.states.erase([variable for variable, _ in dropped.values()])
+
+    def own_dropped(self) -> None:
+        """Entries that were taken out keep their values, whatever comes over the memory they had."""
+        for _, reference in self._dropped.values():
+            entry = None if reference is None else reference()
+            if entry is not None:
+                _own(entry)
+
+    def _gather_loose(self, strict: bool) -> None:
+        names = self._optimizer.rule().states
+        for entry in [entry for entry in self._entries.values() if entry.loose]:
+            variable = entry.variable
+            if variable is None or not variable.spec.trainable:
+                continue
+            waiting = {name: entry[name] for name in (STEP, *names) if name in entry.loose}
+            wrong = [name for name, value in waiting.items() if name != STEP and not fits(value, variable)]
+            if strict and wrong and isinstance(waiting[wrong[0]], Tensor):
+                raise ValueError(
+                    f"{wrong[0]!r} of variable {variable.name!r} has shape {tuple(waiting[wrong[0]].shape)}, but the "
+                    f"variable has {tuple(variable.shape)}: set optimizer.state[parameter][{wrong[0]!r}] to a tensor "
+                    "of its shape, or delete the entry; nothing was stepped"
+                )
+            for name, value in waiting.items() if not wrong else ():
+                self.put(entry, name, value)
+
+    def refresh(self) -> None:
+        """Streams or counts moved: every entry shows them where they are, and the old memory goes."""
+        states = self._optimizer.states
+        if self._version == states.version:
+            return
+        self._version = states.version
+        for entry in self._entries.values():
+            variable = entry.variable
+            assert variable is not None
+            for name in [name for name in entry if name not in entry.loose]:
+                held = None if name == STEP else states.covering(name, variable)
+                if name == STEP:
+                    entry.show(name, states.step_of(variable))
+                elif held is not None and entry[name] is not None:
+                    entry.show(name, held.piece(variable.span))
+
+
+def fits(value: Any, variable: Variable) -> bool:
+    """Whether a value is a state of a variable's shape."""
+    return isinstance(value, Tensor) and tuple(value.shape) == tuple(variable.shape)
+
+
+def _own(entry: StateEntry) -> None:
+    """Gives an entry that was taken out memory of its own."""
+    for name in [name for name in entry if name not in entry.loose]:
+        value = entry[name]
+        entry.keep(name, value.detach().clone() if isinstance(value, Tensor) else value)
+
+
+def _identity(key: Any) -> Any:
+    """Tensors are keys by identity, as everywhere in torch; all else by value."""
+    return ("tensor", id(key)) if isinstance(key, Tensor) else key

@@ -1,0 +1,190 @@
+"""Membership: which variables an optimizer steps. `param_groups` is the truth, whoever edits it and in whatever way."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ForeignParameterError
+from ..variables.registry import Registry, variable_of
+from ..variables.selectors import Selector, as_select, fits
+from ..variables.variable import Variable
+
+Groups = list[dict[str, Any]]
+
+
+class Membership:
+    """The variables of an optimizer's param groups.
+
+    Args:
+        registry: Of the store; Parameters of others are foreign.
+
+    Attributes:
+        groups: Variables of each param group, in the order of its parameters; a new list when one is edited.
+        group_of: Param group of each variable, by id.
+        version: Grows when another set of variables is stepped, or with another group's numbers.
+        by_number: Whether variables that are declared later join the group of their number.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self.registry = registry
+        self.groups: list[list[Variable]] = []
+        self.group_of: dict[int, dict[str, Any]] = {}
+        self.version = 0
+        self.by_number = False
+        self._selectors: list[tuple[dict[str, Any], Selector]] = []
+        self.foreign: list[Tensor] = []
+        self._known: list[list[Tensor]] = []
+        self._params: dict[int, Tensor] = {}  # of each variable that is or was a member, when last looked at
+        self._generation = -1
+        self._seen = len(registry.variables)
+
+    def members(self) -> list[Variable]:
+        """Of all groups."""
+        return [variable for group in self.groups for variable in group]
+
+    def select(self, group: dict[str, Any], selector: Selector) -> None:
+        """Variables that are declared later join a group if its selector fits them."""
+        self._selectors.append((group, selector))
+
+    def selectors(self, groups: Groups) -> list[Selector]:
+        """Of each group; None for one that was given its parameters one by one."""
+        found = {id(group): selector for group, selector in self._selectors}
+        return [found.get(id(group)) for group in groups]
+
+    def follow(self, groups: Groups, add_group: Callable[[dict[str, Any]], None]) -> list[Variable]:
+        """Takes up what was edited, declared or replaced since the last time: about 25 ns a variable if nothing was.
+
+        Args:
+            add_group: Makes a param group out of the defaults.
+
+        Returns:
+            Variables whose Parameter the user exchanged for another one in the groups: they begin anew.
+
+        Raises:
+            ValueError: a parameter stands in the groups twice.
+        """
+        moved = self._generation != self.registry.generation
+        if moved:
+            self._renew(groups)
+        if self._seen != len(self.registry.variables):
+            self._join(groups, add_group)
+        if not moved and self._is_known(groups):
+            return []
+        self._generation = self.registry.generation
+        return self._resolve(groups)
+
+    def _is_known(self, groups: Groups) -> bool:
+        if len(groups) != len(self._known):
+            return False
+        for group, known in zip(groups, self._known, strict=True):
+            params = group["params"]
+            if params.__class__ is not list or len(params) != len(known) or not all(map(operator.is_, params, known)):
+                return False
+        return True
+
+    def _renew(self, groups: Groups) -> None:
+        """A Parameter that was assigned to a module, and taken in by the store, takes the place of the old one."""
+        stale = {id(self._params[v.id]): v for v in self.members() if v.param is not self._params[v.id]}
+        if not stale:
+            return
+        listed = {id(param) for group in groups for param in as_list(group)}
+        for group in groups:
+            params = as_list(group)
+            for i, param in enumerate(params):
+                variable = stale.get(id(param))
+                if variable is not None and id(variable.param) not in listed:
+                    params[i] = self._params[variable.id] = variable.param
+
+    def _join(self, groups: Groups, add_group: Callable[[dict[str, Any]], None]) -> None:
+        """Takes up the variables that were declared since the last time; groups they number are made of defaults."""
+        new = self.registry.variables[self._seen :]
+        self._seen = len(self.registry.variables)
+        listed = {id(param) for group in groups for param in as_list(group)}
+        for variable in new:
+            if not isinstance(variable.param, nn.Parameter) or id(variable.param) in listed:
+                continue
+            number = variable.group if self.by_number else self._selected(groups, variable)
+            if number is None:
+                continue
+            while len(groups) <= number:
+                add_group({"params": []})
+            as_list(groups[number]).append(variable.param)
+
+    def _selected(self, groups: Groups, variable: Variable) -> int | None:
+        """The first group with a selector that fits the variable."""
+        for number, selector in enumerate(self.selectors(groups)):
+            if selector is not None and fits(variable, as_select(selector)):
+                return number
+        return None
+
+    def _resolve(self, groups: Groups) -> list[Variable]:
+        """Finds the variables of all groups."""
+        found: list[list[Variable]] = []
+        known: list[list[Tensor]] = []
+        group_of: dict[int, dict[str, Any]] = {}
+        foreign: list[Tensor] = []
+        for group in groups:
+            params = as_list(group)
+            known.append(list(params))
+            found.append([])
+            for param in params:
+                entry = variable_of(param)
+                if entry is None or entry[0] is not self.registry:
+                    foreign.append(param)
+                    continue
+                variable = entry[1]
+                if variable.id in group_of:
+                    raise ValueError(
+                        f"some parameters appear in more than one parameter group, or twice in one: {variable.name!r}; "
+                        "every variable takes one step"
+                    )
+                group_of[variable.id] = group
+                found[-1].append(variable)
+        self._selectors = [pair for pair in self._selectors if any(pair[0] is group for group in groups)]
+        if found != self.groups or any(group is not self.group_of.get(key) for key, group in group_of.items()):
+            self.version += 1
+            self.groups = found
+        self.group_of, self._known, self.foreign = group_of, known, foreign
+        members = self.members()
+        exchanged = [v for v in members if self._params.get(v.id, v.param) is not v.param]
+        self._params.update((v.id, v.param) for v in members)
+        return exchanged
+
+    def check(self) -> None:
+        """Raises ForeignParameterError where the groups hold a tensor that is no variable of the store."""
+        if self.foreign:
+            explain_foreign(self.foreign[0], self.registry, "nothing was stepped")
+
+
+def as_list(group: dict[str, Any]) -> list[Tensor]:
+    """A group's parameters as the list they must be: users may have put a tuple there, an iterator, one tensor."""
+    params = group["params"]
+    if not isinstance(params, list):
+        params = group["params"] = [params] if isinstance(params, Tensor) else list(params)
+    return params
+
+
+def explain_foreign(param: Tensor, registry: Registry | None, consequence: str) -> None:
+    """Raises ForeignParameterError for a parameter that a store does not hold."""
+    about = f"a parameter of shape {tuple(param.shape)}"
+    found = variable_of(param)
+    if found is not None:
+        raise ForeignParameterError(
+            f"{about} lies in another store, and an optimizer steps one: adopt both modules into one store with "
+            "store.add_module(module, prefix) when they are built, or move the variables of both into a new store with "
+            f"VarStore.merge([store, (other, 'prefix.')]), and make the optimizer for that; {consequence}"
+        )
+    raise ForeignParameterError(
+        f"{about} lies in no store. If it replaced another one in its module, call store.rebind(), which takes it in "
+        "under the same name; a new one is taken in by store.add(name, parameter), and a whole module by "
+        f"VarStore.from_module(module) or store.add_module(module); {consequence}"
+    )
+
+
+def by_rows(groups: Sequence[Sequence[Variable]]) -> list[tuple[Variable, int]]:
+    """Variables with the number of their group."""
+    return [(variable, number) for number, group in enumerate(groups) for variable in group]

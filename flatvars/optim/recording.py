@@ -1,0 +1,114 @@
+"""Capturing an optimizer as a record, and putting a record in its place."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import MismatchError
+from ..memory.streams import Stream
+from ..variables.variable import Variable
+from .entries import Entries, Keeper
+from .membership import Membership
+from .record import Fetch, GroupRecord, OptimizerRecord
+
+
+class Recorded(Keeper, Protocol):
+    """What a record asks of an optimizer."""
+
+    membership: Membership
+    entries: Entries
+
+    def state_names(self, group: Any) -> tuple[str, ...]:
+        """The states of a param group."""
+
+    def counts_steps(self, group: Any) -> bool:
+        """Whether steps of a group count."""
+
+
+def capture(optimizer: Recorded) -> OptimizerRecord:
+    """See `Optimizer.capture`."""
+    optimizer.follow()
+    optimizer.entries.settle()
+    states, names = optimizer.states, optimizer.rule().states
+    pairs = zip(optimizer.param_groups, optimizer.membership.groups, strict=True)
+    groups = [GroupRecord(hyper_of(group), variables, optimizer.state_names(group)) for group, variables in pairs]
+    regions = [region.dtype for region in optimizer.registry.layout.regions]
+    found = {(name, dtype): states.find(name, dtype) for name in names for dtype in regions}
+    streams = {key: stream for key, stream in found.items() if stream is not None}
+    kind, loose = type(optimizer).__name__, optimizer.entries.loose()
+    steps = states.steps[: len(states.slots)]
+    return OptimizerRecord(kind, names, groups, steps, states.slots, states.skipped, streams, loose)
+
+
+def hyper_of(group: dict[str, Any]) -> dict[str, Any]:
+    """All of a param group but the parameters."""
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def restore(optimizer: Recorded, record: OptimizerRecord, fetch: Fetch | None) -> None:
+    """See `Optimizer.restore`."""
+    optimizer.follow()
+    problems = capture(optimizer).problems(record)
+    if problems:
+        raise MismatchError(f"this record is not the optimizer's: {'; '.join(problems)}. Nothing has changed")
+    set_hyper(optimizer.param_groups, record)
+    optimizer.entries.settle()
+    members = optimizer.members()
+    # The groups came first: they say which rule, and so which states there are.
+    for dtype in dict.fromkeys(v.dtype for v in members if v.spec.trainable):
+        chosen = [v for v in members if v.dtype == dtype and v.spec.trainable]
+        names = optimizer.rule().states
+        for name, stream in zip(names, optimizer.states.streams(dtype, names), strict=True):
+            if fetch is None:
+                _copy(stream, record.streams.get((name, dtype)), chosen)
+            else:
+                _fetch(fetch, name, stream, chosen)
+    _set_counts(optimizer, record)
+    optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
+    optimizer.entries.forget(optimizer.states.variables)
+    optimizer.entries.replace({v: record.loose[v.id] for v in members if v.id in record.loose and not v.spec.trainable})
+    optimizer.entries.refresh()
+
+
+def set_hyper(groups: list[dict[str, Any]], record: OptimizerRecord) -> None:
+    """Writes the numbers of a record into param groups; a tensor that a graph or a user holds on to is filled."""
+    for group, saved in zip(groups, record.groups, strict=True):
+        for key, value in saved.hyper.items():
+            current = group.get(key)
+            if isinstance(current, Tensor):
+                current.copy_(value) if isinstance(value, Tensor) else current.fill_(value)
+            else:
+                group[key] = value.clone() if isinstance(value, Tensor) else value
+
+
+def _fetch(fetch: Fetch, name: str, stream: Stream, variables: list[Variable]) -> None:
+    for variable in variables:
+        if not fetch(name, variable, stream.view(variable.span)):
+            stream.write(variable.span, None)
+
+
+def _copy(stream: Stream, saved: Stream | None, variables: list[Variable]) -> None:
+    """One copy where both cover the same range; what the other one does not cover becomes zero."""
+    if saved is not None and saved.cover == stream.cover:
+        stream.buffer.copy_(saved.buffer, non_blocking=True)
+        return
+    stream.buffer.zero_()
+    for variable in variables:
+        span = variable.span
+        if saved is not None and saved.base <= span.offset and span.stop <= saved.cover[1]:
+            stream.write(span, saved.read(span))
+
+
+def _set_counts(optimizer: Recorded, record: OptimizerRecord) -> None:
+    states = optimizer.states
+    counts = record.steps.new_zeros(len(record.steps) + 1)
+    counts[:-1] = record.steps
+    # Variables that the record does not know took no step: the zero at the end.
+    rows = [record.slots.get(v.id, -1) for v in states.variables]
+    states.set_steps(states.variables, counts[torch.tensor(rows, dtype=torch.int64).to(counts.device)])
+    pairs = zip(optimizer.param_groups, optimizer.membership.groups, strict=True)
+    paused = [v for group, variables in pairs if not optimizer.counts_steps(group) for v in variables]
+    states.pause(paused, at_zero=True)

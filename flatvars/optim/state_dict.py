@@ -1,0 +1,177 @@
+"""torch.optim's state dict, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..memory.streams import own_storage
+from ..variables.variable import Variable
+from .entry import STEP
+from .membership import as_list
+from .recording import Recorded, hyper_of
+
+
+class Saved(Recorded, Protocol):
+    """What a state dict asks of an optimizer: the hooks of torch.optim are among it."""
+
+    known_states: tuple[str, ...]
+    needs_step: bool
+    defaults: dict[str, Any]
+
+    def after_load(self) -> None:
+        """Called when loaded groups are in place."""
+
+    _optimizer_state_dict_pre_hooks: Any
+    _optimizer_state_dict_post_hooks: Any
+    _optimizer_load_state_dict_pre_hooks: Any
+    _optimizer_load_state_dict_post_hooks: Any
+
+
+def state_dict(optimizer: Saved) -> dict[str, Any]:
+    """torch.optim's format, by its hooks' rules."""
+    for pre_hook in optimizer._optimizer_state_dict_pre_hooks.values():
+        pre_hook(optimizer)
+    optimizer.follow()
+    optimizer.entries.settle()
+    entries = optimizer.entries.shown()
+    steps = optimizer.states.steps.cpu()
+    state: dict[Any, Any] = {}
+    groups: list[dict[str, Any]] = []
+    index = 0
+    by_param = {id(v.param): v for v in optimizer.members()}
+    for group in optimizer.param_groups:
+        params = as_list(group)
+        groups.append({**hyper_of(group), "params": list(range(index, index + len(params)))})
+        for param in params:
+            variable = by_param.get(id(param))
+            entry = optimizer.entries.other(param) if variable is None else entries.get(variable.id)
+            if entry:
+                state[index] = dict(entry)
+                if variable is not None and STEP in entry and STEP not in entry.loose:
+                    row = optimizer.states.slots[variable.id]
+                    state[index][STEP] = own_storage(steps[row : row + 1]).view(())  # on the host, as torch's
+            index += 1
+    state.update(optimizer.entries.plain())
+    result: dict[str, Any] = {"state": state, "param_groups": groups}
+    for post_hook in optimizer._optimizer_state_dict_post_hooks.values():
+        changed = post_hook(optimizer, result)
+        result = result if changed is None else changed
+    return result
+
+
+def load_state_dict(optimizer: Saved, state_dict: Mapping[str, Any]) -> None:
+    """Loads torch.optim's format; group hyper-parameters are replaced, states copied. All is checked first."""
+    optimizer.follow()
+    state_dict = dict(state_dict)
+    for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = pre_hook(optimizer, state_dict)
+        state_dict = state_dict if changed is None else changed
+    groups = deepcopy(state_dict["param_groups"])
+    check_sizes(optimizer.param_groups, groups)
+    states = states_of_groups(optimizer.param_groups, groups, state_dict["state"])
+    check_groups(groups, optimizer.defaults, type(optimizer).__name__)
+    check_states(optimizer, groups, states)
+    # The groups first: they say which rule, and so which states there are.
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        group.update({key: value for key, value in saved.items() if key != "params"})
+    optimizer.after_load()
+    by_param = {id(v.param): v for v in optimizer.members()}
+    pairs = [pair for some in states for pair in some]
+    found = {by_param[id(param)]: state for param, state in pairs if id(param) in by_param}
+    optimizer.entries.replace({v: own(v, state, optimizer.rule().states) for v, state in found.items()})
+    for param, state in pairs:
+        if id(param) not in by_param and state:
+            optimizer.entries[param] = deepcopy(dict(state))
+    indices = {index for saved in state_dict["param_groups"] for index in saved["params"]}
+    for key, value in state_dict["state"].items():
+        if key not in indices:
+            optimizer.entries[key] = value
+    for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        post_hook(optimizer)
+
+
+States = list[tuple[Tensor, Mapping[str, Any]]]
+"""Parameters with what was saved of them."""
+
+
+def states_of_groups(mine: list[dict[str, Any]], saved: list[dict[str, Any]], state: Mapping[Any, Any]) -> list[States]:
+    """Of each group. A step count that was saved once for a whole group, as apex does, is that of its parameters."""
+    found: list[States] = []
+    for group, theirs in zip(mine, saved, strict=True):
+        shared = {} if STEP in group or STEP not in theirs else {STEP: theirs.pop(STEP)}
+        pairs = [(param, state.get(index, {})) for param, index in zip(as_list(group), theirs["params"], strict=True)]
+        found.append([(param, {**shared, **one} if one else one) for param, one in pairs])
+    return found
+
+
+def own(variable: Variable, state: Mapping[str, Any], streams: tuple[str, ...]) -> dict[str, Any]:
+    """A state, with copies of the tensors that no stream will copy."""
+    in_streams = streams if variable.spec.trainable else ()
+    return {k: v.clone() if isinstance(v, Tensor) and k not in in_streams else v for k, v in state.items()}
+
+
+# Checks -----------------------------------------------------------------------------------------------------------
+
+STATES_OF_OTHERS = {
+    "Adam, AdamW or NAdam": {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "mu_product"},
+    "SGD": {"momentum_buffer"},
+    "RMSprop": {"square_avg", "grad_avg"},
+    "Adagrad": {"sum"},
+    "Adadelta": {"acc_delta"},
+    "Adamax": {"exp_inf"},
+    "Rprop": {"prev", "step_size"},
+    "Adafactor": {"row_var", "col_var", "variance"},
+}
+"""By who keeps them: what tells that a state is another optimizer's."""
+
+
+def check_sizes(mine: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Raises ValueError, in torch's words, for other numbers of groups or parameters."""
+    if len(saved) != len(mine):
+        raise ValueError("loaded state dict has a different number of parameter groups")
+    if any(len(as_list(group)) != len(theirs["params"]) for group, theirs in zip(mine, saved, strict=True)):
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
+        )
+
+
+def check_groups(saved: list[dict[str, Any]], defaults: Mapping[str, Any], kind: str) -> None:
+    """Raises ValueError for groups without a number that the class needs."""
+    for number, group in enumerate(saved):
+        for key, value in defaults.items():
+            if key not in group and not isinstance(value, bool) and value is not None:
+                raise ValueError(
+                    f"the loaded state dict is no {kind}'s: its param group {number} has no {key!r}, but "
+                    f"{', '.join(map(repr, (k for k in group if k != 'params')))}; nothing was changed"
+                )
+
+
+def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[States]) -> None:
+    """Raises ValueError for states of another optimizer's, or of other shapes."""
+    kind = type(optimizer).__name__
+    known = {*optimizer.known_states, *optimizer.rule().states}
+    names = {v.param: v.name for v in optimizer.members()}
+    for group, theirs, pairs in zip(optimizer.param_groups, saved, states, strict=True):
+        needed = optimizer.state_names({**group, **theirs})
+        for param, state in pairs:
+            if not state:
+                continue
+            about = f"{kind} cannot go on from the loaded state of {names.get(param, 'a parameter')!r}"
+            for owner, foreign in STATES_OF_OTHERS.items():
+                if strange := [name for name in state if name in foreign and name not in known]:
+                    raise ValueError(f"{about}: {strange[0]!r} is a state of {owner}; nothing was changed")
+            missing = [name for name in needed if name not in state]
+            missing += [STEP] if optimizer.needs_step and STEP not in state else []
+            if missing:
+                raise ValueError(f"{about}: it has no {missing[0]!r}, but {list(state)}; nothing was changed")
+            for name in known & set(state):
+                value = state[name]
+                if isinstance(value, Tensor) and tuple(value.shape) != tuple(param.shape):
+                    raise ValueError(
+                        f"{name!r} of variable {names.get(param)!r} has shape {tuple(value.shape)} in the loaded "
+                        f"state, but the variable has {tuple(param.shape)}; nothing was changed"
+                    )

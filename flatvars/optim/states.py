@@ -1,0 +1,204 @@
+"""States: the streams of an optimizer over the variables it steps, and how many steps each of them took.
+
+Both live on the device and stay when launches are planned anew: a variable keeps its row of counts and its place in the
+streams for as long as the optimizer lives, whichever param group it is in, or none.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..memory.streams import Cover, Stream, hull, own_storage, same_dtype
+from ..variables.registry import Registry
+from ..variables.variable import Variable
+
+# Rows of counts that are made at a time: a captured graph knows where the counts lie, so that they move seldom.
+ROWS = 256
+
+
+def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
+    """For streams that do not follow the dtype of their region."""
+    return dtype
+
+
+class States:
+    """State streams and step counts of one optimizer.
+
+    Args:
+        registry: Of the variables.
+        dtype: Of the streams; that of the variables if None.
+
+    Attributes:
+        steps: float32 [rows] on the device: steps taken by each variable; the kernels count them up.
+        slots: Row of each variable, by id.
+        skipped: int32 [] on the device: steps that `skip_nonfinite` or a GradScaler skipped.
+        version: Grows when `steps` or a stream moved, so that views of them must be made anew.
+    """
+
+    def __init__(self, registry: Registry, dtype: torch.dtype | None) -> None:
+        self.registry = registry
+        self.dtype = dtype
+        self.steps = torch.zeros(0, dtype=torch.float32, device=registry.device)
+        self.slots: dict[int, int] = {}
+        self.skipped = torch.zeros((), dtype=torch.int32, device=registry.device)
+        self.version = 0
+        self._variables: dict[int, Variable] = {}
+        self._epochs: dict[int, int] = {}
+        self._paused: Tensor | None = None
+        self._streams: dict[tuple[torch.dtype, tuple[str, ...]], list[Stream]] = {}
+        self._generation = -1
+        self._key = registry.register_optimizer()
+        weakref.finalize(self, _release, weakref.ref(registry), self._key)
+
+    # Rows -----------------------------------------------------------------------------------------------------------
+
+    def enroll(self, variables: Iterable[Variable]) -> None:
+        """Gives a row to every variable that has none, and room in the streams when they are asked for next."""
+        new = [v for v in variables if v.id not in self.slots]
+        if not new:
+            return
+        for variable in new:
+            self.slots[variable.id] = len(self.slots)
+            self._variables[variable.id] = variable
+            self._epochs[variable.id] = variable.state_epoch
+        self._streams = {}
+        if len(self.slots) > len(self.steps):
+            rows = max(-(-len(self.slots) // ROWS) * ROWS, 2 * len(self.steps))
+            self.steps = _longer(self.steps, rows)
+            if self._paused is not None:
+                self._paused = _longer(self._paused, rows)
+            self.version += 1
+
+    @property
+    def variables(self) -> list[Variable]:
+        """All that have a row, in the order they got it."""
+        return list(self._variables.values())
+
+    def lost(self) -> list[Variable]:
+        """Variables whose room was given up since the last `follow_carve`, and with it what was known of them."""
+        return [v for v in self._variables.values() if self._epochs[v.id] != v.state_epoch]
+
+    def follow_carve(self) -> None:
+        """Spans moved, maybe to another device."""
+        device = self.registry.device
+        if self.steps.device != device:
+            self.steps, self.skipped = self.steps.to(device), self.skipped.to(device)
+            self._paused = None if self._paused is None else self._paused.to(device)
+        self.version += 1
+        lost = self.lost()
+        self.set_steps(lost, [0.0] * len(lost))
+        self._epochs.update((v.id, v.state_epoch) for v in lost)
+
+    def rows(self, variables: Iterable[Variable]) -> Tensor:
+        """int64 [variables] on the device."""
+        rows = [self.slots[v.id] for v in variables]
+        return torch.tensor(rows, dtype=torch.int64).to(self.steps.device, non_blocking=True)
+
+    def step_of(self, variable: Variable) -> Tensor:
+        """The count of one variable, float32 []: in place, with a storage of its own."""
+        row = self.slots[variable.id]
+        return own_storage(self.steps[row : row + 1]).view(())
+
+    @torch.no_grad()
+    def set_steps(self, variables: Sequence[Variable], counts: Sequence[float | Tensor] | Tensor) -> None:
+        """Sets counts in place, so that captured graphs go on from them."""
+        if not variables:
+            return
+        if not isinstance(counts, Tensor):
+            numbers = [float(count) for count in counts]
+            counts = torch.tensor(numbers, dtype=torch.float32)
+        rows, counts = self.rows(variables), counts.to(self.steps.device, torch.float32)
+        self.steps[rows] = counts
+        if self._paused is not None:
+            self._paused[rows] = counts
+
+    @torch.no_grad()
+    def pause(self, variables: Sequence[Variable], at_zero: bool = False) -> None:
+        """Steps from now on do not count, though the kernels count them: what they count to is dropped by `resume`.
+
+        Args:
+            at_zero: Those up to now do not count either.
+        """
+        if not variables:
+            return
+        if self._paused is None:
+            self._paused = torch.zeros_like(self.steps)
+        rows = self.rows(variables)
+        self._paused[rows] = torch.zeros_like(self.steps[rows]) if at_zero else self.steps[rows]
+
+    @torch.no_grad()
+    def resume(self, variables: Sequence[Variable]) -> None:
+        """Counts go on from where they were when they paused."""
+        if self._paused is not None and variables:
+            rows = self.rows(variables)
+            self.steps[rows] = self._paused[rows]
+
+    # Streams --------------------------------------------------------------------------------------------------------
+
+    def find(self, name: str, region: torch.dtype) -> Stream | None:
+        """A state stream if it exists."""
+        return self.registry.streams.find(f"{self._key}.{name}", region)
+
+    def streams(self, region: torch.dtype, names: tuple[str, ...]) -> list[Stream]:
+        """The streams of these states in a region, over one range; made of zeros when first asked for."""
+        if self._generation != self.registry.generation:
+            self._streams, self._generation = {}, self.registry.generation
+        key = (region, names)
+        if key not in self._streams:
+            cover = self._cover(region)
+            dtype_of = same_dtype if self.dtype is None else partial(always, self.dtype)
+            streams = self.registry.streams
+            before = [self.find(name, region) for name in names]
+            made = [streams.get(f"{self._key}.{name}", region, dtype_of, cover) for name in names]
+            self.version += any(old is not new for old, new in zip(before, made, strict=True))
+            self._streams[key] = made
+        return self._streams[key]
+
+    def _cover(self, region: torch.dtype) -> Cover:
+        """From the first to the last variable that has room for state, and all that is covered already."""
+        streams = self.registry.streams
+        found = [streams.find(name, region) for name in streams.names() if name.startswith(f"{self._key}.")]
+        ranges = [held.cover for held in found if held is not None]
+        spans = [v.span for v in self._variables.values() if v.dtype == region and v.spec.trainable]
+        if spans:
+            ranges.append(hull(spans))
+        if not ranges:
+            return 0, 0
+        return min(start for start, _ in ranges), max(stop for _, stop in ranges)
+
+    def covering(self, name: str, variable: Variable) -> Stream | None:
+        """The stream of a state where it covers a variable."""
+        held, span = self.find(name, variable.dtype), variable.span
+        if held is None or not (held.base <= span.offset and span.stop <= held.cover[1]):
+            return None
+        return held
+
+    @torch.no_grad()
+    def erase(self, variables: Sequence[Variable]) -> None:
+        """Makes zeros of all that is known of some variables."""
+        self.set_steps(variables, [0.0] * len(variables))
+        streams = self.registry.streams
+        names = [name for name in streams.names() if name.startswith(f"{self._key}.")]
+        for name in names:
+            for variable in variables:
+                held = self.covering(name.removeprefix(f"{self._key}."), variable)
+                if held is not None and variable.spec.trainable:
+                    held.write(variable.span, None)
+
+
+def _release(reference: weakref.ref[Registry], key: str) -> None:
+    """Frees the state of an optimizer that is gone. The registry is not kept for that: its hooks may lead back here."""
+    registry = reference()
+    if registry is not None:
+        registry.release_optimizer(key)
+
+
+def _longer(counts: Tensor, rows: int) -> Tensor:
+    longer = torch.zeros(rows, dtype=counts.dtype, device=counts.device)
+    longer[: len(counts)] = counts
+    return longer

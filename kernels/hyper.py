@@ -1,0 +1,105 @@
+"""The hyper-parameter table: a row of numbers for each param group, copied to the device when one changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .addresses import is_capturing, upload
+from .errors import FlatvarsError
+from .rules import Rule
+
+Group = Mapping[str, Any]
+Numbers = tuple[Any, ...]
+
+# What cannot change in place: a group that holds the very same of these gives the same numbers.
+_FIXED = (int, float, bool, str, type(None))
+
+
+def _is_fixed(value: object) -> bool:
+    return isinstance(value, _FIXED) or (isinstance(value, tuple) and all(map(_is_fixed, value)))
+
+
+class _Row:
+    """The numbers of a group, and what the group held when they were made of it."""
+
+    def __init__(self, rule: Rule, limit: float, group: Group) -> None:
+        self.rule, self.limit = rule, limit
+        self._keys, self._values = tuple(group), tuple(group.values())
+        self._fixed = all(key == "params" or _is_fixed(value) for key, value in group.items())
+        self.numbers: Numbers = (limit, *rule.hyper(group))
+
+    def holds(self, rule: Rule, limit: float, group: Group) -> bool:
+        """Whether the numbers would be the same, by identity alone: no number is compared, and no tensor read."""
+        return (
+            self._fixed
+            and rule is self.rule
+            and limit == self.limit
+            and len(group) == len(self._keys)
+            and all(map(is_, group.values(), self._values))
+            and all(map(is_, group, self._keys))
+        )
+
+
+class HyperTable:
+    """See above; float32 (float64) [groups, 1 + columns of the rule], max_norm first.
+
+    The table stays where it is while its shape does, so that a captured graph reads what is uploaded later.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._table: Tensor | None = None
+        self._outgrown: list[Tensor] = []  # a graph may have been captured with it
+        self._rows: list[_Row] = []
+        self._uploaded: list[Numbers] = []
+
+    def upload(self, rule: Rule, groups: Sequence[Group], max_norm: float | None) -> Tensor:
+        """The table, after what changed was copied over.
+
+        A number that is a tensor on the device is copied there on the device, every time: its value is not known here.
+
+        Raises:
+            FlatvarsError: numbers changed, or there were none yet, while a CUDA graph is captured.
+        """
+        limit = math.inf if max_norm is None else max_norm
+        rows = self._rows
+        if self._table is not None and len(rows) == len(groups):
+            if all(row.holds(rule, limit, group) for row, group in zip(rows, groups, strict=True)):
+                return self._table
+            pairs = zip(rows, groups, strict=True)
+            self._rows = [row if row.holds(rule, limit, group) else _Row(rule, limit, group) for row, group in pairs]
+        else:
+            self._rows = [_Row(rule, limit, group) for group in groups]
+        return self._write([row.numbers for row in self._rows])
+
+    def _write(self, rows: list[Numbers]) -> Tensor:
+        shape = (len(rows), len(rows[0]))
+        if self._table is None or self._table.shape != shape:
+            self._outgrown += [] if self._table is None else [self._table]
+            self._table, self._uploaded = torch.zeros(shape, dtype=self.dtype, device=self.device), []
+        on_device = [(i, j, x) for i, row in enumerate(rows) for j, x in enumerate(row) if isinstance(x, Tensor)]
+        numbers = [tuple(0.0 if _lies_there(x) else float(x) for x in row) for row in rows]
+        if numbers != self._uploaded:
+            if is_capturing(self._table):
+                # A captured copy would put today's numbers back at every replay.
+                raise FlatvarsError(
+                    "param_groups changed since the last step, or no step was taken yet, while a CUDA graph is being "
+                    "captured; call optimizer.upload_hyperparameters() before the capture and before each replay"
+                )
+            upload(self._table, torch.tensor(numbers, dtype=self.dtype))
+            self._uploaded = numbers
+        for i, j, x in on_device:
+            if _lies_there(x):
+                self._table[i, j].copy_(x.squeeze(), non_blocking=True)
+        return self._table
+
+
+def _lies_there(number: object) -> bool:
+    """Whether it is a tensor on a device, which is not read here."""
+    return isinstance(number, Tensor) and number.is_cuda
