@@ -1,1 +1,1 @@
-"""Kernels of flatvars: rules, made into launches by Triton for GPUs and by Numba for CPUs. Import as `flatvars.kernels`."""
+"""Kernels of flatvars: rules, made into launches by Triton and by Numba. Import as `flatvars.kernels`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,10 @@ class Plan:
         self.out = NormSlot(norm, sums, slot)
         self.addresses = AddressTable(self.segments, self.device)
         self._hyper = HyperTable(self.segments.compute_dtype, self.device)
+
+    def write_norm_to(self, norm: Tensor) -> None:
+        """From the next launch on, norms go to this tensor, like the one before."""
+        self.out = replace(self.out, norm=norm)
 
     # Which gradients a launch reads -------------------------------------------------------------------------------
 

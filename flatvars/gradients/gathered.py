@@ -120,6 +120,7 @@ class Gathered(Gradients):
         if add:
             self._sweep(plans.variables)
         self._unswept.difference_update(plans.ids)
+        plans.renew_norm()
         for part in plans.parts:
             part.plan.accumulate_(part.pick(ready), self.stream(part.region), float(scale), add)
         self._open.update(compress(plans.ids, touched))
@@ -171,7 +172,8 @@ class Gathered(Gradients):
 
     def norm_for(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> Tensor:
         if plans is self._plans and collected.norm is None:
-            self._normed = None  # the launch writes over it
+            self._normed = None
+            plans.renew_norm()
         return super().norm_for(plans, collected, grad_scale)
 
     def spend(self, plans: PlanSet, collected: Collected) -> None:
@@ -287,6 +289,7 @@ class Gathered(Gradients):
         if snapshot.norm and snapshot.open:
             # Adding nothing takes the norm by the very launch that took it before.
             plans = self.plans()
+            plans.renew_norm()
             for part in plans.parts:
                 part.plan.accumulate_([None] * len(part.order), self.stream(part.region), 1.0, True)
             self._note_norm(plans)

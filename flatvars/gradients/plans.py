@@ -174,6 +174,12 @@ class PlanSet:
                 found[k] = hit
         return found
 
+    def renew_norm(self) -> None:
+        """Gives the next norm a tensor of its own: whoever was handed the last one keeps it as it is."""
+        self.norm = torch.empty_like(self.norm)
+        for part in self.parts:
+            part.plan.write_norm_to(self.norm)
+
     def norm_(self, sources: Sequence[Any], grad_scale: Tensor | None = None) -> Tensor:
         """Takes the L2 norm over all regions, of gradients divided by `grad_scale` if given: one launch each."""
         for part, source in zip(self.parts, sources, strict=True):

@@ -291,10 +291,8 @@ class Optimizer(Conveniences):
         norm = plans.norm
         if self.max_norm is not None or self.skip_nonfinite or collected.unseen:
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
-            if norm is not plans.norm:
-                plans.norm.copy_(norm)  # the store's, which its next norm replaces
         if self.max_norm is not None or self.skip_nonfinite:
-            self._norm = plans.norm
+            self._norm = norm
         rule = self.rule()
         for part, source in zip(plans.parts, collected.sources, strict=True):
             states = self.states.streams(part.region, rule.states)

@@ -7,11 +7,20 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from flatvars.backend import use_backend
 from flatvars.kernels.triton import launch, launches
 from flatvars.kernels.triton.launch import TILE, TILES, tile_for
 from tests.support.rig import Rig, lay_out
 from tests.support.rules import CASES
 from tests.support.tolerances import assert_same_bits
+
+
+@pytest.fixture
+def backend():
+    """The CPU has one block."""
+    with use_backend("triton"):
+        yield "triton"
+
 
 SHAPES = [(20,), (2060,), (7, 5), (0,), (513,)]
 CASE = CASES["adamw"]

@@ -10,7 +10,7 @@ import torch
 
 from flatvars.kernels.hyper import HyperTable
 from flatvars.kernels.rules import ADAMW, SGD
-from flatvars.kernels.rules.adam import adam_hyper
+from flatvars.kernels.rules.adam import adam_numbers
 from tests.support import reference
 from tests.support.rig import Rig
 from tests.support.rules import CASES, Case, adam_group, sgd_group
@@ -87,7 +87,7 @@ def test_rows_are_made_of_groups_that_changed(device):
 
     def numbers(group):
         made.append(group)
-        return adam_hyper(group)
+        return adam_numbers(group)
 
     rule = replace(ADAMW, hyper=numbers)
     table = HyperTable(torch.float32, device)
@@ -102,7 +102,7 @@ def test_rows_are_made_of_groups_that_changed(device):
         lambda: groups[0]["lr"].fill_(2.0),
     ):
         change()
-        expected = [[7.0, *map(float, adam_hyper(group))] for group in groups]
+        expected = [[7.0, *map(float, adam_numbers(group))] for group in groups]
         assert table.upload(rule, groups, 7.0).tolist() == torch.tensor(expected).tolist()
     made.clear()
     table.upload(rule, groups, 7.0)
@@ -113,7 +113,7 @@ def test_rows_are_made_of_groups_that_changed(device):
     table.upload(rule, groups, 7.0)
     assert made == []
     assert table.upload(rule, groups, None)[:, 0].tolist() == [math.inf] * 2
-    assert table.upload(SGD, [sgd_group(), sgd_group()], None).shape != (2, 1 + len(adam_hyper(groups[0])))
+    assert table.upload(SGD, [sgd_group(), sgd_group()], None).shape != (2, 1 + len(adam_numbers(groups[0])))
 
 
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
