@@ -231,7 +231,7 @@ def saved_gradients(store: fv.VarStore, optimizers: Any) -> list[str]:
     assert snapshot.training is not None
     file = io.BytesIO()
     store.save(file, optimizers)
-    content = snapshot.training.gradients
+    content = snapshot.training.saved["gradients"]
     assert content["spent"] is False
     names = sorted([*content["touched"], *content["pending"]])
     numel = sum(store[name].spec.numel for name in names)
@@ -309,7 +309,7 @@ def test_old_files_that_hold_spent_gradients_are_read(spent: bool, tmp_path: Pat
     snapshot = twins.store.snapshot(opt)
     training = snapshot.image().training
     assert training is not None
-    training.gradients["spent"] = spent
+    training.saved["gradients"]["spent"] = spent
     snapshot.save(tmp_path / "old.safetensors", wait=True)
     kept = twins.store["c"].grad.clone()
     twins.store.zero_grad()

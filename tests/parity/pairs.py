@@ -147,6 +147,7 @@ class Pair:
     def assert_states_close(self) -> None:
         """The state dicts have the same entries, the same keys and close values."""
         ours, theirs = self.opt.state_dict()["state"], self.ref.state_dict()["state"]
+        ours = {index: state for index, state in ours.items() if state}  # looking at a state makes an empty one
         assert ours.keys() == {index for index, state in theirs.items() if state}
         for index, state in ours.items():
             assert state.keys() == theirs[index].keys()
