@@ -209,12 +209,14 @@ class Entries(MutableMapping[Any, Any]):
         return self._optimizer.states.streams(variable.dtype, self._optimizer.rule().states)
 
     def shown(self) -> dict[int, StateEntry]:
-        """All entries, by variable id."""
+        """All entries, by variable id; one that was asked for before the variable's first step is empty, as torch's."""
         found = {}
-        for variable in self._present():
+        present, states = self._present(), self._optimizer.states
+        counts = states.steps.tolist()
+        for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
-            if missing and variable.id not in self._dropped:
+            if missing and variable.id not in self._dropped and counts[states.slots[variable.id]] > 0:
                 self._show(entry, variable)
         return found
 
