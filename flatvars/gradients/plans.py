@@ -176,6 +176,8 @@ class PlanSet:
 
     def renew_norm(self) -> None:
         """Gives the next norm a tensor of its own: whoever was handed the last one keeps it as it is."""
+        if not self.parts:  # nothing would write it: it stays 0
+            return
         self.norm = torch.empty_like(self.norm)
         for part in self.parts:
             part.plan.write_norm_to(self.norm)
