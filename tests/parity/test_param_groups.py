@@ -1,0 +1,196 @@
+"""`param_groups` is the truth: what a user edits there is what is stepped, and state stays with its parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import flatvars as fv
+from flatvars.errors import ForeignParameterError
+
+from .pairs import MODES, Pair
+
+Edit = Callable[[Any, list[nn.Parameter]], None]
+
+
+def layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 40), nn.Linear(4, 4))
+
+
+def remove(opt: Any, params: list[nn.Parameter]) -> None:
+    del opt.param_groups[0]["params"][1]
+
+
+def empty(opt: Any, params: list[nn.Parameter]) -> None:
+    opt.param_groups[0]["params"] = []
+
+
+def exchange(opt: Any, params: list[nn.Parameter]) -> None:
+    opt.param_groups[0]["params"] = [params[3], params[0]]
+
+
+def turn(opt: Any, params: list[nn.Parameter]) -> None:
+    opt.param_groups[0]["params"].reverse()
+
+
+def move(opt: Any, params: list[nn.Parameter]) -> None:
+    opt.add_param_group({"params": [opt.param_groups[0]["params"].pop()], "lr": 0.5})
+
+
+def add_a_group(opt: Any, params: list[nn.Parameter]) -> None:
+    taken = opt.param_groups[0]["params"]
+    opt.param_groups.append({**opt.param_groups[0], "params": [taken.pop(0), taken.pop(0)], "lr": 0.3})
+
+
+def delete_a_group(opt: Any, params: list[nn.Parameter]) -> None:
+    move(opt, params)
+    del opt.param_groups[0]
+
+
+def assign_all(opt: Any, params: list[nn.Parameter]) -> None:
+    old = opt.param_groups[0]
+    opt.param_groups = [{**old, "params": params[:2], "lr": 0.01}, {**old, "params": params[2:]}]
+
+
+EDITS: list[Edit] = [remove, empty, exchange, turn, move, add_a_group, delete_a_group, assign_all]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd-momentum"])
+@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
+def test_an_edit_is_followed(edit: Edit, optimizer: str, mode: str) -> None:
+    pair = Pair.of(layers(), optimizer, mode)
+    pair.run(2)
+    for opt, module in ((pair.opt, pair.ours), (pair.ref, pair.theirs)):
+        edit(opt, list(module.parameters()))
+    pair.run(3, seed=2)
+    pair.assert_values_close()
+    by_param = [
+        {name: opt.state[param] for name, param in module.named_parameters() if param in opt.state}
+        for opt, module in ((pair.opt, pair.ours), (pair.ref, pair.theirs))
+    ]
+    assert by_param[0].keys() == by_param[1].keys()
+    for name, theirs in by_param[1].items():
+        for key, value in theirs.items():
+            torch.testing.assert_close(by_param[0][name][key], value, rtol=5e-6, atol=1e-6)
+
+
+def test_what_was_taken_out_goes_on_where_it_was() -> None:
+    pair = Pair.of(layers(), "adamw")
+    pair.run(2)
+    kept = [(opt, opt.param_groups[0]["params"].pop(2)) for opt in (pair.opt, pair.ref)]
+    pair.run(2, seed=2)
+    for opt, param in kept:
+        opt.param_groups[0]["params"].insert(0, param)
+    pair.run(2, seed=3)
+    pair.assert_values_close()
+    assert pair.opt.state[kept[0][1]]["step"] == pair.ref.state[kept[1][1]]["step"] == 4
+
+
+@pytest.mark.parametrize("how", ["append", "replace"])
+def test_a_parameter_of_no_store_is_refused_at_the_step(how: str) -> None:
+    module = layers()
+    store = fv.VarStore.from_module(module)
+    optimizer = fv.optim.AdamW(store, lr=0.1)
+    for param in module.parameters():
+        param.grad = torch.ones_like(param)
+    before = store.values.clone()
+    stranger = nn.Parameter(torch.ones(3))
+    if how == "append":
+        optimizer.param_groups[0]["params"].append(stranger)
+    else:
+        optimizer.param_groups[0]["params"][0] = stranger
+    with pytest.raises(ForeignParameterError, match=r"store\.(add|rebind)"):
+        optimizer.step()
+    assert torch.equal(store.values, before)
+    optimizer.param_groups[0]["params"].pop(-1 if how == "append" else 0)
+    optimizer.step()
+    assert not torch.equal(store.values, before)
+
+
+MAKERS: dict[str, Callable[[nn.Module], Any]] = {
+    "generator": lambda module: module.parameters(),
+    "filter": lambda module: filter(lambda param: param.requires_grad, module.parameters()),
+    "map": lambda module: map(lambda pair: pair[1], module.named_parameters()),
+    "tuple": lambda module: tuple(module.parameters()),
+}
+
+
+@pytest.mark.parametrize("made", MAKERS)
+def test_iterators_in_groups(made: str) -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    fv.VarStore.from_module(module)
+    optimizer = fv.optim.AdamW([{"params": MAKERS[made](module)}])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [4]
+    named = fv.optim.SGD([{"params": module.named_parameters()}], lr=0.1)
+    assert len(named.param_groups[0]["params"]) == 4
+
+
+def test_an_empty_group() -> None:
+    module = nn.Linear(3, 3)
+    store = fv.VarStore.from_module(module)
+    optimizer = fv.optim.AdamW([{"params": []}, {"params": module.parameters()}], store=store)
+    module(torch.ones(1, 3)).sum().backward()
+    before = store.values.clone()
+    optimizer.step()
+    assert not torch.equal(store.values, before)
+
+
+def test_parameters_of_two_stores() -> None:
+    modules = nn.Linear(3, 3), nn.Linear(3, 3)
+    for module in modules:
+        fv.VarStore.from_module(module)
+    with pytest.raises(ForeignParameterError, match=r"add_module(.|\n)*merge"):
+        fv.optim.AdamW([param for module in modules for param in module.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda store: fv.optim.AdamW(store, lr=torch.tensor(-1.0)), "lr"),
+        (lambda store: fv.optim.AdamW(store, lr="1e-3"), "lr"),
+        (lambda store: fv.optim.AdamW(store, state_dtype=torch.int32), "state_dtype"),
+        (lambda store: fv.optim.AdamW([{"params": "*", "max_norm": 1.0}], store=store), "max_norm"),
+        (lambda store: fv.optim.AdamW([{"params": "*", "weight_decya": 1.0}], store=store), "weight_decya"),
+        (lambda store: fv.optim.AdamW([{"params": "*"}, {"params": "*.bias"}], store=store), "bias"),
+    ],
+    ids=["negative tensor", "string", "integer states", "option in a group", "misspelled", "nothing left"],
+)
+def test_refused_where_it_is_made(make: Callable[[fv.VarStore], object], words: str) -> None:
+    store = fv.VarStore.from_module(nn.Sequential(nn.Linear(3, 3)))
+    with pytest.raises((ValueError, TypeError, fv.UnknownNameError), match=words):
+        make(store)
+
+
+def test_a_state_dict_of_another_class_is_refused() -> None:
+    pair = Pair.of(layers(), "lion")
+    pair.run(2)
+    module = layers()
+    store = fv.VarStore.from_module(module)
+    optimizer = fv.optim.AdamW(store, lr=0.1)
+    with pytest.raises(ValueError, match=r"exp_avg_sq|Lion|AdamW"):
+        optimizer.load_state_dict(pair.opt.state_dict())
+    assert optimizer.state_dict()["state"] == {}
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_decoupled_weight_decay_is_torchs() -> None:
+    """Adam with it is AdamW, as an argument, in a group, in a loaded state dict."""
+    for arguments in ({"decoupled_weight_decay": True}, {}):
+        module = layers()
+        theirs = torch.optim.Adam(layers().parameters(), lr=0.02, weight_decay=0.1, decoupled_weight_decay=True)
+        store = fv.VarStore.from_module(module)
+        optimizer = fv.optim.Adam(store, lr=0.02, weight_decay=0.1, **arguments)
+        if not arguments:
+            optimizer.load_state_dict(theirs.state_dict())
+        for group, param in zip(theirs.param_groups, [module[0].weight], strict=True):
+            group["params"] = [nn.Parameter(param.detach().clone())]
+        for param in (module[0].weight, theirs.param_groups[0]["params"][0]):
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        theirs.step()
+        torch.testing.assert_close(module[0].weight, theirs.param_groups[0]["params"][0], rtol=5e-6, atol=1e-6)
