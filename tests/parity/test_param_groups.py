@@ -115,7 +115,7 @@ def test_a_parameter_of_no_store_is_refused_at_the_step(how: str) -> None:
 MAKERS: dict[str, Callable[[nn.Module], Any]] = {
     "generator": lambda module: module.parameters(),
     "filter": lambda module: filter(lambda param: param.requires_grad, module.parameters()),
-    "map": lambda module: map(lambda pair: pair[1], module.named_parameters()),
+    "map": lambda module: map(nn.Module.get_parameter, [module] * 4, ["0.weight", "0.bias", "1.weight", "1.bias"]),
     "tuple": lambda module: tuple(module.parameters()),
 }
 
