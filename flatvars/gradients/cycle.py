@@ -120,7 +120,7 @@ class Gradients(ABC):
         if flags_moved(registry):
             follow_flags(registry)
         if self._plans is None or self._plans.generation != registry.generation:
-            self._plans = PlanSet(registry, registry.trainable())
+            self._plans = PlanSet(registry, registry.trained())
             self.rewritten()
         return self._plans
 

@@ -120,7 +120,7 @@ class Views(Gradients):
             old = before.get(variable.id)
             if variable.frozen and variable.param.grad is not old:
                 continue  # what was kept of its gradient waits in `.grad`
-            if not variable.spec.trainable:
+            if not variable.spec.has_room:
                 if old is not None and variable.param.grad is old:
                     variable.param.grad = None  # it would keep the old stream
             elif old is None:

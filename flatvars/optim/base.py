@@ -37,10 +37,6 @@ from .state_dict import load_state_dict, state_dict
 from .states import States
 
 
-def is_trained(variable: Variable) -> bool:
-    return variable.spec.trainable and not variable.frozen
-
-
 class Optimizer(Conveniences):
     """Base of all optimizers of flatvars.
 
@@ -170,7 +166,7 @@ class Optimizer(Conveniences):
 
     def names_of(self, variable: Variable) -> tuple[str, ...]:
         """The states that a variable has: none without room, and those of its param group."""
-        if not variable.spec.trainable:
+        if not variable.spec.has_room:
             return ()
         group = self.membership.group_of.get(variable.id)
         return self.rule().states if group is None else self.state_names(group)
@@ -218,18 +214,18 @@ class Optimizer(Conveniences):
             if not any(param.requires_grad for param in self._frozen):
                 return plans if self._planned == self.membership.version else self._make_plans()
             follow_flags(self.registry)
-        elif any(v.requires_grad and not is_trained(v) for v in self.members()):
+        elif any(v.requires_grad and not v.trains for v in self.members()):
             follow_flags(self.registry)
         self.follow()
         return self._make_plans()
 
     def _make_plans(self) -> PlanSet:
         members = by_rows(self.membership.groups)
-        trained = sorted((m for m in members if is_trained(m[0])), key=lambda m: m[0].index)
+        trained = sorted((m for m in members if m[0].trains), key=lambda m: m[0].index)
         slots = [self.states.slots[v.id] for v, _ in trained]
         self._plans = PlanSet(self.registry, [v for v, _ in trained], [g for _, g in trained], slots)
         self._planned = self.membership.version
-        self._frozen = [v.param for v, _ in members if not is_trained(v)]
+        self._frozen = [v.param for v, _ in members if not v.trains]
         return self._plans
 
     # Stepping -----------------------------------------------------------------------------------------------------

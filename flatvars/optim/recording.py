@@ -58,8 +58,8 @@ def restore(optimizer: Recorded, record: OptimizerRecord, fetch: Fetch | None) -
     optimizer.entries.settle()
     members = optimizer.members()
     # The groups came first: they say which rule, and so which states there are.
-    for dtype in dict.fromkeys(v.dtype for v in members if v.spec.trainable):
-        chosen = [v for v in members if v.dtype == dtype and v.spec.trainable]
+    for dtype in dict.fromkeys(v.dtype for v in members if v.spec.has_room):
+        chosen = [v for v in members if v.dtype == dtype and v.spec.has_room]
         names = optimizer.rule().states
         for name, stream in zip(names, optimizer.states.streams(dtype, names), strict=True):
             if fetch is None:
@@ -69,7 +69,7 @@ def restore(optimizer: Recorded, record: OptimizerRecord, fetch: Fetch | None) -
     _set_counts(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
     optimizer.entries.forget(optimizer.states.variables)
-    optimizer.entries.replace({v: record.loose[v.id] for v in members if v.id in record.loose and not v.spec.trainable})
+    optimizer.entries.replace({v: record.loose[v.id] for v in members if v.id in record.loose and not v.spec.has_room})
     optimizer.entries.refresh()
 
 

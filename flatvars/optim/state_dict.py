@@ -110,7 +110,7 @@ def states_of_groups(mine: list[dict[str, Any]], saved: list[dict[str, Any]], st
 
 def own(variable: Variable, state: Mapping[str, Any], streams: tuple[str, ...]) -> dict[str, Any]:
     """A state, with copies of the tensors that no stream will copy."""
-    in_streams = streams if variable.spec.trainable else ()
+    in_streams = streams if variable.spec.has_room else ()
     return {k: v.clone() if isinstance(v, Tensor) and k not in in_streams else v for k, v in state.items()}
 
 
