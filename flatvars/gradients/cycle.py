@@ -34,7 +34,7 @@ PENDING = "pending"
 Given = Mapping[str, Tensor] | Sequence[Tensor | None] | None
 """Gradients that a user hands over: by name, or in creation order."""
 
-Fetch = Callable[[str, Variable, Tensor], None]
+FetchGradient = Callable[[str, Variable, Tensor], None]
 """Copies the gradient of a kind and a variable into a tensor of its shape."""
 
 
@@ -227,5 +227,5 @@ class Gradients(ABC):
         """What is open now; nothing is copied."""
 
     @abstractmethod
-    def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
+    def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         """Puts open gradients back where they lay; all others are empty then."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..memory.streams import FROZEN_ELEMENTS, GRADS
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cycle import PENDING, Collected, Fetch, Given, Gradients, GradientSnapshot, State
+from .cycle import PENDING, Collected, FetchGradient, Given, Gradients, GradientSnapshot, State
 from .given import aligned
 from .plans import PlanSet
 
@@ -272,7 +272,7 @@ class Gathered(Gradients):
         return GradientSnapshot(self.mode, opened, pending, self._has_norm_of({v.id for v in opened}))
 
     @torch.no_grad()
-    def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
+    def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         self.zero(True)
         regions = {variable.dtype for variable in snapshot.open}
         for region in regions:

@@ -28,10 +28,10 @@ from .checks import check_complete, check_options
 from .conveniences import Conveniences
 from .copies import get_state, set_state
 from .entries import Entries
-from .groups import as_groups, check_keys, find_registry, kept, resolved, tensors_of
-from .membership import Membership, as_list, by_rows, explain_foreign
-from .record import Fetch, OptimizerRecord
-from .recording import capture, restore
+from .groups import as_groups, check_group_keys, find_registry, kept, resolved, tensors_of
+from .membership import Membership, by_rows, explain_foreign, params_of
+from .record import FetchState, OptimizerRecord
+from .recording import capture_record, restore_record
 from .scaling import read_scaling
 from .state_dict import load_state_dict, state_dict
 from .states import States
@@ -140,9 +140,9 @@ class Optimizer(Conveniences):
         if self._homeless:
             self._move_to(find_registry(None, [group], None))
         selector = group["params"] if is_selector(group["params"]) else None
-        taken = {id(param) for other in self.param_groups for param in as_list(other)}
+        taken = {id(param) for other in self.param_groups for param in params_of(other)}
         group = resolved(group, self.registry, taken)
-        check_keys(group, self.defaults, type(self).__name__)
+        check_group_keys(group, self.defaults, type(self).__name__)
         for param in tensors_of(group):
             found = variable_of(param)
             if found is None or found[0] is not self.registry:
@@ -371,10 +371,10 @@ class Optimizer(Conveniences):
 
     def capture(self) -> OptimizerRecord:
         """All that the optimizer holds, in place: nothing is copied, and nothing waits for the device."""
-        return capture(self)
+        return capture_record(self)
 
     @torch.no_grad()
-    def restore(self, record: OptimizerRecord, fetch: Fetch | None = None) -> None:
+    def restore(self, record: OptimizerRecord, fetch: FetchState | None = None) -> None:
         """Puts a record in the place of what the optimizer holds.
 
         Args:
@@ -384,7 +384,7 @@ class Optimizer(Conveniences):
         Raises:
             MismatchError: the record is of another class, or of other groups; nothing has changed then.
         """
-        restore(self, record, fetch)
+        restore_record(self, record, fetch)
 
     # deepcopy and pickle take the store along, as torch.optim's take their parameters: copy or save both in one call,
     # copy.deepcopy((model, store, optimizer)), and the copies belong together.

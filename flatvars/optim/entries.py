@@ -253,7 +253,7 @@ class Entries(MutableMapping[Any, Any]):
     def _place(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
         """Writes a value into the stream of its name, or else keeps it in the dict alone; whether there is a stream."""
         names = self._optimizer.rule().states
-        if not variable.spec.has_room or name not in names or not (value is None or fits(value, variable)):
+        if not variable.spec.has_room or name not in names or not (value is None or is_state_of(value, variable)):
             entry.keep(name, value)
             return False
         stream = self._streams(variable)[names.index(name)]
@@ -293,7 +293,7 @@ class Entries(MutableMapping[Any, Any]):
                 entry.keep(name, value)
             return 0.0
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
-            if not fits(content.get(name), variable):
+            if not is_state_of(content.get(name), variable):
                 stream.write(variable.span, None)
         placed = [self._place(entry, variable, name, value) and value is not None for name, value in content.items()]
         if rule.keeps_step and STEP in content:
@@ -371,7 +371,7 @@ class Entries(MutableMapping[Any, Any]):
             if variable is None or not variable.spec.has_room:
                 continue
             waiting = {name: entry[name] for name in (STEP, *names) if name in entry.loose}
-            wrong = [name for name, value in waiting.items() if name != STEP and not fits(value, variable)]
+            wrong = [name for name, value in waiting.items() if name != STEP and not is_state_of(value, variable)]
             if strict and wrong and isinstance(waiting[wrong[0]], Tensor):
                 raise ValueError(
                     f"{wrong[0]!r} of variable {variable.name!r} has shape {tuple(waiting[wrong[0]].shape)}, but the "
@@ -398,7 +398,7 @@ class Entries(MutableMapping[Any, Any]):
                     entry.show(name, held.piece(variable.span))
 
 
-def fits(value: Any, variable: Variable) -> bool:
+def is_state_of(value: Any, variable: Variable) -> bool:
     """Whether a value is a state of a variable's shape."""
     return isinstance(value, Tensor) and tuple(value.shape) == tuple(variable.shape)
 
