@@ -22,7 +22,7 @@ def specs(draw: st.DrawFn) -> list[VarSpec]:
     count = draw(st.integers(0, 30))
     shapes = st.lists(st.integers(0, 40), max_size=3).map(tuple)
     return [
-        VarSpec(f"v{i}", draw(shapes), draw(st.sampled_from(DTYPES)), trainable=draw(st.booleans()))
+        VarSpec(f"v{i}", draw(shapes), draw(st.sampled_from(DTYPES)), has_room=draw(st.booleans()))
         for i in range(count)
     ]
 
