@@ -42,8 +42,9 @@ def average(g, m, v, hyper):
 @device_function
 def descend(p, m, v, hyper, step):
     step_size = div_rn(hyper.lr, bias_correction(step, hyper.log_beta1))
-    root = sqrt_rn(bias_correction(step, hyper.log_beta2))
-    return p - step_size * div_rn(m, div_rn(sqrt_rn(v), root) + hyper.eps)
+    # Divided once, not for every element: an IEEE division is a ninth of the instructions on a GPU.
+    scale = div_rn(1.0, sqrt_rn(bias_correction(step, hyper.log_beta2)))
+    return p - step_size * div_rn(m, sqrt_rn(v) * scale + hyper.eps)
 
 
 @device_function

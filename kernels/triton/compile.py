@@ -32,8 +32,8 @@ def sqrt_rn(x):
 
 @triton.jit
 def div_rn(x, y):
-    """IEEE quotient of any width."""
-    if x.dtype == tl.float64:
+    """IEEE quotient of any width; either may be a plain number."""
+    if (x + y).dtype == tl.float64:
         quotient = x / y
     else:
         quotient = tl.div_rn(x, y)

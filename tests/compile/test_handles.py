@@ -69,7 +69,7 @@ def kinds(log):
 
 
 def test_the_second_launch_is_kept():
-    rig = Rig(SHAPES, rule=SGD_MOMENTUM)
+    rig = Rig(SHAPES, rule=SGD_MOMENTUM, backend="triton")
     with stub_driver() as log:
         for _ in range(3):
             step(rig, rig.random_grads())
@@ -101,7 +101,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_whatever_changes_finds_its_own_kernel(change):
     """The stub compares what each kept kernel was made for with what Triton says of the launch."""
-    rig = Rig(SHAPES, rule=SGD)
+    rig = Rig(SHAPES, rule=SGD, backend="triton")
     with stub_driver() as log:
         step(rig, rig.random_grads())
         asked = len(log)
@@ -114,7 +114,7 @@ def test_whatever_changes_finds_its_own_kernel(change):
 
 
 def test_an_odd_gradient_changes_nothing():
-    rig = Rig(SHAPES, rule=SGD)
+    rig = Rig(SHAPES, rule=SGD, backend="triton")
     with stub_driver() as log:
         step(rig, rig.random_grads())
         step(rig, [in_poison(grad, 1) for grad in rig.random_grads()])
@@ -123,7 +123,7 @@ def test_an_odd_gradient_changes_nothing():
 
 def test_hip_compiles_for_sizes_as_well(monkeypatch):
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    rig = Rig(SHAPES, rule=SGD)
+    rig = Rig(SHAPES, rule=SGD, backend="triton")
     with stub_driver() as log:
         for _ in range(2):
             step(rig, rig.random_grads())

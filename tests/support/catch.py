@@ -50,7 +50,15 @@ def step_launch(
         masked: Some elements do not train.
         scaled: By a GradScaler.
     """
-    rig = Rig(shapes, dtype, rule=case.rule, state_dtype=state_dtype, masks=MASKS if masked else None, fill=False)
+    rig = Rig(
+        shapes,
+        dtype,
+        rule=case.rule,
+        state_dtype=state_dtype,
+        masks=MASKS if masked else None,
+        fill=False,
+        backend="triton",
+    )
     sources = rig.plan.viewed(rig.grads.stream) if viewed else rig.plan.scattered(_grads(rig, source, shift, mixed))
     states = [state.stream for state in rig.states]
     options: dict[str, Any] = {
@@ -76,7 +84,7 @@ def accumulate_launch(
     shapes: Sequence[Shape] = SMALL[:1],
 ) -> Captured:
     """Mode "overwrite", "add" or "norm"; of views, if `viewed`."""
-    rig = Rig(shapes, dtype, masks=[None] if masked else None, fill=False)
+    rig = Rig(shapes, dtype, masks=[None] if masked else None, fill=False, backend="triton")
     if viewed:
         return captured(lambda: rig.plan.norm_(rig.plan.viewed(rig.grads.stream)))
     grads = _grads(rig, source, shift, mixed=False)
@@ -94,7 +102,7 @@ def norms_launch(
     masked: bool = False,
 ) -> Captured:
     """Norms of every variable."""
-    rig = Rig(SMALL, dtype, masks=MASKS if masked else None, fill=False)
+    rig = Rig(SMALL, dtype, masks=MASKS if masked else None, fill=False, backend="triton")
     sources = rig.plan.scattered(rig.random_grads()) if grads else None
     return captured(lambda: rig.plan.variable_norms(rig.values.stream if values else None, sources, order))
 
