@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..errors import CheckpointError
 from ..variables.registry import Registry
 
-log = logging.getLogger("flatvars")
+logger = logging.getLogger("flatvars")
 
 _writers: weakref.WeakKeyDictionary[Registry, Writer] = weakref.WeakKeyDictionary()
 
@@ -45,7 +45,7 @@ class Writer:
                 save()
             except BaseException:
                 # Raised at the next call, too; but there may be none.
-                log.exception("saving %s in the background failed", what)
+                logger.exception("saving %s in the background failed", what)
                 raise
 
         self._job = Job(self._thread.submit(run), what, owner)

@@ -72,7 +72,7 @@ def _image_of(registry: Registry, catalog: Catalog) -> Image:
 
 def _masked(records: list[Record], mask: Stream) -> list[Record]:
     """Variables with an element that is not trained."""
-    return [r for r in records if r.span.spec.trainable and bool(mask.flat(r.span).any())]
+    return [r for r in records if r.span.spec.has_room and bool(mask.flat(r.span).any())]
 
 
 def _capture_training(registry: Registry, image: Image, optimizers: Any, schedulers: Any, rng: Any) -> None:

@@ -124,9 +124,9 @@ class Loading:
         for variable in self.registry.variables:
             spec = variable.spec
             dtype = dtypes.get(variable.id, spec.dtype)
-            room = (spec.trainable or variable.id in rooms) and (dtype == spec.dtype or dtype.is_floating_point)
-            same = (dtype, room) == (spec.dtype, spec.trainable)
-            new.append(spec if same else dataclasses.replace(spec, dtype=dtype, trainable=room))
+            room = (spec.has_room or variable.id in rooms) and (dtype == spec.dtype or dtype.is_floating_point)
+            same = (dtype, room) == (spec.dtype, spec.has_room)
+            new.append(spec if same else dataclasses.replace(spec, dtype=dtype, has_room=room))
         if any(spec is not v.spec for spec, v in zip(new, self.registry.variables, strict=True)):
             self.registry.recarve(new)
 

@@ -43,7 +43,7 @@ class Record:
             "offset": self.span.offset,
             "trainable": self.trainable,
             "frozen": self.frozen,
-            "room": spec.trainable,
+            "room": spec.has_room,
             "group": self.group,
             "stride": list(spec.stride),
         }

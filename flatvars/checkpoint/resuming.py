@@ -20,7 +20,7 @@ from .random_state import PREFIX, apply_random, random_problems
 from .source import Source
 from .training import check_optimizer
 
-Fetch = Callable[[str, Tensor], None]
+FetchTensor = Callable[[str, Tensor], None]
 """Copies the tensor of a name into one of the same shape."""
 
 
@@ -144,7 +144,7 @@ class Resuming:
         if self.found:
             follow_flags(self.registry)
 
-    def apply(self, fetch: Fetch) -> None:
+    def apply(self, fetch: FetchTensor) -> None:
         """All but the flags and what lies in the values."""
         content = self.content
         if content is None:
@@ -159,7 +159,7 @@ class Resuming:
         if self.rng:
             apply_random(content["random"], self.registry.device, self.rng, self.source.whole)
 
-    def _apply_optimizer(self, optimizer: Any, saved: Mapping[str, Any], fetch: Fetch) -> None:
+    def _apply_optimizer(self, optimizer: Any, saved: Mapping[str, Any], fetch: FetchTensor) -> None:
         def fetch_state(state: str, variable: Variable, target: Tensor) -> bool:
             key = self.source.by_stream.get(state, {}).get(self.name_of[variable.id])
             if key is not None:
@@ -176,7 +176,7 @@ class Resuming:
             elif self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype) is not None:
                 self.registry.masks.take(variable, None)
 
-    def _apply_gradients(self, content: Mapping[str, Any], fetch: Fetch) -> None:
+    def _apply_gradients(self, content: Mapping[str, Any], fetch: FetchTensor) -> None:
         # Files of before there were cycles hold gradients of the stream that a step had used as well.
         opened, pending = [] if content["spent"] else content["touched"], content["pending"]
         lying, left = ([self.found[name] for name in each] for each in (opened, pending))

@@ -40,7 +40,7 @@ class OptimizerImage:
         """Which variables' part of a state goes into a file: of those that took a step."""
         members = {v.id for group in self.record.groups if state in group.states for v in group.variables}
         return lambda records, _: [
-            r for r in records if r.id in members and r.id in self.counts and r.span.spec.trainable
+            r for r in records if r.id in members and r.id in self.counts and r.span.spec.has_room
         ]
 
     def copy(self, to_host: Callable[[Tensor], Tensor]) -> None:

@@ -58,7 +58,7 @@ def _declared(source: Source, keys: list[str], dtype: torch.dtype | None) -> Reg
     for key in keys:
         entry, about = source.entries[key], described.get(key, {})
         floating = entry.dtype.is_floating_point
-        spec = VarSpec(key, entry.shape, dtype if dtype is not None and floating else entry.dtype, trainable=False)
+        spec = VarSpec(key, entry.shape, dtype if dtype is not None and floating else entry.dtype, has_room=False)
         param = torch.empty(entry.shape, dtype=spec.dtype, device="meta")
         param.requires_grad_(floating and about.get("trainable", True))
         variable = registry.declare(spec, param, about.get("names", [key]), about.get("group", 0))

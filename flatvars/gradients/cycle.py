@@ -34,7 +34,7 @@ PENDING = "pending"
 Given = Mapping[str, Tensor] | Sequence[Tensor | None] | None
 """Gradients that a user hands over: by name, or in creation order."""
 
-Fetch = Callable[[str, Variable, Tensor], None]
+FetchGradient = Callable[[str, Variable, Tensor], None]
 """Copies the gradient of a kind and a variable into a tensor of its shape."""
 
 
@@ -120,7 +120,7 @@ class Gradients(ABC):
         if flags_moved(registry):
             follow_flags(registry)
         if self._plans is None or self._plans.generation != registry.generation:
-            self._plans = PlanSet(registry, registry.trainable())
+            self._plans = PlanSet(registry, registry.trained())
             self.rewritten()
         return self._plans
 
@@ -227,5 +227,5 @@ class Gradients(ABC):
         """What is open now; nothing is copied."""
 
     @abstractmethod
-    def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
+    def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         """Puts open gradients back where they lay; all others are empty then."""

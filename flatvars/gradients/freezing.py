@@ -38,7 +38,7 @@ def follow_flags(registry: Registry) -> None:
     with registry.lock:
         for variable in registry.variables:
             variable.frozen = variable.frozen and not variable.requires_grad
-        specs = [with_room(v.spec, v.spec.trainable or v.requires_grad) for v in registry.variables]
+        specs = [with_room(v.spec, v.spec.has_room or v.requires_grad) for v in registry.variables]
         if any(spec is not v.spec for spec, v in zip(specs, registry.variables, strict=True)):
             registry.recarve(specs)
         else:
@@ -47,7 +47,7 @@ def follow_flags(registry: Registry) -> None:
 
 def flags_moved(registry: Registry) -> bool:
     """Whether plain torch made a variable trainable that the store has frozen, or has no room for."""
-    return any(v.requires_grad for v in registry.variables if v.frozen or not v.spec.trainable)
+    return any(v.requires_grad for v in registry.variables if v.frozen or not v.spec.has_room)
 
 
 def compact(registry: Registry) -> None:
@@ -56,6 +56,6 @@ def compact(registry: Registry) -> None:
         registry.recarve([with_room(v.spec, v.requires_grad) for v in registry.variables])
 
 
-def with_room(spec: VarSpec, trainable: bool) -> VarSpec:
+def with_room(spec: VarSpec, room: bool) -> VarSpec:
     """The spec with or without room for gradients and state; itself if nothing changes."""
-    return spec if spec.trainable == trainable else dataclasses.replace(spec, trainable=trainable)
+    return spec if spec.has_room == room else dataclasses.replace(spec, has_room=room)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..memory.streams import FROZEN_ELEMENTS, GRADS
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cycle import PENDING, Collected, Fetch, Given, Gradients, GradientSnapshot, State
+from .cycle import PENDING, Collected, FetchGradient, Given, Gradients, GradientSnapshot, State
 from .given import aligned
 from .plans import PlanSet
 
@@ -58,7 +58,7 @@ class Gathered(Gradients):
     def after_carve(self) -> None:
         self.rewritten()
         self._exposed = False  # what was handed out is another memory now
-        room = {v.id for v in self.registry.variables if v.spec.trainable}
+        room = {v.id for v in self.registry.variables if v.spec.has_room}
         self._open &= room
         self._spent &= room
         self._unswept &= room
@@ -189,7 +189,7 @@ class Gathered(Gradients):
     ) -> None:
         chosen = self.registry.variables if variables is None else variables
         if not set_to_none:
-            self._zero_in_place([v for v in chosen if v.spec.trainable and not v.frozen])
+            self._zero_in_place([v for v in chosen if v.trains])
             return
         if plans is not None and plans.covers(chosen):
             plans.zeroed = True
@@ -231,7 +231,7 @@ class Gathered(Gradients):
 
     @torch.no_grad()
     def flush(self) -> None:
-        if any(v.param.grad is not None for v in self.registry.trainable()):
+        if any(v.param.grad is not None for v in self.registry.trained()):
             self.accumulate()
 
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
@@ -249,7 +249,7 @@ class Gathered(Gradients):
     def rewritten(self) -> None:
         self._normed = None
         held = self._open | self._spent
-        self._unswept.update(v.id for v in self.registry.variables if v.spec.trainable and v.id not in held)
+        self._unswept.update(v.id for v in self.registry.variables if v.spec.has_room and v.id not in held)
 
     def _sweep(self, variables: Sequence[Variable]) -> None:
         """Makes zeros of what empty variables have left."""
@@ -272,7 +272,7 @@ class Gathered(Gradients):
         return GradientSnapshot(self.mode, opened, pending, self._has_norm_of({v.id for v in opened}))
 
     @torch.no_grad()
-    def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
+    def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         self.zero(True)
         regions = {variable.dtype for variable in snapshot.open}
         for region in regions:

@@ -69,7 +69,7 @@ class ElementMasks:
 
     def _write(self, variable: Variable, mask: Tensor | None) -> None:
         streams, region = self.registry.streams, variable.dtype
-        if not variable.spec.trainable:  # only ever to remove a mask, and there is none
+        if not variable.spec.has_room:  # only ever to remove a mask, and there is none
             return
         if mask is not None and not bool(mask.all()):
             stream = streams.get(FROZEN_ELEMENTS, region, byte)
@@ -80,7 +80,7 @@ class ElementMasks:
     def of(self, variable: Variable) -> Tensor | None:
         """See `VarStore.trainable_mask`."""
         stream = self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype)
-        if stream is None or not variable.spec.trainable or not bool(stream.flat(variable.span).any()):
+        if stream is None or not variable.spec.has_room or not bool(stream.flat(variable.span).any()):
             return None
         return stream.view(variable.span) == 0
 
@@ -101,7 +101,7 @@ class ElementMasks:
                 continue
             padding = Stream(stream.buffer.clone())
             for span in streams.layout.spans:
-                if span.spec.dtype == region.dtype and span.spec.trainable:
+                if span.spec.dtype == region.dtype and span.spec.has_room:
                     padding.write(span, None)
             if bool(padding.buffer.any()):
                 raise FlatvarsError(
@@ -136,7 +136,7 @@ def check_mask(variable: Variable, mask: Tensor) -> None:
             f"the mask for {variable.name!r} has shape {tuple(mask.shape)}, which does not broadcast to the variable's "
             f"{shape}; for rows of a matrix give [rows, 1]"
         )
-    if not variable.spec.trainable:
+    if not variable.spec.has_room:
         raise MaskError(
             f"variable {variable.name!r} has no room for gradients and state, so none of its elements train: it is a "
             "buffer, or was frozen when the store was carved or compacted; call store.unfreeze() on it first"

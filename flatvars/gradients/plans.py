@@ -93,7 +93,7 @@ class PlanSet:
         for part in self.parts:
             real = torch.zeros(layout.region_of[part.region].trainable_numel, dtype=torch.bool)
             for span in layout.spans:
-                if span.spec.dtype == part.region and span.spec.trainable:
+                if span.spec.dtype == part.region and span.spec.has_room:
                     real[span.offset : span.offset + span.numel] = True
             found[part.region] = torch.nonzero(~real).squeeze(1).to(self.registry.device)
         return found

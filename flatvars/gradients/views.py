@@ -20,7 +20,7 @@ from ..errors import GradientError
 from ..memory.streams import GRADS
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cycle import Collected, Fetch, Given, Gradients, GradientSnapshot
+from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot
 from .given import aligned
 from .masks import clear_masked
 from .plans import PlanSet
@@ -120,7 +120,7 @@ class Views(Gradients):
             old = before.get(variable.id)
             if variable.frozen and variable.param.grad is not old:
                 continue  # what was kept of its gradient waits in `.grad`
-            if not variable.spec.trainable:
+            if not variable.spec.has_room:
                 if old is not None and variable.param.grad is old:
                     variable.param.grad = None  # it would keep the old stream
             elif old is None:
@@ -253,7 +253,7 @@ class Views(Gradients):
         return GradientSnapshot(self.mode, [variable for variable in found if variable.id not in past])
 
     @torch.no_grad()
-    def restore(self, snapshot: GradientSnapshot, fetch: Fetch) -> None:
+    def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         self.zero(True)
         for variable in snapshot.open:
             view = self._views[variable.id]

@@ -138,10 +138,10 @@ def plan_layout(specs: Sequence[VarSpec], alignment: int = ALIGNMENT) -> Layout:
         step = element_alignment(dtype, alignment)
         cursor = 0
         trainable_numel = 0
-        for i in sorted(members, key=lambda i: not specs[i].trainable):
+        for i in sorted(members, key=lambda i: not specs[i].has_room):
             offsets[i] = cursor
             cursor = round_up(cursor + specs[i].numel, step)
-            if specs[i].trainable:
+            if specs[i].has_room:
                 trainable_numel = cursor
         regions.append(Region(dtype, cursor, trainable_numel))
     return Layout(tuple(Span(spec, offsets[i]) for i, spec in enumerate(specs)), tuple(regions))

@@ -42,17 +42,17 @@ class VarSpec:
         shape: Lengths of the axes.
         dtype: Of the values; it chooses the region.
         stride: Memory order of the axes, in elements; dense. Row-major if not given.
-        trainable: Whether it gets gradients and optimizer state. Only floating dtypes can.
+        has_room: Whether there is room for its gradient and optimizer state. Only floating dtypes can have it.
 
     Raises:
-        SpecError: empty name or path part, negative length, strides that are not dense, a trainable integer.
+        SpecError: empty name or path part, negative length, strides that are not dense, room for an integer.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     stride: tuple[int, ...] = ()
-    trainable: bool = True
+    has_room: bool = True
 
     def __post_init__(self) -> None:
         if not self.name or any(not part for part in self.name.split(".")):
@@ -66,7 +66,7 @@ class VarSpec:
                 f"variable {self.name!r} has strides {self.stride} for shape {self.shape}, which are not dense; "
                 "give the strides of a contiguous or permuted (for example channels-last) tensor"
             )
-        if self.trainable and not self.dtype.is_floating_point:
+        if self.has_room and not self.dtype.is_floating_point:
             raise SpecError(
                 f"variable {self.name!r} has dtype {self.dtype} and cannot be trained; "
                 "only floating dtypes have gradients: add it with trainable=False"

@@ -169,7 +169,7 @@ class Streams:
             pairs = [(layout.spans[to], self.layout.spans[origin]) for to, origin in source.items()]
             pairs = [(to, origin) for to, origin in pairs if origin.spec.dtype == region and to.numel]
             if name != VALUES:
-                pairs = [(to, origin) for to, origin in pairs if to.spec.trainable and origin.spec.trainable]
+                pairs = [(to, origin) for to, origin in pairs if to.spec.has_room and origin.spec.has_room]
             if name in self._partial:
                 first, end = old.cover
                 pairs = [(to, origin) for to, origin in pairs if first <= origin.offset and origin.stop <= end]

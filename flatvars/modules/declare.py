@@ -77,7 +77,7 @@ class Declarations:
         with registry.lock:
             registry.check_usable()
             name = self._name(name)
-            spec = VarSpec(name, tuple(shape), dtype or self.dtype, trainable=trainable)
+            spec = VarSpec(name, tuple(shape), dtype or self.dtype, has_room=trainable)
             values = torch.empty(spec.shape, dtype=spec.dtype, device=registry.device)
             target = init.Target(name, initializer, values.view(-1), 0, spec.shape, spec.stride)
             works = init.prepare([target], registry.seed)  # refuses what does not fit
@@ -142,7 +142,7 @@ class Declarations:
             name = name if exact else self._name(name)
             registry.check_names([name])
             found = Found(tensor, [name])
-            spec = dataclasses.replace(make_spec(found, None), trainable=trainable)
+            spec = dataclasses.replace(make_spec(found, None), has_room=trainable)
             check_memory([found])
             if isinstance(tensor, nn.Parameter):
                 param: Tensor = tensor.requires_grad_(trainable)

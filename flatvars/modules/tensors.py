@@ -64,7 +64,7 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
     # An expanded or sliced tensor does not fill its memory: it becomes row-major, with the same values.
     stride = stride if is_dense(shape, stride) else contiguous_stride(shape)
     kind = tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype
-    return VarSpec(name, shape, kind, stride, trainable=tensor.requires_grad)
+    return VarSpec(name, shape, kind, stride, has_room=tensor.requires_grad)
 
 
 def check_memory(found: list[Found]) -> None:

@@ -28,17 +28,13 @@ from .checks import check_complete, check_options
 from .conveniences import Conveniences
 from .copies import get_state, set_state
 from .entries import Entries
-from .groups import as_groups, check_keys, find_registry, kept, resolved, tensors_of
-from .membership import Membership, as_list, by_rows, explain_foreign
-from .record import Fetch, OptimizerRecord
-from .recording import capture, restore
+from .groups import as_groups, check_group_keys, find_registry, kept, resolved, tensors_of
+from .membership import Membership, by_rows, explain_foreign, params_of
+from .record import FetchState, OptimizerRecord
+from .recording import capture_record, restore_record
 from .scaling import read_scaling
 from .state_dict import load_state_dict, state_dict
 from .states import States
-
-
-def is_trained(variable: Variable) -> bool:
-    return variable.spec.trainable and not variable.frozen
 
 
 class Optimizer(Conveniences):
@@ -144,9 +140,9 @@ class Optimizer(Conveniences):
         if self._homeless:
             self._move_to(find_registry(None, [group], None))
         selector = group["params"] if is_selector(group["params"]) else None
-        taken = {id(param) for other in self.param_groups for param in as_list(other)}
+        taken = {id(param) for other in self.param_groups for param in params_of(other)}
         group = resolved(group, self.registry, taken)
-        check_keys(group, self.defaults, type(self).__name__)
+        check_group_keys(group, self.defaults, type(self).__name__)
         for param in tensors_of(group):
             found = variable_of(param)
             if found is None or found[0] is not self.registry:
@@ -170,7 +166,7 @@ class Optimizer(Conveniences):
 
     def names_of(self, variable: Variable) -> tuple[str, ...]:
         """The states that a variable has: none without room, and those of its param group."""
-        if not variable.spec.trainable:
+        if not variable.spec.has_room:
             return ()
         group = self.membership.group_of.get(variable.id)
         return self.rule().states if group is None else self.state_names(group)
@@ -218,18 +214,18 @@ class Optimizer(Conveniences):
             if not any(param.requires_grad for param in self._frozen):
                 return plans if self._planned == self.membership.version else self._make_plans()
             follow_flags(self.registry)
-        elif any(v.requires_grad and not is_trained(v) for v in self.members()):
+        elif any(v.requires_grad and not v.trains for v in self.members()):
             follow_flags(self.registry)
         self.follow()
         return self._make_plans()
 
     def _make_plans(self) -> PlanSet:
         members = by_rows(self.membership.groups)
-        trained = sorted((m for m in members if is_trained(m[0])), key=lambda m: m[0].index)
+        trained = sorted((m for m in members if m[0].trains), key=lambda m: m[0].index)
         slots = [self.states.slots[v.id] for v, _ in trained]
         self._plans = PlanSet(self.registry, [v for v, _ in trained], [g for _, g in trained], slots)
         self._planned = self.membership.version
-        self._frozen = [v.param for v, _ in members if not is_trained(v)]
+        self._frozen = [v.param for v, _ in members if not v.trains]
         return self._plans
 
     # Stepping -----------------------------------------------------------------------------------------------------
@@ -375,10 +371,10 @@ class Optimizer(Conveniences):
 
     def capture(self) -> OptimizerRecord:
         """All that the optimizer holds, in place: nothing is copied, and nothing waits for the device."""
-        return capture(self)
+        return capture_record(self)
 
     @torch.no_grad()
-    def restore(self, record: OptimizerRecord, fetch: Fetch | None = None) -> None:
+    def restore(self, record: OptimizerRecord, fetch: FetchState | None = None) -> None:
         """Puts a record in the place of what the optimizer holds.
 
         Args:
@@ -388,7 +384,7 @@ class Optimizer(Conveniences):
         Raises:
             MismatchError: the record is of another class, or of other groups; nothing has changed then.
         """
-        restore(self, record, fetch)
+        restore_record(self, record, fetch)
 
     # deepcopy and pickle take the store along, as torch.optim's take their parameters: copy or save both in one call,
     # copy.deepcopy((model, store, optimizer)), and the copies belong together.

@@ -68,7 +68,7 @@ def get_state(optimizer: Copied) -> dict[str, Any]:
 
 
 def _states_of(record: OptimizerRecord, variable: Variable) -> dict[str, Tensor]:
-    if not variable.spec.trainable:
+    if not variable.spec.has_room:
         return {}
     pieces = {}
     for name in record.states:

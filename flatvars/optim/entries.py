@@ -197,7 +197,7 @@ class Entries(MutableMapping[Any, Any]):
     def _show(self, entry: StateEntry, variable: Variable) -> None:
         optimizer = self._optimizer
         names = optimizer.names_of(variable)
-        if not variable.spec.trainable:
+        if not variable.spec.has_room:
             return
         if optimizer.rule().keeps_step and STEP not in entry:
             entry.show(STEP, optimizer.states.step_of(variable))
@@ -243,7 +243,7 @@ class Entries(MutableMapping[Any, Any]):
             value = value.clone() if isinstance(value, Tensor) else value  # it may be what is dropped
             self._erase()
         keeps_step = self._optimizer.rule().keeps_step
-        if name == STEP and keeps_step and variable.spec.trainable:
+        if name == STEP and keeps_step and variable.spec.has_room:
             states.set_steps([variable], [value])
             entry.show(STEP, states.step_of(variable))
         elif self._place(entry, variable, name, value) and not keeps_step:
@@ -253,7 +253,7 @@ class Entries(MutableMapping[Any, Any]):
     def _place(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
         """Writes a value into the stream of its name, or else keeps it in the dict alone; whether there is a stream."""
         names = self._optimizer.rule().states
-        if not variable.spec.trainable or name not in names or not (value is None or fits(value, variable)):
+        if not variable.spec.has_room or name not in names or not (value is None or is_state_of(value, variable)):
             entry.keep(name, value)
             return False
         stream = self._streams(variable)[names.index(name)]
@@ -288,12 +288,12 @@ class Entries(MutableMapping[Any, Any]):
         rule, content = self._optimizer.rule(), dict(content)
         self._take_out(variable)
         entry = self._attached(variable)
-        if not variable.spec.trainable:
+        if not variable.spec.has_room:
             for name, value in content.items():
                 entry.keep(name, value)
             return 0.0
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
-            if not fits(content.get(name), variable):
+            if not is_state_of(content.get(name), variable):
                 stream.write(variable.span, None)
         placed = [self._place(entry, variable, name, value) and value is not None for name, value in content.items()]
         if rule.keeps_step and STEP in content:
@@ -368,10 +368,10 @@ class Entries(MutableMapping[Any, Any]):
         names = self._optimizer.rule().states
         for entry in [entry for entry in self._entries.values() if entry.loose]:
             variable = entry.variable
-            if variable is None or not variable.spec.trainable:
+            if variable is None or not variable.spec.has_room:
                 continue
             waiting = {name: entry[name] for name in (STEP, *names) if name in entry.loose}
-            wrong = [name for name, value in waiting.items() if name != STEP and not fits(value, variable)]
+            wrong = [name for name, value in waiting.items() if name != STEP and not is_state_of(value, variable)]
             if strict and wrong and isinstance(waiting[wrong[0]], Tensor):
                 raise ValueError(
                     f"{wrong[0]!r} of variable {variable.name!r} has shape {tuple(waiting[wrong[0]].shape)}, but the "
@@ -398,7 +398,7 @@ class Entries(MutableMapping[Any, Any]):
                     entry.show(name, held.piece(variable.span))
 
 
-def fits(value: Any, variable: Variable) -> bool:
+def is_state_of(value: Any, variable: Variable) -> bool:
     """Whether a value is a state of a variable's shape."""
     return isinstance(value, Tensor) and tuple(value.shape) == tuple(variable.shape)
 

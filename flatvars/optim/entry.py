@@ -11,7 +11,7 @@ from ..variables.variable import Variable
 STEP = "step"
 
 
-class Home(Protocol):
+class EntryKeeper(Protocol):
     """Where the entries of an optimizer are kept."""
 
     def put(self, entry: StateEntry, name: Any, value: Any) -> None:
@@ -39,7 +39,7 @@ class StateEntry(dict[Any, Any]):
         self.loose: set[Any] = set(self)
         self._home: weakref.ref[Any] | None = None
 
-    def attach(self, home: Home, variable: Variable) -> None:
+    def attach(self, home: EntryKeeper, variable: Variable) -> None:
         """Writes go to a home from now on."""
         self._home, self.variable = weakref.ref(home), variable
 
@@ -63,8 +63,8 @@ class StateEntry(dict[Any, Any]):
         self.loose.discard(name)
 
     @property
-    def home(self) -> Home | None:
-        found: Home | None = None if self._home is None else self._home()
+    def home(self) -> EntryKeeper | None:
+        found: EntryKeeper | None = None if self._home is None else self._home()
         return found
 
     # What a dict offers -------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def resolved(group: dict[str, Any], registry: Registry, taken: Collection[int]) 
     return {**group, "params": free}
 
 
-def check_keys(group: Mapping[str, Any], defaults: Mapping[str, Any], kind: str) -> None:
+def check_group_keys(group: Mapping[str, Any], defaults: Mapping[str, Any], kind: str) -> None:
     """Raises ValueError for an entry that means nothing there; keys of others (a scheduler's, a trainer's) are fine."""
     known = [*defaults, "params", "param_names"]
     for key in group:

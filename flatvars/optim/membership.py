@@ -91,9 +91,9 @@ class Membership:
         stale = {id(self._params[v.id]): v for v in self.members() if v.param is not self._params[v.id]}
         if not stale:
             return
-        listed = {id(param) for group in groups for param in as_list(group)}
+        listed = {id(param) for group in groups for param in params_of(group)}
         for group in groups:
-            params = as_list(group)
+            params = params_of(group)
             for i, param in enumerate(params):
                 variable = stale.get(id(param))
                 if variable is not None and id(variable.param) not in listed:
@@ -103,7 +103,7 @@ class Membership:
         """Takes up the variables that were declared since the last time; groups they number are made of defaults."""
         new = self.registry.variables[self._seen :]
         self._seen = len(self.registry.variables)
-        listed = {id(param) for group in groups for param in as_list(group)}
+        listed = {id(param) for group in groups for param in params_of(group)}
         for variable in new:
             if not isinstance(variable.param, nn.Parameter) or id(variable.param) in listed:
                 continue
@@ -112,7 +112,7 @@ class Membership:
                 continue
             while len(groups) <= number:
                 add_group({"params": []})
-            as_list(groups[number]).append(variable.param)
+            params_of(groups[number]).append(variable.param)
 
     def _selected(self, groups: Groups, variable: Variable) -> int | None:
         """The first group with a selector that fits the variable."""
@@ -128,7 +128,7 @@ class Membership:
         group_of: dict[int, dict[str, Any]] = {}
         foreign: list[Tensor] = []
         for group in groups:
-            params = as_list(group)
+            params = params_of(group)
             known.append(list(params))
             found.append([])
             for param in params:
@@ -160,7 +160,7 @@ class Membership:
             explain_foreign(self.foreign[0], self.registry, "nothing was stepped")
 
 
-def as_list(group: dict[str, Any]) -> list[Tensor]:
+def params_of(group: dict[str, Any]) -> list[Tensor]:
     """A group's parameters as the list they must be: users may have put a tuple there, an iterator, one tensor."""
     params = group["params"]
     if not isinstance(params, list):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..memory.streams import Stream
 from ..variables.variable import Variable
 
-Fetch = Callable[[str, Variable, Tensor], bool]
+FetchState = Callable[[str, Variable, Tensor], bool]
 """Writes one state of one variable into a tensor of its shape; False where there is none, which means zeros."""
 
 

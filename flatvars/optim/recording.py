@@ -12,7 +12,7 @@ from ..memory.streams import Stream
 from ..variables.variable import Variable
 from .entries import Entries, Keeper
 from .membership import Membership
-from .record import Fetch, GroupRecord, OptimizerRecord
+from .record import FetchState, GroupRecord, OptimizerRecord
 
 
 class Recorded(Keeper, Protocol):
@@ -28,7 +28,7 @@ class Recorded(Keeper, Protocol):
         """Whether steps of a group count."""
 
 
-def capture(optimizer: Recorded) -> OptimizerRecord:
+def capture_record(optimizer: Recorded) -> OptimizerRecord:
     """See `Optimizer.capture`."""
     optimizer.follow()
     optimizer.entries.settle()
@@ -48,18 +48,18 @@ def hyper_of(group: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def restore(optimizer: Recorded, record: OptimizerRecord, fetch: Fetch | None) -> None:
+def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchState | None) -> None:
     """See `Optimizer.restore`."""
     optimizer.follow()
-    problems = capture(optimizer).problems(record)
+    problems = capture_record(optimizer).problems(record)
     if problems:
         raise MismatchError(f"this record is not the optimizer's: {'; '.join(problems)}. Nothing has changed")
     set_hyper(optimizer.param_groups, record)
     optimizer.entries.settle()
     members = optimizer.members()
     # The groups came first: they say which rule, and so which states there are.
-    for dtype in dict.fromkeys(v.dtype for v in members if v.spec.trainable):
-        chosen = [v for v in members if v.dtype == dtype and v.spec.trainable]
+    for dtype in dict.fromkeys(v.dtype for v in members if v.spec.has_room):
+        chosen = [v for v in members if v.dtype == dtype and v.spec.has_room]
         names = optimizer.rule().states
         for name, stream in zip(names, optimizer.states.streams(dtype, names), strict=True):
             if fetch is None:
@@ -69,7 +69,7 @@ def restore(optimizer: Recorded, record: OptimizerRecord, fetch: Fetch | None) -
     _set_counts(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
     optimizer.entries.forget(optimizer.states.variables)
-    optimizer.entries.replace({v: record.loose[v.id] for v in members if v.id in record.loose and not v.spec.trainable})
+    optimizer.entries.replace({v: record.loose[v.id] for v in members if v.id in record.loose and not v.spec.has_room})
     optimizer.entries.refresh()
 
 
@@ -84,7 +84,7 @@ def set_hyper(groups: list[dict[str, Any]], record: OptimizerRecord) -> None:
                 group[key] = value.clone() if isinstance(value, Tensor) else value
 
 
-def _fetch(fetch: Fetch, name: str, stream: Stream, variables: list[Variable]) -> None:
+def _fetch(fetch: FetchState, name: str, stream: Stream, variables: list[Variable]) -> None:
     for variable in variables:
         if not fetch(name, variable, stream.view(variable.span)):
             stream.write(variable.span, None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..memory.streams import own_storage
 from ..variables.variable import Variable
 from .entry import STEP
-from .membership import as_list
+from .membership import params_of
 from .recording import Recorded, hyper_of
 
 
@@ -44,7 +44,7 @@ def state_dict(optimizer: Saved) -> dict[str, Any]:
     index = 0
     by_param = {id(v.param): v for v in optimizer.members()}
     for group in optimizer.param_groups:
-        params = as_list(group)
+        params = params_of(group)
         groups.append({**hyper_of(group), "params": list(range(index, index + len(params)))})
         for param in params:
             variable = by_param.get(id(param))
@@ -82,7 +82,7 @@ def load_state_dict(optimizer: Saved, state_dict: Mapping[str, Any]) -> None:
     by_param = {id(v.param): v for v in optimizer.members()}
     pairs = [pair for some in states for pair in some]
     found = {by_param[id(param)]: state for param, state in pairs if id(param) in by_param}
-    optimizer.entries.replace({v: own(v, state, optimizer.rule().states) for v, state in found.items()})
+    optimizer.entries.replace({v: with_own_tensors(v, state, optimizer.rule().states) for v, state in found.items()})
     for param, state in pairs:
         if id(param) not in by_param and state:
             optimizer.entries[param] = deepcopy(dict(state))
@@ -94,23 +94,25 @@ def load_state_dict(optimizer: Saved, state_dict: Mapping[str, Any]) -> None:
         post_hook(optimizer)
 
 
-States = list[tuple[Tensor, Mapping[str, Any]]]
+SavedStates = list[tuple[Tensor, Mapping[str, Any]]]
 """Parameters with what was saved of them."""
 
 
-def states_of_groups(mine: list[dict[str, Any]], saved: list[dict[str, Any]], state: Mapping[Any, Any]) -> list[States]:
+def states_of_groups(
+    mine: list[dict[str, Any]], saved: list[dict[str, Any]], state: Mapping[Any, Any]
+) -> list[SavedStates]:
     """Of each group. A step count that was saved once for a whole group, as apex does, is that of its parameters."""
-    found: list[States] = []
+    found: list[SavedStates] = []
     for group, theirs in zip(mine, saved, strict=True):
         shared = {} if STEP in group or STEP not in theirs else {STEP: theirs.pop(STEP)}
-        pairs = [(param, state.get(index, {})) for param, index in zip(as_list(group), theirs["params"], strict=True)]
+        pairs = [(param, state.get(index, {})) for param, index in zip(params_of(group), theirs["params"], strict=True)]
         found.append([(param, {**shared, **one} if one else one) for param, one in pairs])
     return found
 
 
-def own(variable: Variable, state: Mapping[str, Any], streams: tuple[str, ...]) -> dict[str, Any]:
+def with_own_tensors(variable: Variable, state: Mapping[str, Any], streams: tuple[str, ...]) -> dict[str, Any]:
     """A state, with copies of the tensors that no stream will copy."""
-    in_streams = streams if variable.spec.trainable else ()
+    in_streams = streams if variable.spec.has_room else ()
     return {k: v.clone() if isinstance(v, Tensor) and k not in in_streams else v for k, v in state.items()}
 
 
@@ -133,7 +135,7 @@ def check_sizes(mine: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None
     """Raises ValueError, in torch's words, for other numbers of groups or parameters."""
     if len(saved) != len(mine):
         raise ValueError("loaded state dict has a different number of parameter groups")
-    if any(len(as_list(group)) != len(theirs["params"]) for group, theirs in zip(mine, saved, strict=True)):
+    if any(len(params_of(group)) != len(theirs["params"]) for group, theirs in zip(mine, saved, strict=True)):
         raise ValueError(
             "loaded state dict contains a parameter group that doesn't match the size of optimizer's group"
         )
@@ -150,7 +152,7 @@ def check_groups(saved: list[dict[str, Any]], defaults: Mapping[str, Any], kind:
                 )
 
 
-def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[States]) -> None:
+def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[SavedStates]) -> None:
     """Raises ValueError for states of another optimizer's, or of other shapes."""
     kind = type(optimizer).__name__
     known = {*optimizer.known_states, *optimizer.rule().states}

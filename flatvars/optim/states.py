@@ -164,7 +164,7 @@ class States:
         streams = self.registry.streams
         found = [streams.find(name, region) for name in streams.names() if name.startswith(f"{self._key}.")]
         ranges = [held.cover for held in found if held is not None]
-        spans = [v.span for v in self._variables.values() if v.dtype == region and v.spec.trainable]
+        spans = [v.span for v in self._variables.values() if v.dtype == region and v.spec.has_room]
         if spans:
             ranges.append(hull(spans))
         if not ranges:
@@ -187,7 +187,7 @@ class States:
         for name in names:
             for variable in variables:
                 held = self.covering(name.removeprefix(f"{self._key}."), variable)
-                if held is not None and variable.spec.trainable:
+                if held is not None and variable.spec.has_room:
                     held.write(variable.span, None)
 
 

@@ -108,7 +108,7 @@ class Carving:
         self._announce()
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
-            variable.state_epoch += variable.spec.trainable and not spec.trainable
+            variable.state_epoch += variable.spec.has_room and not spec.has_room
         streams = self._streams.recarve(plan_layout(specs), device, {i: i for i in range(kept)})
         self._streams, self._layout, self.device = streams, streams.layout, device
         self._place(specs)

@@ -138,9 +138,9 @@ class Registry(Carving):
 
     # Looking up -------------------------------------------------------------------------------------------------------
 
-    def trainable(self) -> list[Variable]:
-        """Variables with room for gradients and state that the store has not frozen, in creation order."""
-        return [v for v in self.variables if v.spec.trainable and not v.frozen]
+    def trained(self) -> list[Variable]:
+        """The variables that train, in creation order."""
+        return [v for v in self.variables if v.trains]
 
     def declared_trainable(self) -> list[Variable]:
         """Parameters that are trained, or that `freeze` keeps from it, in creation order."""

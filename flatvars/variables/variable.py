@@ -129,6 +129,11 @@ class Variable:
         return isinstance(self.param, nn.Parameter) and self.dtype.is_floating_point
 
     @property
+    def trains(self) -> bool:
+        """Whether steps may move it: it has room for a gradient and state, and the store has not frozen it."""
+        return self.spec.has_room and not self.frozen
+
+    @property
     def span(self) -> Span:
         """Where it lies; carves what was declared and not carved yet."""
         if self._span is None:

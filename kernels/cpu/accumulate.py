@@ -38,11 +38,11 @@ from .memory import (
     stack,
     write_byte,
 )
-from .record import DONE, NEXT, Layout, address_of, bits_of
+from .record import DONE, NEXT, RecordLayout, address_of, bits_of
 from .squares import Units, norm_writer, unit_squares, written_finder
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
-LAYOUT = Layout(
+LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
     "count",  # of tiles
     "chunk",  # tiles that a thread takes at a time

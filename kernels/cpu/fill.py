@@ -25,10 +25,10 @@ from .formats import FORMATS, name_of
 from .gradients import TILE
 from .memory import caller, element_store, fetch_add, read_double, read_float, read_int, stack, write_float
 from .philox import complement, quarter_turn, unsigned, upper_bits, write_words
-from .record import DONE, NEXT, Layout
+from .record import DONE, NEXT, RecordLayout
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
-LAYOUT = Layout(
+LAYOUT = RecordLayout(
     "tiles",  # address of [count, 4] int64: start, local, length, variable
     "count",
     "chunk",  # tiles that a thread takes at a time

@@ -27,11 +27,11 @@ from .compile import DTYPES, compiled, float_type, native, twin
 from .formats import FORMATS
 from .gradients import TILE, converter_of, tile_source
 from .memory import element_load, element_store, fetch_add, read_double, read_int, stack, write_double, write_float
-from .record import DONE, NEXT, Layout, address_of, bits_of
+from .record import DONE, NEXT, RecordLayout, address_of, bits_of
 from .sums import reduction
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
-LAYOUT = Layout(
+LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
     "count",  # of tiles
     "chunk",  # tiles that a thread takes at a time

@@ -23,7 +23,7 @@ NEXT, DONE = 0, 8
 FIRST = 16
 
 
-class Layout:
+class RecordLayout:
     """Names of the words of one kind of launch."""
 
     def __init__(self, *names: str) -> None:

@@ -46,10 +46,10 @@ from .memory import (
     write_float,
     write_int32,
 )
-from .record import DONE, NEXT, Layout, address_of
+from .record import DONE, NEXT, RecordLayout, address_of
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
-LAYOUT = Layout(
+LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
     "count",  # of tiles
     "chunk",  # tiles that a thread takes at a time

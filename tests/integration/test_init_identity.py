@@ -44,7 +44,7 @@ def lay_out(
     seed: int = 9,
 ) -> dict[str, Tensor]:
     """Values of all variables after one fill of a layout."""
-    specs = [VarSpec(name, SHAPES[name], dtype, trainable=name in trainable) for name in order]
+    specs = [VarSpec(name, SHAPES[name], dtype, has_room=name in trainable) for name in order]
     layout = plan_layout(specs, alignment)
     stream = torch.zeros(layout.region_of[dtype].numel, dtype=dtype)
     targets = [Target(s.spec.name, initializer, stream, s.offset, s.spec.shape, s.spec.stride) for s in layout.spans]

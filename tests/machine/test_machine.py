@@ -126,7 +126,7 @@ class Machine(RuleBasedStateMachine):
     @rule(name=NAMES, seed=SEEDS, remove=st.booleans())
     def mask(self, name: str, seed: int, remove: bool) -> None:
         variable = self.twins.store[name]
-        if not variable.spec.trainable:
+        if not variable.spec.has_room:
             return
         mask = torch.rand(variable.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
         self.twins.store.set_trainable_mask(name, None if remove else mask)

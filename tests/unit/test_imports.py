@@ -27,6 +27,7 @@ def test_imports_keep_their_contracts() -> None:
     done = contracts(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"Imports run down KEPT", done.stdout)
+    assert re.search(r"Contracts: 4 kept, 0 broken", done.stdout)
 
 
 def test_an_import_that_runs_up_is_found(tmp_path: Path) -> None:

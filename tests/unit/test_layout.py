@@ -22,7 +22,7 @@ def specs(draw: st.DrawFn) -> list[VarSpec]:
     count = draw(st.integers(0, 30))
     shapes = st.lists(st.integers(0, 40), max_size=3).map(tuple)
     return [
-        VarSpec(f"v{i}", draw(shapes), draw(st.sampled_from(DTYPES)), trainable=draw(st.booleans()))
+        VarSpec(f"v{i}", draw(shapes), draw(st.sampled_from(DTYPES)), has_room=draw(st.booleans()))
         for i in range(count)
     ]
 
@@ -49,7 +49,7 @@ def test_trainable_part_comes_first(model: list[VarSpec]) -> None:
     layout = plan_layout(model)
     for span in layout.spans:
         region = layout.region_of[span.spec.dtype]
-        if span.spec.trainable:
+        if span.spec.has_room:
             assert span.stop <= region.trainable_numel
         else:
             assert span.offset >= region.trainable_numel
@@ -122,7 +122,7 @@ def test_specs_that_no_store_can_hold(arguments: dict[str, object], message: str
 @settings(max_examples=200, deadline=None)
 def test_stretches_cover_the_chosen_and_nobody_else(model: list[VarSpec], data: st.DataObject) -> None:
     layout = plan_layout(model)
-    trainable = [i for i, span in enumerate(layout.spans) if span.spec.trainable]
+    trainable = [i for i, span in enumerate(layout.spans) if span.spec.has_room]
     chosen = [i for i in trainable if data.draw(st.booleans())]
     stretches = layout.stretches(chosen)
     for i, span in enumerate(layout.spans):
