@@ -1,4 +1,4 @@
-"""Micro-batches on the torch backend cost operator calls by the store, not by the variable."""
+"""Micro-batches cost launches by the store, not by the variable."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from .test_groups import CLASSES, TRUTH
 
 Masks = Mapping[str, Tensor]
 
-# Masked and not, side by side; the large ones take another path in the torch backend.
+# Masked and not, side by side; the large ones have many tiles.
 SHAPES = {"a": (2,), "emb": (11, 4), "b": (3, 3), "c": (), "big": (260, 270), "d": (33,), "e": (66_000,), "f": (5,)}
 MASKS = {
     "emb": rows(SHAPES["emb"]),

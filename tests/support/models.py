@@ -20,7 +20,7 @@ MIXTURE: Mapping[str, tuple[int, ...]] = {
     "over_limit": (65_537,),
     "matrix": (257, 263),
 }
-"""Every class of shape: variables of 65,536 elements or more take another path in the torch backend."""
+"""Every class of shape: of one tile, of many, of none."""
 
 
 class Bag(nn.Module):
