@@ -154,6 +154,10 @@ class Gradients(ABC):
     def add(self, variable: Variable, grad: Tensor) -> None:
         """Adds to one variable's gradient, wherever it lies; None counts as zero here."""
 
+    @abstractmethod
+    def hide_empty(self) -> None:
+        """Makes `.grad` None where there is no gradient, until the next step or zeroing."""
+
     # The cycle ----------------------------------------------------------------------------------------------------
 
     @abstractmethod

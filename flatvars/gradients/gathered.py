@@ -21,6 +21,7 @@ from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .cycle import PENDING, Collected, FetchGradient, Given, Gradients, GradientSnapshot, State
 from .given import aligned
+from .known_norm import KnownNorm
 from .plans import PlanSet
 
 exists = partial(is_not, None)
@@ -42,9 +43,7 @@ class Gathered(Gradients):
         self._spent: set[int] = set()
         # Empty variables whose spans may hold something else than zeros; written only when someone will read them.
         self._unswept: set[int] = set()
-        # The variables that the norm of the store's plans is of, and versions of the streams it was taken of.
-        self._normed: tuple[set[int], list[int]] | None = None
-        self._exposed = False  # the stream was handed out: what it holds may change behind our back
+        self._norm = KnownNorm()
 
     def dtype_of(self, region: torch.dtype) -> torch.dtype:
         return at_least_float32(region)
@@ -57,7 +56,7 @@ class Gathered(Gradients):
 
     def after_carve(self) -> None:
         self.rewritten()
-        self._exposed = False  # what was handed out is another memory now
+        self._norm.exposed = False  # what was handed out is another memory now
         room = {v.id for v in self.registry.variables if v.spec.has_room}
         self._open &= room
         self._spent &= room
@@ -71,7 +70,7 @@ class Gathered(Gradients):
         if state is State.EMPTY:
             return pending
         if pending is None:
-            self._exposed = True
+            self._norm.exposed = True
             return self._lying(variable)
         if state is State.SPENT:
             return pending
@@ -89,13 +88,16 @@ class Gathered(Gradients):
     def add(self, variable: Variable, grad: Tensor) -> None:
         if self.state(variable) is State.OPEN:
             self._lying(variable).add_(grad.to(self.registry.device))
-            self._normed = None
+            self._norm.forget()
             return
         own = grad.detach().to(variable.param.device, variable.dtype, copy=True)
         if variable.param.grad is None:
             variable.param.grad = own
         else:
             variable.param.grad.add_(own)
+
+    def hide_empty(self) -> None:
+        """`.grad` is None there anyhow."""
 
     # The cycle ----------------------------------------------------------------------------------------------------
 
@@ -111,7 +113,7 @@ class Gathered(Gradients):
         self._forget(self._spent.intersection(plans.ids))
         self._gather(plans, ready, touched, scale)
         if grads is None:
-            drop(plans.params, given)
+            plans.drop(given)
 
     def _gather(self, plans: PlanSet, ready: Sequence[Tensor | None], touched: list[bool], scale: float) -> None:
         """Takes gradients of the store's plans into the stream: one launch a region, and the norm on the way."""
@@ -154,25 +156,25 @@ class Gathered(Gradients):
         whole = self.plans()
         given = [both.get(key) for key in whole.ids]
         self._gather(whole, whole.in_memory_order(given), [grad is not None for grad in given], 1.0)
-        drop(plans.params, [both.get(key) for key in plans.ids])
+        plans.drop([both.get(key) for key in plans.ids])
         return [None if key in both else grad for key, grad in zip(plans.ids, pending, strict=True)]
 
     def _note_norm(self, plans: PlanSet) -> None:
         """The norm of the store's plans is that of all their variables that the stream holds now."""
         held = (self._open | self._spent).intersection(plans.ids)
-        self._normed = held, [self.stream(part.region)._version for part in plans.parts]
+        self._norm.note(plans, held, self._streams(plans))
 
     def _has_norm_of(self, used: set[int]) -> bool:
         """Whether it is known, of just these variables."""
-        if self._normed is None or self._plans is None or self._exposed or self._normed[0] != used:
-            return False
-        if self._plans.generation != self.registry.generation:
-            return False
-        return self._normed[1] == [self.stream(part.region)._version for part in self._plans.parts]
+        plans = self._plans
+        return plans is not None and self._norm.holds(used, self._streams(plans), self.registry.generation)
+
+    def _streams(self, plans: PlanSet) -> list[Tensor]:
+        return [self.stream(part.region) for part in plans.parts]
 
     def norm_for(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> Tensor:
         if plans is self._plans and collected.norm is None:
-            self._normed = None
+            self._norm.forget()
             plans.renew_norm()
         return super().norm_for(plans, collected, grad_scale)
 
@@ -211,7 +213,7 @@ class Gathered(Gradients):
             self._write_zeros(held)
             self._open.update(v.id for v in held)
             self._spent.difference_update(v.id for v in held)
-            self._normed = None
+            self._norm.forget()
 
     def _forget(self, ids: Iterable[int]) -> None:
         """Makes gradients of the stream empty; no byte is written before someone reads it."""
@@ -226,7 +228,7 @@ class Gathered(Gradients):
     def read_stream(self, region: torch.dtype) -> Tensor:
         self.flush()
         self._sweep(self.registry.variables)
-        self._exposed = True
+        self._norm.exposed = True
         return self.stream(region)
 
     @torch.no_grad()
@@ -247,7 +249,7 @@ class Gathered(Gradients):
         self.rewritten()
 
     def rewritten(self) -> None:
-        self._normed = None
+        self._norm.forget()
         held = self._open | self._spent
         self._unswept.update(v.id for v in self.registry.variables if v.spec.has_room and v.id not in held)
 
@@ -285,7 +287,7 @@ class Gathered(Gradients):
             fetch(PENDING, variable, grad)
             variable.param.grad = grad
         self._open = {variable.id for variable in snapshot.open}
-        self._normed, self._exposed = None, False
+        self._norm = KnownNorm()
         if snapshot.norm and snapshot.open:
             # Adding nothing takes the norm by the very launch that took it before.
             plans = self.plans()
@@ -293,19 +295,3 @@ class Gathered(Gradients):
             for part in plans.parts:
                 part.plan.accumulate_([None] * len(part.order), self.stream(part.region), 1.0, True)
             self._note_norm(plans)
-
-
-def drop(params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
-    """Makes `.grad` None where a gradient was read from it.
-
-    On a GPU its memory may belong to the stream of another backward pass, and must not be used again before the launch
-    on this one has read it.
-    """
-    present = [(param, grad) for param, grad in zip(params, grads, strict=True) if grad is not None]
-    if present and present[0][1].is_cuda:
-        current = torch.cuda.current_stream(present[0][1].device)
-        for _, grad in present:
-            for tensor in (grad._indices(), grad._values()) if grad.is_sparse else (grad,):
-                tensor.record_stream(current)
-    for param, _ in present:
-        param.grad = None

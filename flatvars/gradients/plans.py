@@ -122,6 +122,21 @@ class PlanSet:
         """What autograd left: `.grad` of every parameter."""
         return [param.grad for param in self.params]
 
+    def drop(self, grads: Sequence[Tensor | None]) -> None:
+        """Makes `.grad` None where one of these was read from it.
+
+        On a GPU its memory may belong to the stream of another backward pass, and must not be used again before the
+        launch on this one has read it.
+        """
+        present = [(param, grad) for param, grad in zip(self.params, grads, strict=True) if grad is not None]
+        if present and present[0][1].is_cuda:
+            current = torch.cuda.current_stream(present[0][1].device)
+            for _, grad in present:
+                for tensor in (grad._indices(), grad._values()) if grad.is_sparse else (grad,):
+                    tensor.record_stream(current)
+        for param, _ in present:
+            param.grad = None
+
     def note(self, pending: Sequence[Tensor | None], touched: list[bool], zeroed: set[int]) -> None:
         """Keeps a receipt of the `.grad`s that a step has used.
 

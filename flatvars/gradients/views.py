@@ -153,6 +153,13 @@ class Views(Gradients):
         else:
             variable.param.grad.add_(own)
 
+    @torch.no_grad()
+    def hide_empty(self) -> None:
+        plans = self.plans()
+        for param, hit in zip(plans.params, self.hits(plans, self.collect(plans)), strict=True):
+            if not hit:
+                param.grad = None
+
     def _is_open(self, variable: Variable) -> bool:
         return self.of(variable) is not None and variable.id not in self._past()
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Rule
+from ..gradients.attached import gradients_of
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
@@ -111,6 +112,17 @@ class Entries(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(self._present()) + len(self._others)
+
+    def __bool__(self) -> bool:
+        """Whether there is any state. If not, `.grad` is None now where there is no gradient, views or not.
+
+        torch.distributed.checkpoint asks, and makes the state of a new optimizer by a step with zeros: but only if it
+        finds no `.grad` next.
+        """
+        if len(self):
+            return True
+        gradients_of(self._optimizer.states.registry).hide_empty()
+        return False
 
     def get(self, key: Any, default: Any = None) -> Any:
         if key not in self:  # and `self[key]` would make one

@@ -6,7 +6,9 @@ import copy
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -220,6 +222,27 @@ def test_nan_in_a_clipped_stream_stays_with_its_variable() -> None:
     torch.autograd.backward([twins.ours.b], [torch.ones(70)])
     twins.store.accumulate()
     assert torch.equal(twins.store["b"].grad, torch.ones(70))
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_memory_that_an_accumulation_reads_is_kept_for_its_stream(sparse: bool) -> None:
+    """A GPU's allocator gives memory of one stream away while a launch on another one still reads it."""
+    recorded: list[tuple[str, Any]] = []
+
+    def part(name: str) -> Any:
+        return SimpleNamespace(record_stream=lambda stream: recorded.append((name, stream)))
+
+    grad = part("dense")
+    grad.is_cuda, grad.is_sparse, grad.device = True, sparse, "cuda:0"
+    grad._indices, grad._values = (lambda: part("indices")), (lambda: part("values"))
+    twins = Twins()
+    plans = gradients_of(twins.store.registry).plans()
+    plans.params = [SimpleNamespace(grad=grad), SimpleNamespace(grad="left alone")]
+    with patch.object(torch.cuda, "current_stream", lambda device: f"stream of {device}"):
+        plans.drop([grad, None])
+    names = ["indices", "values"] if sparse else ["dense"]
+    assert recorded == [(name, "stream of cuda:0") for name in names]
+    assert [param.grad for param in plans.params] == [None, "left alone"]
 
 
 # Files and snapshots ------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 import flatvars as fv
-from tests.parity.pairs import Pair
+from tests.parity.pairs import MODES, Pair
 from tests.support.models import Bag
 from tests.support.tolerances import assert_same_bits
 
@@ -208,6 +209,24 @@ def test_a_strict_step_names_what_was_not_written() -> None:
     nn.utils.clip_grad_norm_(module.parameters(), 0.5)
     with pytest.raises(fv.GradientError, match="'b'"):
         opt.step(strict=True)
+
+
+@pytest.mark.parametrize("zeroed", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_distributed_checkpoints_make_the_state_of_a_new_optimizer(mode: str, zeroed: bool) -> None:
+    """It steps with zeros, if it finds no `.grad`; training then goes on as with torch's optimizer."""
+    pair = Pair.of(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), "adamw", mode)
+    if zeroed:
+        pair.zero_grad()
+    before = pair.store.values.clone()
+    dicts = [get_optimizer_state_dict(m, o) for m, o in ((pair.ours, pair.opt), (pair.theirs, pair.ref))]
+    assert dicts[0]["state"].keys() == dicts[1]["state"].keys()
+    assert len(dicts[0]["state"]) == 4
+    assert_same_bits(pair.store.values, before)
+    assert pair.store.gradient_names() == []
+    pair.run(2)
+    pair.assert_values_close()
+    pair.assert_states_close()
 
 
 def test_bits_add_up_as_in_a_tensor_of_its_own() -> None:
