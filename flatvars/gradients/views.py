@@ -118,8 +118,8 @@ class Views(Gradients):
         fresh = []
         for variable in self.registry.variables:
             old = before.get(variable.id)
-            if variable.frozen and variable.param.grad is not old:
-                continue  # what was kept of its gradient waits in `.grad`
+            if variable.frozen and (variable.param.grad is None or variable.param.grad is not old):
+                continue  # what was kept of its gradient, if it was, waits in `.grad`
             if not variable.spec.has_room:
                 if old is not None and variable.param.grad is old:
                     variable.param.grad = None  # it would keep the old stream

@@ -239,3 +239,15 @@ def test_bits_add_up_as_in_a_tensor_of_its_own() -> None:
         for each in (module, plain):
             torch.autograd.backward([each.a], [odd * factor])
         assert_same_bits(module.a.grad, plain.a.grad)
+
+
+def test_a_frozen_variable_has_no_gradient_through_carves() -> None:
+    """Found by the machine: the second carve made zeros of its view, which counts as a gradient."""
+    module = Bag(SHAPES)
+    store = fv.VarStore.from_module(module, grads="views")
+    store.freeze("b")
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        store.to(dtype=dtype)
+        assert store["b"].grad is None
+    store.unfreeze("b")
+    assert store["b"].grad is None

@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def save_and_load(self) -> None:
-        """A checkpoint brings everything back."""
+        """A checkpoint brings everything back but gradients that a step has used."""
         file = io.BytesIO()
         self.twins.store.save(file, self.twins.opt)
         for variable in self.twins.store.variables().values():
@@ -223,6 +223,7 @@ class Machine(RuleBasedStateMachine):
             stream.buffer.zero_()
         file.seek(0)
         self.twins.store.load(file, self.twins.opt)
+        self.twins.forget_used()
 
     @rule()
     def go_on_with_a_deepcopy(self) -> None:

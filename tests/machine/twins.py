@@ -77,6 +77,7 @@ class Twins:
         self.mode = mode
         self.masks: dict[str, Tensor] = {}  # True trains
         self.cycle = Cycle({})
+        self.used: set[str] = set()  # whose gradients the last step has used
         self.frozen: set[str] = set()
 
     def names(self) -> list[str]:
@@ -113,6 +114,15 @@ class Twins:
             before = self.cycle.sums.get(name)
             self.cycle.sums[name] = wide.clone() if before is None else before + wide
         self.drop_plain_grads(set(pending))
+
+    def forget_used(self) -> None:
+        """A file holds no gradient that a step has used: what is gone after loading must be one of those."""
+        for name, _, theirs in self.pairs():
+            had = theirs.grad is not None or name in self.cycle.sums
+            if had and self.store[name].grad is None:
+                assert name in self.used, f"{name} lost a gradient that no step has used"
+                theirs.grad = None
+                self.cycle.sums.pop(name, None)
 
     def drop_plain_grads(self, names: set[str]) -> None:
         for name, _, theirs in self.pairs():
@@ -151,6 +161,7 @@ class Twins:
             clip = 1.0 if max_norm is None else torch.clamp(max_norm / (norm + 1e-6), max=1.0)
             self._step_plain({name: (grad.double() * clip).to(grad.dtype) for name, grad in grads.items()})
         self.cycle.spent = True
+        self.used = set(grads)
 
     def _step_plain(self, grads: dict[str, Tensor]) -> None:
         held = {name: theirs.grad for name, _, theirs in self.pairs()}
