@@ -11,6 +11,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defin
 
 from ..backend import round_up
 from .layout import Layout, Span
+from .pages import zeros
 
 VALUES = "values"
 GRADS = "grads"
@@ -99,7 +100,7 @@ class Streams:
             self._streams[VALUES, region.dtype] = Stream(self._zeros(region.numel, region.dtype))
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(numel, dtype=dtype, device=self.device)
+        return zeros(numel, dtype, self.device)
 
     def __contains__(self, key: tuple[str, torch.dtype]) -> bool:
         return key in self._streams
