@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -99,7 +100,8 @@ class Streams:
             self._streams[VALUES, region.dtype] = Stream(self._zeros(region.numel, region.dtype))
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(numel, dtype=dtype, device=self.device)
+        with normal_tensors():
+            return torch.zeros(numel, dtype=dtype, device=self.device)
 
     def __contains__(self, key: tuple[str, torch.dtype]) -> bool:
         return key in self._streams
@@ -184,6 +186,16 @@ class Streams:
         """The stream that takes over from one of `old`, over as much as the variables need."""
         cover = hull(to for to, _ in pairs) if name in self._partial else None
         return self.get(name, region, old._dtype_of[name], cover)
+
+
+@contextmanager
+def normal_tensors() -> Iterator[None]:
+    """Inside, tensors are made that training may use, also if the caller is in inference mode.
+
+    A tensor made there has no version counter, and nothing that was made of it can be saved for a backward pass.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def own_storage(flat: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import FlatvarsError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
-from ..memory.streams import VALUES, Streams
+from ..memory.streams import VALUES, Streams, normal_tensors
 from .binding import bind, is_bound
 from .claims import Claims
 from .guard import AliasGuard
@@ -81,7 +81,7 @@ class Carving:
             return
         if self._announcing is not None and self._announcing == threading.get_ident():
             return
-        with self.lock:
+        with self.lock, normal_tensors():
             self.check_usable()
             old = self._carved
             if old == len(self.variables):  # another thread did it meanwhile
@@ -96,7 +96,7 @@ class Carving:
 
     def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None, *, check: bool = True) -> None:
         """Lays the same variables out anew, with other dtypes, room or device; every handle follows."""
-        with self.lock:
+        with self.lock, normal_tensors():
             self.settle()
             if check:
                 self.guard.check_memory()
@@ -147,7 +147,7 @@ class Carving:
 
     def share_memory(self) -> None:
         """See `VarStore.share_memory_`."""
-        with self.lock:
+        with self.lock, normal_tensors():
             self.settle()
             self.guard.check_memory()
             self._announce()
