@@ -109,6 +109,10 @@ class Carving:
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
             variable.state_epoch += variable.spec.has_room and not spec.has_room
+        if kept and self.device.type == "cuda":
+            # Kernels of any stream may still read what is about to be freed, and `record_stream` on a piece of the
+            # buffer does not tell the allocator, which knows the buffer alone.
+            torch.cuda.synchronize(self.device)
         streams = self._streams.recarve(plan_layout(specs), device, {i: i for i in range(kept)})
         self._streams, self._layout, self.device = streams, streams.layout, device
         self._place(specs)
@@ -151,8 +155,7 @@ class Carving:
             self.settle()
             self.guard.check_memory()
             self._announce()
-            for region in self.layout.regions:
-                self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
+            self._streams.share()
             for variable in self.variables:
                 bind(variable, self.piece(variable))
             self._notify()
