@@ -16,7 +16,7 @@ from operator import is_not
 import torch
 from torch import Tensor
 
-from ..memory.streams import FROZEN_ELEMENTS, GRADS
+from ..memory.streams import FROZEN_ELEMENTS, GRADS, normal_tensors
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .cycle import PENDING, Collected, FetchGradient, Given, Gradients, GradientSnapshot, State
@@ -283,7 +283,8 @@ class Gathered(Gradients):
         for variable in snapshot.open:
             fetch(GRADS, variable, self.registry.view(GRADS, variable))
         for variable in snapshot.pending:
-            grad = torch.empty_like(variable.param)
+            with normal_tensors():
+                grad = torch.empty_like(variable.param)
             fetch(PENDING, variable, grad)
             variable.param.grad = grad
         self._open = {variable.id for variable in snapshot.open}

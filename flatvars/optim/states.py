@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..memory.streams import Cover, Stream, hull, own_storage, same_dtype
+from ..memory.streams import Cover, Stream, hull, normal_tensors, own_storage, same_dtype
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -43,9 +43,10 @@ class States:
     def __init__(self, registry: Registry, dtype: torch.dtype | None) -> None:
         self.registry = registry
         self.dtype = dtype
-        self.steps = torch.zeros(0, dtype=torch.float32, device=registry.device)
+        with normal_tensors():
+            self.steps = torch.zeros(0, dtype=torch.float32, device=registry.device)
+            self.skipped = torch.zeros((), dtype=torch.int32, device=registry.device)
         self.slots: dict[int, int] = {}
-        self.skipped = torch.zeros((), dtype=torch.int32, device=registry.device)
         self.version = 0
         self._variables: dict[int, Variable] = {}
         self._epochs: dict[int, int] = {}
@@ -102,7 +103,8 @@ class States:
     def step_of(self, variable: Variable) -> Tensor:
         """The count of one variable, float32 []: in place, with a storage of its own."""
         row = self.slots[variable.id]
-        return own_storage(self.steps[row : row + 1]).view(())
+        with normal_tensors():
+            return own_storage(self.steps[row : row + 1]).view(())
 
     @torch.no_grad()
     def set_steps(self, variables: Sequence[Variable], counts: Sequence[float | Tensor] | Tensor) -> None:
@@ -127,7 +129,8 @@ class States:
         if not variables:
             return
         if self._paused is None:
-            self._paused = torch.zeros_like(self.steps)
+            with normal_tensors():
+                self._paused = torch.zeros_like(self.steps)
         rows = self.rows(variables)
         self._paused[rows] = torch.zeros_like(self.steps[rows]) if at_zero else self.steps[rows]
 
@@ -199,6 +202,7 @@ def _release(reference: weakref.ref[Registry], key: str) -> None:
 
 
 def _longer(counts: Tensor, rows: int) -> Tensor:
-    longer = torch.zeros(rows, dtype=counts.dtype, device=counts.device)
+    with normal_tensors():
+        longer = torch.zeros(rows, dtype=counts.dtype, device=counts.device)
     longer[: len(counts)] = counts
     return longer

@@ -392,6 +392,8 @@ class VarStore:
     def share_memory_(self) -> Self:
         """Moves the values into shared memory, where processes that get a Parameter write into this store.
 
+        Call it before they start: a re-carve (more variables, another dtype) moves the values to other shared memory,
+        which processes do not see that have the old. On a GPU, Parameters can be sent to another process from here on.
         A module's own share_memory() takes its Parameters out of the store one by one, which the next step notices.
         """
         self.registry.share_memory()

@@ -30,7 +30,7 @@ def bind(variable: Variable, view: Tensor) -> None:
     """Makes a parameter's memory the view, keeping the object: optimizers, hooks and modules hold on to it."""
     param = variable.param
     grad = param.grad if param.is_leaf else None  # a buffer may be a result
-    if param.is_meta:
+    if param.is_meta or param.is_inference():  # one that inference mode made would never count versions
         fresh = nn.Parameter(view, param.requires_grad) if isinstance(param, nn.Parameter) else view
         fresh.__dict__.update(param.__dict__)
         for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import FlatvarsError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
-from ..memory.streams import VALUES, Streams
+from ..memory.streams import VALUES, Streams, normal_tensors
 from .binding import bind, is_bound
 from .claims import Claims
 from .guard import AliasGuard
@@ -81,7 +81,7 @@ class Carving:
             return
         if self._announcing is not None and self._announcing == threading.get_ident():
             return
-        with self.lock:
+        with self.lock, normal_tensors():
             self.check_usable()
             old = self._carved
             if old == len(self.variables):  # another thread did it meanwhile
@@ -96,7 +96,7 @@ class Carving:
 
     def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None, *, check: bool = True) -> None:
         """Lays the same variables out anew, with other dtypes, room or device; every handle follows."""
-        with self.lock:
+        with self.lock, normal_tensors():
             self.settle()
             if check:
                 self.guard.check_memory()
@@ -109,6 +109,10 @@ class Carving:
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
             variable.state_epoch += variable.spec.has_room and not spec.has_room
+        if kept and self.device.type == "cuda":
+            # Kernels of any stream may still read what is about to be freed, and `record_stream` on a piece of the
+            # buffer does not tell the allocator, which knows the buffer alone.
+            torch.cuda.synchronize(self.device)
         streams = self._streams.recarve(plan_layout(specs), device, {i: i for i in range(kept)})
         self._streams, self._layout, self.device = streams, streams.layout, device
         self._place(specs)
@@ -147,12 +151,11 @@ class Carving:
 
     def share_memory(self) -> None:
         """See `VarStore.share_memory_`."""
-        with self.lock:
+        with self.lock, normal_tensors():
             self.settle()
             self.guard.check_memory()
             self._announce()
-            for region in self.layout.regions:
-                self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
+            self._streams.share()
             for variable in self.variables:
                 bind(variable, self.piece(variable))
             self._notify()
