@@ -66,15 +66,15 @@ def compare(left: Source, right: Source, options: argparse.Namespace) -> dict[st
     return {"equal": equal, "compared": len(both), "changed": changed, "only_in_a": only_a, "only_in_b": only_b}
 
 
-Tensors = Mapping[str, TensorInfo | Unread]
+Listed = Mapping[str, TensorInfo | Unread]
 
 
-def _tensors(source: Source) -> Tensors:
+def _tensors(source: Source) -> Listed:
     return {**source.entries, **source.unread}
 
 
 def _differences(
-    left: Source, right: Source, key: str, a: Tensors, b: Tensors, tolerance: float | None
+    left: Source, right: Source, key: str, a: Listed, b: Listed, tolerance: float | None
 ) -> dict[str, Any] | None:
     one, other = a[key], b[key]
     if one.shape != other.shape:

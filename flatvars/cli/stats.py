@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checkpoint.source import Source
 
-PIECE = 1 << 22
+SHARE = 1 << 22
 """Bytes that are looked at at a time."""
 
 Number = int | float
@@ -60,7 +60,7 @@ def difference(left: Source, right: Source, key: str) -> tuple[bool, Number]:
     one, other = left.info(key), right.info(key)
     equal: bool = one.dtype == other.dtype
     largest: Number = 0
-    limit = PIECE // max(one.dtype.itemsize, other.dtype.itemsize)
+    limit = SHARE // max(one.dtype.itemsize, other.dtype.itemsize)
     for start in range(0, one.numel, limit):
         count = min(limit, one.numel - start)
         a, b = left.read(key, start, count), right.read(key, start, count)
