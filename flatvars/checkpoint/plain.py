@@ -73,8 +73,20 @@ def decode(value: Any) -> Any:
     ((tag, content),) = value.items()
     try:
         return _decode_tagged(tag[1:], content)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise DamagedFileError(f"a value tagged {tag!r} cannot be read: {error}") from error
+
+
+def decode_map(value: Any, where: str) -> dict[Any, Any]:
+    """The mapping that `encode` was given.
+
+    Raises:
+        DamagedFileError: it is none.
+    """
+    found = decode(value)
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{where} is a {type(found).__name__}, and was saved as a mapping")
+    return found
 
 
 def _decode_tagged(kind: str, content: Any) -> Any:

@@ -16,6 +16,17 @@ from ..optim.record import OptimizerRecord
 from ..variables.registry import Registry
 from .records import Record
 
+LOOSE = "loose"
+"""Prefix of tensors of an optimizer's state that lie in no stream."""
+
+FILE = "$file"
+"""In the JSON of such a state, what stands for a tensor: an object of its name in the file."""
+
+
+def is_in_file(value: Any) -> bool:
+    """Whether JSON stands for a tensor of the file."""
+    return isinstance(value, dict) and list(value) == [FILE]
+
 
 def as_list(given: Any) -> list[Any]:
     """None, one thing or several, as a list."""
@@ -26,10 +37,15 @@ def as_list(given: Any) -> list[Any]:
 
 @dataclass
 class OptimizerImage:
-    """One optimizer with its record, whose numbers lie on the device until someone asks."""
+    """One optimizer with its record, whose numbers lie on the device until someone asks.
+
+    Attributes:
+        loose: What the record holds of it, as JSON by names.
+    """
 
     optimizer: Any
     record: OptimizerRecord
+    loose: Mapping[str, Any]
 
     @cached_property
     def counts(self) -> dict[int, int]:
@@ -54,7 +70,7 @@ class OptimizerImage:
             for group in record.groups
         ]
         self.record = dataclasses.replace(
-            record, steps=steps, skipped=skipped, groups=groups, slots=dict(record.slots), streams={}
+            record, steps=steps, skipped=skipped, groups=groups, slots=dict(record.slots), streams={}, loose={}
         )
 
     def describe(self, names: Mapping[int, str]) -> dict[str, Any]:
@@ -75,6 +91,7 @@ class OptimizerImage:
             "groups": groups,
             "steps": steps,
             "skipped": skipped,
+            **({"loose": self.loose} if self.loose else {}),
         }
 
 
