@@ -48,5 +48,6 @@ ADAGRAD = coupled(
         adagrad_numbers,
         init={"sum": "initial_accumulator_value"},
         scalars=adagrad_scalars,
+        early=True,
     )
 )

@@ -142,6 +142,7 @@ OPTIONS = {
 """By name."""
 
 
+@cache
 def with_decay(rule: Rule, kind: str) -> Rule:
     """The rule with another kind of decay than it has, or with one if it has none.
 

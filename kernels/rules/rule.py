@@ -39,6 +39,7 @@ class Rule:
             `numbers`, or `VALUE`; 0 if not said.
         own: Names of scalars that every variable keeps from step to step, float32; `scalars` returns them anew.
         scalars: Numbers that are the same for all elements of a variable, computed once a tile in float64.
+        early: Whether a variable has state before its first step, as torch's Adagrad makes it.
         idle: Steps at the beginning in which the rule gathers alone: no decoupled decay acts in them.
         made: The option that made it of another rule, and what of.
     """
@@ -53,6 +54,7 @@ class Rule:
     init: Mapping[str, float | str] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     scalars: Scalars | None = None
+    early: bool = False
     idle: int = 0
     made: tuple[Callable[[Rule], Rule], tuple[Rule]] | None = None
 
