@@ -17,7 +17,7 @@ from ..variables.registry import Registry
 from ..variables.selectors import Selector, as_select, fits_name
 from .description import check_names
 from .match import DTYPE_POLICIES, Rename, match, raise_problems, renamer
-from .opening import PathOrStream, opened
+from .opening import PathOrStream, TorchKey, opened
 from .progress import Progress
 from .resuming import Resuming
 from .source import Source
@@ -38,6 +38,7 @@ class Options:
     select: Selector = None
     verify: bool = True
     progress: bool = False
+    key: TorchKey = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_POLICIES:
@@ -60,6 +61,7 @@ class Loading:
         self.match = match(
             self.variables,
             source.values(),
+            unread=source.unread,
             rename=rename,
             unused=partial(fits_name, selector=as_select(options.select)) if strict else None,
             partial=options.partial,
@@ -137,7 +139,7 @@ def load(registry: Registry, target: PathOrStream, options: Options) -> list[str
     Returns:
         Names of the variables that the file does not hold; empty unless `partial`.
     """
-    with opened(target) as source, Progress("loading", options.progress) as progress:
+    with opened(target, options.key) as source, Progress("loading", options.progress) as progress:
         loading = Loading(registry, source, options, progress)
         loading.check()
         loading.apply()

@@ -109,6 +109,7 @@ class Resuming:
             for group in saved["groups"]
         ]
         steps = {self.found[name].id: count for name, count in saved["steps"].items() if name in self.found}
+        of = {self.found[name].id: name for name in saved["steps"] if name in self.found}
         return OptimizerRecord(
             saved["class"],
             tuple(saved["states"]),
@@ -116,6 +117,10 @@ class Resuming:
             torch.tensor(list(steps.values()), dtype=torch.float32),
             {key: row for row, key in enumerate(steps)},
             torch.tensor(saved["skipped"], dtype=torch.int32),
+            scalars={
+                name: torch.tensor([decode(kept.get(of[key], 0.0)) for key in steps], dtype=torch.float32)
+                for name, kept in saved.get("scalars", {}).items()
+            },
         )
 
     def _tensor_problems(self, content: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ OPTIMIZER: Schema = {
     "groups": [{"hyper": {"*": None}, "variables": [str]}],
     "steps": {"*": int},
     "skipped": int,
+    "?scalars": {"*": {"*": None}},
 }
 TRAINING: Schema = {
     "optimizers": [OPTIMIZER],

@@ -76,7 +76,7 @@ class Snapshot:
             CheckpointError: an earlier save failed; or the path says no format.
         """
         image = self.image()
-        check_target(path, image)
+        check_target(path, image, shard_size)
         self._writer.submit(lambda: write(image, path, shard_size), str(path), self)
         if wait:
             self._writer.wait()

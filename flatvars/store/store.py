@@ -19,7 +19,7 @@ from ..checkpoint import SHARD_SIZE, Snapshot
 from ..checkpoint.capture import capture
 from ..checkpoint.load import Options, load
 from ..checkpoint.match import Rename
-from ..checkpoint.opening import PathOrStream
+from ..checkpoint.opening import PathOrStream, TorchKey
 from ..checkpoint.save import write
 from ..checkpoint.snapshot import restore, take
 from ..errors import UnknownNameError
@@ -635,6 +635,7 @@ class VarStore:
         select: Selector = None,
         verify: bool = True,
         progress: bool = False,
+        key: TorchKey = None,
     ) -> None:
         """Loads a checkpoint of this library, or a safetensors or torch file of any other.
 
@@ -652,6 +653,8 @@ class VarStore:
             select: As for `save`: which variables to load.
             verify: Compare checksums first, which reads the file twice.
             progress: Show a bar when it takes long.
+            key: Under which key of a torch file the state dict lies, or keys, one within the other; if not given,
+                it is the whole, or looked for under "state_dict", "model_state_dict" and "model".
 
         Raises:
             MismatchError: the file does not fit; every problem is named. Nothing has changed.
@@ -661,7 +664,7 @@ class VarStore:
         Example:
             >>> store.load("model.safetensors", rename=[(r"^module\\.", "")])
         """
-        options = Options(optimizer, schedulers, rng, strict, False, dtype, rename, select, verify, progress)
+        options = Options(optimizer, schedulers, rng, strict, False, dtype, rename, select, verify, progress, key)
         load(self.registry, path, options)
 
     def load_partial(
@@ -673,22 +676,23 @@ class VarStore:
         select: Selector = None,
         verify: bool = True,
         progress: bool = False,
+        key: TorchKey = None,
     ) -> list[str]:
         """Loads what a file holds of this store; arguments and errors as for `load`, shapes must fit.
 
         Returns:
             Names of the variables that the file does not hold, in creation order; they keep their values.
         """
-        options = Options(None, None, False, False, True, dtype, rename, select, verify, progress)
+        options = Options(None, None, False, False, True, dtype, rename, select, verify, progress, key)
         return load(self.registry, path, options)
 
-    def read(self, path: PathOrStream, *, rename: Rename = None) -> None:
+    def read(self, path: PathOrStream, *, rename: Rename = None, key: TorchKey = None) -> None:
         """Loads every variable and keeps every dtype; what else is in the file is ignored."""
-        load(self.registry, path, Options(strict=False, rename=rename))
+        load(self.registry, path, Options(strict=False, rename=rename, key=key))
 
-    def fill(self, path: PathOrStream, *, rename: Rename = None) -> None:
+    def fill(self, path: PathOrStream, *, rename: Rename = None, key: TorchKey = None) -> None:
         """Loads the variables that a file happens to hold and keeps every dtype; all else is left alone."""
-        load(self.registry, path, Options(partial=True, rename=rename))
+        load(self.registry, path, Options(partial=True, rename=rename, key=key))
 
     def snapshot(
         self,

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import flatvars as fv
-from flatvars.checkpoint import records
+from flatvars.checkpoint import contents, records
 from flatvars.checkpoint.header import CODE_OF
 from tests.support.models import MIXTURE, Bag, Orders, TiedLanguageModel
 
@@ -294,3 +294,51 @@ def test_a_variable_of_the_formats_own_name_is_refused(tmp_path: Path) -> None:
         store.save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    store = fv.VarStore()
+    store.add("a", torch.ones(3))
+    store.save(path)
+    before = path.read_bytes()
+    store.add("b\ud800", torch.ones(3))
+    for target in (path, tmp_path / "model.pt", io.BytesIO()):
+        with pytest.raises(fv.CheckpointError, match=r"the name 'b\\ud800' is no Unicode text"):
+            store.save(target)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_header_that_would_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    store = fv.VarStore()
+    store.add("a", torch.ones(3))
+    store.save(path)
+    before = path.read_bytes()
+    store.add("b", torch.ones(3))
+    right = contents.encode_entries
+    for wrong in ("", '"a":7', '"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}'):
+        monkeypatch.setattr(contents, "encode_entries", lambda _, wrong=wrong: wrong)
+        records._catalogs.clear()
+        with pytest.raises(fv.CheckpointError, match="no file can hold"):
+            store.save(path)
+        assert path.read_bytes() == before
+    monkeypatch.setattr(contents, "encode_entries", right)
+    records._catalogs.clear()
+    store.save(path)
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize("size", ["5GB", 100])
+def test_a_size_of_shards_is_refused_where_there_are_none(size: int | str, tmp_path: Path) -> None:
+    store = fv.VarStore()
+    store.add("a", torch.ones(3))
+    for target in (tmp_path / "model.pt", io.BytesIO()):
+        with pytest.raises(fv.CheckpointError, match="one file whatever its size; leave it out"):
+            store.save(target, shard_size=size)
+        store.save(target, shard_size=None)
+    with pytest.raises(fv.CheckpointError, match="one file whatever its size"):
+        store.snapshot().save(tmp_path / "model.pt", shard_size=size)
+    with pytest.raises(ValueError, match="is no size"):
+        store.save(tmp_path / "model.safetensors", shard_size="many")

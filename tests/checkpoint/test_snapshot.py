@@ -26,7 +26,7 @@ from .resume import CASES, result, start
 from .support import assert_values, trained, values
 
 
-def equal(a: dict[str, Any], b: dict[str, Any]) -> None:
+def check_equal(a: dict[str, Any], b: dict[str, Any]) -> None:
     assert a.keys() == b.keys()
     for key, value in a.items():
         if isinstance(value, torch.Tensor):
@@ -59,7 +59,7 @@ def test_rolled_back_and_repeated_is_the_same_run(name: str) -> None:
         run.store.check()
         for i in range(half, case.steps):
             case.work(run, i)
-        equal(frozen_result(run), expected)
+        check_equal(frozen_result(run), expected)
 
 
 def test_a_saved_snapshot_is_what_save_would_have_written(tmp_path: Path) -> None:
