@@ -102,6 +102,7 @@ class Plan:
         skipped: Tensor,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        own: Sequence[Tensor] = (),
     ) -> None:
         """Updates values and states of all variables that have a source. One launch.
 
@@ -114,6 +115,7 @@ class Plan:
             skip: Leave everything as it is when `norm` is not finite, and count it in `skipped`.
             grad_scale, found_inf: A GradScaler's, float32 [] on the device: divide gradients by the one, leave
                 everything as it is when the other is not 0.
+            own: float32 [slots] each: the scalars that the rule's variables keep, in the rule's order.
         """
         self._note_capture()
         inputs = StepInputs(
@@ -127,6 +129,7 @@ class Plan:
             self.out.slot == 0,
             grad_scale,
             found_inf,
+            tuple(own),
         )
         self.launches.step(sources, rule, values, states, inputs)
 

@@ -89,6 +89,19 @@ def decode_map(value: Any, where: str) -> dict[Any, Any]:
     return found
 
 
+def decode_number(value: Any, where: str) -> float:
+    """The number that `encode` was given.
+
+    Raises:
+        DamagedFileError: it is none, or beyond float64.
+    """
+    found = decode(value)
+    try:
+        return float(found)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DamagedFileError(f"{where} is {str(found)[:40]!r}, and was saved as a number") from error
+
+
 def _decode_tagged(kind: str, content: Any) -> Any:
     if kind == "float":
         return float(content)

@@ -17,7 +17,7 @@ from ..optim.record import GroupRecord, OptimizerRecord
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .header import listing
-from .plain import decode, decode_map
+from .plain import decode, decode_map, decode_number
 from .random_state import PREFIX, apply_random, random_problems, try_random
 from .rehearsal import scheduler_problems
 from .source import Source
@@ -116,6 +116,7 @@ class Resuming:
             for group in saved["groups"]
         ]
         steps = {self.found[name].id: count for name, count in saved["steps"].items() if name in self.found}
+        of = {self.found[name].id: name for name in saved["steps"] if name in self.found}
         return OptimizerRecord(
             saved["class"],
             tuple(saved["states"]),
@@ -125,6 +126,10 @@ class Resuming:
             torch.tensor(saved["skipped"], dtype=torch.int32),
             loose={
                 self.found[name].id: self._loose(name, each) for name, each in _loose_of(saved) if name in self.found
+            },
+            scalars={
+                name: torch.tensor([decode_number(kept.get(of[key], 0.0), name) for key in steps], dtype=torch.float32)
+                for name, kept in saved.get("scalars", {}).items()
             },
         )
 

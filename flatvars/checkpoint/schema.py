@@ -18,6 +18,7 @@ OPTIMIZER: Schema = {
     "groups": [{"hyper": {"*": None}, "variables": [str]}],
     "steps": {"*": COUNT},
     "skipped": COUNT,
+    "?scalars": {"*": {"*": None}},
     "?loose": {"*": {"*": None}},
 }
 TRAINING: Schema = {

@@ -14,6 +14,7 @@ from ..errors import CheckpointError
 from ..memory.streams import Stream
 from ..optim.record import OptimizerRecord
 from ..variables.registry import Registry
+from .plain import encode
 from .records import Record
 
 LOOSE = "loose"
@@ -70,7 +71,14 @@ class OptimizerImage:
             for group in record.groups
         ]
         self.record = dataclasses.replace(
-            record, steps=steps, skipped=skipped, groups=groups, slots=dict(record.slots), streams={}, loose={}
+            record,
+            steps=steps,
+            skipped=skipped,
+            groups=groups,
+            slots=dict(record.slots),
+            streams={},
+            scalars={name: to_host(scalar) for name, scalar in record.scalars.items()},
+            loose={},
         )
 
     def describe(self, names: Mapping[int, str]) -> dict[str, Any]:
@@ -85,7 +93,12 @@ class OptimizerImage:
         ]
         steps = {names[v.id]: self.counts[v.id] for v in record.variables if v.id in self.counts}
         skipped = int(record.skipped)
+        kept = {
+            name: {names[key]: encode(number, name) for key, number in values.items() if key in names}
+            for name, values in record.scalars_of().items()
+        }
         return {
+            **({"scalars": kept} if kept else {}),
             "class": record.kind,
             "states": list(record.states),
             "groups": groups,

@@ -1,11 +1,37 @@
 """Optimizers with torch.optim's names and arguments; one fused step over a store, whatever the number of variables."""
 
-from ..backend import Rule, rule
+from ..backend import VALUE, Rule, rule, scalars
+from .adadelta import Adadelta
+from .adagrad import Adagrad
 from .adam import Adam, AdamW
+from .adamax import Adamax
+from .asgd import ASGD
 from .base import Optimizer
 from .lion import Lion
+from .nadam import NAdam
 from .own_rule import RuleOptimizer
+from .radam import RAdam
 from .rmsprop import RMSprop
+from .rprop import Rprop
 from .sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop", "Rule", "RuleOptimizer", "rule"]
+__all__ = [
+    "ASGD",
+    "SGD",
+    "VALUE",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "Rule",
+    "RuleOptimizer",
+    "rule",
+    "scalars",
+]

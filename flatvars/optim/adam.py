@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule
+from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule, with_decay
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
@@ -83,10 +83,9 @@ class Adam(Optimizer):
 
     def rule(self) -> Rule:
         decoupled = {bool(group["decoupled_weight_decay"]) for group in self.param_groups if group["params"]}
-        if len(decoupled) == 2:
-            raise ValueError("param groups with and without decoupled_weight_decay need an optimizer each")
         amsgrad = any(group["amsgrad"] for group in self.param_groups)
-        return _RULES[decoupled == {True}, amsgrad]
+        rule = _RULES[decoupled == {True}, amsgrad]
+        return with_decay(rule, "either") if len(decoupled) == 2 else rule
 
 
 class AdamW(Adam):

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..backend import Rule
+from ..backend import VALUE, Rule
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
@@ -171,6 +171,12 @@ class Optimizer(Conveniences):
         group = self.membership.group_of.get(variable.id)
         return self.rule().states if group is None else self.state_names(group)
 
+    def first_value(self, variable: Variable, name: str) -> Any:
+        """What a state or a scalar of a variable begins with: a tensor or a number."""
+        group = self.membership.group_of.get(variable.id, self.defaults)
+        first = self.rule().first_value(name, group)
+        return variable.param.detach() if first == VALUE else first
+
     def follow(self) -> None:
         """Takes up what was edited in `param_groups`, and the variables that were declared, since the last time."""
         self.registry.settle()
@@ -304,6 +310,7 @@ class Optimizer(Conveniences):
                 max_norm=self.max_norm,
                 skip=self.skip_nonfinite,
                 skipped=self.states.skipped,
+                own=self.states.scalars(rule.own),
                 **scaling,
             )
 

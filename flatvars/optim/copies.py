@@ -62,9 +62,16 @@ def get_state(optimizer: Copied) -> dict[str, Any]:
         "selectors": optimizer.membership.selectors(optimizer.param_groups),
         "steps": {v.index: counts[v.id] for v in record.variables if v.id in counts},
         "states": {v.index: _states_of(record, v) for v in record.variables if v.id in counts},
+        "scalars": _scalars_of(record),
         "loose": {v.index: record.loose[v.id] for v in record.variables if v.id in record.loose},
         "skipped": record.skipped,
     }
+
+
+def _scalars_of(record: OptimizerRecord) -> dict[str, list[float]]:
+    """By name, in the order of the counts."""
+    known = [v.id for v in record.variables if v.id in record.counts()] if record.scalars else []
+    return {name: [values[key] for key in known] for name, values in record.scalars_of().items()}
 
 
 def _states_of(record: OptimizerRecord, variable: Variable) -> dict[str, Tensor]:
@@ -99,6 +106,7 @@ def set_state(optimizer: Copied, state: dict[str, Any]) -> None:
         {ids[index]: row for row, index in enumerate(state["steps"])},
         state["skipped"],
         loose={ids[index]: content for index, content in state["loose"].items()},
+        scalars={name: torch.tensor(values, dtype=torch.float32) for name, values in state["scalars"].items()},
     )
 
     def fetch(name: str, variable: Variable, target: Tensor) -> bool:

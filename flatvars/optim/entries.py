@@ -7,6 +7,7 @@ can: the state of a variable that has no room yet, or of a parameter that the st
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
@@ -34,6 +35,9 @@ class Keeper(Protocol):
 
     def names_of(self, variable: Variable) -> tuple[str, ...]:
         """The states that a variable has in its param group."""
+
+    def first_value(self, variable: Variable, name: str) -> Any:
+        """What a state or a scalar of a variable begins with: a tensor or a number."""
 
     def follow(self) -> None:
         """Takes up what was edited in the param groups."""
@@ -171,7 +175,7 @@ class Entries(MutableMapping[Any, Any]):
         optimizer = self._optimizer
         if variable.id in self._dropped or not (optimizer.names_of(variable) or optimizer.rule().keeps_step):
             return False
-        return bool(optimizer.states.steps[optimizer.states.slots[variable.id]] > 0)
+        return optimizer.rule().early or bool(optimizer.states.steps[optimizer.states.slots[variable.id]] > 0)
 
     def _present(self) -> list[Variable]:
         """Variables with an entry: those of the param groups first. Waits for the device, once."""
@@ -185,7 +189,7 @@ class Entries(MutableMapping[Any, Any]):
             for v in ordered.values()
             if v.id in self._entries
             or (
-                counts[states.slots[v.id]] > 0
+                (rule.early or counts[states.slots[v.id]] > 0)
                 and v.id not in self._dropped
                 and (rule.keeps_step or bool(optimizer.names_of(v)))
             )
@@ -213,9 +217,29 @@ class Entries(MutableMapping[Any, Any]):
             return
         if optimizer.rule().keeps_step and STEP not in entry:
             entry.show(STEP, optimizer.states.step_of(variable))
-        for name, stream in zip(optimizer.rule().states, self._streams(variable), strict=True):
+        rule = optimizer.rule()
+        if rule.init:
+            self._begin(variable)
+        for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in names and dict.get(entry, name) is None:
                 entry.show(name, stream.piece(variable.span))
+        for name in rule.own:
+            if name not in entry:
+                entry.show(name, optimizer.states.scalar_of(variable, name))
+
+    @torch.no_grad()
+    def _begin(self, variable: Variable) -> None:
+        """Shows the initial values of a variable that took no step, and whose state nobody has set."""
+        optimizer, states = self._optimizer, self._optimizer.states
+        count = float(states.steps[states.slots[variable.id]])
+        if count or math.copysign(1.0, count) < 0.0:
+            return
+        rule = optimizer.rule()
+        for name, stream in zip(rule.states, self._streams(variable), strict=True):
+            if name in rule.init:
+                stream.view(variable.span).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
+        for name in rule.own:
+            states.scalar_of(variable, name).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
 
     def _streams(self, variable: Variable) -> Any:
         return self._optimizer.states.streams(variable.dtype, self._optimizer.rule().states)
@@ -223,12 +247,13 @@ class Entries(MutableMapping[Any, Any]):
     def shown(self) -> dict[int, StateEntry]:
         """All entries, by variable id; one that was asked for before the variable's first step is empty, as torch's."""
         found = {}
-        present, states = self._present(), self._optimizer.states
+        present, states, early = self._present(), self._optimizer.states, self._optimizer.rule().early
         counts = states.steps.tolist()
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
-            if missing and variable.id not in self._dropped and counts[states.slots[variable.id]] > 0:
+            has_state = early or counts[states.slots[variable.id]] > 0
+            if missing and variable.id not in self._dropped and has_state:
                 self._show(entry, variable)
         return found
 
@@ -254,10 +279,15 @@ class Entries(MutableMapping[Any, Any]):
         if variable.id in self._dropped:
             value = value.clone() if isinstance(value, Tensor) else value  # it may be what is dropped
             self._erase()
-        keeps_step = self._optimizer.rule().keeps_step
+        rule = self._optimizer.rule()
+        keeps_step = rule.keeps_step
         if name == STEP and keeps_step and variable.spec.has_room:
             states.set_steps([variable], [value])
             entry.show(STEP, states.step_of(variable))
+        elif self._place_scalar(entry, variable, name, value) or (
+            name in rule.init and self._place(entry, variable, name, value)
+        ):
+            states.note_set([variable])
         elif self._place(entry, variable, name, value) and not keeps_step:
             # torch's SGD knows by its buffer whether a first step was taken.
             states.set_steps([variable], [0.0 if value is None else 1.0])
@@ -271,6 +301,15 @@ class Entries(MutableMapping[Any, Any]):
         stream = self._streams(variable)[names.index(name)]
         stream.write(variable.span, value)
         entry.show(name, None if value is None else stream.piece(variable.span))
+        return True
+
+    def _place_scalar(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
+        """Writes one of the scalars that the variable keeps, if it is one; whether it was."""
+        states = self._optimizer.states
+        if name not in self._optimizer.rule().own or not variable.spec.has_room or not is_scalar(value):
+            return False
+        states.scalar_of(variable, name).copy_(torch.as_tensor(value).reshape(()))
+        entry.show(name, states.scalar_of(variable, name))
         return True
 
     @torch.no_grad()
@@ -307,10 +346,14 @@ class Entries(MutableMapping[Any, Any]):
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if not is_state_of(content.get(name), variable):
                 stream.write(variable.span, None)
-        placed = [self._place(entry, variable, name, value) and value is not None for name, value in content.items()]
+        placed = [
+            self._place_scalar(entry, variable, name, value)
+            or (self._place(entry, variable, name, value) and value is not None)
+            for name, value in content.items()
+        ]
         if rule.keeps_step and STEP in content:
             entry.show(STEP, self._optimizer.states.step_of(variable))
-            return float(content[STEP])
+            return float(content[STEP]) or (-0.0 if rule.init and any(placed) else 0.0)
         return float(any(placed))
 
     def _take_out(self, variable: Variable, keep: bool = False) -> None:
@@ -377,13 +420,15 @@ class Entries(MutableMapping[Any, Any]):
                 _own(entry)
 
     def _gather_loose(self, strict: bool) -> None:
-        names = self._optimizer.rule().states
+        rule = self._optimizer.rule()
+        names = (*rule.states, *rule.own)
         for entry in [entry for entry in self._entries.values() if entry.loose]:
             variable = entry.variable
             if variable is None or not variable.spec.has_room:
                 continue
             waiting = {name: entry[name] for name in (STEP, *names) if name in entry.loose}
-            wrong = [name for name, value in waiting.items() if name != STEP and not is_state_of(value, variable)]
+            fits = {name: is_scalar(x) if name in rule.own else is_state_of(x, variable) for name, x in waiting.items()}
+            wrong = [name for name in waiting if name != STEP and not fits[name]]
             if strict and wrong and isinstance(waiting[wrong[0]], Tensor):
                 raise ValueError(
                     f"{wrong[0]!r} of variable {variable.name!r} has shape {tuple(waiting[wrong[0]].shape)}, but the "
@@ -403,9 +448,12 @@ class Entries(MutableMapping[Any, Any]):
             variable = entry.variable
             assert variable is not None
             for name in [name for name in entry if name not in entry.loose]:
-                held = None if name == STEP else states.covering(name, variable)
+                is_scalar_name = name == STEP or name in self._optimizer.rule().own
+                held = None if is_scalar_name else states.covering(name, variable)
                 if name == STEP:
                     entry.show(name, states.step_of(variable))
+                elif is_scalar_name:
+                    entry.show(name, states.scalar_of(variable, name))
                 elif held is not None and entry[name] is not None:
                     entry.show(name, held.piece(variable.span))
 
@@ -413,6 +461,11 @@ class Entries(MutableMapping[Any, Any]):
 def is_state_of(value: Any, variable: Variable) -> bool:
     """Whether a value is a state of a variable's shape."""
     return isinstance(value, Tensor) and tuple(value.shape) == tuple(variable.shape)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is one number."""
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _own(entry: StateEntry) -> None:

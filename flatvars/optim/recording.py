@@ -44,8 +44,11 @@ def capture_record(optimizer: Recorded) -> OptimizerRecord:
     found = {(name, dtype): states.find(name, dtype) for name in names for dtype in regions}
     streams = {key: stream for key, stream in found.items() if stream is not None}
     kind, loose = type(optimizer).__name__, optimizer.entries.loose()
-    steps = states.steps[: len(states.slots)]
-    return OptimizerRecord(kind, names, groups, steps, states.slots, states.skipped, streams, loose)
+    rows, own = len(states.slots), optimizer.rule().own
+    scalars = {name: scalar[:rows] for name, scalar in zip(own, states.scalars(own), strict=True)}
+    return OptimizerRecord(
+        kind, names, groups, states.steps[:rows], states.slots, states.skipped, streams, loose, scalars
+    )
 
 
 def hyper_of(group: dict[str, Any]) -> dict[str, Any]:
@@ -72,6 +75,7 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
             else:
                 _fetch(fetch, name, stream, chosen)
     _set_counts(optimizer, record)
+    _set_scalars(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
     optimizer.entries.forget(optimizer.states.variables)
     _restore_loose(optimizer, {v: record.loose[v.id] for v in members if v.id in record.loose})
@@ -136,6 +140,17 @@ def _copy(stream: Stream, saved: Stream | None, variables: list[Variable]) -> No
         span = variable.span
         if saved is not None and saved.base <= span.offset and span.stop <= saved.cover[1]:
             stream.write(span, saved.read(span))
+
+
+def _set_scalars(optimizer: Recorded, record: OptimizerRecord) -> None:
+    """Of the variables that the record knows."""
+    states, names = optimizer.states, optimizer.rule().own
+    known = [v for v in states.variables if v.id in record.slots]
+    rows = torch.tensor([record.slots[v.id] for v in known], dtype=torch.int64)
+    for name, scalar in zip(names, states.scalars(names), strict=True):
+        if known and name in record.scalars:
+            saved = record.scalars[name]
+            scalar[states.rows(known)] = saved[rows.to(saved.device)].to(scalar.device)
 
 
 def _set_counts(optimizer: Recorded, record: OptimizerRecord) -> None:

@@ -38,7 +38,7 @@ def state_dict(optimizer: Saved) -> dict[str, Any]:
     optimizer.follow()
     optimizer.entries.settle()
     entries = optimizer.entries.shown()
-    steps = optimizer.states.steps.cpu()
+    steps = optimizer.states.steps.cpu() + 0.0  # without a sign of zero
     state: dict[Any, Any] = {}
     groups: list[dict[str, Any]] = []
     index = 0
@@ -82,7 +82,9 @@ def load_state_dict(optimizer: Saved, state_dict: Mapping[str, Any]) -> None:
     by_param = {id(v.param): v for v in optimizer.members()}
     pairs = [pair for some in states for pair in some]
     found = {by_param[id(param)]: state for param, state in pairs if id(param) in by_param}
-    optimizer.entries.replace({v: with_own_tensors(v, state, optimizer.rule().states) for v, state in found.items()})
+    rule = optimizer.rule()
+    kept = (*rule.states, *rule.own)
+    optimizer.entries.replace({v: with_own_tensors(v, state, kept) for v, state in found.items()})
     for param, state in pairs:
         if id(param) not in by_param and state:
             optimizer.entries[param] = deepcopy(dict(state))
@@ -155,10 +157,11 @@ def check_groups(saved: list[dict[str, Any]], defaults: Mapping[str, Any], kind:
 def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[SavedStates]) -> None:
     """Raises ValueError for states of another optimizer's, or of other shapes."""
     kind = type(optimizer).__name__
-    known = {*optimizer.known_states, *optimizer.rule().states}
+    rule = optimizer.rule()
+    known = {*optimizer.known_states, *rule.states, *rule.own}
     names = {v.param: v.name for v in optimizer.members()}
     for group, theirs, pairs in zip(optimizer.param_groups, saved, states, strict=True):
-        needed = optimizer.state_names({**group, **theirs})
+        needed = (*optimizer.state_names({**group, **theirs}), *rule.own)
         for param, state in pairs:
             if not state:
                 continue
@@ -172,7 +175,8 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
                 raise ValueError(f"{about}: it has no {missing[0]!r}, but {list(state)}; nothing was changed")
             for name in known & set(state):
                 value = state[name]
-                if isinstance(value, Tensor) and tuple(value.shape) != tuple(param.shape):
+                shape = () if name in rule.own else tuple(param.shape)
+                if isinstance(value, Tensor) and tuple(value.shape) != shape:
                     raise ValueError(
                         f"{name!r} of variable {names.get(param)!r} has shape {tuple(value.shape)} in the loaded "
                         f"state, but the variable has {tuple(param.shape)}; nothing was changed"

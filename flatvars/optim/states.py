@@ -34,7 +34,8 @@ class States:
         dtype: Of the streams; that of the variables if None.
 
     Attributes:
-        steps: float32 [rows] on the device: steps taken by each variable; the kernels count them up.
+        steps: float32 [rows] on the device: steps taken by each variable; the kernels count them up. -0.0 of one whose
+            state was set before its first step: where it is 0, kernels take the initial values of the rule.
         slots: Row of each variable, by id.
         skipped: int32 [] on the device: steps that `skip_nonfinite` or a GradScaler skipped.
         version: Grows when `steps` or a stream moved, so that views of them must be made anew.
@@ -51,6 +52,7 @@ class States:
         self._variables: dict[int, Variable] = {}
         self._epochs: dict[int, int] = {}
         self._paused: Tensor | None = None
+        self._scalars: dict[str, Tensor] = {}
         self._streams: dict[tuple[torch.dtype, tuple[str, ...]], list[Stream]] = {}
         self._generation = -1
         self._key = registry.register_optimizer()
@@ -73,6 +75,7 @@ class States:
             self.steps = _longer(self.steps, rows)
             if self._paused is not None:
                 self._paused = _longer(self._paused, rows)
+            self._scalars = {name: _longer(scalar, rows) for name, scalar in self._scalars.items()}
             self.version += 1
 
     @property
@@ -90,6 +93,7 @@ class States:
         if self.steps.device != device:
             self.steps, self.skipped = self.steps.to(device), self.skipped.to(device)
             self._paused = None if self._paused is None else self._paused.to(device)
+            self._scalars = {name: scalar.to(device) for name, scalar in self._scalars.items()}
         self.version += 1
         lost = self.lost()
         self.set_steps(lost, [0.0] * len(lost))
@@ -118,6 +122,25 @@ class States:
         self.steps[rows] = counts
         if self._paused is not None:
             self._paused[rows] = counts
+
+    @torch.no_grad()
+    def note_set(self, variables: Sequence[Variable]) -> None:
+        """Variables that took no step go on from the state they have, not from the initial values of the rule."""
+        rows = self.rows(variables)
+        counts = self.steps[rows]
+        self.steps[rows] = torch.where(counts == 0.0, -0.0, counts)
+
+    def scalars(self, names: Sequence[str]) -> list[Tensor]:
+        """float32 [rows] each: scalars that every variable keeps, at its row; anything before its first step."""
+        for name in names:
+            if name not in self._scalars:
+                self._scalars[name] = torch.zeros_like(self.steps)
+        return [self._scalars[name] for name in names]
+
+    def scalar_of(self, variable: Variable, name: str) -> Tensor:
+        """A scalar of one variable, float32 []: in place, with a storage of its own."""
+        row = self.slots[variable.id]
+        return own_storage(self.scalars([name])[0][row : row + 1]).view(())
 
     @torch.no_grad()
     def pause(self, variables: Sequence[Variable], at_zero: bool = False) -> None:

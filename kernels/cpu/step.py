@@ -2,7 +2,7 @@
 
     g <- gradient / grad_scale  where a GradScaler scaled the loss
     g <- g * clip               clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
-    p, state <- RULE(p, g, state, hyper[group], step)
+    p, state <- RULE(p, g, state, hyper, step)   hyper: the group's numbers, and what its scalars are in float64
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
 where elements are masked. A gradient of another dtype is converted tile by tile, in the first-level cache.
@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from ..addresses import Sources
@@ -36,7 +34,6 @@ from .memory import (
     caller,
     element_load,
     fetch_add,
-    pointer,
     read_byte,
     read_double,
     read_float,
@@ -46,6 +43,7 @@ from .memory import (
     write_float,
     write_int32,
 )
+from .numbers import reader, starter
 from .record import DONE, NEXT, RecordLayout, address_of
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
@@ -61,7 +59,11 @@ LAYOUT = RecordLayout(
     "converter",  # address of the function for gradients of other dtypes
     "hyper",  # address of [groups, columns]
     "columns",
+    "wide",  # whether `hyper` is float64, whatever the arithmetic is
     "steps",  # address of float32 [slots] in/out
+    "own",  # address of the addresses of float32 [slots] in/out: scalars of the variables
+    "own_count",
+    "kept",  # address of float32 [variables, own_count]: the new ones, until all tiles are done
     "norm",  # address of the norm
     "norm_is_double",
     "clip",  # flags
@@ -124,10 +126,13 @@ def count_step(record: Any) -> None:
             write_int32(skipped, 0, read_int32(skipped, 0) + 1)
         return
     steps, variables = word(record, "steps"), word(record, "variables")
+    own, own_count, kept = word(record, "own"), word(record, "own_count"), word(record, "kept")
     for variable in range(word(record, "variable_count")):
         if not is_untouched(record, variable):
             slot = read_int(variables, 3 * variable + 2)
             write_float(steps, slot, read_float(steps, slot) + ONE)
+            for i in range(own_count):
+                write_float(read_int(own, i), slot, read_float(kept, own_count * variable + i))
 
 
 @functools.cache
@@ -138,9 +143,11 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
     """
     elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked)
     function, number = twin(rule.function, dtype), float_type(dtype)
+    begins = any(start != -1 for start in rule.starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.streams - 1)
     load, widen, store = elements.loader(), elements.widener(), elements.storer()
-    read_addresses, read_numbers = elements.address_reader(), _numbers_reader(rule.numbers, number)
+    read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype)
+    read_first, start_states = starter(rule, dtype)
 
     def update(
         gradients: Any,
@@ -154,12 +161,19 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
         frozen: Any,
         row: Any,
         step: Any,
+        fresh: Any,
+        own_table: Any,
+        slot: Any,
+        kept_scalars: Any,
     ) -> None:
-        hyper, addresses = read_numbers(row), read_addresses(state_table)
+        hyper, addresses = read_numbers(row, step, fresh, own_table, slot, kept_scalars), read_addresses(state_table)
+        is_new, first = fresh != 0, read_first(row)
         for i in range(count):
             g = load_gradient(gradients, i) * unscale * clip
             stored = load(values, start + i, addresses, state_start + i)
             p, state = widen(stored)
+            if begins:
+                state = start_states(is_new, p, state, first)
             kept = masked and read_byte(frozen, start + i) != 0
             p, state = function(p, g, state, hyper, step)
             store(values, start + i, addresses, state_start + i, p, state, stored, kept)
@@ -169,24 +183,7 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
 
 def _updater_arguments(number: Any) -> list[Any]:
     word = types.int64
-    return [word, word, number, number, word, word, word, word, word, word, number]
-
-
-def _numbers_reader(numbers: Any, number: Any) -> Any:
-    """`read(address)`: a row of hyper-parameters as the rule's named tuple."""
-    row = types.NamedUniTuple(number, len(numbers._fields), numbers)
-
-    @intrinsic
-    def read(typing: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            base, index = pointer(builder, arguments[0], context.get_value_type(number)), ir.IntType(64)
-            return context.make_tuple(
-                builder, row, [builder.load(builder.gep(base, [index(i)])) for i in range(row.count)]
-            )
-
-        return row(types.int64), generate
-
-    return read
+    return [word, word, number, number, word, word, word, word, word, word, number, word, word, word, word]
 
 
 @functools.cache
@@ -211,6 +208,9 @@ def kernel(dtype: type) -> Any:
         hyper, columns, converter = word(record, "hyper"), word(record, "columns"), word(record, "converter")
         values, base, frozen = word(record, "values"), word(record, "base"), word(record, "frozen")
         states, updater, grad_scale = word(record, "states"), word(record, "updater"), word(record, "grad_scale")
+        own, own_count, kept = word(record, "own"), word(record, "own_count"), word(record, "kept")
+        wide = word(record, "wide") != 0
+        width = 8 if wide else size
         unscale = one
         if grad_scale != 0:
             unscale = one / dtype(read_float(grad_scale, 0))
@@ -221,10 +221,13 @@ def kernel(dtype: type) -> Any:
                 continue
             start, local, length = read_int(row, 0), read_int(row, 1), read_int(row, 2)
             address, code = read_int(sources, 2 * variable), read_int(sources, 2 * variable + 1)
-            group = hyper + read_int(row, 4) * columns * size
-            step = dtype(read_float(steps, read_int(variables, 3 * variable + 2)) + ONE)
+            group = hyper + read_int(row, 4) * columns * width
+            slot = read_int(variables, 3 * variable + 2)
+            step = dtype(read_float(steps, slot) + ONE)
+            # A count of -0.0 has steps to come as well, but its state was set.
+            fresh = 1 if read_int32(steps, slot) == 0 else 0
             gradients = source(address, code, local, length, one, 0, memory, converter)
-            clip = coefficient(record, read(group, 0))
+            clip = coefficient(record, dtype(read_double(group, 0)) if wide else read(group, 0))
             update(
                 updater,
                 gradients,
@@ -236,8 +239,12 @@ def kernel(dtype: type) -> Any:
                 states,
                 start - base,
                 frozen,
-                group + size,
+                group + width,
                 step,
+                fresh,
+                own,
+                slot,
+                kept + 4 * own_count * variable,
             )
 
     def run(record: Any, leader: Any) -> Any:
@@ -274,6 +281,8 @@ def launch(
     formats = tuple(name_of(state.dtype) for state in states)
     update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
     addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
+    own = np.array([scalar.data_ptr() for scalar in inputs.own], dtype=np.int64)
+    kept = np.empty((len(tables.segments), len(own)), dtype=np.float32)
     size = 2 * sum(stream.element_size() for stream in (values, *states)) + 4
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
@@ -288,7 +297,11 @@ def launch(
         converter=0 if sources.dtype == tables.compute_dtype else converter_of(dtype),
         hyper=inputs.hyper.data_ptr(),
         columns=inputs.hyper.shape[1],
+        wide=rule.wide,
         steps=inputs.steps.data_ptr(),
+        own=own.ctypes.data,
+        own_count=len(own),
+        kept=kept.ctypes.data,
         norm=inputs.norm.data_ptr(),
         norm_is_double=inputs.norm.dtype == torch.float64,
         clip=inputs.clip,

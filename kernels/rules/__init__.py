@@ -1,23 +1,44 @@
 """The mathematics of each optimizer: one rule a file, no loads, no stores."""
 
+from .adadelta import ADADELTA
+from .adagrad import ADAGRAD
 from .adam import ADAM, ADAMW, AMSGRAD, AMSGRADW
+from .adamax import ADAMAX
+from .asgd import ASGD
+from .decay import OPTIONS, with_decay
 from .lion import LION
+from .nadam import NADAM
+from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
-from .rule import Rule, rule
+from .rprop import RPROP
+from .rule import VALUE, Rule, rule
 from .sgd import SGD, SGD_MOMENTUM
+from .stages import Scalars, scalars
 
 __all__ = [
+    "ADADELTA",
+    "ADAGRAD",
     "ADAM",
+    "ADAMAX",
     "ADAMW",
     "AMSGRAD",
     "AMSGRADW",
+    "ASGD",
     "LION",
+    "NADAM",
+    "OPTIONS",
+    "RADAM",
     "RMSPROP",
     "RMSPROP_CENTERED",
     "RMSPROP_CENTERED_MOMENTUM",
     "RMSPROP_MOMENTUM",
+    "RPROP",
     "SGD",
     "SGD_MOMENTUM",
+    "VALUE",
     "Rule",
+    "Scalars",
     "rule",
+    "scalars",
+    "with_decay",
 ]

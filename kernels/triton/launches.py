@@ -15,11 +15,11 @@ from ..launches import NormSlot, StepInputs, Tables
 from ..rules import Rule
 from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
-from .compile import twin
 from .fill import fill_ as fill
 from .handles import Handles
 from .launch import Launch, on, program_limit, tile_for
 from .norms import ORDER_INF, ORDER_OTHER, variable_norms_kernel
+from .numbers import constants_of
 from .squares import GROUP_UNITS
 from .step import step_kernel
 from .tiles import DTYPES
@@ -177,13 +177,12 @@ class TritonLaunches:
             inputs.skipped,
             values,
             tuple(states),
+            inputs.own,
             tables.frozen,
             inputs.base,
         )
         constants = {
-            "RULE": twin(rule.function),
-            "NUMBERS": rule.numbers,
-            "COLUMNS": inputs.hyper.shape[1],
+            **constants_of(rule),
             "CLIP": inputs.clip,
             "SKIP": inputs.skip,
             "SCALED": inputs.grad_scale is not None,
@@ -195,6 +194,7 @@ class TritonLaunches:
             "BLOCK": tables.block,
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped, values, *states)
+        changing += inputs.own
         with on(tables.device):
             programs = len(tables.tiles)
             self._handles.launch(step_kernel, programs, args, constants, self._options, changing, inputs.base)

@@ -2,7 +2,7 @@
 
     g <- gradient / grad_scale  where a GradScaler scaled the loss
     g <- g * clip               clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
-    p, state <- RULE(p, g, state, hyper[group], step)
+    p, state <- RULE(p, g, state, hyper, step)   hyper: the group's numbers, and what SCALARS makes of them in float64
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
 where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements.
@@ -14,7 +14,8 @@ stays. With SKIP and a norm that is not finite, or with FOUND_INF and a `found_i
 `skipped`. Where `frozen` is not 0, what was read is written back, bit for bit and in full width.
 
 The step count of a variable is read by all its programs and raised by the last of them to arrive, so a launch needs no
-second pass, and a count stays where it is for the life of the optimizer: a captured graph goes on counting there.
+second pass, and a count stays where it is for the life of the optimizer: a captured graph goes on counting there. So do
+the scalars that a variable keeps.
 """
 
 from __future__ import annotations
@@ -23,16 +24,8 @@ import triton
 import triton.language as tl
 
 from .compile import div_rn
+from .numbers import first_of, is_fresh, load_own, load_row, narrowed, picked, started, store_own
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, source_address, tile_row
-
-
-@triton.jit
-def load_hyper(hyper_ptr, group, NUMBERS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Row of a group as the rule's named tuple, without column 0, which is max_norm."""
-    row = ()
-    for column in tl.static_range(1, COLUMNS):
-        row = row + (tl.load(hyper_ptr + group * COLUMNS + column),)
-    return NUMBERS(*row)
 
 
 @triton.jit
@@ -88,11 +81,20 @@ def step_kernel(
     skipped_ptr,  # [] int32 in/out
     values_ptr,  # [numel] in/out
     states_ptr,  # tuple of [numel of their range] in/out
+    own_ptr,  # tuple of [slots] float32 in/out: scalars of the variables
     frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
     base,  # element of the region at which the states begin, a multiple of 128
     RULE: tl.constexpr,
     NUMBERS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    FIELDS: tl.constexpr,
+    STARTS: tl.constexpr,
+    SCALARS: tl.constexpr,
+    KNOWN: tl.constexpr,
+    KNOWN_PICKS: tl.constexpr,
+    PICKS: tl.constexpr,
+    OWN_STARTS: tl.constexpr,
+    KEPT: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
     SCALED: tl.constexpr,
@@ -126,18 +128,30 @@ def step_kernel(
     state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
     old_states = load_states(states_ptr, state_offset, mask)
     slot = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 2)
-    hyper = load_hyper(hyper_ptr, group, NUMBERS, COLUMNS)
+    row = load_row(hyper_ptr, group, COLUMNS)
+    count = tl.load(steps_ptr + slot)
     if SCALED:
         grad_scale = tl.load(grad_scale_ptr).to(COMPUTE)
     if CLIP:
-        norm, max_norm = tl.load(norm_ptr).to(COMPUTE), tl.load(hyper_ptr + group * COLUMNS)
+        norm, max_norm = tl.load(norm_ptr).to(COMPUTE), tl.load(hyper_ptr + group * COLUMNS).to(COMPUTE)
     grad = load_source(sources_ptr, variable, address, local, length, lane, SOURCE, COMPUTE)
-    step = tl.load(steps_ptr + slot) + 1.0
+    step = count + 1.0
     if SCALED:
         grad = grad * div_rn(tl.full([], 1.0, COMPUTE), grad_scale)
     if CLIP:
         grad = grad * clip_coefficient(norm, max_norm)
-    value, states = RULE(old_value.to(COMPUTE), grad, widened(old_states, COMPUTE), hyper, step.to(COMPUTE))
+    if SCALARS is not None:
+        numbers = first_of(row, FIELDS)
+        if OWN_STARTS is not None:
+            numbers = numbers + load_own(own_ptr, slot, is_fresh(count), row, OWN_STARTS)
+        results = SCALARS(KNOWN(*picked(numbers, KNOWN_PICKS)), step.to(tl.float64))
+        hyper = NUMBERS(*narrowed(picked(numbers + results, PICKS), COMPUTE))
+    else:
+        hyper = NUMBERS(*first_of(row, FIELDS))
+    states = widened(old_states, COMPUTE)
+    if STARTS is not None:
+        states = started(states, old_value.to(COMPUTE), is_fresh(count), row, STARTS)
+    value, states = RULE(old_value.to(COMPUTE), grad, states, hyper, step.to(COMPUTE))
     real = lane < length
     new_value = to_store(value, real, old_value.dtype)
     # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep the bits of a NaN.
@@ -156,3 +170,5 @@ def step_kernel(
     if tl.atomic_add(arrived_ptr + variable, 1, sem="acq_rel") == tiles - 1:
         tl.store(arrived_ptr + variable, 0)
         tl.store(steps_ptr + slot, step)
+        if OWN_STARTS is not None:
+            store_own(own_ptr, slot, results, KEPT)

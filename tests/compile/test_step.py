@@ -13,6 +13,7 @@ from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threa
 from tests.support.rules import CASES
 
 RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsprop-both", "user"]
+RULES += ["adagrad-all", "adadelta", "adamax", "nadam", "radam", "rprop", "asgd"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -29,13 +30,17 @@ def check(code, case, values, source, states=None):
     streams = [values] + [states or values] * len(case.rule.states)
     assert code.wide("ld") == wide_accesses(code.target, source, *streams, tile=code.tile)
     assert code.wide("st") == wide_accesses(code.target, *streams, tile=code.tile)
-    # What else is stored: the variable's count, its counter of programs, and how many steps were skipped.
-    assert [width for width in code.widths["st"] if width != 16] == [4, 4, 4]
+    # What else is stored: the variable's count, its counter of programs, how many steps were skipped; its own scalars.
+    assert [width for width in code.widths["st"] if width != 16] == [4] * (3 + len(case.rule.own))
     assert code.spilled == 0
 
 
-def check_arithmetic(code):
-    assert code.double_arithmetic() == []
+def check_arithmetic(code, case):
+    if case.rule.wide:  # scalars are computed in double, once a tile; no element is
+        assert code.double_arithmetic() != []
+        assert "xf64>" not in code.ttir
+    else:
+        assert code.double_arithmetic() == []
     assert ".local" not in code.assembly
     assert "fma." not in code.assembly
     assert code.narrow_products() == []
@@ -46,16 +51,16 @@ def check_arithmetic(code):
 def test_rules_on_hopper(name, dtype):
     code = compile_for(SM90, step_launch(CASES[name], dtype))
     check(code, CASES[name], dtype, dtype)
-    check_arithmetic(code)
+    check_arithmetic(code, CASES[name])
 
 
 @each_dtype
 @each_cuda
-@pytest.mark.parametrize("name", ["adamw", "amsgradw"])
+@pytest.mark.parametrize("name", ["adamw", "amsgradw", "nadam", "radam", "asgd"])
 def test_targets(name, target, dtype):
     code = compile_for(target, step_launch(CASES[name], dtype))
     check(code, CASES[name], dtype, dtype)
-    check_arithmetic(code)
+    check_arithmetic(code, CASES[name])
 
 
 @each_dtype
@@ -135,7 +140,7 @@ def test_a_mask_is_8_bytes_a_thread(name, target, dtype):
     assert masked.more_loads_than(plain) == ({4: 2} if dtype == torch.float32 else {8: 1})
     assert masked.shared == plain.shared
     if target is not GFX942:
-        check_arithmetic(masked)
+        check_arithmetic(masked, CASES[name])
 
 
 @each_dtype
@@ -172,7 +177,7 @@ def test_a_grad_scaler_costs_two_scalars(target, dtype):
     code = compile_for(target, step_launch(CASES["adamw"], dtype, skip=False, scaled=True))
     check(code, CASES["adamw"], dtype, dtype)
     if target is not GFX942:
-        check_arithmetic(code)
+        check_arithmetic(code, CASES["adamw"])
         plain = compile_for(target, step_launch(CASES["adamw"], dtype, skip=False))
         assert len(code.widths["ld"]) - len(plain.widths["ld"]) == 3  # and the counter it adds to
 

@@ -67,6 +67,7 @@ def step_launch(
         "max_norm": max_norm,
         "skip": skip,
         "skipped": rig.skipped,
+        "own": rig.own,
     }
     if scaled:
         options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}

@@ -9,22 +9,29 @@ from typing import Any
 # A rule's file names `tl`: the interpreter looks for it there.
 from flatvars.kernels.lang import tl  # noqa: F401
 from flatvars.kernels.rules import (
+    ADADELTA,
+    ADAGRAD,
     ADAM,
+    ADAMAX,
     ADAMW,
     AMSGRAD,
     AMSGRADW,
+    ASGD,
     LION,
+    NADAM,
+    RADAM,
     RMSPROP,
     RMSPROP_CENTERED,
     RMSPROP_CENTERED_MOMENTUM,
     RMSPROP_MOMENTUM,
+    RPROP,
     SGD,
     SGD_MOMENTUM,
     Rule,
     rule,
 )
 
-from . import reference
+from . import elementwise, reference
 
 
 @rule(states=("age",), hyper=("lr",))
@@ -61,6 +68,19 @@ def rmsprop_group(**changed: Any) -> dict[str, Any]:
     return {**plain, "maximize": False, **changed}
 
 
+def group_of(defaults: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    return {"lr": 0.01, "weight_decay": 0.0, "maximize": False, **defaults, **changed}
+
+
+ADAGRAD_GROUP = {"lr_decay": 0.0, "eps": 1e-10, "initial_accumulator_value": 0.0}
+ADADELTA_GROUP = {"lr": 1.0, "rho": 0.9, "eps": 1e-6}
+ADAMAX_GROUP = {"betas": (0.9, 0.999), "eps": 1e-8}
+RADAM_GROUP = {**ADAMAX_GROUP, "decoupled_weight_decay": False}
+NADAM_GROUP = {**RADAM_GROUP, "momentum_decay": 4e-3}
+RPROP_GROUP = {"etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)}
+ASGD_GROUP = {"lambd": 1e-4, "alpha": 0.75, "t0": 1e6}
+
+
 CASES = {
     "sgd": Case(SGD, sgd_group(), reference.sgd),
     "sgd-decay-maximize": Case(SGD, sgd_group(weight_decay=0.1, maximize=True), reference.sgd),
@@ -87,5 +107,29 @@ CASES = {
         rmsprop_group(centered=True, momentum=0.5, alpha=0.7, weight_decay=0.1),
         reference.rmsprop,
     ),
+    "adagrad": Case(ADAGRAD, group_of(ADAGRAD_GROUP), elementwise.adagrad),
+    "adagrad-all": Case(
+        ADAGRAD,
+        group_of(ADAGRAD_GROUP, lr_decay=0.1, weight_decay=0.1, initial_accumulator_value=0.5, maximize=True),
+        elementwise.adagrad,
+    ),
+    "adadelta": Case(ADADELTA, group_of(ADADELTA_GROUP, rho=0.7, weight_decay=0.1), elementwise.adadelta),
+    "adamax": Case(ADAMAX, group_of(ADAMAX_GROUP, betas=(0.3, 0.9), maximize=True), elementwise.adamax),
+    "nadam": Case(NADAM, group_of(NADAM_GROUP, weight_decay=0.1), elementwise.nadam),
+    "nadam-decoupled": Case(
+        NADAM,
+        group_of(NADAM_GROUP, weight_decay=0.1, momentum_decay=0.1, decoupled_weight_decay=True, maximize=True),
+        elementwise.nadam,
+    ),
+    "radam": Case(RADAM, group_of(RADAM_GROUP, weight_decay=0.1), elementwise.radam),
+    "radam-decoupled": Case(
+        RADAM, group_of(RADAM_GROUP, betas=(0.9, 0.5), weight_decay=0.1, decoupled_weight_decay=True), elementwise.radam
+    ),
+    "rprop": Case(RPROP, group_of(RPROP_GROUP), elementwise.rprop),
+    "rprop-maximize": Case(
+        RPROP, group_of(RPROP_GROUP, etas=(0.3, 1.5), step_sizes=(0.02, 0.1), maximize=True), elementwise.rprop
+    ),
+    "asgd": Case(ASGD, group_of(ASGD_GROUP), elementwise.asgd),
+    "asgd-all": Case(ASGD, group_of(ASGD_GROUP, lambd=0.05, t0=1.0, weight_decay=0.1, maximize=True), elementwise.asgd),
     "user": Case(drift, {"lr": 0.1}, reference.drift),
 }

@@ -104,12 +104,23 @@ def test_the_checkpoints_of_the_readme_come_back(
 
 
 def test_the_rule_of_the_kernels_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = code_blocks(ROOT / "kernels" / "README.md", "python")
+    example, *_ = code_blocks(ROOT / "kernels" / "README.md", "python")
     script = tmp_path / "own_rule.py"  # Triton reads a rule's source from its file
     use = "model(torch.ones(1, 4)).sum().backward()\nbefore = model.bias.detach().clone()\noptimizer.step()\n"
     script.write_text(example + use + "print(bool((model.bias - before + 1e-3).abs().max() < 1e-7))\n")
     runpy.run_path(str(script))
     assert capsys.readouterr().out == "True\n"
+
+
+def test_the_stages_of_the_kernels_page_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each example prints what its last line says."""
+    _, *examples = code_blocks(ROOT / "kernels" / "README.md", "python")
+    assert examples
+    for number, example in enumerate(examples):
+        script = tmp_path / f"stage_{number}.py"
+        script.write_text(example)
+        runpy.run_path(str(script))
+        assert capsys.readouterr().out == example.rstrip().rpartition("  # ")[2] + "\n"
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:

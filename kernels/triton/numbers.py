@@ -1,0 +1,106 @@
+"""The numbers of a tile: what its rule gets as `hyper`, and what its variable keeps for the next step.
+
+Numerics: a rule without stages reads its group's numbers in the precision of the arithmetic. With `SCALARS`, they are
+float64, and so is all that is made of them, once a tile; what the elements see is rounded once.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from ..rules import Rule
+from .compile import twin
+
+
+@functools.cache
+def constants_of(rule: Rule) -> dict[str, Any]:
+    """What the step kernel is compiled for, of a rule."""
+    staged = rule.scalars is not None
+    return {
+        "RULE": twin(rule.function),
+        "NUMBERS": rule.given.type,
+        "COLUMNS": 1 + rule.columns,
+        "FIELDS": len(rule.numbers._fields),
+        "STARTS": rule.starts if any(start != -1 for start in rule.starts) else None,
+        "SCALARS": twin(rule.scalars.function) if rule.scalars is not None else None,
+        "KNOWN": rule.known.type if staged else None,
+        "KNOWN_PICKS": rule.known.picks if staged else None,
+        "PICKS": rule.given.picks if staged else None,
+        "OWN_STARTS": rule.own_starts if rule.own else None,
+        "KEPT": rule.kept if rule.own else None,
+    }
+
+
+@triton.jit
+def load_row(hyper_ptr, group, COLUMNS: tl.constexpr):
+    """A group's row without column 0, which is max_norm."""
+    row = ()
+    for column in tl.static_range(1, COLUMNS):
+        row = row + (tl.load(hyper_ptr + group * COLUMNS + column),)
+    return row
+
+
+@triton.jit
+def first_of(numbers, COUNT: tl.constexpr):
+    found = ()
+    for i in tl.static_range(COUNT):
+        found = found + (numbers[i],)
+    return found
+
+
+@triton.jit
+def picked(numbers, PICKS: tl.constexpr):
+    chosen = ()
+    for i in tl.static_range(len(PICKS)):
+        chosen = chosen + (numbers[PICKS[i]],)
+    return chosen
+
+
+@triton.jit
+def narrowed(numbers, COMPUTE: tl.constexpr):
+    found = ()
+    for i in tl.static_range(len(numbers)):
+        found = found + (numbers[i].to(COMPUTE),)
+    return found
+
+
+@triton.jit
+def is_fresh(count):
+    """Whether a variable has taken no step, and nobody has set its state: its count is 0, and not -0.0."""
+    return count.to(tl.int32, bitcast=True) == 0
+
+
+@triton.jit
+def started(states, p, fresh, row, STARTS: tl.constexpr):
+    """States with their initial values where the variable has taken no step."""
+    begun = ()
+    for i in tl.static_range(len(STARTS)):
+        state = states[i]
+        if STARTS[i] == -2:
+            state = tl.where(fresh, p, state)
+        elif STARTS[i] >= 0:
+            state = tl.where(fresh, row[STARTS[i]].to(state.dtype), state)
+        begun = begun + (state,)
+    return begun
+
+
+@triton.jit
+def load_own(own_ptr, slot, fresh, row, STARTS: tl.constexpr):
+    """The scalars of a variable, float64."""
+    found = ()
+    for i in tl.static_range(len(STARTS)):
+        x = tl.load(own_ptr[i] + slot).to(tl.float64)
+        if STARTS[i] >= 0:
+            x = tl.where(fresh, row[STARTS[i]], x)
+        found = found + (x,)
+    return found
+
+
+@triton.jit
+def store_own(own_ptr, slot, results, KEPT: tl.constexpr):
+    for i in tl.static_range(len(KEPT)):
+        tl.store(own_ptr[i] + slot, results[KEPT[i]].to(tl.float32))

@@ -1,0 +1,45 @@
+"""The README's table of optimizers: all of them, and what their rules say of bytes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import flatvars as fv
+from flatvars.kernels import rules
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in README.split("| `fv.optim.` |")[1].split("\n\n")[0].splitlines()[2:]
+]
+CLASSES = [name for name in fv.optim.__all__ if isinstance(getattr(fv.optim, name), type)]
+NO_OPTIMIZERS = {"Optimizer", "Rule"}
+# Of classes that choose among rules: the one with the fewest states, and with the most.
+RULES = {
+    "SGD": (rules.SGD, rules.SGD_MOMENTUM),
+    "Adam": (rules.ADAM, rules.AMSGRAD),
+    "AdamW": (rules.ADAMW, rules.AMSGRADW),
+    "RMSprop": (rules.RMSPROP, rules.RMSPROP_CENTERED_MOMENTUM),
+}
+
+
+def test_every_optimizer_has_a_row() -> None:
+    listed = [name for row in ROWS for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(listed) == sorted(set(CLASSES) - NO_OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [(name, row) for row in ROWS for name in re.findall(r"`(\w+)`", row[0]) if name != "RuleOptimizer"],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bytes_follow_from_states(name: str, row: list[str]) -> None:
+    few, many = RULES.get(name) or (getattr(rules, name.upper()),) * 2
+    numbers = [int(number) for number in re.findall(r"\d+", row[2])]
+    assert numbers == sorted({12 + 8 * len(few.states), 12 + 8 * len(many.states)})
+    assert int(re.findall(r"\d+", row[1])[0]) == len(few.states)
+    assert ("scalar" in row[1]) == bool(few.own)
+    assert row[3] == "1"
