@@ -91,6 +91,7 @@ class Loading:
         damaged = source.damaged(keys, self.progress.advance) if options.verify else []
         if damaged:
             raise DamagedFileError("; ".join(damaged[:20]) + ". Nothing was loaded; use an older checkpoint")
+        raise_problems(list(self.resuming.tried()), source.name)
 
     def _tied_problems(self, index: int, keys: list[str]) -> list[str]:
         """A tied variable has one value: a file that holds two would lose one of them silently."""

@@ -31,7 +31,7 @@ from .entries import Entries
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved, tensors_of
 from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
-from .recording import capture_record, restore_record
+from .recording import capture_record, record_problems, restore_record
 from .scaling import read_scaling
 from .state_dict import load_state_dict, state_dict
 from .states import States
@@ -388,9 +388,15 @@ class Optimizer(Conveniences):
             fetch: Writes the states, one by one, where the record has no streams.
 
         Raises:
-            MismatchError: the record is of another class, or of other groups; nothing has changed then.
+            MismatchError: the record is of another class or of other groups, or has numbers that are none; nothing has
+                changed then.
         """
         restore_record(self, record, fetch)
+
+    def problems(self, record: OptimizerRecord) -> list[str]:
+        """What keeps `restore` from taking a record, in words; nothing changes."""
+        self.follow()
+        return record_problems(self, record)
 
     # deepcopy and pickle take the store along, as torch.optim's take their parameters: copy or save both in one call,
     # copy.deepcopy((model, store, optimizer)), and the copies belong together.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -57,3 +57,34 @@ def check_betas(betas: Iterable[float]) -> None:
         check_number(f"betas[{i}]", beta)
         if not 0.0 <= float(beta) < 1.0:
             raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
+
+
+def misfit(mine: Any, theirs: Any, where: str) -> str | None:
+    """Why a loaded value cannot take the place of one, in words: another kind of value. None fits everywhere.
+
+    Args:
+        where: What the value is called.
+    """
+    if mine is None or theirs is None or _kind(mine) is None:
+        return None
+    if _kind(mine) != _kind(theirs):
+        return f"{where} is {str(theirs)[:40]!r}, and a {_kind(mine)} is needed"
+    if isinstance(mine, Mapping):
+        pairs = [(f"{where}[{key!r}]", value, theirs[key]) for key, value in mine.items() if key in theirs]
+    elif isinstance(mine, (list, tuple)):
+        if isinstance(mine, tuple) and len(theirs) != len(mine):
+            return f"{where} has {len(theirs)} parts, and {len(mine)} are needed"
+        pairs = [(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(mine, theirs, strict=False))]
+    else:
+        return None
+    return next((problem for name, one, other in pairs if (problem := misfit(one, other, name))), None)
+
+
+def _kind(value: Any) -> str | None:
+    """What plain data is; None for what is none."""
+    if isinstance(value, Tensor):
+        return "number" if value.numel() == 1 else "tensor"
+    if isinstance(value, Real):
+        return "number"
+    kinds = {str: "text", Mapping: "mapping", Sequence: "sequence"}
+    return next((name for kind, name in kinds.items() if isinstance(value, kind)), None)
