@@ -18,7 +18,7 @@ from .binding import describe_stray
 from .variable import GradientAccess, Variable, byte_range, overlaps
 
 
-class Carver(Protocol):
+class Mover(Protocol):
     """What following asks of the registry."""
 
     device: torch.device
@@ -41,7 +41,7 @@ class Carver(Protocol):
 
 
 @torch.no_grad()
-def take_back(registry: Carver, moved: Mapping[Variable, Tensor]) -> None:
+def take_back(registry: Mover, moved: Mapping[Variable, Tensor]) -> None:
     """Takes in tensors that stand where variables did: a copy of each, or one re-carve where dtypes or devices changed.
 
     Args:
@@ -66,7 +66,7 @@ def take_back(registry: Carver, moved: Mapping[Variable, Tensor]) -> None:
 
 
 @torch.no_grad()
-def take_in(registry: Carver, tensors: Sequence[Tensor]) -> list[str]:
+def take_in(registry: Mover, tensors: Sequence[Tensor]) -> list[str]:
     """One re-carve by tensors of all variables, whose values, shapes, dtypes and device count.
 
     A variable that got another shape begins anew: its gradient, state and mask were those of other elements.
@@ -148,7 +148,7 @@ def why_not(variable: Variable, tensor: Tensor) -> str | None:
     return None
 
 
-def check_apart(registry: Carver, moved: Mapping[Variable, Tensor]) -> None:
+def check_apart(registry: Mover, moved: Mapping[Variable, Tensor]) -> None:
     """Raises AliasError where tensors share memory, with each other or with a variable: copies would come apart."""
     mine = {v: registry.view(VALUES, v) for v in moved}
     others = [(v, t) for v, t in moved.items() if t.numel() and not within(byte_range(t), byte_range(mine[v]))]
