@@ -20,7 +20,7 @@ from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
-from ..gradients.plans import PlanSet
+from ..gradients.plans import PlanSet, checked
 from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
@@ -227,12 +227,46 @@ class Optimizer(Conveniences):
 
     def _make_plans(self) -> PlanSet:
         members = by_rows(self.membership.groups)
-        trained = sorted((m for m in members if m[0].trains), key=lambda m: m[0].index)
-        slots = [self.states.slots[v.id] for v, _ in trained]
-        self._plans = PlanSet(self.registry, [v for v, _ in trained], [g for _, g in trained], slots)
+        self._plans = self._plans_over([member for member in members if member[0].trains])
         self._planned = self.membership.version
         self._frozen = [v.param for v, _ in members if not v.trains]
         return self._plans
+
+    def _plans_over(self, members: list[tuple[Variable, int]]) -> PlanSet:
+        """Plans of some variables with the numbers of their groups."""
+        members = sorted(members, key=lambda m: m[0].index)
+        slots = [self.states.slots[v.id] for v, _ in members]
+        return PlanSet(self.registry, [v for v, _ in members], [g for _, g in members], slots)
+
+    @torch.no_grad()
+    def apply_once(self, rule: Rule) -> None:
+        """Runs a rule that reads no gradient over all variables with room, frozen or not; no step is counted.
+
+        Args:
+            rule: Its states must be some of this optimizer's own.
+        """
+        self._current_plans()  # what moved or flipped is followed
+        self.entries.settle(strict=True)
+        plans = self._plans_over([m for m in by_rows(self.membership.groups) if m[0].spec.has_room])
+        plans.guard.check()
+        steps = self.states.steps.clone()
+        for part in plans.parts:
+            states, values = self.states.streams(part.region, rule.states), plans.values(part)
+            part.plan.step_(
+                part.plan.gathered(values, [True] * len(part.order)),  # in the place of gradients
+                rule,
+                values,
+                [held.buffer for held in states],
+                self.param_groups,
+                steps=steps,
+                base=states[0].base if states else 0,
+                norm=plans.norm,
+                max_norm=None,
+                skip=False,
+                skipped=self.states.skipped,
+                own=self.states.scalars(rule.own),
+            )
+        torch.autograd.graph.increment_version(plans.params)
 
     # Stepping -----------------------------------------------------------------------------------------------------
 
@@ -253,8 +287,7 @@ class Optimizer(Conveniences):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plans = self._current_plans()
-        plans.guard.check()
+        plans = checked(self._current_plans)
         gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched
