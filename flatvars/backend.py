@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import FlatvarsError
 from .kernels import fills
-from .kernels.addresses import all_in_memory_order, in_memory_order
+from .kernels.addresses import Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
@@ -85,6 +85,7 @@ __all__ = [
     "Rule",
     "Scalars",
     "Segments",
+    "Sources",
     "all_in_memory_order",
     "backend_for",
     "fill_",

@@ -20,6 +20,8 @@ LEFT_OUT = {
     "_following",
     "_frozen",
     "_homeless",
+    "_kinds",
+    "_last_rules",
     "_norm",
     "_planned",
     "_plans",

@@ -20,6 +20,7 @@ class Saved(Recorded, Protocol):
 
     known_states: tuple[str, ...]
     needs_step: bool
+    several: bool
     defaults: dict[str, Any]
 
     def after_load(self) -> None:
@@ -82,9 +83,9 @@ def load_state_dict(optimizer: Saved, state_dict: Mapping[str, Any]) -> None:
     by_param = {id(v.param): v for v in optimizer.members()}
     pairs = [pair for some in states for pair in some]
     found = {by_param[id(param)]: state for param, state in pairs if id(param) in by_param}
-    rule = optimizer.rule()
-    kept = (*rule.states, *rule.own)
-    optimizer.entries.replace({v: with_own_tensors(v, state, kept) for v, state in found.items()})
+    rules = {variable: optimizer.rule_for(variable) for variable in found}
+    kept = {variable: (*rule.states, *rule.own) for variable, rule in rules.items()}
+    optimizer.entries.replace({v: with_own_tensors(v, state, kept[v]) for v, state in found.items()})
     for param, state in pairs:
         if id(param) not in by_param and state:
             optimizer.entries[param] = deepcopy(dict(state))
@@ -157,10 +158,10 @@ def check_groups(saved: list[dict[str, Any]], defaults: Mapping[str, Any], kind:
 def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[SavedStates]) -> None:
     """Raises ValueError for states of another optimizer's, or of other shapes."""
     kind = type(optimizer).__name__
-    rule = optimizer.rule()
-    known = {*optimizer.known_states, *rule.states, *rule.own}
     names = {v.param: v.name for v in optimizer.members()}
     for group, theirs, pairs in zip(optimizer.param_groups, saved, states, strict=True):
+        rule = optimizer.rule_of({**group, **theirs})
+        known = {*(() if optimizer.several else optimizer.known_states), *rule.states, *rule.own}
         needed = (*optimizer.state_names({**group, **theirs}), *rule.own)
         for param, state in pairs:
             if not state:
@@ -170,7 +171,8 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
                 if strange := [name for name in state if name in foreign and name not in known]:
                     raise ValueError(f"{about}: {strange[0]!r} is a state of {owner}; nothing was changed")
             missing = [name for name in needed if name not in state]
-            missing += [STEP] if optimizer.needs_step and STEP not in state else []
+            needs_step = rule.keeps_step if optimizer.several else optimizer.needs_step
+            missing += [STEP] if needs_step and STEP not in state else []
             if missing:
                 raise ValueError(f"{about}: it has no {missing[0]!r}, but {list(state)}; nothing was changed")
             for name in known & set(state):
