@@ -24,5 +24,6 @@ def test_a_rule_that_decays_by_itself(rule: Rule) -> None:
     numbers = rule.given.type(*map(np.float32, rule.hyper(group)))
     found, wanted = (each.function(p, g, state, numbers, np.float32(3.0)) for each in (rule, plain))
     for mine, theirs in zip((found[0], *found[1]), (wanted[0], *wanted[1]), strict=True):
-        assert mine.dtype == np.float32 and not np.array_equal(mine, p)
+        assert mine.dtype == np.float32
+        assert not np.array_equal(mine, p)
         np.testing.assert_array_equal(mine.view(np.int32), theirs.view(np.int32))
