@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ..backend import Rule
@@ -29,7 +30,7 @@ class RuleOptimizer(Optimizer):
         >>> opt = fv.optim.RuleOptimizer(store, power_descent, lr=0.1, power=2.0)
     """
 
-    lengths: Mapping[str, int] = {}
+    lengths: Mapping[str, int] = MappingProxyType({})
 
     _options = ("store", "max_norm", "skip_nonfinite", "state_dtype")
 

@@ -25,9 +25,6 @@ class Saved(Recorded, Protocol):
     needs_step: bool
     defaults: dict[str, Any]
 
-    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
-        """Raises for an entry of a param group that cannot be."""
-
     def after_load(self) -> None:
         """Called when loaded groups are in place."""
 

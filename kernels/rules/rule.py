@@ -70,7 +70,8 @@ class Rule:
 
     @cached_property
     def _constants(self) -> tuple[float, ...]:
-        return tuple(dict.fromkeys(float(x) for x in self.init.values() if not isinstance(x, str)))
+        begins = [*self.init.values(), *(0.0 for name in self.own if name not in self.init)]
+        return tuple(dict.fromkeys(float(x) for x in begins if not isinstance(x, str)))
 
     @cached_property
     def columns(self) -> int:
@@ -88,14 +89,16 @@ class Rule:
 
     @cached_property
     def own_starts(self) -> tuple[int, ...]:
-        """The same of the scalars of a variable; -1 where it is 0."""
+        """The same of the scalars of a variable, 0 too: nothing clears them when a variable begins anew."""
         return tuple(self._start(name) for name in self.own)
 
     def _start(self, name: str) -> int:
         first = self.init.get(name, 0.0)
         if isinstance(first, str):
             return -2 if first == VALUE else self.numbers._fields.index(first)
-        return len(self.numbers._fields) + self._constants.index(float(first)) if first else -1
+        if not first and name in self.states:
+            return -1
+        return len(self.numbers._fields) + self._constants.index(float(first))
 
     @cached_property
     def known(self) -> Fields:
