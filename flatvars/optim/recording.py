@@ -36,8 +36,8 @@ class Recorded(Keeper, Protocol):
     def counts_steps(self, group: Any) -> bool:
         """Whether steps of a group count."""
 
-    def check_numbers(self, numbers: Any) -> None:
-        """Raises for a number of a group that is out of range."""
+    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+        """Raises for an entry of a param group that cannot be."""
 
 
 def capture_record(optimizer: Recorded) -> OptimizerRecord:
@@ -83,12 +83,18 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
     for variable in members:
         if variable.spec.has_room:
             shares.setdefault((variable.dtype, optimizer.rule_for(variable).states), []).append(variable)
+    holders: dict[tuple[str, torch.dtype], list[Variable]] = {}  # rules may share a state
     for (dtype, names), chosen in shares.items():
-        for name, stream in zip(names, optimizer.states.streams(dtype, names), strict=True):
-            if fetch is None:
-                _copy(stream, record.streams.get((name, dtype)), chosen)
-            else:
-                _fetch(fetch, name, stream, chosen)
+        optimizer.states.streams(dtype, names)
+        for name in names:
+            holders.setdefault((name, dtype), []).extend(chosen)
+    for (name, dtype), chosen in holders.items():
+        held = optimizer.states.find(name, dtype)
+        assert held is not None
+        if fetch is None:
+            _copy(held, record.streams.get((name, dtype)), chosen)
+        else:
+            _fetch(fetch, name, held, chosen)
     _set_counts(optimizer, record)
     _set_scalars(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
@@ -109,7 +115,7 @@ def record_problems(optimizer: Recorded, record: OptimizerRecord) -> list[str]:
     try:
         optimizer.param_groups = [{**group, **saved.hyper} for group, saved in zip(kept, record.groups, strict=True)]
         for group in optimizer.param_groups:
-            optimizer.check_numbers(group)
+            optimizer.check_changed(group, waits=True)
         optimizer.rules()
     except (TypeError, ValueError) as error:
         return [str(error)]

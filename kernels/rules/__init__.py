@@ -11,6 +11,7 @@ from .asgd import ASGD
 from .decay import OPTIONS, with_decay
 from .grams import GRAMS
 from .lion import LION
+from .muon import MUON, MUON_APPLY, MUON_DIRECTION
 from .nadam import NADAM
 from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
@@ -34,6 +35,9 @@ __all__ = [
     "ASGD",
     "GRAMS",
     "LION",
+    "MUON",
+    "MUON_APPLY",
+    "MUON_DIRECTION",
     "NADAM",
     "OPTIONS",
     "RADAM",
