@@ -12,6 +12,8 @@ from .asgd import ASGD
 from .base import Optimizer
 from .grams import Grams
 from .lion import Lion
+from .muon import Muon
+from .muon_settings import muon_settings
 from .nadam import NAdam
 from .own_rule import RuleOptimizer
 from .radam import RAdam
@@ -34,6 +36,7 @@ __all__ = [
     "Adan",
     "Grams",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",
@@ -43,6 +46,7 @@ __all__ = [
     "RuleOptimizer",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "muon_settings",
     "rule",
     "scalars",
 ]

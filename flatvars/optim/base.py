@@ -181,10 +181,11 @@ class Optimizer(Conveniences):
 
         A schedule may carry a learning rate past zero, by rounding or on purpose; torch.optim steps with it.
         """
-        names = [name for name in self.number_names(self.defaults) if name in group]
+        defaults = self.defaults_of(group)
+        names = [name for name in self.number_names(defaults) if name in group]
         check_kinds(group, names, self.lengths, waits, self.optional)
         if waits or not any(holds_tensor(group[name]) for name in names if name != "lr"):
-            self.check_numbers({**self.defaults, **group, "lr": 0.0})
+            self.check_numbers({**defaults, **group, "lr": 0.0})
 
     def after_load(self) -> None:
         """Called when a state dict's groups are in place, before its states are."""
@@ -203,12 +204,13 @@ class Optimizer(Conveniences):
         selector = group["params"] if is_selector(group["params"]) else None
         taken = {id(param) for other in self.param_groups for param in params_of(other)}
         group = resolved(group, self.registry, taken)
-        check_group_keys(group, self.defaults, type(self).__name__)
+        defaults = self.defaults_of(group)
+        check_group_keys(group, defaults, type(self).__name__)
         for param in tensors_of(group):
             found = variable_of(param)
             if found is None or found[0] is not self.registry:
                 explain_foreign(param, self.registry, "the group was not added")
-        self.check_entries({**self.defaults, **group}, self.number_names(self.defaults))
+        self.check_entries({**defaults, **group}, self.number_names(defaults))
         super().add_param_group(group)
         if selector is not None:
             self.membership.select(self.param_groups[-1], selector)

@@ -25,6 +25,8 @@ LEFT_OUT = {
     "_norm",
     "_planned",
     "_plans",
+    "_rows",
+    "_steps",
     "entries",
     "found_inf",
     "grad_scale",

@@ -16,9 +16,9 @@ from ..memory.layout import Layout
 from ..memory.streams import Stream, normal_tensors
 from .newton_schulz import NewtonSchulz, orthogonalize_, scratch_numel
 
-# Bytes of matrices in one product. On a CPU they should stay in its caches: two cores of a Xeon with 2 MB of second
-# level and a shared third ran 768 x 3072 fastest by twos and threes.
-PIECE = {"cpu": 16 << 20, "cuda": 64 << 20}
+# Bytes of matrices that are worked on together, and of the room that they need beside them. On a CPU they should stay
+# in its caches; on a GPU all of a GPT-2 small are one round of launches.
+ROUND = {"cpu": 16 << 20, "cuda": 192 << 20}
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,20 @@ class MatrixShape:
 
 
 @dataclass(frozen=True)
-class Work:
-    """A batch, and what is done with it."""
+class Round:
+    """Batches that are made orthogonal together: the smaller sides of their matrices are equal.
 
-    batch: Batch
+    Attributes:
+        factors: What the matrices of each are multiplied by then.
+    """
+
     how: NewtonSchulz
-    factor: float
+    batches: tuple[Batch, ...]
+    factors: tuple[float, ...]
+
+    @property
+    def scratch_numel(self) -> int:
+        return sum(scratch_numel(batch.count, batch.shape) for batch in self.batches)
 
 
 class MatrixStep:
@@ -67,27 +75,27 @@ class MatrixStep:
             self._skipped = torch.zeros((), dtype=torch.int32, device=device)
         self._steps = torch.zeros(0, device=device)
         self._touched: list[bool] | None = None
-        self._work: list[Work] = []
+        self._rounds: list[Round] = []
 
-    def work(self, touched: Sequence[bool]) -> list[Work]:
-        """The batches of the variables that have a gradient."""
+    def rounds(self, touched: Sequence[bool]) -> list[Round]:
+        """All that is to do for the variables that have a gradient."""
         touched = list(touched)
         if touched != self._touched:
-            self._touched, self._work = touched, self._find(touched)
-        return self._work
+            self._touched, self._rounds = touched, self._find(touched)
+        return self._rounds
 
-    def _find(self, touched: list[bool]) -> list[Work]:
+    def _find(self, touched: list[bool]) -> list[Round]:
         kinds: dict[tuple[NewtonSchulz, float], dict[int, list[Block]]] = {}
         for index, shape, hit in zip(self.indices, self.shapes, touched, strict=True):
             for block, factor in zip(shape.blocks, shape.factors, strict=True) if hit else ():
                 kinds.setdefault((shape.how, factor), {}).setdefault(index, []).append(block)
-        most = PIECE["cpu" if self.directions.device.type == "cpu" else "cuda"] // self.directions.element_size()
-        return [
-            Work(piece, how, factor)
-            for (how, factor), blocks in kinds.items()
-            for batch in self.layout.batches(blocks, list(blocks.values()))
-            for piece in batch.pieces(most // (batch.shape[0] * batch.shape[1]))
-        ]
+        most = ROUND["cpu" if self.directions.device.type == "cpu" else "cuda"] // self.directions.element_size()
+        alike: dict[tuple[NewtonSchulz, int], list[tuple[Batch, float]]] = {}
+        for (how, factor), blocks in kinds.items():
+            for batch in self.layout.batches(blocks, list(blocks.values())):
+                pieces = batch.pieces(most // (batch.shape[0] * batch.shape[1]))
+                alike.setdefault((how, min(batch.shape)), []).extend((piece, factor) for piece in pieces)
+        return [round_ for (how, _), pairs in alike.items() for round_ in _rounds(how, pairs, most)]
 
     def launch(
         self,
@@ -110,15 +118,7 @@ class MatrixStep:
         self.part.plan.step_(source, MUON_DIRECTION, momentum.buffer, [self.directions], groups, **common, **scaling)
         if frozen is not None:
             self.directions.masked_fill_(frozen.buffer[: len(self.directions)].view(torch.bool), 0.0)
-        work = self.work(source.touched)
-        if work:
-            need = max(scratch_numel(one.batch.count, one.batch.shape) for one in work)
-            scratch = torch.empty(need, dtype=torch.bfloat16, device=self.directions.device)
-            for one in work:
-                matrices = one.batch.view(self.directions)
-                orthogonalize_(matrices, one.how, scratch)
-                if one.factor != 1.0:
-                    matrices.mul_(one.factor)
+        self._orthogonalize(self.rounds(source.touched))
         steps = common["steps"]
         if len(self._steps) != len(steps):
             self._steps = torch.zeros_like(steps)
@@ -129,7 +129,32 @@ class MatrixStep:
         orthogonal = read(self.directions, source.touched)
         self.apply.step_(orthogonal, MUON_APPLY, values, [], groups, **again, found_inf=found_inf)
 
+    def _orthogonalize(self, rounds: Sequence[Round]) -> None:
+        if not rounds:
+            return
+        need = max(one.scratch_numel for one in rounds)
+        scratch = torch.empty(need, dtype=torch.bfloat16, device=self.directions.device)
+        for one in rounds:
+            batches = [batch.view(self.directions) for batch in one.batches]
+            orthogonalize_(batches, one.how, scratch)
+            for matrices, factor in zip(batches, one.factors, strict=True):
+                if factor != 1.0:
+                    matrices.mul_(factor)
+
     def upload(self, groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> None:
         """Copies changed numbers to the device."""
         self.part.plan.upload_hyper(MUON_DIRECTION, groups, max_norm)
         self.apply.upload_hyper(MUON_APPLY, groups, None)
+
+
+def _rounds(how: NewtonSchulz, pairs: Sequence[tuple[Batch, float]], most: int) -> list[Round]:
+    """Batches with their factors, in rounds of at most `most` elements, or of one batch."""
+    found: list[list[tuple[Batch, float]]] = []
+    filled = 0
+    for pair in pairs:
+        if not found or filled + pair[0].numel > most:
+            found.append([])
+            filled = 0
+        found[-1].append(pair)
+        filled += pair[0].numel
+    return [Round(how, tuple(b for b, _ in some), tuple(f for _, f in some)) for some in found]

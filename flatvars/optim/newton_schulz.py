@@ -90,38 +90,43 @@ def newton_schulz_of(coefficients: Any, steps: int | None, eps: float, add_eps: 
 
 
 def scratch_numel(count: int, shape: tuple[int, int]) -> int:
-    """Elements of bfloat16 that `orthogonalize_` needs beside the matrices."""
+    """Elements of bfloat16 that `orthogonalize_` needs beside a batch."""
     return count * (shape[0] * shape[1] + 2 * min(shape) ** 2)
 
 
-def orthogonalize_(matrices: Tensor, how: NewtonSchulz, scratch: Tensor) -> None:
+def orthogonalize_(batches: Sequence[Tensor], how: NewtonSchulz, scratch: Tensor) -> None:
     """Replaces matrices by their orthogonal neighbors, in place; a matrix of zeros stays one.
 
     Args:
-        matrices: bfloat16 [count, rows, columns], at any distance from each other.
-        scratch: bfloat16 [at least `scratch_numel`].
+        batches: bfloat16 [count, rows, columns] each, at any distance from each other; the smaller of rows and columns
+            is the same in all: their Gram matrices are one batch.
+        scratch: bfloat16 [at least the sum of their `scratch_numel`].
     """
-    count, rows, columns = matrices.shape
-    tall, small = rows > columns, min(rows, columns)
-    cuts = [matrices.numel(), count * small * small, count * small * small]
-    pieces = scratch[: sum(cuts)].split(cuts)
-    other = pieces[0].view(matrices.shape)
-    gram, update = (piece.view(count, small, small) for piece in pieces[1:])
-    norm = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
-    if how.stretch != 1.0:
-        norm.mul_(how.stretch)
-    norm = norm.add_(how.eps) if how.add_eps else norm.clamp_(min=how.eps)
+    small, total = min(batches[0].shape[1:]), sum(len(batch) for batch in batches)
+    cuts = [total * small * small] * 2 + [batch.numel() for batch in batches]
+    gram, update, *rooms = torch.split(scratch[: sum(cuts)], cuts)
+    gram, update = gram.view(total, small, small), update.view(total, small, small)
+    firsts = [sum(len(batch) for batch in batches[:i]) for i in range(len(batches))]
+    grams, updates = ([x[i : i + len(b)] for i, b in zip(firsts, batches, strict=True)] for x in (gram, update))
+    here, there = list(batches), [room.view(batch.shape) for room, batch in zip(rooms, batches, strict=True)]
     # The last product must land where the matrices lay.
-    odd = len(how.coefficients) % 2
-    x, y = (other, matrices) if odd else (matrices, other)
-    torch.div(matrices, norm, out=x)
+    x, y = (there, here) if len(how.coefficients) % 2 else (here, there)
+    for batch, out in zip(batches, x, strict=True):
+        torch.div(batch, _norms(batch, how), out=out)
     for a, b, c in how.coefficients:
-        if tall:
-            torch.bmm(x.mT, x, out=gram)
-            torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=update)
-            torch.baddbmm(x, x, update, beta=a, out=y)
-        else:
-            torch.bmm(x, x.mT, out=gram)
-            torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=update)
-            torch.baddbmm(x, update, x, beta=a, out=y)
+        for one, into in zip(x, grams, strict=True):
+            left, right = (one.mT, one) if one.shape[1] > one.shape[2] else (one, one.mT)
+            torch.bmm(left, right, out=into)
+        torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=update)
+        for one, by, into in zip(x, updates, y, strict=True):
+            left, right = (one, by) if one.shape[1] > one.shape[2] else (by, one)
+            torch.baddbmm(one, left, right, beta=a, out=into)
         x, y = y, x
+
+
+def _norms(batch: Tensor, how: NewtonSchulz) -> Tensor:
+    """What each matrix is divided by, [count, 1, 1]."""
+    norm: Tensor = torch.linalg.vector_norm(batch, dim=(1, 2), keepdim=True)
+    if how.stretch != 1.0:
+        norm = norm.mul_(how.stretch)
+    return norm.add_(how.eps) if how.add_eps else norm.clamp_(min=how.eps)

@@ -50,8 +50,8 @@ def muon_direction(p, g, state, hyper, step):
 
 @device_function
 def muon_apply(p, g, state, hyper, step):
-    decays = (hyper.cautious == 0.0) | (g * p >= 0.0)
-    kept = where(decays, p * (1.0 - hyper.lr * hyper.weight_decay), p)
+    decayed = p * (1.0 - hyper.lr * hyper.weight_decay)
+    kept = where(g * p >= 0.0, decayed, where(hyper.cautious == 0.0, decayed, p))
     return kept - hyper.lr * hyper.scale * g, state
 
 
