@@ -5,8 +5,12 @@ from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
 from .adamax import Adamax
+from .adan import Adan
+from .ademamix import AdEMAMix
+from .adopt import ADOPT
 from .asgd import ASGD
 from .base import Optimizer
+from .grams import Grams
 from .lion import Lion
 from .nadam import NAdam
 from .own_rule import RuleOptimizer
@@ -16,14 +20,18 @@ from .rprop import Rprop
 from .sgd import SGD
 
 __all__ = [
+    "ADOPT",
     "ASGD",
     "SGD",
     "VALUE",
+    "AdEMAMix",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
+    "Grams",
     "Lion",
     "NAdam",
     "Optimizer",

@@ -20,7 +20,7 @@ from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
-from ..gradients.plans import PlanSet
+from ..gradients.plans import PlanSet, checked
 from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
@@ -253,8 +253,7 @@ class Optimizer(Conveniences):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plans = self._current_plans()
-        plans.guard.check()
+        plans = checked(self._current_plans)
         gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched

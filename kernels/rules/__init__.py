@@ -4,8 +4,12 @@ from .adadelta import ADADELTA
 from .adagrad import ADAGRAD
 from .adam import ADAM, ADAMW, AMSGRAD, AMSGRADW
 from .adamax import ADAMAX
+from .adan import ADAN
+from .ademamix import ADEMAMIX
+from .adopt import ADOPT
 from .asgd import ASGD
 from .decay import OPTIONS, with_decay
+from .grams import GRAMS
 from .lion import LION
 from .nadam import NADAM
 from .radam import RADAM
@@ -21,9 +25,13 @@ __all__ = [
     "ADAM",
     "ADAMAX",
     "ADAMW",
+    "ADAN",
+    "ADEMAMIX",
+    "ADOPT",
     "AMSGRAD",
     "AMSGRADW",
     "ASGD",
+    "GRAMS",
     "LION",
     "NADAM",
     "OPTIONS",

@@ -14,6 +14,7 @@ from tests.support.rules import CASES
 
 RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsprop-both", "user"]
 RULES += ["adagrad-all", "adadelta", "adamax", "nadam", "radam", "rprop", "asgd"]
+RULES += ["adamw-cautious-decay", "adopt", "ademamix-warmup", "grams", "adan"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
