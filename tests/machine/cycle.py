@@ -47,9 +47,7 @@ class Cycle:
         """What lies in `.grad` of these variables, or of all, but for frozen ones."""
         plain = self._plain()
         chosen = plain if names is None else names
-        return {
-            name: grad for name in chosen if (grad := plain[name].grad) is not None and name not in self.frozen
-        }
+        return {name: grad for name in chosen if (grad := plain[name].grad) is not None and name not in self.frozen}
 
     def seen(self, name: str) -> Tensor | None:
         """What `variable.grad` shows."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.machine.machine import check_sequences
 
-SEQUENCES = int(os.environ.get("FLATVARS_SEQUENCES", "200"))
+SEQUENCES = int(os.environ.get("FLATVARS_SEQUENCES", "160"))
 SEEDS = range(4)
 """Each is a case of its own, so that they spread over the cores."""
 

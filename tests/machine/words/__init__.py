@@ -1,1 +1,1 @@
-"""What users do, one file per subject. A word does the same to both twins, and leaves to `agreement.py` what must hold."""
+"""What users do, one file per subject. A word does the same to both twins; `agreement.py` says what must hold."""

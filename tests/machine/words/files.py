@@ -24,7 +24,7 @@ class FileWords(Words):
 
     @rule()
     def save_and_load(self) -> None:
-        """A checkpoint brings everything back but gradients that a step has used."""
+        """A file brings everything back but gradients that a step has used."""
         twins, file = self.twins, io.BytesIO()
         optimizers = [lane.ours for lane in twins.lanes]
         twins.store.save(file, optimizers)

@@ -104,9 +104,7 @@ class GradientWords(Words):
     def look_at_norms(self) -> None:
         cycle, store = self.twins.cycle, self.twins.store
         grads = cycle.collect()
-        torch.testing.assert_close(
-            store.grad_norm().double(), cycle.norm(grads), rtol=1e-5, atol=1e-12, equal_nan=True
-        )
+        torch.testing.assert_close(store.grad_norm().double(), cycle.norm(grads), rtol=1e-5, atol=1e-12, equal_nan=True)
         norms = store.norms()
         assert set(norms) == {name for name, ours, _ in self.twins.pairs() if ours.requires_grad}
         for name, (value, grad) in norms.items():
