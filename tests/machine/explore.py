@@ -10,7 +10,7 @@ import warnings
 
 import torch
 
-from tests.machine.machine import check_sequences
+from tests.machine.machine import run_sequences
 
 SEQUENCES = 20
 """Of a seed: about ten seconds."""
@@ -27,7 +27,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
 def is_clean(seed: int, shrink: bool) -> bool:
     """Runs the sequences of one seed, and prints what failed and how to repeat it."""
     try:
-        check_sequences(seed, SEQUENCES, shrink)
+        run_sequences(seed, SEQUENCES, shrink)
     except Exception as error:
         traceback.print_exception(error)
         print(f"\nto repeat it: python -m tests machine --seed {seed} --shrink", flush=True)

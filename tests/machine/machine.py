@@ -36,17 +36,24 @@ class Machine(FileWords, GradientWords, GroupWords, MaskWords, ModuleWords, Stat
             assert_agree(self.twins)
 
 
-def check_sequences(number: int, sequences: int, shrink: bool = False) -> None:
-    """Runs sequences of a seed, the same in every run; hypothesis prints the words of one that fails.
+def run_sequences(number: int, sequences: int, shrink: bool = False) -> int:
+    """Runs sequences of a seed, the same in every run; hypothesis raises what failed, with the words before it.
 
     Args:
         number: The seed.
         sequences: How many.
         shrink: Look for a shorter one that fails as well, which takes minutes.
+
+    Returns:
+        How many were begun.
     """
+    begun = 0
 
     class Seeded(Machine):
-        pass
+        def __init__(self) -> None:
+            nonlocal begun
+            begun += 1
+            super().__init__()
 
     phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
     options = settings(
@@ -58,3 +65,4 @@ def check_sequences(number: int, sequences: int, shrink: bool = False) -> None:
         phases=phases,
     )
     run_state_machine_as_test(seed(number)(Seeded), settings=options)
+    return begun
