@@ -77,10 +77,10 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
         raise MismatchError(f"this record is not the optimizer's: {'; '.join(problems)}. Nothing has changed")
     set_hyper(optimizer.param_groups, record)
     optimizer.entries.settle()
-    members = optimizer.members()
+    known = optimizer.states.variables  # also those that are in no group any more
     # The groups came first: they say which rule, and so which states there are.
     shares: dict[tuple[torch.dtype, tuple[str, ...]], list[Variable]] = {}
-    for variable in members:
+    for variable in known:
         if variable.spec.has_room:
             shares.setdefault((variable.dtype, optimizer.rule_for(variable).states), []).append(variable)
     holders: dict[tuple[str, torch.dtype], list[Variable]] = {}  # rules may share a state
@@ -98,8 +98,8 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
     _set_counts(optimizer, record)
     _set_scalars(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
-    optimizer.entries.forget(optimizer.states.variables)
-    _restore_loose(optimizer, {v: record.loose[v.id] for v in members if v.id in record.loose})
+    optimizer.entries.forget(known)
+    _restore_loose(optimizer, {v: record.loose[v.id] for v in known if v.id in record.loose})
     optimizer.entries.refresh()
 
 
