@@ -29,8 +29,8 @@ class Recorded(Keeper, Protocol):
     def counts_steps(self, group: Any) -> bool:
         """Whether steps of a group count."""
 
-    def check_numbers(self, numbers: Any) -> None:
-        """Raises for a number of a group that is out of range."""
+    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+        """Raises for an entry of a param group that cannot be."""
 
 
 def capture_record(optimizer: Recorded) -> OptimizerRecord:
@@ -64,10 +64,10 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
         raise MismatchError(f"this record is not the optimizer's: {'; '.join(problems)}. Nothing has changed")
     set_hyper(optimizer.param_groups, record)
     optimizer.entries.settle()
-    members = optimizer.members()
+    known = optimizer.states.variables  # also those that are in no group any more
     # The groups came first: they say which rule, and so which states there are.
-    for dtype in dict.fromkeys(v.dtype for v in members if v.spec.has_room):
-        chosen = [v for v in members if v.dtype == dtype and v.spec.has_room]
+    for dtype in dict.fromkeys(v.dtype for v in known if v.spec.has_room):
+        chosen = [v for v in known if v.dtype == dtype and v.spec.has_room]
         names = optimizer.rule().states
         for name, stream in zip(names, optimizer.states.streams(dtype, names), strict=True):
             if fetch is None:
@@ -77,8 +77,8 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
     _set_counts(optimizer, record)
     _set_scalars(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
-    optimizer.entries.forget(optimizer.states.variables)
-    _restore_loose(optimizer, {v: record.loose[v.id] for v in members if v.id in record.loose})
+    optimizer.entries.forget(known)
+    _restore_loose(optimizer, {v: record.loose[v.id] for v in known if v.id in record.loose})
     optimizer.entries.refresh()
 
 
@@ -94,7 +94,7 @@ def record_problems(optimizer: Recorded, record: OptimizerRecord) -> list[str]:
     try:
         optimizer.param_groups = [{**group, **saved.hyper} for group, saved in zip(kept, record.groups, strict=True)]
         for group in optimizer.param_groups:
-            optimizer.check_numbers(group)
+            optimizer.check_changed(group, waits=True)
         optimizer.rule()
     except (TypeError, ValueError) as error:
         return [str(error)]

@@ -187,6 +187,7 @@ class ScheduleFreeSGD(ScheduleFree):
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
         check_at_least(0.0, **{name: numbers[name] for name in ("lr", "weight_decay", "warmup_steps")})
+        check_at_least(0.0, momentum=numbers["momentum"])
         check_betas([numbers["momentum"]])
         check_momentum("momentum", numbers["momentum"])
 

@@ -76,5 +76,12 @@ def _careful(rule: Rule) -> Rule:
         return made
 
     sums = Statistics(_statistics(rule.function), ("agreeing", "elements"), Scalars(boosted, ("boost",)))
-    made = (cautious_updates, (rule,))
-    return replace(rule, function=_step(rule.function), numbers=numbers, hyper=row, statistics=sums, made=made)
+    return replace(
+        rule,
+        function=_step(rule.function),
+        numbers=numbers,
+        hyper=row,
+        statistics=sums,
+        decaying=None,
+        made=(cautious_updates, (rule,)),
+    )
