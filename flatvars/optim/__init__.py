@@ -17,6 +17,7 @@ from .own_rule import RuleOptimizer
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
+from .schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "Rprop",
     "Rule",
     "RuleOptimizer",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "rule",
     "scalars",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Adan(Optimizer):
         ValueError: a hyper-parameter out of range.
     """
 
+    lengths: Mapping[str, int] = MappingProxyType({"betas": 3})
     needs_step = True
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class AdEMAMix(Optimizer):
         ValueError: a hyper-parameter out of range.
     """
 
+    lengths: Mapping[str, int] = MappingProxyType({"betas": 3})
+    optional = frozenset({"beta3_warmup", "alpha_warmup"})
     needs_step = True
 
     def __init__(

@@ -37,6 +37,7 @@ class ADOPT(Optimizer):
         ValueError: a hyper-parameter out of range.
     """
 
+    optional = frozenset({"clip_exponent"})
     needs_step = True
 
     def __init__(

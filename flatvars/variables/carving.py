@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class Carving:
         self._storages: dict[int, list[Variable]] = {}  # of those, by the address of the storage they brought along
         self._announcing: int | None = None  # the thread that tells of a carve
         self._retired: str | None = None
+        self._side_by_side: set[int] = set()  # ids
 
     @property
     def layout(self) -> Layout:
@@ -138,7 +139,6 @@ class Carving:
             self.settle()
             gone = {v.index for v in leaving}
             source = dict(enumerate(i for i in range(len(self.variables)) if i not in gone))
-            self._announce()
             for variable in leaving:
                 bind(variable, variable.param.detach().clone(memory_format=torch.preserve_format))
                 variable.index, variable._span = -1, None
@@ -150,6 +150,30 @@ class Carving:
             self._carved = len(self.variables)
             self._carve([v.spec for v in self.variables], self.device, source, self.variables)
             self._notify()
+
+    def lay_side_by_side(self, variables: Iterable[Variable]) -> None:
+        """Makes these, and all of earlier calls, lie first in their regions, shape by shape; carves if they do not yet.
+
+        Names, ids, values, gradients and state stay, and variables that are declared later find their place.
+        """
+        with self.lock:
+            wanted = self._side_by_side.union(v.id for v in variables)
+            if wanted == self._side_by_side:
+                return
+            if self._carved:
+                self.settle()
+            kept, self._side_by_side = self._side_by_side, wanted
+            if self._carved and self._plan([v.spec for v in self.variables]) != self._layout:
+                try:
+                    self.recarve(_as_it_is)
+                except BaseException:
+                    self._side_by_side = kept
+                    raise
+
+    def _plan(self, specs: Sequence[VarSpec]) -> Layout:
+        """The layout of specs of the first variables."""
+        pairs = zip(specs, self.variables, strict=False)
+        return plan_layout(specs, side_by_side={i for i, (_, v) in enumerate(pairs) if v.id in self._side_by_side})
 
     def _carve(
         self, specs: Sequence[VarSpec], device: torch.device, source: Mapping[int, int], bound: Sequence[Variable]
@@ -167,7 +191,7 @@ class Carving:
             # Kernels of any stream may still read what is about to be freed, and `record_stream` on a piece of the
             # buffer does not tell the allocator, which knows the buffer alone.
             torch.cuda.synchronize(self.device)
-        streams = self._streams.recarve(plan_layout(specs), device, source)
+        streams = self._streams.recarve(self._plan(specs), device, source)
         self._streams, self._layout, self.device = streams, streams.layout, device
         self._place(specs)
         for variable in bound:
@@ -184,7 +208,7 @@ class Carving:
 
     def _place(self, specs: Sequence[VarSpec]) -> None:
         """Writes down where the variables lie by the specs; nothing moves if only names changed."""
-        self._layout = plan_layout(specs)
+        self._layout = self._plan(specs)
         self._streams.layout = self._layout
         for variable, span in zip(self.variables, self._layout.spans, strict=False):
             variable.spec, variable._span = span.spec, span
@@ -290,3 +314,7 @@ class Carving:
     def check_aliases(self) -> None:
         """Raises AliasError where values are not what modules use; see `AliasGuard.check_values`."""
         self.guard.check_values()
+
+
+def _as_it_is(variable: Variable) -> VarSpec:
+    return variable.spec

@@ -16,6 +16,7 @@ from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
 from .rprop import RPROP
 from .rule import VALUE, Rule, rule
+from .schedule_free import SCHEDULE_FREE_ADAMW, SCHEDULE_FREE_SGD, TO_X, TO_Y
 from .sgd import SGD, SGD_MOMENTUM
 from .stages import Scalars, scalars
 
@@ -41,8 +42,12 @@ __all__ = [
     "RMSPROP_CENTERED_MOMENTUM",
     "RMSPROP_MOMENTUM",
     "RPROP",
+    "SCHEDULE_FREE_ADAMW",
+    "SCHEDULE_FREE_SGD",
     "SGD",
     "SGD_MOMENTUM",
+    "TO_X",
+    "TO_Y",
     "VALUE",
     "Rule",
     "Scalars",

@@ -115,7 +115,8 @@ def _option(wrap: Callable[[Any, Any], Any], *entries: str) -> Callable[[Rule], 
             made: tuple[Any, ...] = numbers(*rule.hyper(group), *[_entry(group, name) for name in added])
             return made
 
-        function = wrap(rule.function, _rate(rule.idle))
+        apart = rule.decaying if wrap is _decoupled else None
+        function = wrap(rule.function, _rate(rule.idle)) if apart is None else apart
         names = None if rule.names is None else tuple(dict.fromkeys((*rule.names, *entries)))
         return replace(rule, function=function, numbers=numbers, hyper=row, names=names, made=(option, (rule,)))
 

@@ -76,6 +76,8 @@ BEYOND: dict[str, tuple[Any, dict[str, Any]]] = {
     "adopt": (fv.optim.ADOPT, {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True}),
     "ademamix": (fv.optim.AdEMAMix, {"lr": 0.02, "alpha_warmup": 4, "beta3_warmup": 4}),
     "grams": (fv.optim.Grams, {"lr": 0.02}),
+    "schedule-free-adamw": (fv.optim.ScheduleFreeAdamW, {"lr": 0.02, "warmup_steps": 3, "weight_decay": 0.1}),
+    "schedule-free-sgd": (fv.optim.ScheduleFreeSGD, {"lr": 0.2, "r": 1.0}),
     "adan": (fv.optim.Adan, {"lr": 0.02, "weight_decay": 0.1}),
 }
 ALL = {**{name: (ours, arguments) for name, (ours, _, arguments) in OPTIMIZERS.items()}, **BEYOND}

@@ -93,3 +93,33 @@ def adan(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Updat
     decay = lr * group["weight_decay"]
     p = p * (1 - decay) - move if group["no_prox"] else (p - move) / (1 + decay)
     return p, (m, w, n, -g)
+
+
+def schedule_free_adamw(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2405.15682, facebookresearch/schedule_free; p is y."""
+    beta1, beta2 = group["betas"]
+    g = _signed(g, group)
+    v = beta2 * states[1] + (1 - beta2) * g * g
+    u = g / ((v / (1 - beta2**step)).sqrt() + group["eps"])
+    y, z, scalars = _schedule_free(p, u, (states[0], *states[2:]), group, step, beta1)
+    return y, (z, v, *scalars)
+
+
+def schedule_free_sgd(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """The same of SGD."""
+    y, z, scalars = _schedule_free(p, _signed(g, group), states, group, step, group["momentum"])
+    return y, (z, *scalars)
+
+
+def _schedule_free(
+    p: Tensor, u: Tensor, states: States, group: Group, step: int, beta1: float
+) -> tuple[Tensor, Tensor, States]:
+    z, total, largest = (p, 0.0, 0.0) if step == 1 else (states[0], float(states[1]), float(states[2]))
+    rate = group["lr"] * min(1.0, step / (group["warmup_steps"] or 1))
+    largest = max(largest, rate)
+    weight = step ** group["r"] * largest ** group["weight_lr_power"]
+    total += weight
+    share = weight / total if total else 0.0
+    u = u + group["weight_decay"] * p
+    y = p + share * (z - p) + rate * (beta1 * (1 - share) - 1) * u
+    return y, z - rate * u, (p.new_tensor(total), p.new_tensor(largest))

@@ -29,6 +29,8 @@ from flatvars.kernels.rules import (
     RMSPROP_CENTERED_MOMENTUM,
     RMSPROP_MOMENTUM,
     RPROP,
+    SCHEDULE_FREE_ADAMW,
+    SCHEDULE_FREE_SGD,
     SGD,
     SGD_MOMENTUM,
     Rule,
@@ -92,6 +94,7 @@ ADEMAMIX_GROUP = {
     "beta3_warmup": None,
 }
 ADAN_GROUP = {"betas": (0.98, 0.92, 0.99), "eps": 1e-8, "no_prox": False}
+SCHEDULE_FREE_GROUP = {"warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0}
 ASGD_GROUP = {"lambd": 1e-4, "alpha": 0.75, "t0": 1e6}
 
 
@@ -169,5 +172,15 @@ CASES = {
     "grams": Case(GRAMS, group_of(ADAMAX_GROUP, eps=1e-6, weight_decay=0.1), beyond_torch.grams),
     "adan": Case(ADAN, group_of(ADAN_GROUP, weight_decay=0.1), beyond_torch.adan),
     "adan-no-prox": Case(ADAN, group_of(ADAN_GROUP, weight_decay=0.1, no_prox=True, maximize=True), beyond_torch.adan),
+    "schedule-free-adamw": Case(
+        SCHEDULE_FREE_ADAMW,
+        group_of(SCHEDULE_FREE_GROUP, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1),
+        beyond_torch.schedule_free_adamw,
+    ),
+    "schedule-free-sgd": Case(
+        SCHEDULE_FREE_SGD,
+        group_of(SCHEDULE_FREE_GROUP, lr=0.5, momentum=0.9, r=0.5, warmup_steps=5, maximize=True),
+        beyond_torch.schedule_free_sgd,
+    ),
     "user": Case(drift, {"lr": 0.1}, reference.drift),
 }
