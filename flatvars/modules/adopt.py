@@ -41,7 +41,7 @@ def adopt(
     initialize = plan_values(registry, module, list(zip(found, specs, strict=True)), prefix, init)
     registry.check_names([name for entry in found for name in entry.names])
     if former is not None:
-        release(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
+        release_all(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
     for entry in on_meta:
         if weakref.getweakrefcount(entry.tensor):
             leave_meta(entry, registry.device)
@@ -66,7 +66,7 @@ def whole_store(registry: Registry, found: list[Found]) -> Registry | None:
     return former if ids == {variable.id for variable in former.variables} else None
 
 
-def release(registry: Registry, reason: str) -> None:
+def release_all(registry: Registry, reason: str) -> None:
     """See `VarStore.release`."""
     registry.release(reason)
     let_go(registry)

@@ -28,7 +28,7 @@ from ..gradients import freezing, norms
 from ..gradients.attached import gradients_of, make_registry, masks_of
 from ..gradients.cycle import Gradients
 from ..memory.layout import Region
-from ..modules.adopt import adopt, registry_of, release, watch
+from ..modules.adopt import adopt, registry_of, release_all, watch
 from ..modules.capture import building
 from ..modules.declare import Declarations
 from ..modules.meta import Init
@@ -186,7 +186,7 @@ class VarStore:
         They may be adopted anew. This store and its optimizers are of no use any more, and say so. Gradients are left
         in `.grad`; optimizer state is gone (take `optimizer.state_dict()` before).
         """
-        release(self.registry, "this store has released its variables; adopt the module into a new one")
+        release_all(self.registry, "this store has released its variables; adopt the module into a new one")
 
     def remove(self, selector: Selector) -> list[str]:
         """Takes variables out: their names are free, and their memory, gradients and state are given back.
