@@ -125,23 +125,17 @@ class AliasGuard:
         return True
 
     def _check_orphans(self) -> None:
-        """Raises where an adopted module is gone, all of it, and none of its Parameters has a gradient.
+        """Raises where an adopted module is gone, all of it, and nothing that is stepped has a gradient.
 
-        They train for nobody, then: without a module they may be used all the same, but that shows.
+        Its Parameters train for nobody, then: without a module they may be used all the same, but that shows.
         """
-        orphans: dict[int, list[Variable] | None] = {}
         for variable in self.variables:
-            for place in variable.places:
-                key, gone = id(place.root), place.root() is None and place.owner() is None
-                others = orphans.setdefault(key, [])
-                if not gone or not variable.trains or not variable.requires_grad:
-                    orphans[key] = None
-                elif others is not None:
-                    others.append(variable)
-        for variables in orphans.values():
-            if variables and all(self._registry.gradients.of(variable) is None for variable in variables):
-                self._watch = None  # look again next time
-                _explain_orphan(variables[0])
+            gone = [place.root() is None and place.owner() is None for place in variable.places]
+            if gone and all(gone) and variable.trains and variable.requires_grad:
+                if all(self._registry.gradients.of(each) is None for each in self.variables):
+                    self._watch = None  # look again next time
+                    _explain_orphan(variable)
+                return
 
     def _converted(self, variable: Variable) -> Tensor | None:
         """What modules hold instead of a buffer, if it is that in another dtype or on another device."""
@@ -288,8 +282,8 @@ def _explain_tied(variable: Variable, place: Place) -> NoReturn:
 
 def _explain_orphan(variable: Variable) -> NoReturn:
     raise AliasError(
-        f"variable {variable.name!r} has no gradient, and the module that was adopted is gone, so that nobody "
-        "knows what took its place. Adopt the whole model, in which replaced modules are noticed; or call "
+        f"no variable has a gradient, {variable.name!r} among them, and the module it was adopted with is gone, so that "
+        "nobody knows what took its place. Adopt the whole model, in which replaced modules are noticed; or call "
         f"store.remove({variable.name!r}) and store.add_module(module, prefix) for the new one, or "
         f"store.freeze({variable.name!r}) to keep it as it is"
     )
