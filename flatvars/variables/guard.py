@@ -282,8 +282,8 @@ def _explain_tied(variable: Variable, place: Place) -> NoReturn:
 
 def _explain_orphan(variable: Variable) -> NoReturn:
     raise AliasError(
-        f"no variable has a gradient, {variable.name!r} among them, and the module it was adopted with is gone, so that "
-        "nobody knows what took its place. Adopt the whole model, in which replaced modules are noticed; or call "
+        f"no variable has a gradient, {variable.name!r} among them, and the module it was adopted with is gone, so "
+        "that nobody knows what took its place. Adopt the whole model, in which replaced modules are noticed; or call "
         f"store.remove({variable.name!r}) and store.add_module(module, prefix) for the new one, or "
         f"store.freeze({variable.name!r}) to keep it as it is"
     )

@@ -307,9 +307,7 @@ def test_an_adopted_child_that_was_replaced_in_a_parent_nobody_adopted(mode: str
     module(torch.ones(1, 3)).sum().backward()
     opt.zero_grad()
     for _ in range(2):
-        with pytest.raises(
-            fv.AliasError, match=r"no variable has a gradient, 'weight' among them, and the module it was"
-        ):
+        with pytest.raises(fv.AliasError, match=r"no variable has a gradient, 'weight' among them"):
             opt.step()
     assert store.remove("*") == ["weight", "bias"]
     store.add_module(module.head)
