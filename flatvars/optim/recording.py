@@ -52,10 +52,10 @@ def capture_record(optimizer: Recorded) -> OptimizerRecord:
     found = {(name, dtype): states.find(name, dtype) for name in names for dtype in regions}
     streams = {key: stream for key, stream in found.items() if stream is not None}
     kind, loose = type(optimizer).__name__, optimizer.entries.loose()
-    rows, own = len(states.slots), _all_of(rule.own for rule in rules)
+    rows, own = states.taken, _all_of(rule.own for rule in rules)
     scalars = {name: scalar[:rows] for name, scalar in zip(own, states.scalars(own), strict=True)}
     return OptimizerRecord(
-        kind, names, groups, states.steps[:rows], states.slots, states.skipped, streams, loose, scalars
+        kind, names, groups, states.steps[:rows], dict(states.slots), states.skipped, streams, loose, scalars
     )
 
 
