@@ -29,8 +29,8 @@ class Recorded(Keeper, Protocol):
     def counts_steps(self, group: Any) -> bool:
         """Whether steps of a group count."""
 
-    def check_numbers(self, numbers: Any) -> None:
-        """Raises for a number of a group that is out of range."""
+    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+        """Raises for an entry of a param group that cannot be."""
 
 
 def capture_record(optimizer: Recorded) -> OptimizerRecord:
@@ -94,7 +94,7 @@ def record_problems(optimizer: Recorded, record: OptimizerRecord) -> list[str]:
     try:
         optimizer.param_groups = [{**group, **saved.hyper} for group, saved in zip(kept, record.groups, strict=True)]
         for group in optimizer.param_groups:
-            optimizer.check_numbers(group)
+            optimizer.check_changed(group, waits=True)
         optimizer.rule()
     except (TypeError, ValueError) as error:
         return [str(error)]

@@ -7,16 +7,15 @@ everything), carves (of memory alone). What it finds in order costs a few loops 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AliasError
-from ..memory.streams import VALUES
-from .binding import describe_stray
 from .claims import owner_of
+from .following import why_not
 from .places import Place, Watch, follow_path, places_below
 from .variable import Variable
 
@@ -29,11 +28,11 @@ class Carver(Protocol):
 
     device: torch.device
 
-    def view(self, stream: str, variable: Variable) -> Tensor: ...
-
     def is_bound(self, variable: Variable, param: Tensor) -> bool: ...
 
     def addresses(self, variables: Sequence[Variable]) -> list[int]: ...
+
+    def take_back(self, moved: Mapping[Variable, Tensor]) -> None: ...
 
     def move_in(self, variable: Variable, param: Tensor) -> None: ...
 
@@ -67,15 +66,16 @@ class AliasGuard:
     # What is asked --------------------------------------------------------------------------------------------------
 
     def check_memory(self) -> None:
-        """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds.
+        """Takes back in what left its span, of which carving would drop what it holds; so may every other check.
 
-        A buffer is taken in again, as by `check_values`.
+        Raises:
+            AliasError: the registry's `on_moved` says so, or something would be lost.
         """
         if self._in_place():
             return
-        for variable in self.variables:
-            if not self._registry.is_bound(variable, variable.param) and not self._take_in(variable):
-                raise AliasError(describe_stray(variable, self._registry.view(VALUES, variable)))
+        strays = [v for v in self.variables if not self._registry.is_bound(v, v.param) and not self._take_in(v)]
+        if strays:
+            self._registry.take_back({variable: variable.param for variable in strays})
         self._note()
 
     def check(self) -> None:
@@ -110,29 +110,46 @@ class AliasGuard:
     @torch.no_grad()
     def _take_in(self, variable: Variable) -> bool:
         """Makes the tensor that modules hold instead of a buffer the variable's; whether there was one that fits."""
-        if isinstance(variable.param, nn.Parameter):
+        found = None if isinstance(variable.param, nn.Parameter) else _only(variable)
+        if found is None or not _fits(self._registry, variable, found):
             return False
-        now = {id(tensor): tensor for tensor in (place.tensor() for place in variable.places) if tensor is not None}
-        found = list(now.values()) or [variable.param]
-        if len(found) > 1 or not _fits(self._registry, variable, found[0]):
-            return False
-        self._registry.move_in(variable, found[0])
+        self._registry.move_in(variable, found)
         return True
+
+    def _converted(self, variable: Variable) -> Tensor | None:
+        """What modules hold instead of a buffer, if it is that in another dtype or on another device."""
+        found = None if isinstance(variable.param, nn.Parameter) else _only(variable)
+        if found is None or found is variable.param or holds(found) or found.shape != variable.shape:
+            return None
+        return None if why_not(variable, found) else found
 
     def _follow(self, reads: bool) -> None:
         """Goes after variables that modules hold elsewhere now (pruning, wrappers); raises where one is lost."""
         below: dict[int, dict[int, list[Place]]] = {}
+        converted: dict[Variable, Tensor] = {}
         for variable in self.variables:
             missing = [place for place in variable.places if place.tensor() is not variable.param]
             if not missing or (reads and self._take_in(variable)):
+                continue
+            if reads and (tensor := self._converted(variable)) is not None:
+                converted[variable] = tensor
                 continue
             used = [place for place in variable.places if place not in missing]
             used += [place for place in _search(variable.param, missing, below) if place not in used]
             for place in missing:
                 _check_place(variable, place, bool(used), reads)
             variable.places = used or variable.places
+        if converted:
+            self._registry.take_back(converted)
         self._note()
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
+
+
+def _only(variable: Variable) -> Tensor | None:
+    """The one tensor that modules hold now where the variable was, its own if none; None where they hold several."""
+    now = {id(tensor): tensor for tensor in (place.tensor() for place in variable.places) if tensor is not None}
+    found = list(now.values()) or [variable.param]
+    return found[0] if len(found) == 1 else None
 
 
 def holds(tensor: Tensor) -> bool:

@@ -104,11 +104,10 @@ def test_any_dense_tensor_may_replace_a_buffer(make: Callable[[nn.Module], torch
     assert torch.equal(module.running_mean, torch.full((2,), 7.0))
 
 
-@pytest.mark.parametrize("other", [torch.ones(3), torch.ones(2, dtype=torch.float64)], ids=["shape", "dtype"])
-def test_a_buffer_that_does_not_fit_is_named(other: torch.Tensor, tmp_path: Path) -> None:
+def test_a_buffer_that_does_not_fit_is_named(tmp_path: Path) -> None:
     module = nn.BatchNorm1d(2)
     store = fv.VarStore.from_module(module, buffers=True)
-    module.running_mean = other
+    module.running_mean = torch.ones(3)
     with pytest.raises(fv.AliasError, match=r"'running_mean' is no longer used: BatchNorm1d\.running_mean.*buffer"):
         store.save(tmp_path / "file.safetensors")
 
