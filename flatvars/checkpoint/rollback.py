@@ -82,11 +82,14 @@ class Rollback:
 
     def _lay_out(self) -> None:
         """The dtypes of then, and room for what had it."""
+        then = {record.id: record for record in self.records}
         trains = self.image.training is not None
-        pairs = list(zip(self.records, self.registry.variables, strict=True))
-        specs = [_spec_then(record, variable, trains) for record, variable in pairs]
-        if any(spec is not v.spec for spec, (_, v) in zip(specs, pairs, strict=True)):
-            self.registry.recarve(specs)
+
+        def change(variable: Variable) -> VarSpec:
+            return _spec_then(then[variable.id], variable, trains)
+
+        if any(change(variable) is not variable.spec for variable in self.registry.variables):
+            self.registry.recarve(change)
 
     def _apply_flags(self) -> None:
         flipped = False
