@@ -21,7 +21,7 @@ from .base import Optimizer
 from .checks import check_at_least, check_betas
 from .matrices import MatrixShape, MatrixStep
 from .membership import by_rows
-from .muon_choice import HiddenMatrices, why_not
+from .muon_choice import HiddenMatrices, not_hidden
 from .muon_settings import adjustment, check_adjustment
 from .newton_schulz import KELLER, newton_schulz_of
 
@@ -323,7 +323,7 @@ class Muon(Optimizer):
                     shape, scale = shape_of(variable, group)
                     parts = f", {len(shape.blocks)} matrices" if len(shape.blocks) > 1 else ""
                     about += f", lr x {scale:.4g}{parts}"
-                elif reason := why_not(variable):
+                elif reason := not_hidden(variable):
                     about += f", {reason}"
                 lines.append(f"  {variable.name}  {about}")
         return "\n".join(lines)

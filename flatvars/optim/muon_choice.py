@@ -23,10 +23,10 @@ class HiddenMatrices:
     """
 
     def __call__(self, variable: Variable) -> bool:
-        return why_not(variable) is None
+        return not_hidden(variable) is None
 
 
-def why_not(variable: Variable) -> str | None:
+def not_hidden(variable: Variable) -> str | None:
     """Why a variable is no matrix of a hidden layer; None if it is one."""
     if not variable.is_parameter or len(variable.shape) != 2:
         return "no matrix"
