@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -9,8 +10,8 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from .formats import Format
-from .memory import load_raw, pointer, store_raw
+from .formats import I16, Format, round_at_random
+from .memory import load_raw, mark, pointer, store_raw
 
 _RAW = {"float32": types.float32, "float64": types.float64}
 _INDEX = ir.IntType(64)
@@ -23,12 +24,18 @@ class Elements:
         formats: Of the values, then of each state.
         compute: Numba's float32 or float64.
         masked: Whether `store` keeps what was loaded where it is told to.
+        draws: For each state, which of the draws of a tile rounds it at random, or -1.
+        room: Draws of a tile, of one kind.
     """
 
-    def __init__(self, formats: list[Format], compute: Any, masked: bool) -> None:
+    def __init__(
+        self, formats: list[Format], compute: Any, masked: bool, draws: Sequence[int] = (), room: int = 0
+    ) -> None:
         self.formats, self.compute, self.masked = formats, compute, masked
         self.count = len(formats) - 1
-        self.streams = len(formats) + 1
+        self.draws, self.room = (-1, *(draws or [-1] * self.count)), room
+        # Streams, gradients, and draws.
+        self.gradients, self.streams = len(formats), len(formats) + 2
         self.stored = types.Tuple([_RAW.get(format_.name, types.int16) for format_ in formats])
         self.addresses = types.UniTuple(types.int64, self.count) if self.count else types.Tuple(())
         self.states = types.UniTuple(compute, self.count) if self.count else types.Tuple(())
@@ -86,11 +93,24 @@ class Elements:
         return widen
 
     def storer(self) -> Any:
-        """`store(values, index, states, state index, p, state, stored, kept)`: rounds; where `kept`, what was there."""
+        """`store(values, index, states, state index, p, state, stored, kept, draws, lane)`: rounds what it stores.
+
+        Where `kept`, it stores what was there. `draws` is the address of those of a tile, `lane` the place in it.
+        """
 
         @intrinsic
         def store(
-            typing: Any, values: Any, index: Any, states: Any, state_index: Any, p: Any, state: Any, old: Any, kept: Any
+            typing: Any,
+            values: Any,
+            index: Any,
+            states: Any,
+            state_index: Any,
+            p: Any,
+            state: Any,
+            old: Any,
+            kept: Any,
+            drawn: Any,
+            lane: Any,
         ) -> Any:
             given = tuple(state) if isinstance(state, types.BaseTuple) else (state,)
             if p != self.compute or given != (self.compute,) * self.count:
@@ -100,19 +120,28 @@ class Elements:
                 )
 
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                p, state, old, kept = arguments[4:]
+                p, state, old, kept, drawn, lane = arguments[4:]
                 new = [p, *(builder.extract_value(state, i) for i in range(self.count))]
                 for i, place in enumerate(self._places(builder, *arguments[:4])):
-                    raw = self.formats[i].round(builder, new[i])
+                    raw = self._rounded(builder, i, new[i], drawn, lane)
                     if self.masked:
                         raw = builder.select(kept, builder.extract_value(old, i), raw)
                     store_raw(builder, raw, *place, self.streams, i)
                 return context.get_dummy_value()
 
-            arguments = (types.int64, types.int64, self.addresses, types.int64, p, state, self.stored, types.boolean)
-            return types.void(*arguments), generate
+            places = (types.int64, types.int64, self.addresses, types.int64)
+            numbers = (p, state, self.stored, types.boolean, types.int64, types.int64)
+            return types.void(*places, *numbers), generate
 
         return store
+
+    def _rounded(self, builder: Any, i: int, number: Any, drawn: Any, lane: Any) -> Any:
+        if self.draws[i] < 0:
+            return self.formats[i].round(builder, number)
+        place = builder.add(lane, _INDEX(self.draws[i] * self.room))
+        draw = builder.load(pointer(builder, drawn, I16, place))
+        mark(builder, draw, self.streams, self.streams - 1)
+        return round_at_random(builder, number, draw)
 
     def _places(self, builder: Any, values: Any, index: Any, states: Any, state_index: Any) -> list[tuple[Any, Any]]:
         return [(values, index), *((builder.extract_value(states, i), state_index) for i in range(self.count))]

@@ -163,6 +163,8 @@ class TritonLaunches:
         tables, norm = self.tables, inputs.norm
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
         found = norm if inputs.found_inf is None else inputs.found_inf
+        keys = tables.tiles if inputs.keys is None else inputs.keys
+        draws = rule.draws([inputs.keys is not None and state.dtype == torch.bfloat16 for state in states])
         args = (
             tables.tiles,
             tables.variables,
@@ -178,11 +180,13 @@ class TritonLaunches:
             values,
             tuple(states),
             inputs.own,
+            keys,
             tables.frozen,
             inputs.base,
         )
         constants = {
             **constants_of(rule),
+            "DRAWS": draws if any(draw >= 0 for draw in draws) else None,
             "CLIP": inputs.clip,
             "SKIP": inputs.skip,
             "SCALED": inputs.grad_scale is not None,
@@ -194,7 +198,7 @@ class TritonLaunches:
             "BLOCK": tables.block,
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped, values, *states)
-        changing += inputs.own
+        changing += (*inputs.own, keys)
         with on(tables.device):
             programs = len(tables.tiles)
             self._handles.launch(step_kernel, programs, args, constants, self._options, changing, inputs.base)

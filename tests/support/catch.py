@@ -40,6 +40,7 @@ def step_launch(
     masked: bool = False,
     scaled: bool = False,
     viewed: bool = False,
+    drawn: bool = False,
     shapes: Sequence[Shape] = SMALL,
 ) -> Captured:
     """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
@@ -49,6 +50,7 @@ def step_launch(
         viewed: From views of the stream.
         masked: Some elements do not train.
         scaled: By a GradScaler.
+        drawn: States in bfloat16 are rounded at random, where the rule says so.
     """
     rig = Rig(
         shapes,
@@ -69,6 +71,8 @@ def step_launch(
         "skipped": rig.skipped,
         "own": rig.own,
     }
+    if drawn:
+        options["keys"] = torch.zeros(1 + len(shapes), dtype=torch.int64)
     if scaled:
         options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}
     return captured(lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options))
