@@ -25,7 +25,8 @@ def keeping(p, g, state, hyper, step):
 
 def draws(seed, key, step, purpose, which, count):
     """The specification, by NumPy: its generator raises the counter before it draws."""
-    words = np.random.Philox(key=np.array([seed, key], np.uint64), counter=[0, step, purpose, which]).random_raw(-(-count // 4) or 1)
+    generator = np.random.Philox(key=np.array([seed, key], np.uint64), counter=[0, step, purpose, which])
+    words = generator.random_raw(-(-count // 4) or 1)
     return words.view(np.uint16)[:count].astype(np.uint32)
 
 
