@@ -106,7 +106,7 @@ class Plan:
         keys: Tensor | None = None,
         check: Check = anything,
     ) -> None:
-        """Updates values and states of all variables that have a source. One launch.
+        """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
 
         Args:
             groups: Param groups, in the order of the segments' group numbers.
@@ -137,6 +137,8 @@ class Plan:
             tuple(own),
             keys,
         )
+        if rule.statistics is not None:
+            self.launches.statistics(sources, rule, values, states, inputs)
         self.launches.step(sources, rule, values, states, inputs)
 
     def _note_capture(self) -> None:

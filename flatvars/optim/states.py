@@ -151,11 +151,14 @@ class States:
         self.steps[rows] = torch.where(counts == 0.0, -0.0, counts)
 
     def keys(self) -> Tensor:
-        """int64 [1 + variables] on the device: seed of the store, then the key of each variable's name, at its row."""
+        """int64 [1 + rows] on the device: seed of the store, then the key of each variable's name, at its row."""
         if self._keys is None:
-            words = [self.registry.seed, *(name_key(v.name) for v in self._variables.values())]
+            words = np.zeros(1 + len(self.steps), dtype=np.uint64)
+            words[0] = self.registry.seed
+            for variable in self._variables.values():
+                words[1 + self.slots[variable.id]] = name_key(variable.name)
             with normal_tensors():
-                self._keys = torch.from_numpy(np.array(words, dtype=np.uint64).view(np.int64)).to(self.steps.device)
+                self._keys = torch.from_numpy(words.view(np.int64)).to(self.steps.device)
         return self._keys
 
     def scalars(self, names: Sequence[str]) -> list[Tensor]:

@@ -21,6 +21,8 @@ SLOW: dict[str, tuple[Any, dict[str, Any], str]] = {
     "RMSprop": (fv.optim.RMSprop, {"alpha": 0.999}, "square_avg"),
     "Adadelta": (fv.optim.Adadelta, {"rho": 0.999}, "square_avg"),
     "Grams": (fv.optim.Grams, {}, "exp_avg_sq"),
+    "LAMB": (fv.optim.LAMB, {}, "exp_avg_sq"),
+    "StableAdamW": (fv.optim.StableAdamW, {}, "exp_avg_sq"),
     "AdEMAMix": (fv.optim.AdEMAMix, {"betas": (0.9, 0.999, 0.999)}, "exp_avg_slow"),
 }
 
