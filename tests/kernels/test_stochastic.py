@@ -10,6 +10,7 @@ from flatvars.init import name_key
 from flatvars.kernels.lang import tl  # noqa: F401 - the interpreter looks for it here
 from flatvars.kernels.rules import rule
 from tests.support.rig import Rig
+from tests.support.rules import CASES
 from tests.support.tolerances import assert_same_bits
 
 SEED = 2**63 + 42
@@ -132,3 +133,34 @@ def test_the_mean_is_exact(backend, device):
     assert set(first.tolist()) == {1.0, 1.0078125}
     assert abs(float(first.mean()) - 1.001) < 2e-4
     assert float(nearest.mean()) == 1.0
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw", "adadelta"])
+def test_rules_store_the_same_bits_on_both(name, device):
+    """LAMB's states are stored by the launch before its step."""
+    if device.type != "cpu":
+        pytest.skip("the cpu backend works on host memory")
+    case, found = CASES[name], []
+    for compiler in ("triton", "cpu"):
+        torch.manual_seed(0)
+        rig = Rig(SHAPES, rule=case.rule, state_dtype=torch.bfloat16, backend=compiler)
+        for keys in (keys_of(device), None):
+            grads = rig.random_grads()
+            rig.plan.step_(
+                rig.plan.scattered(grads),
+                case.rule,
+                rig.values.stream,
+                [state.stream for state in rig.states],
+                [case.group],
+                steps=rig.steps,
+                norm=rig.norm,
+                max_norm=None,
+                skip=False,
+                skipped=rig.skipped,
+                own=rig.own,
+                keys=keys,
+            )
+            found.append([state.stream.clone() for state in rig.states])
+    (drawn, nearest), (drawn_cpu, nearest_cpu) = found[:2], found[2:]
+    for one, other in zip(drawn + nearest, drawn_cpu + nearest_cpu, strict=True):
+        assert_same_bits(one, other)
