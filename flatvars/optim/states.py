@@ -230,10 +230,8 @@ class States:
 
     def covering(self, name: str, variable: Variable) -> Stream | None:
         """The stream of a state where it covers a variable."""
-        held, span = self.find(name, variable.dtype), variable.span
-        if held is None or not (held.base <= span.offset and span.stop <= held.cover[1]):
-            return None
-        return held
+        held = self.find(name, variable.dtype)
+        return held if held is not None and held.covers(variable.span) else None
 
     @torch.no_grad()
     def erase(self, variables: Sequence[Variable]) -> None:
