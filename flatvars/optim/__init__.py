@@ -14,6 +14,7 @@ from .grams import Grams
 from .lamb import LAMB
 from .lars import LARS
 from .lion import Lion
+from .mars import MARS
 from .nadam import NAdam
 from .own_rule import RuleOptimizer
 from .radam import RAdam
@@ -28,6 +29,7 @@ __all__ = [
     "ASGD",
     "LAMB",
     "LARS",
+    "MARS",
     "SGD",
     "VALUE",
     "AdEMAMix",

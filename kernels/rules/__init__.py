@@ -14,6 +14,7 @@ from .grams import GRAMS
 from .lamb import LAMB
 from .lars import LARS
 from .lion import LION
+from .mars import MARS
 from .nadam import NADAM
 from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
@@ -40,6 +41,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "LION",
+    "MARS",
     "NADAM",
     "OPTIONS",
     "RADAM",
