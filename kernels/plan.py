@@ -103,6 +103,7 @@ class Plan:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         own: Sequence[Tensor] = (),
+        keys: Tensor | None = None,
         check: Check = anything,
     ) -> None:
         """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
@@ -117,6 +118,8 @@ class Plan:
             grad_scale, found_inf: A GradScaler's, float32 [] on the device: divide gradients by the one, leave
                 everything as it is when the other is not 0.
             own: float32 [slots] each: the scalars that the rule's variables keep, in the rule's order.
+            keys: int64 [1 + slots] on the device: a seed, then the key of each variable's name. With it, the states
+                that the rule says are rounded at random in bfloat16; without, to nearest.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
         """
         self._note_capture()
@@ -132,6 +135,7 @@ class Plan:
             grad_scale,
             found_inf,
             tuple(own),
+            keys,
         )
         if rule.statistics is not None:
             self.launches.statistics(sources, rule, values, states, inputs)

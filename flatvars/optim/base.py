@@ -9,7 +9,7 @@ and `capture` and `restore` hand it over as a whole (`record.py`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +21,7 @@ from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
 from ..gradients.plans import PlanSet, checked
+from ..memory.streams import Stream
 from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
@@ -48,7 +49,8 @@ class Optimizer(Conveniences):
         max_norm: Clip the norm over all gradients of this optimizer to it, inside the step: gradients are not
             rewritten.
         skip_nonfinite: Change nothing, not even step counts, when that norm is NaN or infinite; `skipped` counts it.
-        state_dtype: Of the state streams; the variables' own if not given, as in torch.optim.
+        state_dtype: Of the state streams; the variables' own if not given, as in torch.optim. In bfloat16, averages of
+            squares are rounded at random (`stochastic_rounding`).
 
     Raises:
         ForeignParameterError: a parameter of no store, or of two.
@@ -60,6 +62,11 @@ class Optimizer(Conveniences):
 
     known_states: tuple[str, ...] = ()
     """Names of all states that optimizers of this class may have, whatever their numbers; a rule's own if empty."""
+
+    stochastic_rounding = True
+    """Whether slow averages that are stored in bfloat16, such as those of squares, are rounded at random: to nearest,
+    as torch.optim does it, they never decay. The draws depend on the store's seed, the variable's name, its step and
+    the position alone. Set it to False on an optimizer to compare with torch's."""
 
     lengths: Mapping[str, int] = LENGTHS
     """Entries of a param group that are several numbers, and how many."""
@@ -377,9 +384,16 @@ class Optimizer(Conveniences):
                 skip=self.skip_nonfinite,
                 skipped=self.states.skipped,
                 own=self.states.scalars(rule.own),
+                keys=self._keys_for(rule, states),
                 check=self.check_changed,
                 **scaling,
             )
+
+    def _keys_for(self, rule: Rule, states: Sequence[Stream]) -> Tensor | None:
+        """What states are rounded at random by, where any is."""
+        if not self.stochastic_rounding or not rule.stochastic:
+            return None
+        return self.states.keys() if any(held.buffer.dtype == torch.bfloat16 for held in states) else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""

@@ -10,9 +10,11 @@ import weakref
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..init.fills import name_key
 from ..memory.streams import Cover, Stream, hull, normal_tensors, own_storage, same_dtype
 from ..variables.registry import Registry
 from ..variables.variable import Variable, overlaps
@@ -54,6 +56,7 @@ class States:
         self._epochs: dict[int, int] = {}
         self._paused: Tensor | None = None
         self._scalars: dict[str, Tensor] = {}
+        self._keys: Tensor | None = None
         self._streams: dict[tuple[torch.dtype, tuple[str, ...]], list[Stream]] = {}
         self._generation = -1
         self._key = registry.register_optimizer()
@@ -70,7 +73,7 @@ class States:
             self.slots[variable.id] = self._free.pop() if self._free else len(self.slots)
             self._variables[variable.id] = variable
             self._epochs[variable.id] = variable.state_epoch
-        self._streams = {}
+        self._streams, self._keys = {}, None
         if len(self.slots) > len(self.steps):
             rows = max(-(-len(self.slots) // ROWS) * ROWS, 2 * len(self.steps))
             self.steps = _longer(self.steps, rows)
@@ -100,6 +103,7 @@ class States:
             self.steps, self.skipped = self.steps.to(device), self.skipped.to(device)
             self._paused = None if self._paused is None else self._paused.to(device)
             self._scalars = {name: scalar.to(device) for name, scalar in self._scalars.items()}
+            self._keys = None
         self.version += 1
         lost = self.lost()
         self.set_steps(lost, [0.0] * len(lost))
@@ -145,6 +149,17 @@ class States:
         rows = self.rows(variables)
         counts = self.steps[rows]
         self.steps[rows] = torch.where(counts == 0.0, -0.0, counts)
+
+    def keys(self) -> Tensor:
+        """int64 [1 + rows] on the device: seed of the store, then the key of each variable's name, at its row."""
+        if self._keys is None:
+            words = np.zeros(1 + len(self.steps), dtype=np.uint64)
+            words[0] = self.registry.seed
+            for variable in self._variables.values():
+                words[1 + self.slots[variable.id]] = name_key(variable.name)
+            with normal_tensors():
+                self._keys = torch.from_numpy(words.view(np.int64)).to(self.steps.device)
+        return self._keys
 
     def scalars(self, names: Sequence[str]) -> list[Tensor]:
         """float32 [rows] each: scalars that every variable keeps, at its row; anything before its first step."""
@@ -215,10 +230,8 @@ class States:
 
     def covering(self, name: str, variable: Variable) -> Stream | None:
         """The stream of a state where it covers a variable."""
-        held, span = self.find(name, variable.dtype), variable.span
-        if held is None or not (held.base <= span.offset and span.stop <= held.cover[1]):
-            return None
-        return held
+        held = self.find(name, variable.dtype)
+        return held if held is not None and held.covers(variable.span) else None
 
     @torch.no_grad()
     def erase(self, variables: Sequence[Variable]) -> None:

@@ -135,6 +135,18 @@ def test_streams_of_different_dtypes(values, source, states, target):
 
 @each_dtype
 @pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@pytest.mark.parametrize("name", ["adamw", "adadelta"])
+def test_rounding_at_random(name, target, dtype):
+    """Once a tile for each state that it is for: streams move as before, and nothing spills."""
+    launch = step_launch(CASES[name], dtype, state_dtype=torch.bfloat16, drawn=True)
+    code = compile_for(target, launch)
+    check_code(code, CASES[name], dtype, dtype, torch.bfloat16)
+    if target is not GFX942:
+        check_arithmetic(code, CASES[name])
+
+
+@each_dtype
+@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
 @pytest.mark.parametrize("name", ["adamw", "amsgradw"])
 def test_a_mask_is_8_bytes_a_thread(name, target, dtype):
     """In pieces that go with those of the values: no tile passes through shared memory because of it."""
