@@ -14,6 +14,7 @@ from .grams import Grams
 from .lamb import LAMB
 from .lars import LARS
 from .lion import Lion
+from .mars import MARS
 from .muon import Muon
 from .muon_settings import muon_settings
 from .nadam import NAdam
@@ -30,6 +31,7 @@ __all__ = [
     "ASGD",
     "LAMB",
     "LARS",
+    "MARS",
     "SGD",
     "VALUE",
     "AdEMAMix",

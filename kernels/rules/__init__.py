@@ -14,6 +14,7 @@ from .grams import GRAMS
 from .lamb import LAMB
 from .lars import LARS
 from .lion import LION
+from .mars import MARS
 from .muon import MUON, MUON_APPLY, MUON_DIRECTION
 from .nadam import NADAM
 from .radam import RADAM
@@ -41,6 +42,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "LION",
+    "MARS",
     "MUON",
     "MUON_APPLY",
     "MUON_DIRECTION",
