@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--peer", choices=list(PEERS), action="append", help="repeatable; the copy always runs")
     made.add_argument("--quick", action="store_true", help="every kernel once, fewer rounds, fewer peers")
     made.add_argument("--out", type=Path, help="folder for the results, as JSON and CSV")
+    made.add_argument("--name", help="of the files, after the date and the device; the whole run's have none")
     return made
 
 
@@ -108,7 +109,8 @@ def benchmark(arguments: Sequence[str]) -> int:
         print_table("Host: microseconds of the parts of a step that walk the variables", columns, lines)
     print_summary(results)
     if options.out:
-        name = f"{results.machine['date']}-{options.device}{'-quick' if options.quick else ''}"
+        ending = options.name or ("quick" if options.quick else "")
+        name = "-".join(filter(None, [results.machine["date"], options.device, ending]))
         print(f"written: {results.save(options.out, name)}")
     return 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -16,6 +16,12 @@ from .rules import Rule
 
 Group = Mapping[str, Any]
 Numbers = tuple[Any, ...]
+Check = Callable[[Group], None]
+
+
+def anything(group: Group) -> None:
+    """No check."""
+
 
 # What cannot change in place: a group that holds the very same of these gives the same numbers.
 _FIXED = (int, float, bool, str, type(None))
@@ -28,11 +34,12 @@ def _is_fixed(value: object) -> bool:
 class _Row:
     """The numbers of a group, and what the group held when they were made of it."""
 
-    def __init__(self, rule: Rule, limit: float, group: Group) -> None:
+    def __init__(self, rule: Rule, limit: float, group: Group, check: Check) -> None:
+        check(group)
         self.rule, self.limit = rule, limit
         self._keys, self._values = tuple(group), tuple(group.values())
         self._fixed = all(key == "params" or _is_fixed(value) for key, value in group.items())
-        self.numbers: Numbers = (limit, *rule.hyper(group))
+        self.numbers: Numbers = (limit, *rule.row(group))
 
     def holds(self, rule: Rule, limit: float, group: Group) -> bool:
         """Whether the numbers would be the same, by identity alone: no number is compared, and no tensor read."""
@@ -47,7 +54,7 @@ class _Row:
 
 
 class HyperTable:
-    """See above; float32 (float64) [groups, 1 + columns of the rule], max_norm first.
+    """See above; float32 (float64) [groups, 1 + columns of the rule], max_norm first; float64 of rules with stages.
 
     The table stays where it is while its shape does, so that a captured graph reads what is uploaded later.
     """
@@ -59,8 +66,8 @@ class HyperTable:
         self._rows: list[_Row] = []
         self._uploaded: list[Numbers] = []
 
-    def upload(self, rule: Rule, groups: Sequence[Group], max_norm: float | None) -> Tensor:
-        """The table, after what changed was copied over.
+    def upload(self, rule: Rule, groups: Sequence[Group], max_norm: float | None, check: Check = anything) -> Tensor:
+        """The table, after what changed was copied over; `check` sees every group that may have changed, and raises.
 
         A number that is a tensor on the device is copied there on the device, every time: its value is not known here.
 
@@ -73,16 +80,18 @@ class HyperTable:
             if all(row.holds(rule, limit, group) for row, group in zip(rows, groups, strict=True)):
                 return self._table
             pairs = zip(rows, groups, strict=True)
-            self._rows = [row if row.holds(rule, limit, group) else _Row(rule, limit, group) for row, group in pairs]
+            self._rows = [
+                row if row.holds(rule, limit, group) else _Row(rule, limit, group, check) for row, group in pairs
+            ]
         else:
-            self._rows = [_Row(rule, limit, group) for group in groups]
-        return self._write([row.numbers for row in self._rows])
+            self._rows = [_Row(rule, limit, group, check) for group in groups]
+        return self._write([row.numbers for row in self._rows], torch.float64 if rule.wide else self.dtype)
 
-    def _write(self, rows: list[Numbers]) -> Tensor:
+    def _write(self, rows: list[Numbers], dtype: torch.dtype) -> Tensor:
         shape = (len(rows), len(rows[0]))
-        if self._table is None or self._table.shape != shape:
+        if self._table is None or self._table.shape != shape or self._table.dtype != dtype:
             self._outgrown += [] if self._table is None else [self._table]
-            self._table, self._uploaded = torch.zeros(shape, dtype=self.dtype, device=self.device), []
+            self._table, self._uploaded = torch.zeros(shape, dtype=dtype, device=self.device), []
         on_device = [(i, j, x) for i, row in enumerate(rows) for j, x in enumerate(row) if isinstance(x, Tensor)]
         numbers = [tuple(0.0 if _lies_there(x) else float(x) for x in row) for row in rows]
         if numbers != self._uploaded:
@@ -92,7 +101,7 @@ class HyperTable:
                     "param_groups changed since the last step, or no step was taken yet, while a CUDA graph is being "
                     "captured; call optimizer.upload_hyperparameters() before the capture and before each replay"
                 )
-            upload(self._table, torch.tensor(numbers, dtype=self.dtype))
+            upload(self._table, torch.tensor(numbers, dtype=dtype))
             self._uploaded = numbers
         for i, j, x in on_device:
             if _lies_there(x):

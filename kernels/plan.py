@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .addresses import AddressTable, Sources, is_capturing, upload
 from .errors import check_order
-from .hyper import HyperTable
+from .hyper import Check, HyperTable, anything
 from .launches import Launches, NormSlot, StepInputs
 from .rules import Rule
 
@@ -36,6 +36,13 @@ class Plan:
         self.out = NormSlot(norm, sums, slot)
         self.addresses = AddressTable(self.segments, self.device)
         self._hyper = HyperTable(self.segments.compute_dtype, self.device)
+
+    def companion(self) -> Plan:
+        """Another plan of the same variables, by the same kernels and scratch, with addresses and numbers of its own.
+
+        For a launch that follows one of this plan's, and reads something else in the place of gradients.
+        """
+        return Plan(self.launches, self.out.norm, self.out.sums, self.out.slot)
 
     def write_norm_to(self, norm: Tensor) -> None:
         """From the next launch on, norms go to this tensor, like the one before."""
@@ -102,8 +109,11 @@ class Plan:
         skipped: Tensor,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        own: Sequence[Tensor] = (),
+        keys: Tensor | None = None,
+        check: Check = anything,
     ) -> None:
-        """Updates values and states of all variables that have a source. One launch.
+        """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
 
         Args:
             groups: Param groups, in the order of the segments' group numbers.
@@ -114,10 +124,14 @@ class Plan:
             skip: Leave everything as it is when `norm` is not finite, and count it in `skipped`.
             grad_scale, found_inf: A GradScaler's, float32 [] on the device: divide gradients by the one, leave
                 everything as it is when the other is not 0.
+            own: float32 [slots] each: the scalars that the rule's variables keep, in the rule's order.
+            keys: int64 [1 + slots] on the device: a seed, then the key of each variable's name. With it, the states
+                that the rule says are rounded at random in bfloat16; without, to nearest.
+            check: Called with every group that may have changed since the last launch; what it raises comes first.
         """
         self._note_capture()
         inputs = StepInputs(
-            self.upload_hyper(rule, groups, max_norm),
+            self.upload_hyper(rule, groups, max_norm, check),
             steps,
             base,
             norm,
@@ -127,7 +141,11 @@ class Plan:
             self.out.slot == 0,
             grad_scale,
             found_inf,
+            tuple(own),
+            keys,
         )
+        if rule.statistics is not None:
+            self.launches.statistics(sources, rule, values, states, inputs)
         self.launches.step(sources, rule, values, states, inputs)
 
     def _note_capture(self) -> None:
@@ -136,6 +154,8 @@ class Plan:
 
     # Numbers on the device ----------------------------------------------------------------------------------------
 
-    def upload_hyper(self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> Tensor:
+    def upload_hyper(
+        self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None, check: Check = anything
+    ) -> Tensor:
         """The hyper-parameter table, [groups, 1 + columns of the rule], after what changed was copied over."""
-        return self._hyper.upload(rule, groups, max_norm)
+        return self._hyper.upload(rule, groups, max_norm, check)

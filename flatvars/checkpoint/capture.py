@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..gradients.attached import gradients_of
-from ..gradients.cycle import PENDING
+from ..gradients.cycle import PENDING, GradientSnapshot
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, Stream
 from ..optim.record import OptimizerRecord
 from ..variables.registry import Registry
@@ -21,7 +21,7 @@ from .image import Image, Plane
 from .plain import encode
 from .random_state import capture_random
 from .records import Catalog, Record, catalog_of
-from .training import OptimizerImage, Training, as_list, check_optimizer
+from .training import FILE, LOOSE, OptimizerImage, Training, as_list, check_optimizer
 
 
 def capture(
@@ -85,11 +85,11 @@ def _capture_training(registry: Registry, image: Image, optimizers: Any, schedul
     owners = [_capture(registry, image, number, one) for number, one in enumerate(as_list(optimizers))]
     scheduled = as_list(schedulers)
     states = [{"class": type(one).__name__, "state": encode(one.state_dict(), type(one).__name__)} for one in scheduled]
-    gradients = _capture_gradients(registry, image) if owners else NO_GRADIENTS
+    gradients = _capture_gradients(registry, image) if owners else None
     random, loose = capture_random(registry.device, rng) if rng else (None, {})
     image.loose.update(loose)
-    saved = {"schedulers": states, "gradients": {"mode": registry.gradients.mode, **gradients}, "random": random}
-    image.training = Training(image.catalog.names, owners, scheduled, saved)
+    names, mode = image.catalog.names, registry.gradients.mode
+    image.training = Training(names, owners, scheduled, states, mode, gradients, random)
 
 
 def _capture(registry: Registry, image: Image, number: int, optimizer: Any) -> OptimizerImage:
@@ -99,10 +99,35 @@ def _capture(registry: Registry, image: Image, number: int, optimizer: Any) -> O
         dataclasses.replace(group, hyper=_hyper(group.hyper), variables=list(group.variables))
         for group in record.groups
     ]
-    one = OptimizerImage(optimizer, dataclasses.replace(record, groups=groups))
+    loose = _capture_loose(image, number, record)
+    one = OptimizerImage(optimizer, dataclasses.replace(record, groups=groups), loose)
     for (state, region), stream in record.streams.items():
         image.planes.append(Plane(state, f"optimizer {number}: {state}", region, stream, one.choose(state)))
     return one
+
+
+def _capture_loose(image: Image, number: int, record: OptimizerRecord) -> dict[str, Any]:
+    """State that lies in no stream, as that of a variable without room: large tensors in the file, the rest as JSON.
+
+    Raises:
+        CheckpointError: something that no file can hold.
+    """
+    found: dict[str, Any] = {}
+    for key, content in record.loose.items():
+        name = image.catalog.names[key]
+        about = found[name] = {}
+        for state, value in content.items():
+            where = f"the optimizer's state {state!r} of {name!r}"
+            if not isinstance(state, str):
+                raise CheckpointError(f"{where} has no text for a name; keep it yourself")
+            if isinstance(value, Tensor) and (value.layout != torch.strided or value.dtype not in CODE_OF):
+                raise CheckpointError(f"{where} is {value.dtype} and {value.layout}, which files cannot hold")
+            if isinstance(value, Tensor) and value.numel() > 1:
+                label = f"{LOOSE}/{number}/{state}/{name}"
+                image.loose[label], about[state] = value.detach(), {FILE: label}
+            else:
+                about[state] = encode(value, where)
+    return found
 
 
 def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,10 +139,7 @@ def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-NO_GRADIENTS = {"touched": [], "spent": False, "fresh": False, "pending": []}
-
-
-def _capture_gradients(registry: Registry, image: Image) -> dict[str, Any]:
+def _capture_gradients(registry: Registry, image: Image) -> GradientSnapshot:
     found = gradients_of(registry).snapshot()
     for variable in found.pending:
         grad = variable.param.grad
@@ -131,5 +153,4 @@ def _capture_gradients(registry: Registry, image: Image) -> dict[str, Any]:
     touched = {v.id for v in found.open}
     if touched:
         image.add(registry, GRADS, GRADS, lambda records, _: [r for r in records if r.id in touched])
-    names, pending = [v.name for v in found.open], [v.name for v in found.pending]
-    return {"touched": names, "pending": pending, "spent": False, "fresh": found.norm}
+    return found

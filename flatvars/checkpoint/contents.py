@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, DamagedFileError
 from .description import digest_rows, metadata_of
-from .header import MAX_HEADER, METADATA, TensorInfo, encode_entries, encode_header
+from .header import MAX_HEADER, METADATA, TensorInfo, encode_entries, encode_header, read_header
 from .records import Record
 
 
@@ -32,14 +32,19 @@ class Table:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
         self.nbytes = sum(row.nbytes for row in rows)
+        self._read_back = False
 
-    @cached_property
-    def _texts(self) -> tuple[str, bytes, str]:
-        """Tensors as JSON; what of them the header's checksum is of; JSON of their checksums, to be filled in."""
+    def _entries(self) -> dict[str, TensorInfo]:
         entries, start = {}, 0
         for row in self.rows:
             entries[row.key] = TensorInfo(row.dtype, row.shape, start, start + row.nbytes)
             start += row.nbytes
+        return entries
+
+    @cached_property
+    def _texts(self) -> tuple[str, bytes, str]:
+        """Tensors as JSON; what of them the header's checksum is of; JSON of their checksums, to be filled in."""
+        entries = self._entries()
         sums = ",".join([quote(row.key).replace("%", "%%") + ':"%08x"' for row in self.rows])
         return encode_entries(entries), digest_rows(entries), sums
 
@@ -60,15 +65,35 @@ class Table:
                 f"{len(self.rows)} tensors need a header of {len(header):,} bytes, and {MAX_HEADER:,} are allowed; "
                 "pass a smaller shard_size"
             )
+        if not self._read_back:
+            self._check(header)
+            self._read_back = True
         return header
+
+    def _check(self, header: bytes) -> None:
+        """Reads a header as a load will. Once: what follows from the same rows differs in checksums alone.
+
+        Raises:
+            CheckpointError: it would say something else.
+        """
+        try:
+            found = read_header(lambda start, count: header[start : start + count], len(header) + self.nbytes, "it")
+        except DamagedFileError as error:
+            raise CheckpointError(f"no file can hold these {len(self.rows)} tensors, for in reading {error}") from error
+        wrong = dict(set(self._entries().items()) ^ set(found.entries.items()))
+        if wrong:
+            raise CheckpointError(f"no file can hold {next(iter(wrong))!r} as it is; rename the variable")
 
 
 def tables_of(rows: Iterable[Row], limit: int) -> list[Table]:
     """Rows in files: wide dtypes first, so that each tensor is aligned to its own size.
 
     Raises:
-        CheckpointError: two tensors have one name, as when a variable is called "exp_avg/..."; or one has the header's.
+        CheckpointError: two tensors have one name, as when a variable is called "exp_avg/..."; or one has the header's,
+            or one that is no text.
     """
+    rows = list(rows)
+    _check_texts([row.key for row in rows])
     parts: list[list[Row]] = [[]]
     size = 0
     seen: set[str] = set()
@@ -86,3 +111,11 @@ def tables_of(rows: Iterable[Row], limit: int) -> list[Table]:
         parts[-1].append(row)
         size += row.nbytes
     return [Table(part) for part in parts]
+
+
+def _check_texts(keys: Sequence[str]) -> None:
+    try:
+        "".join(keys).encode()
+    except UnicodeEncodeError as error:
+        wrong = next(key for key in keys if error.object[error.start] in key)
+        raise CheckpointError(f"the name {wrong!r} is no Unicode text, as names in files are; rename it") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as quote
@@ -48,6 +49,12 @@ _DTYPES = {
 DTYPE_OF: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in _DTYPES.items()}
 CODE_OF: dict[torch.dtype, str] = {dtype: code for code, dtype in DTYPE_OF.items()}
 
+UNREAD_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8}
+"""Of an element of dtypes that others write, and that are no dtype of a variable."""
+
+CODE = re.compile(r"[A-Z][A-Z0-9_]{0,31}")
+"""How the format names a dtype, today's and tomorrow's."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -67,17 +74,37 @@ class TensorInfo:
         return self.stop - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A tensor whose dtype is not read here: it is named, and its bytes are compared, but it has no values.
+
+    Attributes:
+        code: What the file calls the dtype.
+    """
+
+    code: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def as_bytes(self) -> TensorInfo:
+        return TensorInfo(torch.uint8, (self.stop - self.start,), self.start, self.stop)
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file says of itself.
 
     Attributes:
         entries: Tensors by name, in the order of their bytes.
+        unread: Those among them whose dtype is not read, which `entries` does not hold.
         metadata: The strings under `__metadata__`.
         data_start: Byte of the file where the tensors begin.
     """
 
     entries: dict[str, TensorInfo]
+    unread: dict[str, Unread]
     metadata: dict[str, str]
     data_start: int
 
@@ -126,10 +153,12 @@ def read_header(read: Callable[[int, int], Any], size: int, where: str) -> Heade
     if not isinstance(content, dict):
         raise DamagedFileError(f"the header of {where} is a JSON {type(content).__name__}, not an object")
     metadata = _metadata(content.pop(METADATA, None), where)
-    entries = {name: _entry(name, value, where) for name, value in content.items()}
-    ordered = dict(sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)))
+    found = {name: _entry(name, value, where) for name, value in content.items()}
+    ordered = dict(sorted(found.items(), key=lambda item: (item[1].start, item[1].stop)))
     _check_cover(ordered, size - 8 - length, where)
-    return Header(ordered, metadata, 8 + length)
+    unread = {name: entry for name, entry in ordered.items() if isinstance(entry, Unread)}
+    entries = {name: entry for name, entry in ordered.items() if not isinstance(entry, Unread)}
+    return Header(entries, unread, metadata, 8 + length)
 
 
 def parse_json(text: bytes, where: str) -> Any:
@@ -173,7 +202,7 @@ def _is_list_of_sizes(value: Any, limit: int) -> bool:
     )
 
 
-def _entry(name: str, value: Any, where: str) -> TensorInfo:
+def _entry(name: str, value: Any, where: str) -> TensorInfo | Unread:
     label = f"tensor {name!r} of {where}"
     try:
         name.encode()
@@ -183,22 +212,28 @@ def _entry(name: str, value: Any, where: str) -> TensorInfo:
         raise DamagedFileError(f"{label} is described by a JSON {type(value).__name__}, not an object")
     fields: list[Any] = [value.get(key) for key in ("dtype", "shape", "data_offsets")]
     code, shape, offsets = fields
-    if not isinstance(code, str) or code not in DTYPE_OF:
+    if not isinstance(code, str) or not CODE.fullmatch(code):
         raise DamagedFileError(f"{label} has dtype {str(code)[:40]!r}; known are {', '.join(DTYPE_OF)}")
     if not _is_list_of_sizes(shape, MAX_AXES):
         raise DamagedFileError(f"{label} has shape {str(shape)[:80]}, which is not up to {MAX_AXES} lengths >= 0")
     if not _is_list_of_sizes(offsets, 2) or len(offsets) != 2:
         raise DamagedFileError(f"{label} has data_offsets {str(offsets)[:80]}, which are not two bytes >= 0")
-    entry = TensorInfo(DTYPE_OF[code], tuple(shape), offsets[0], offsets[1])
-    needed = entry.numel * entry.dtype.itemsize
-    if entry.nbytes != needed:
+    start, stop = offsets
+    dtype = DTYPE_OF.get(code)
+    bits = UNREAD_BITS.get(code) if dtype is None else 8 * dtype.itemsize
+    needed = stop - start if bits is None else -(-math.prod(shape) * bits // 8)
+    if stop - start != needed or needed < 0:
         raise DamagedFileError(
-            f"{label} has {entry.nbytes} bytes (data_offsets {offsets}), but {code} of shape {shape} needs {needed}"
+            f"{label} has {stop - start} bytes (data_offsets {offsets}), but {code} of shape {shape} needs {needed}"
         )
-    return entry
+    if math.prod(max(length, 1) for length in shape) >= 2**63:
+        raise DamagedFileError(f"{label} has shape {shape}: there is no tensor of so many elements, even of none")
+    if dtype is None:
+        return Unread(code, tuple(shape), start, stop)
+    return TensorInfo(dtype, tuple(shape), start, stop)
 
 
-def _check_cover(entries: Mapping[str, TensorInfo], size: int, where: str) -> None:
+def _check_cover(entries: Mapping[str, TensorInfo | Unread], size: int, where: str) -> None:
     """Tensors lie one behind the other and fill the file: none overlaps, nothing is hidden between or behind them."""
     end = 0
     for name, entry in entries.items():

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ..errors import MismatchError
 from ..variables.variable import Variable
-from .header import TensorInfo
+from .header import TensorInfo, Unread
 
 Rename = Mapping[str, str] | Callable[[str], str] | Sequence[tuple[str | re.Pattern[str], str]] | None
 
@@ -68,6 +68,7 @@ def match(
     wanted: Sequence[Variable],
     offered: Mapping[str, TensorInfo],
     *,
+    unread: Mapping[str, Unread],
     rename: Callable[[str], str],
     unused: Callable[[str], bool] | None,
     partial: bool,
@@ -78,6 +79,7 @@ def match(
     Args:
         wanted: Variables to fill.
         offered: Values in the file, by name.
+        unread: Those that are there, but of a dtype that is not read.
         rename: From a file's name to the store's.
         unused: For a name (after renaming) that no variable has: whether that is a problem. None: never.
         partial: Missing variables are no problem.
@@ -85,13 +87,20 @@ def match(
             others.
     """
     result = Match()
-    keys = _renamed(offered, rename, result)
+    keys = _renamed((*offered, *unread), rename, result)
     for i, one in enumerate(wanted):
         found = [keys[name] for name in one.names if name in keys]
         if not found:
             result.missing.append(one.names[0])
             continue
-        result.pairs[i] = found[0]
+        result.problems += [
+            f"{key!r} is {unread[key].code} in the file, which is not read; select= leaves it out"
+            for key in found
+            if key in unread
+        ]
+        found = [key for key in found if key in offered]
+        if found:
+            result.pairs[i] = found[0]
         if len(found) > 1:
             result.tied.append((i, found))
         for key in found:
@@ -110,7 +119,7 @@ def match(
     return result
 
 
-def _renamed(offered: Mapping[str, TensorInfo], rename: Callable[[str], str], result: Match) -> dict[str, str]:
+def _renamed(offered: Iterable[str], rename: Callable[[str], str], result: Match) -> dict[str, str]:
     """From names in the store to names in the file."""
     keys: dict[str, str] = {}
     for key in offered:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -13,7 +13,7 @@ from ..errors import CheckpointError, DamagedFileError
 from .blocks import PIECE
 from .header import MAX_HEADER, listing, parse_json
 from .source import Reader, SafetensorsFile, Shards, Source
-from .torch_file import TorchFile, is_torch_file
+from .torch_file import KeyPath, TorchFile, is_torch_file
 
 INDEX = ".index.json"
 # In the order of Hugging Face's loaders.
@@ -23,54 +23,63 @@ TRIES = 10
 
 PathOrStream = str | os.PathLike[str] | IO[bytes]
 
+TorchKey = str | Sequence[str] | None
+"""Under which key of a torch file the state dict lies, or under which keys, one within the other."""
+
 
 @contextmanager
-def opened(target: PathOrStream) -> Iterator[Source]:
+def opened(target: PathOrStream, key: TorchKey = None) -> Iterator[Source]:
     """Opens a checkpoint: a file, an index, a folder, or a readable binary stream.
+
+    Args:
+        key: Where the state dict lies in a file of torch; looked for if not given.
 
     Raises:
         CheckpointError: nothing is there.
         DamagedFileError: what is there is no sound checkpoint.
     """
-    source = _open_path(Path(target)) if isinstance(target, (str, os.PathLike)) else _open_stream(target)
+    keys = () if key is None else (key,) if isinstance(key, str) else tuple(key)
+    source = _open_path(Path(target), keys) if isinstance(target, (str, os.PathLike)) else _open_stream(target, keys)
     try:
         yield source
     finally:
         source.close()
 
 
-def _open_stream(stream: IO[bytes]) -> Source:
+def _open_stream(stream: IO[bytes], keys: KeyPath) -> Source:
     if stream.seekable() and hasattr(stream, "readinto"):
-        return _source(Reader(stream, owned=False), "the stream")
+        return _source(Reader(stream, owned=False), "the stream", None, keys)
     spooled = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the source
     while piece := stream.read(PIECE):
         spooled.write(piece)
     spooled.seek(0)
-    return _source(Reader(spooled, owned=True), "the stream")
+    return _source(Reader(spooled, owned=True), "the stream", None, keys)
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(path: Path, keys: KeyPath) -> Source:
     if not path.is_file():  # one that is there and no file, such as a pipe, would be waited for
         raise FileNotFoundError(path)
-    return _source(Reader(path.open("rb", buffering=0), owned=True), str(path), path)
+    return _source(Reader(path.open("rb", buffering=0), owned=True), str(path), path, keys)
 
 
-def _source(reader: Reader, name: str, path: Path | None = None) -> Source:
+def _source(reader: Reader, name: str, path: Path | None, keys: KeyPath) -> Source:
     try:
         start = bytes(reader.read(0, min(16, reader.size)))
         if is_torch_file(start, "" if path is None else path.suffix):
-            return TorchFile(reader, name, path)
+            return TorchFile(reader, name, path, keys)
+        if keys:
+            raise CheckpointError(f"key={keys!r} is for files of torch.save, and {name} is none; leave it out")
         return SafetensorsFile(reader, name)
     except BaseException:
         reader.close()
         raise
 
 
-def _open_path(path: Path) -> Source:
+def _open_path(path: Path, keys: KeyPath) -> Source:
     for left in reversed(range(TRIES)):
         found = locate(path)
         try:
-            return _open_index(found) if found.name.endswith(INDEX) else _open_file(found)
+            return _open_index(found, keys) if found.name.endswith(INDEX) else _open_file(found, keys)
         except FileNotFoundError:
             if not left:
                 raise DamagedFileError(f"{found} names files that are not there; a shard is missing") from None
@@ -96,7 +105,7 @@ def _index(path: Path) -> Path:
     return path.with_name(f"{path.name}{INDEX}")
 
 
-def _open_index(path: Path) -> Source:
+def _open_index(path: Path, keys: KeyPath) -> Source:
     with path.open("rb") as file:
         text = file.read(MAX_HEADER + 1)
     if len(text) > MAX_HEADER:
@@ -114,7 +123,7 @@ def _open_index(path: Path) -> Source:
     files: dict[str, Source] = {}
     try:
         for name in names:
-            files[name] = _open_file(path.parent / name)
+            files[name] = _open_file(path.parent / name, keys)
         return Shards(files, weight_map, str(path), save)
     except BaseException:
         for source in files.values():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import DamagedFileError, MismatchError
 from .header import TensorInfo
-from .opening import PathOrStream, opened
+from .opening import PathOrStream, TorchKey, opened
 
 
 class Checkpoint:
@@ -19,15 +19,16 @@ class Checkpoint:
 
     Args:
         path: A file, an index, a folder, or a binary stream.
+        key: Where the state dict lies in a file of torch; see `VarStore.load`.
 
     Raises:
         CheckpointError: there is none, or it wants to run code.
         DamagedFileError: it is no sound checkpoint.
     """
 
-    def __init__(self, path: PathOrStream) -> None:
+    def __init__(self, path: PathOrStream, *, key: TorchKey = None) -> None:
         self._stack = ExitStack()
-        self._source = self._stack.enter_context(opened(path))
+        self._source = self._stack.enter_context(opened(path, key))
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -36,8 +37,13 @@ class Checkpoint:
         self._stack.close()
 
     def names(self) -> list[str]:
-        """Of all tensors, training state included, in the order of the file."""
+        """Of all tensors that can be read, training state included, in the order of the file."""
         return list(self._source.entries)
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """Tensors that cannot be read, by name: what the file calls their dtype ("F4")."""
+        return {name: entry.code for name, entry in self._source.unread.items()}
 
     def __contains__(self, name: object) -> bool:
         return name in self._source.entries
@@ -101,7 +107,9 @@ class Checkpoint:
         return result
 
     def _entry(self, name: str) -> TensorInfo:
-        try:
-            return self._source.entries[name]
-        except KeyError:
-            raise MismatchError(f"{self._source.name} holds no tensor {name!r}; names() lists them") from None
+        source = self._source
+        if name in source.unread:
+            raise MismatchError(f"{name!r} of {source.name} is {source.unread[name].code}, which is not read")
+        if name not in source.entries:
+            raise MismatchError(f"{source.name} holds no tensor {name!r}; names() lists them")
+        return source.entries[name]

@@ -17,9 +17,17 @@ SHARD_SIZE = "50GB"
 """As Hugging Face's save_pretrained."""
 
 
-def check_target(target: PathOrStream, image: Image | None = None) -> None:
-    """Raises CheckpointError for a path whose ending says no format, before any work is done."""
+def check_target(target: PathOrStream, image: Image | None = None, shard_size: int | str | None = SHARD_SIZE) -> None:
+    """Raises before any work is done.
+
+    Raises:
+        CheckpointError: a path whose ending says no format, training state for a torch file, or a size of shards for
+            what has none.
+        ValueError: a size that is none.
+    """
+    limit = None if shard_size in (None, SHARD_SIZE) else bytes_of_size(shard_size)
     if not isinstance(target, (str, os.PathLike)):
+        _check_whole("a stream", limit)
         return
     path = Path(target)
     if path.is_dir() or path.suffix == ".safetensors":
@@ -29,8 +37,16 @@ def check_target(target: PathOrStream, image: Image | None = None) -> None:
             f"{path} says no format; give a name that ends in .safetensors, or in {', '.join(TORCH_SUFFIXES)} for "
             "torch.load, or a folder that exists"
         )
+    _check_whole(str(path), limit)
     if image is not None and image.training is not None:
         raise CheckpointError(f"training state is saved in safetensors files; give {path.with_suffix('.safetensors')}")
+
+
+def _check_whole(target: str, limit: int | None) -> None:
+    if limit is not None:
+        raise CheckpointError(
+            f"shard_size={limit} is for safetensors files, and {target} is one file whatever its size; leave it out"
+        )
 
 
 def write(
@@ -38,7 +54,7 @@ def write(
 ) -> None:
     """Writes to a path or a stream; see `VarStore.save`."""
     limit = 2**63 if shard_size is None else bytes_of_size(shard_size)
-    check_target(target, image)
+    check_target(target, image, shard_size)
     with Progress("saving", progress) as bar:
         if not isinstance(target, (str, os.PathLike)):
             write_stream(image, target, bar)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import DamagedFileError
 from .blocks import PIECE, blocks
 from .description import Description, read_description
-from .header import TensorInfo, listing, read_header
+from .header import TensorInfo, Unread, listing, read_header
 
 READ_AHEAD = 1 << 18
 """Bytes that a read takes at least: tensors of a few bytes, one behind the other, cost no call to the system each."""
@@ -75,16 +75,22 @@ class Source(ABC):
     Attributes:
         name: For errors.
         entries: Tensors by name, in the order of their bytes.
+        unread: Tensors of dtypes that are not read, by name; their bytes can be, as uint8.
         description: What flatvars wrote beside them; None in files of other programs.
     """
 
     name: str
     entries: Mapping[str, TensorInfo]
+    unread: Mapping[str, Unread]
     description: Description | None = None
 
     @abstractmethod
     def read(self, key: str, start: int, count: int) -> Tensor:
         """Elements of a tensor in row-major order, [count], on the CPU."""
+
+    def info(self, key: str) -> TensorInfo:
+        """What `read` reads of a tensor."""
+        return self.entries[key] if key in self.entries else self.unread[key].as_bytes
 
     @abstractmethod
     def close(self) -> None:
@@ -155,11 +161,11 @@ class SafetensorsFile(Source):
         self.name = name
         self._reader = reader
         self.header = read_header(reader.read, reader.size, name)
-        self.entries = self.header.entries
+        self.entries, self.unread = self.header.entries, self.header.unread
         self.description = read_description(self.header, name)
 
     def read(self, key: str, start: int, count: int) -> Tensor:
-        entry = self.entries[key]
+        entry = self.info(key)
         size = entry.dtype.itemsize
         raw = self._reader.read(self.header.data_start + entry.start + start * size, count * size)
         if raw.ctypes.data % size:
@@ -179,12 +185,13 @@ class Shards(Source):
     def __init__(self, files: Mapping[str, Source], weight_map: Mapping[str, str], name: str, save: Any) -> None:
         self.name = name
         self.files = files
-        held = {key: file for file, source in files.items() for key in source.entries}
+        held = {key: file for file, source in files.items() for key in (*source.entries, *source.unread)}
         if held != dict(weight_map):
             wrong = sorted(set(held.items()) ^ set(weight_map.items()))
             raise DamagedFileError(f"{name} and its files disagree on {listing(key for key, _ in wrong)}")
         self._source_of = {key: files[file] for key, file in held.items()}
-        self.entries = {key: source.entries[key] for key, source in self._source_of.items()}
+        self.entries = {key: entry for source in files.values() for key, entry in source.entries.items()}
+        self.unread = {key: entry for source in files.values() for key, entry in source.unread.items()}
         described = [s.description for s in files.values() if s.description is not None]
         if any(d.save != save for d in described) or (described and len(described) != len(files)):
             raise DamagedFileError(f"{name} names files of another save; one of them was replaced")
@@ -202,12 +209,24 @@ class Shards(Source):
 
 
 class Tensors(Source):
-    """Tensors in memory."""
+    """Tensors in memory.
 
-    def __init__(self, tensors: Mapping[str, Tensor], name: str, description: Description | None = None) -> None:
+    Args:
+        unread: Tensors of dtypes that are not read, by name.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        name: str,
+        description: Description | None = None,
+        unread: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.name = name
-        self.tensors = tensors
+        others = {} if unread is None else unread
         self.entries = {key: TensorInfo(t.dtype, tuple(t.shape), 0, t.nbytes) for key, t in tensors.items()}
+        self.unread = {key: _unread(tensor) for key, tensor in others.items()}
+        self.tensors = {**tensors, **{key: t.contiguous().reshape(-1).view(torch.uint8) for key, t in others.items()}}
         self.description = description
 
     def read(self, key: str, start: int, count: int) -> Tensor:
@@ -229,3 +248,7 @@ class Tensors(Source):
 
     def close(self) -> None:
         self.tensors = {}
+
+
+def _unread(tensor: Tensor) -> Unread:
+    return Unread(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), 0, tensor.nbytes)

@@ -24,6 +24,7 @@ from .contents import Table
 from .description import Description
 from .files import publication, raise_for_room, start_writeback, write_views
 from .image import Image, Pieces
+from .opening import opened
 from .progress import Progress
 
 SIZE_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -102,8 +103,25 @@ def _write_file(descriptor: int, table: Table, description: str, pieces: Pieces,
             else:
                 add(batch)
             progress.advance(size)
+    header = table.header(description, crcs)
     os.lseek(descriptor, 0, os.SEEK_SET)
-    write_views(descriptor, [memoryview(table.header(description, crcs))])
+    write_views(descriptor, [memoryview(header)])
+    _check_written(descriptor, header, table.nbytes)
+
+
+def _check_written(descriptor: int, header: bytes, nbytes: int) -> None:
+    """Reads a header back before its file takes the place of another one. The table has parsed it once.
+
+    Raises:
+        CheckpointError: the system gave back something else than it was given.
+    """
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    there, size = os.read(descriptor, len(header)), os.fstat(descriptor).st_size
+    if there != header or size != len(header) + nbytes:
+        raise CheckpointError(
+            f"the file system did not keep what was written: of {len(header) + nbytes:,} bytes there are {size:,}, and "
+            f"the header reads {'the same' if there == header else 'otherwise'}; what was there before is untouched"
+        )
 
 
 def _begin(executor: ThreadPoolExecutor, job: Callable[..., None], batch: object) -> Future[None] | None:
@@ -169,3 +187,7 @@ def write_torch_file(image: Image, target: Path) -> None:
         draft = save.draft(save.target)
         with open(draft.descriptor, "wb", closefd=False) as file:
             torch.save(state, file)
+        with opened(draft.path) as source:
+            shapes = {key: info.shape for key, info in source.entries.items()}
+            if shapes != {key: tuple(value.shape) for key, value in state.items()}:
+                raise CheckpointError(f"{target} reads back as something else; what was there before is untouched")

@@ -1,4 +1,4 @@
-"""Which tensors a command is about."""
+"""Which tensors a command is about: where they lie in a file, and which of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from ..variables.selectors import as_select, fits_name
 
 def add_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--select", action="append", metavar="GLOB", help="only these names; may be repeated")
+
+
+def add_key(parser: argparse.ArgumentParser, option: str = "--key", of: str = "a torch file") -> None:
+    words = f"where the state dict lies in {of}; repeated: one key within the other"
+    parser.add_argument(option, action="append", metavar="KEY", help=words)
 
 
 def chosen(names: Iterable[str], select: list[str] | None, where: str) -> list[str]:

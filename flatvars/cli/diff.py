@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Mapping
 from typing import Any
 
+from ..checkpoint.header import TensorInfo, Unread
 from ..checkpoint.opening import opened
 from ..checkpoint.source import Source
-from .choosing import add_select, chosen
+from .choosing import add_key, add_select, chosen
 from .show import as_json, table
 from .stats import difference
 
@@ -18,11 +21,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="a file, an index, or a folder")
     parser.add_argument("b", help="another")
     add_select(parser)
-    parser.add_argument("--tolerance", type=float, default=0.0, help="largest absolute difference that counts as equal")
+    add_key(parser, of="both files")
+    add_key(parser, "--key-a", "the first")
+    add_key(parser, "--key-b", "the second")
+    parser.add_argument(
+        "--tolerance", type=_tolerance, help="largest absolute difference that counts as equal, dtypes that differ too"
+    )
+
+
+def _tolerance(text: str) -> float:
+    """Raises ValueError, which is wrong usage, for what is no distance."""
+    value = float(text)
+    if not 0.0 <= value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+_tolerance.__name__ = "number >= 0"  # in argparse's words for what is none
 
 
 def run(options: argparse.Namespace) -> int:
-    with opened(options.a) as left, opened(options.b) as right:
+    with (
+        opened(options.a, options.key_a or options.key) as left,
+        opened(options.b, options.key_b or options.key) as right,
+    ):
         content = compare(left, right, options)
     if options.json:
         as_json(content)
@@ -33,29 +55,52 @@ def run(options: argparse.Namespace) -> int:
 
 def compare(left: Source, right: Source, options: argparse.Namespace) -> dict[str, Any]:
     """What differs, as data."""
-    keys = set(chosen([*left.entries, *right.entries], options.select, f"{left.name} and {right.name}"))
-    a, b = (keys.intersection(source.entries) for source in (left, right))
-    changed: dict[str, Any] = {}
-    for key in (key for key in left.entries if key in a and key in b):
-        one, other = left.entries[key], right.entries[key]
-        if one.shape != other.shape:
-            changed[key] = {"a": list(one.shape), "b": list(other.shape), "what": "shape"}
-            continue
-        equal, largest = difference(left, right, key, key)
-        if one.dtype != other.dtype:
-            changed[key] = {"a": str(one.dtype), "b": str(other.dtype), "what": "dtype", "difference": largest}
-        elif not equal and not (options.tolerance and largest <= options.tolerance):
-            changed[key] = {"what": "values", "difference": largest}
-    only_a, only_b = ([key for key in s.entries if key in x - y] for s, x, y in ((left, a, b), (right, b, a)))
+    a, b = _tensors(left), _tensors(right)
+    keys = set(chosen(dict.fromkeys([*a, *b]), options.select, f"{left.name} and {right.name}"))
+    both = [key for key in a if key in keys and key in b]
+    found = {key: _differences(left, right, key, a, b, options.tolerance) for key in both}
+    changed = {key: row for key, row in found.items() if row is not None}
+    only_a = [key for key in a if key in keys and key not in b]
+    only_b = [key for key in b if key in keys and key not in a]
     equal = not (changed or only_a or only_b)
-    return {"equal": equal, "compared": len(a & b), "changed": changed, "only_in_a": only_a, "only_in_b": only_b}
+    return {"equal": equal, "compared": len(both), "changed": changed, "only_in_a": only_a, "only_in_b": only_b}
+
+
+Listed = Mapping[str, TensorInfo | Unread]
+
+
+def _tensors(source: Source) -> Listed:
+    return {**source.entries, **source.unread}
+
+
+def _differences(
+    left: Source, right: Source, key: str, a: Listed, b: Listed, tolerance: float | None
+) -> dict[str, Any] | None:
+    one, other = a[key], b[key]
+    if one.shape != other.shape:
+        return {"a": list(one.shape), "b": list(other.shape), "what": "shape"}
+    if isinstance(one, Unread) or isinstance(other, Unread):
+        if _dtype(one) != _dtype(other):
+            return {"a": _dtype(one), "b": _dtype(other), "what": "dtype"}
+        return None if difference(left, right, key)[0] else {"what": "bytes"}
+    equal, largest = difference(left, right, key)
+    if tolerance is not None and largest <= tolerance:
+        return None
+    if one.dtype != other.dtype:
+        return {"a": _dtype(one), "b": _dtype(other), "what": "dtype", "difference": largest}
+    return None if equal else {"what": "values", "difference": largest}
+
+
+def _dtype(entry: TensorInfo | Unread) -> str:
+    return entry.code if isinstance(entry, Unread) else str(entry.dtype)
 
 
 def _print(content: dict[str, Any]) -> None:
     rows = [[key, "only in a", "", "", ""] for key in content["only_in_a"]]
     rows += [[key, "only in b", "", "", ""] for key in content["only_in_b"]]
     for key, row in content["changed"].items():
-        gap = f"{row['difference']:.3g}" if "difference" in row else ""
+        gap = row.get("difference", "")
+        gap = f"{gap:.3g}" if isinstance(gap, float) else str(gap)
         rows.append([key, row["what"], str(row.get("a", "")), str(row.get("b", "")), gap])
     if rows:
         table(["name", "differs in", "a", "b", "largest"], rows)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ..errors import DamagedFileError, FlatvarsError
 from . import convert, diff, inspect, verify
+from .show import printable
 
 COMMANDS = (inspect, diff, convert, verify)
 
@@ -47,7 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # `| head` has seen enough; without this, Python complains once more when it closes the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        return 130  # as a shell says of what was interrupted
     except (FlatvarsError, OSError, ValueError) as error:
-        print(f"python -m flatvars {options.command}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, DamagedFileError) else 2
+        return _explain(options.command, str(error), 1 if isinstance(error, DamagedFileError) else 2)
+    except (MemoryError, RuntimeError) as error:  # torch's words for no memory
+        words = f"{type(error).__name__}: {str(error) or 'out of memory'}. Nothing was written"
+        return _explain(options.command, words, 2)
+    return code
+
+
+def _explain(command: str, words: str, code: int) -> int:
+    lines = [printable(line) for line in words.splitlines()]
+    print(f"python -m flatvars {command}: " + "\n".join(lines), file=sys.stderr)
     return code

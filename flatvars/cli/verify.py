@@ -8,38 +8,44 @@ from typing import Any
 from ..checkpoint.opening import opened
 from ..checkpoint.progress import Progress, size
 from ..errors import DamagedFileError
-from .show import as_json
+from .choosing import add_key
+from .show import as_json, printable
 
 NAME = "verify"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", help="a file, an index, or a folder")
+    add_key(parser)
     parser.add_argument("--progress", action="store_true", help="show a bar when it takes long")
 
 
 def run(options: argparse.Namespace) -> int:
-    content = check(options.file, options.progress)
+    content = check(options.file, options.key, options.progress)
     if options.json:
         as_json(content)
     elif content["problems"]:
-        print("\n".join(content["problems"]))
+        print("\n".join(map(printable, content["problems"])))
     else:
         unchecked = content["tensors"] - content["checksums"]
         note = f"; {unchecked} have no checksum, only their sizes were checked" if unchecked else ""
         print(f"{options.file}: {content['tensors']} tensors, {size(content['bytes'])}, sound{note}")
+        for name, code in content["unread"].items():
+            print(f"{printable(name)} is {printable(code)}, which is not read here")
     return 1 if content["problems"] else 0
 
 
-def check(file: str, progress: bool) -> dict[str, Any]:
+def check(file: str, key: list[str] | None, progress: bool) -> dict[str, Any]:
     """What is wrong with a file, as data."""
     try:
-        with opened(file) as source, Progress("verifying", progress) as bar:
+        with opened(file, key) as source, Progress("verifying", progress) as bar:
             keys = [key for key in source.entries if source.crc32(key) is not None]
             bar.start(sum(source.entries[key].nbytes for key in keys))
             problems = source.damaged(keys, bar.advance)
-            total = sum(entry.nbytes for entry in source.entries.values())
-            sizes = {"tensors": len(source.entries), "checksums": len(keys), "bytes": total}
-            return {"file": file, "sound": not problems, "problems": problems, **sizes}
+            infos = [source.info(key) for key in (*source.entries, *source.unread)]
+            sizes = {"tensors": len(infos), "checksums": len(keys), "bytes": sum(info.nbytes for info in infos)}
+            unread = {key: entry.code for key, entry in source.unread.items()}
+            return {"file": file, "sound": not problems, "problems": problems, **sizes, "unread": unread}
     except DamagedFileError as error:
-        return {"file": file, "sound": False, "problems": [str(error)], "tensors": 0, "checksums": 0, "bytes": 0}
+        sizes = {"tensors": 0, "checksums": 0, "bytes": 0}
+        return {"file": file, "sound": False, "problems": [str(error)], **sizes, "unread": {}}

@@ -18,15 +18,17 @@ from torch import Tensor
 
 from ..errors import GradientError
 from ..memory.streams import GRADS
+from ..variables.binding import is_bound
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot
 from .given import aligned
 from .masks import clear_masked
-from .plans import PlanSet
+from .plans import PlanSet, checked
 from .sentinel import UNWRITTEN, is_written, keep_marks
 
 _version = attrgetter("_version")
+_address = Tensor.data_ptr
 
 
 class Views(Gradients):
@@ -62,17 +64,39 @@ class Views(Gradients):
     def _settle(self) -> None:
         """Takes in what lies elsewhere, of all variables: one may hold the view of another."""
         mine = [v for v in self.registry.variables if v.id in self._views and not v.frozen]
-        pairs = [(variable, variable.param.grad) for variable in mine]
-        self._take_in([(variable, grad) for variable, grad in pairs if grad is not self._views[variable.id]])
+        away = [v for v in mine if not self._is_there(v)]
+        strays = [(v, None if self._is_bare(v) else v.param.grad) for v in away]
+        for variable in away:
+            if variable.param.grad is self._views[variable.id]:  # whose own memory was replaced
+                self._views[variable.id] = self.registry.view(GRADS, variable)
+        self._take_in(strays)
+
+    def _is_bare(self, variable: Variable) -> bool:
+        """Whether a variable has no elements that could say so, and nobody wrote its view, wherever that lies now."""
+        view = self._views[variable.id]
+        untouched = variable.param.grad is view and view._version == self._versions[variable.id]
+        return untouched and not variable.spec.numel
+
+    def _is_there(self, variable: Variable) -> bool:
+        """Whether `.grad` is the variable's view, in the stream: `.grad.data = ...` and `module.double()` move it."""
+        view = self._views[variable.id]
+        return variable.param.grad is view and is_bound(view, self.registry.view(GRADS, variable))
 
     def _settle_plans(self, plans: PlanSet) -> list[Tensor]:
         """The same for the variables of some plans; returns their views, made where a variable trains again."""
         if plans.views is None:
             self._attach([v for v in plans.variables if v.id not in self._views])
-            plans.views = [self._views[key] for key in plans.ids]
-        if not all(map(is_, plans.pending(), plans.views)):
+        views = self._note(plans) if plans.views is None else plans.views
+        if not all(map(is_, plans.pending(), views)) or list(map(_address, views)) != plans.there:
             self._settle()
-        return plans.views
+            views = self._note(plans)
+        return views
+
+    def _note(self, plans: PlanSet) -> list[Tensor]:
+        """Which views the plans have, and where they lie."""
+        views = [self._views[key] for key in plans.ids]
+        plans.views, plans.there, plans.versions = views, list(map(_address, views)), None
+        return views
 
     def _take_in(self, strays: Sequence[tuple[Variable, Tensor | None]]) -> None:
         """Copies gradients into the stream and makes their views `.grad` again; None is none."""
@@ -88,6 +112,13 @@ class Views(Gradients):
             view.copy_(copy)
             variable.param.grad = view
             self._versions[variable.id] = view._version - 1
+        self._look_again()
+
+    def _look_again(self, but: PlanSet | None = None) -> None:
+        """Versions were noted anew: what plans, but for one, know of them is old."""
+        for plans in (self._plans, *self._stepped):
+            if plans is not None and plans is not but:
+                plans.versions = None
 
     def _erase(self, variables: Sequence[Variable]) -> None:
         """Makes the variables' views, which are `.grad` again, as if nobody had written them."""
@@ -110,6 +141,14 @@ class Views(Gradients):
 
     def before_carve(self) -> None:
         super().before_carve()
+        for variable in self.registry.variables:
+            if variable.id in self._views and not variable.frozen:
+                stream, param = self.stream(variable.dtype), variable.param
+                if (param.dtype, param.device) != (stream.dtype, stream.device):
+                    # The carve is about to follow a Parameter of another dtype: its gradient is exact in `.grad` alone.
+                    if self._is_bare(variable):
+                        variable.param.grad = None
+                    del self._views[variable.id]
         self._settle()
 
     def after_carve(self) -> None:
@@ -139,8 +178,9 @@ class Views(Gradients):
         view, grad = self._views.get(variable.id), variable.param.grad
         if view is None or (variable.frozen and grad is not view):
             return grad
-        if grad is not view:
+        if not self._is_there(variable):
             self._settle()
+            view = self._views[variable.id]
         if not variable.spec.numel:
             return view if view._version != self._versions[variable.id] else None
         return view if is_written(view) else None
@@ -152,6 +192,17 @@ class Views(Gradients):
             variable.param.grad = own.clone()
         else:
             variable.param.grad.add_(own)
+
+    @torch.no_grad()
+    def release(self, variables: Sequence[Variable]) -> None:
+        for variable in variables:
+            if tuple(variable.param.shape) != variable.spec.shape:
+                self._views.pop(variable.id, None)
+        for variable in variables:
+            if variable.id in self._views:
+                grad = self.of(variable)
+                variable.param.grad = None if grad is None else grad.clone()
+                self._views.pop(variable.id)
 
     @torch.no_grad()
     def hide_empty(self) -> None:
@@ -170,8 +221,7 @@ class Views(Gradients):
 
     @torch.no_grad()
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
-        plans = self.plans()
-        plans.guard.check()
+        plans = checked(self.plans)
         if scale != 1.0:
             raise GradientError(
                 f"accumulate(scale={scale}) cannot scale gradients that autograd already added in place; "
@@ -212,9 +262,7 @@ class Views(Gradients):
                     variable.param.grad = None
             self._erase([v for v in chosen if v.id in self._views and not v.frozen])
             self._zeroed.update(v.id for v in chosen)
-            for each in (self._plans, *self._stepped):
-                if each is not None:
-                    each.versions = None
+            self._look_again()
 
     def _zero_plans(self, plans: PlanSet) -> None:
         """The same without a turn for each variable but where `.grad` is no view."""
@@ -225,6 +273,8 @@ class Views(Gradients):
             self._versions[plans.ids[k]] = version = views[k]._version
             if plans.versions is not None:
                 plans.versions[k] = version
+        if plans.empty:
+            self._look_again(but=plans)
 
     def _write_zeros(self, variables: Sequence[Variable]) -> None:
         """Makes zeros of gradients; those that are none stay none."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -42,14 +43,21 @@ class Stream:
     Attributes:
         buffer: [elements of the range].
         base: Element of the region at which the range begins.
+        shared: Other processes use it, who find memory by the storage of a tensor: pieces are then plain views, and
+            another process gets the whole buffer, once.
     """
 
     buffer: Tensor
     base: int = 0
+    shared: bool = False
 
     @property
     def cover(self) -> Cover:
         return self.base, self.base + len(self.buffer)
+
+    def covers(self, span: Span) -> bool:
+        """Whether it holds all of a variable."""
+        return self.base <= span.offset and span.stop <= self.base + len(self.buffer)
 
     def view(self, span: Span) -> Tensor:
         """The variable's own shape over the stream, in its memory order."""
@@ -68,9 +76,8 @@ class Stream:
         save the first alone, and torch.compile looks for overlaps among them. To all of these, a variable is now as any
         tensor.
         """
-        buffer = self.buffer
-        if buffer.device.type not in ("cpu", "cuda") or (buffer.device.type == "cpu" and buffer.is_shared()):  # type: ignore[no-untyped-call]
-            # Shared memory is known by its storage: another process gets the whole buffer, once.
+        device = self.buffer.device.type
+        if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and self.buffer.is_shared()):  # type: ignore[no-untyped-call]
             return self.view(span).data
         return own_storage(self.flat(span)).as_strided(span.spec.shape, span.spec.stride)
 
@@ -88,19 +95,35 @@ class Streams:
     """All buffers of a store: `values` over whole regions, every other stream over their trainable parts or less.
 
     Padding is zero when a stream is made and stays zero: nothing but kernels writes there, and they store zeros.
+
+    Args:
+        shared: Values lie where other processes can use them, here and after every re-carve.
     """
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
+    def __init__(self, layout: Layout, device: torch.device, shared: bool = False) -> None:
         self.layout = layout
         self.device = device
+        self._shared = shared
         self._streams: dict[tuple[str, torch.dtype], Stream] = {}
         self._dtype_of: dict[str, DtypeOf] = {}
         self._partial: set[str] = set()  # streams that cover what they were asked for, and not a whole trainable part
         for region in layout.regions:
-            self._streams[VALUES, region.dtype] = Stream(self._zeros(region.numel, region.dtype))
+            self._streams[VALUES, region.dtype] = self._values(self._zeros(region.numel, region.dtype))
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
-        return zeros(numel, dtype, self.device)
+        with normal_tensors():
+            return zeros(numel, dtype, self.device)
+
+    def _values(self, buffer: Tensor) -> Stream:
+        if self._shared:
+            buffer.share_memory_()  # type: ignore[no-untyped-call]  # which memory of a GPU need not be moved for
+        return Stream(buffer, shared=self._shared)
+
+    def share(self) -> None:
+        """Moves the values to where other processes can use them; pieces made before are of other memory."""
+        self._shared = True
+        for region in self.layout.regions:
+            self._streams[VALUES, region.dtype] = self._values(self.values(region.dtype))
 
     def __contains__(self, key: tuple[str, torch.dtype]) -> bool:
         return key in self._streams
@@ -164,7 +187,7 @@ class Streams:
         Returns:
             New streams. What has no predecessor is zero.
         """
-        new = Streams(layout, device)
+        new = Streams(layout, device, self._shared)
         new._partial = {name for name, _ in self._streams} & self._partial
         for (name, region), old in self._streams.items():
             pairs = [(layout.spans[to], self.layout.spans[origin]) for to, origin in source.items()]
@@ -185,6 +208,16 @@ class Streams:
         """The stream that takes over from one of `old`, over as much as the variables need."""
         cover = hull(to for to, _ in pairs) if name in self._partial else None
         return self.get(name, region, old._dtype_of[name], cover)
+
+
+@contextmanager
+def normal_tensors() -> Iterator[None]:
+    """Inside, tensors are made that training may use, also if the caller is in inference mode.
+
+    A tensor made there has no version counter, and nothing that was made of it can be saved for a backward pass.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 def own_storage(flat: Tensor) -> Tensor:

@@ -1,11 +1,61 @@
 """Optimizers with torch.optim's names and arguments; one fused step over a store, whatever the number of variables."""
 
-from ..backend import Rule, rule
+from ..backend import VALUE, Rule, rule, scalars, statistics
+from .adadelta import Adadelta
+from .adagrad import Adagrad
 from .adam import Adam, AdamW
+from .adamax import Adamax
+from .adan import Adan
+from .ademamix import AdEMAMix
+from .adopt import ADOPT
+from .asgd import ASGD
 from .base import Optimizer
+from .grams import Grams
+from .lamb import LAMB
+from .lars import LARS
 from .lion import Lion
+from .mars import MARS
+from .muon import Muon
+from .muon_settings import muon_settings
+from .nadam import NAdam
 from .own_rule import RuleOptimizer
+from .radam import RAdam
 from .rmsprop import RMSprop
+from .rprop import Rprop
+from .schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
+from .stable_adamw import StableAdamW
 
-__all__ = ["SGD", "Adam", "AdamW", "Lion", "Optimizer", "RMSprop", "Rule", "RuleOptimizer", "rule"]
+__all__ = [
+    "ADOPT",
+    "ASGD",
+    "LAMB",
+    "LARS",
+    "MARS",
+    "SGD",
+    "VALUE",
+    "AdEMAMix",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Adan",
+    "Grams",
+    "Lion",
+    "Muon",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "Rule",
+    "RuleOptimizer",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
+    "StableAdamW",
+    "muon_settings",
+    "rule",
+    "scalars",
+    "statistics",
+]

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule
+from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule, with_decay
 from ..variables.registry import HasRegistry
 from .base import Optimizer
+from .caution import with_caution
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
 
@@ -21,8 +22,8 @@ _RULES = {(False, False): ADAM, (False, True): AMSGRAD, (True, False): ADAMW, (T
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or acts on the value alone if decoupled.
 
-    Arguments are torch.optim.Adam's, and those of `Optimizer`. `foreach`, `fused` and `capturable` are accepted and
-    change nothing: the step is fused, and capturable, always.
+    Arguments are torch.optim.Adam's, those of `Optimizer`, and `cautious_decay` and `cautious`, as of `AdamW`.
+    `foreach`, `fused` and `capturable` are accepted and change nothing: the step is fused, and capturable, always.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -46,6 +47,8 @@ class Adam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        cautious_decay: bool = False,
+        cautious: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -64,6 +67,8 @@ class Adam(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "cautious_decay": cautious_decay,
+            "cautious": cautious,
         }
         super().__init__(
             params,
@@ -77,20 +82,31 @@ class Adam(Optimizer):
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
         check_at_least(0.0, **{name: numbers[name] for name in ("lr", "eps", "weight_decay")})
         check_betas(numbers["betas"])
+        if (numbers.get("cautious_decay") or numbers.get("cautious")) and not numbers["decoupled_weight_decay"]:
+            raise ValueError(
+                "cautious_decay=True and cautious=True are for decoupled decay; use AdamW, or pass "
+                "decoupled_weight_decay=True as well"
+            )
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return _RULES[False, bool(group["amsgrad"])].states
 
     def rule(self) -> Rule:
         decoupled = {bool(group["decoupled_weight_decay"]) for group in self.param_groups if group["params"]}
-        if len(decoupled) == 2:
-            raise ValueError("param groups with and without decoupled_weight_decay need an optimizer each")
         amsgrad = any(group["amsgrad"] for group in self.param_groups)
-        return _RULES[decoupled == {True}, amsgrad]
+        rule = _RULES[decoupled == {True}, amsgrad]
+        if len(decoupled) == 2:
+            return with_decay(rule, "either")
+        return with_caution(rule, self.param_groups)
 
 
 class AdamW(Adam):
-    """AdamW (Loshchilov and Hutter 2019): weight decay acts on the value alone. Arguments as for `Adam`."""
+    """AdamW (Loshchilov and Hutter 2019): weight decay acts on the value alone.
+
+    Arguments are torch.optim.AdamW's, those of `Optimizer`, and two in which param groups may differ: `cautious_decay`,
+    decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402), and `cautious`, move no element
+    against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv 2411.16085; one more launch).
+    """
 
     def __init__(
         self,
@@ -106,6 +122,8 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        cautious_decay: bool = False,
+        cautious: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -124,6 +142,8 @@ class AdamW(Adam):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
+            cautious_decay=cautious_decay,
+            cautious=cautious,
             store=store,
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,

@@ -7,6 +7,7 @@ can: the state of a variable that has no room yet, or of a parameter that the st
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
@@ -29,11 +30,19 @@ class Keeper(Protocol):
     states: States
     param_groups: list[dict[str, Any]]
 
+    several: bool
+
     def rule(self) -> Rule:
         """The mathematics of its step."""
 
+    def rule_for(self, variable: Variable) -> Rule:
+        """That of a variable, which may be another for every param group where there are `several`."""
+
     def names_of(self, variable: Variable) -> tuple[str, ...]:
         """The states that a variable has in its param group."""
+
+    def first_value(self, variable: Variable, name: str) -> Any:
+        """What a state or a scalar of a variable begins with: a tensor or a number."""
 
     def follow(self) -> None:
         """Takes up what was edited in the param groups."""
@@ -51,6 +60,7 @@ class Entries(MutableMapping[Any, Any]):
         self._entries: dict[int, StateEntry] = {}  # by variable id
         self._others: dict[Any, tuple[Any, Any]] = {}  # of what the store does not hold, by identity
         self._dropped: dict[int, tuple[Variable, weakref.ref[StateEntry] | None]] = {}
+        self._emptied: dict[int, tuple[Variable, set[Any]]] = {}  # names that were deleted, not yet zeros
         self._version = 0
 
     @property
@@ -80,12 +90,20 @@ class Entries(MutableMapping[Any, Any]):
     def __setitem__(self, key: Any, state: Any) -> None:
         variable = self._variable(key)
         if variable is None:
+            self._free(state)
             self._others[_identity(key)] = key, state
         elif self._entries.get(variable.id) is not state:
             content = dict(state)
             self._take_out(variable, keep=True)
             self.replace({variable: content})
             self._attached(variable)  # an empty one, too
+
+    def _free(self, state: Any) -> None:
+        """Gives tensors memory of their own that lie in the optimizer's, which may be another variable's by and by."""
+        if isinstance(state, MutableMapping):
+            for name, value in state.items():
+                if isinstance(value, Tensor) and self._optimizer.states.holds(value):
+                    state[name] = value.clone()
 
     def __delitem__(self, key: Any) -> None:
         if key not in self:
@@ -169,27 +187,28 @@ class Entries(MutableMapping[Any, Any]):
 
     def _has_stepped(self, variable: Variable) -> bool:
         optimizer = self._optimizer
-        if variable.id in self._dropped or not (optimizer.names_of(variable) or optimizer.rule().keeps_step):
+        rule = optimizer.rule_for(variable)
+        if variable.id in self._dropped or not (optimizer.names_of(variable) or rule.keeps_step):
             return False
-        return bool(optimizer.states.steps[optimizer.states.slots[variable.id]] > 0)
+        return rule.early or bool(optimizer.states.steps[optimizer.states.slots[variable.id]] > 0)
 
     def _present(self) -> list[Variable]:
         """Variables with an entry: those of the param groups first. Waits for the device, once."""
         optimizer = self._optimizer
         optimizer.follow()
-        states, rule = optimizer.states, optimizer.rule()
+        states, common = optimizer.states, None if optimizer.several else optimizer.rule()
         counts = states.steps.tolist()
         ordered = {v.id: v for v in (*optimizer.members(), *states.variables)}
-        return [
-            v
-            for v in ordered.values()
-            if v.id in self._entries
-            or (
-                counts[states.slots[v.id]] > 0
+
+        def stepped(v: Variable) -> bool:
+            rule = common or optimizer.rule_for(v)
+            return (
+                (rule.early or counts[states.slots[v.id]] > 0)
                 and v.id not in self._dropped
                 and (rule.keeps_step or bool(optimizer.names_of(v)))
             )
-        ]
+
+        return [v for v in ordered.values() if v.id in self._entries or stepped(v)]
 
     # Entries --------------------------------------------------------------------------------------------------------
 
@@ -203,7 +222,7 @@ class Entries(MutableMapping[Any, Any]):
     def fill(self, entry: StateEntry) -> None:
         """Shows the views of a variable that has stepped."""
         variable = entry.variable
-        if variable is not None and self._has_stepped(variable):
+        if variable is not None and variable.id not in self._emptied and self._has_stepped(variable):
             self._show(entry, variable)
 
     def _show(self, entry: StateEntry, variable: Variable) -> None:
@@ -211,24 +230,46 @@ class Entries(MutableMapping[Any, Any]):
         names = optimizer.names_of(variable)
         if not variable.spec.has_room:
             return
-        if optimizer.rule().keeps_step and STEP not in entry:
+        if optimizer.rule_for(variable).keeps_step and STEP not in entry:
             entry.show(STEP, optimizer.states.step_of(variable))
-        for name, stream in zip(optimizer.rule().states, self._streams(variable), strict=True):
+        rule = optimizer.rule_for(variable)
+        if rule.init:
+            self._begin(variable)
+        for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in names and dict.get(entry, name) is None:
                 entry.show(name, stream.piece(variable.span))
+        for name in rule.own:
+            if name not in entry:
+                entry.show(name, optimizer.states.scalar_of(variable, name))
+
+    @torch.no_grad()
+    def _begin(self, variable: Variable) -> None:
+        """Shows the initial values of a variable that took no step, and whose state nobody has set."""
+        optimizer, states = self._optimizer, self._optimizer.states
+        count = float(states.steps[states.slots[variable.id]])
+        if count or math.copysign(1.0, count) < 0.0:
+            return
+        rule = optimizer.rule_for(variable)
+        for name, stream in zip(rule.states, self._streams(variable), strict=True):
+            if name in rule.init:
+                stream.view(variable.span).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
+        for name in rule.own:
+            states.scalar_of(variable, name).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
 
     def _streams(self, variable: Variable) -> Any:
-        return self._optimizer.states.streams(variable.dtype, self._optimizer.rule().states)
+        return self._optimizer.states.streams(variable.dtype, self._optimizer.rule_for(variable).states)
 
     def shown(self) -> dict[int, StateEntry]:
         """All entries, by variable id; one that was asked for before the variable's first step is empty, as torch's."""
         found = {}
-        present, states = self._present(), self._optimizer.states
+        optimizer, present, states = self._optimizer, self._present(), self._optimizer.states
+        common = None if optimizer.several else optimizer.rule()
         counts = states.steps.tolist()
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
-            if missing and variable.id not in self._dropped and counts[states.slots[variable.id]] > 0:
+            has_state = (common or optimizer.rule_for(variable)).early or counts[states.slots[variable.id]] > 0
+            if missing and variable.id not in self._dropped and has_state:
                 self._show(entry, variable)
         return found
 
@@ -254,17 +295,23 @@ class Entries(MutableMapping[Any, Any]):
         if variable.id in self._dropped:
             value = value.clone() if isinstance(value, Tensor) else value  # it may be what is dropped
             self._erase()
-        keeps_step = self._optimizer.rule().keeps_step
+        rule = self._optimizer.rule_for(variable)
+        keeps_step = rule.keeps_step
+        self._emptied.get(variable.id, (variable, set()))[1].difference_update((name,) if keeps_step else (name, STEP))
         if name == STEP and keeps_step and variable.spec.has_room:
             states.set_steps([variable], [value])
             entry.show(STEP, states.step_of(variable))
+        elif self._place_scalar(entry, variable, name, value) or (
+            name in rule.init and self._place(entry, variable, name, value)
+        ):
+            states.note_set([variable])
         elif self._place(entry, variable, name, value) and not keeps_step:
             # torch's SGD knows by its buffer whether a first step was taken.
             states.set_steps([variable], [0.0 if value is None else 1.0])
 
     def _place(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
         """Writes a value into the stream of its name, or else keeps it in the dict alone; whether there is a stream."""
-        names = self._optimizer.rule().states
+        names = self._optimizer.rule_for(variable).states
         if not variable.spec.has_room or name not in names or not (value is None or is_state_of(value, variable)):
             entry.keep(name, value)
             return False
@@ -273,16 +320,24 @@ class Entries(MutableMapping[Any, Any]):
         entry.show(name, None if value is None else stream.piece(variable.span))
         return True
 
-    @torch.no_grad()
+    def _place_scalar(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
+        """Writes one of the scalars that the variable keeps, if it is one; whether it was."""
+        states = self._optimizer.states
+        if name not in self._optimizer.rule_for(variable).own or not variable.spec.has_room or not is_scalar(value):
+            return False
+        states.scalar_of(variable, name).copy_(torch.as_tensor(value).reshape(()))
+        entry.show(name, states.scalar_of(variable, name))
+        return True
+
     def drop(self, entry: StateEntry, name: Any) -> None:
-        variable, states = entry.variable, self._optimizer.states
+        """What somebody holds of it stays what it is until the next step, or until it is written."""
+        variable = entry.variable
         assert variable is not None
         if name not in entry.loose:
-            held = None if name == STEP else states.covering(name, variable)
-            if held is not None:
-                held.write(variable.span, None)
-            if name == STEP or not self._optimizer.rule().keeps_step or len(entry) == 1:
-                states.set_steps([variable], [0.0])
+            names = self._emptied.setdefault(variable.id, (variable, set()))[1]
+            names.add(name)
+            if not self._optimizer.rule_for(variable).keeps_step or len(entry) == 1:
+                names.add(STEP)
         entry.hide(name)
 
     @torch.no_grad()
@@ -297,7 +352,7 @@ class Entries(MutableMapping[Any, Any]):
 
     def _replace(self, variable: Variable, content: Mapping[Any, Any]) -> float:
         """All but the count, which is returned."""
-        rule, content = self._optimizer.rule(), dict(content)
+        rule, content = self._optimizer.rule_for(variable), dict(content)
         self._take_out(variable)
         entry = self._attached(variable)
         if not variable.spec.has_room:
@@ -307,15 +362,20 @@ class Entries(MutableMapping[Any, Any]):
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if not is_state_of(content.get(name), variable):
                 stream.write(variable.span, None)
-        placed = [self._place(entry, variable, name, value) and value is not None for name, value in content.items()]
+        placed = [
+            self._place_scalar(entry, variable, name, value)
+            or (self._place(entry, variable, name, value) and value is not None)
+            for name, value in content.items()
+        ]
         if rule.keeps_step and STEP in content:
             entry.show(STEP, self._optimizer.states.step_of(variable))
-            return float(content[STEP])
+            return float(content[STEP]) or (-0.0 if rule.init and any(placed) else 0.0)
         return float(any(placed))
 
     def _take_out(self, variable: Variable, keep: bool = False) -> None:
         """Lets go of a variable's entry; if `keep`, its values stay with whoever holds it."""
         entry = self._entries.pop(variable.id, None)
+        self._emptied.pop(variable.id, None)
         _, reference = self._dropped.pop(variable.id, (None, None))
         if entry is None and reference is not None:
             entry = reference()
@@ -363,11 +423,20 @@ class Entries(MutableMapping[Any, Any]):
 
     @torch.no_grad()
     def _erase(self) -> None:
+        states = self._optimizer.states
+        emptied, self._emptied = self._emptied, {}
+        for variable, names in emptied.values():
+            if STEP in names:
+                states.set_steps([variable], [0.0])
+            for name in names - {STEP}:
+                held = states.covering(name, variable)
+                if held is not None:
+                    held.write(variable.span, None)
         if not self._dropped:
             return
         self.own_dropped()
         dropped, self._dropped = self._dropped, {}
-        self._optimizer.states.erase([variable for variable, _ in dropped.values()])
+        states.erase([variable for variable, _ in dropped.values()])
 
     def own_dropped(self) -> None:
         """Entries that were taken out keep their values, whatever comes over the memory they had."""
@@ -377,13 +446,15 @@ class Entries(MutableMapping[Any, Any]):
                 _own(entry)
 
     def _gather_loose(self, strict: bool) -> None:
-        names = self._optimizer.rule().states
         for entry in [entry for entry in self._entries.values() if entry.loose]:
             variable = entry.variable
             if variable is None or not variable.spec.has_room:
                 continue
+            rule = self._optimizer.rule_for(variable)
+            names = (*rule.states, *rule.own)
             waiting = {name: entry[name] for name in (STEP, *names) if name in entry.loose}
-            wrong = [name for name, value in waiting.items() if name != STEP and not is_state_of(value, variable)]
+            fits = {name: is_scalar(x) if name in rule.own else is_state_of(x, variable) for name, x in waiting.items()}
+            wrong = [name for name in waiting if name != STEP and not fits[name]]
             if strict and wrong and isinstance(waiting[wrong[0]], Tensor):
                 raise ValueError(
                     f"{wrong[0]!r} of variable {variable.name!r} has shape {tuple(waiting[wrong[0]].shape)}, but the "
@@ -403,9 +474,12 @@ class Entries(MutableMapping[Any, Any]):
             variable = entry.variable
             assert variable is not None
             for name in [name for name in entry if name not in entry.loose]:
-                held = None if name == STEP else states.covering(name, variable)
+                is_scalar_name = name == STEP or name in self._optimizer.rule_for(variable).own
+                held = None if is_scalar_name else states.covering(name, variable)
                 if name == STEP:
                     entry.show(name, states.step_of(variable))
+                elif is_scalar_name:
+                    entry.show(name, states.scalar_of(variable, name))
                 elif held is not None and entry[name] is not None:
                     entry.show(name, held.piece(variable.span))
 
@@ -413,6 +487,11 @@ class Entries(MutableMapping[Any, Any]):
 def is_state_of(value: Any, variable: Variable) -> bool:
     """Whether a value is a state of a variable's shape."""
     return isinstance(value, Tensor) and tuple(value.shape) == tuple(variable.shape)
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether a value is one number."""
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _own(entry: StateEntry) -> None:

@@ -43,6 +43,7 @@ class OptimizerRecord:
         slots: Row of each variable in `steps`, by id.
         skipped: int32 []: steps that were skipped.
         streams: By name of the state and dtype of the region, those that exist.
+        scalars: By name: float32 [rows], what each variable keeps from step to step beside its streams.
         loose: By variable id: entries of its state that lie in no stream, as those of a variable without room.
     """
 
@@ -54,6 +55,7 @@ class OptimizerRecord:
     skipped: Tensor
     streams: dict[tuple[str, torch.dtype], Stream] = field(default_factory=dict)
     loose: dict[int, dict[str, Any]] = field(default_factory=dict)
+    scalars: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def variables(self) -> list[Variable]:
@@ -64,6 +66,12 @@ class OptimizerRecord:
         """Steps taken by each variable that took any, by id. Waits for the device."""
         taken = self.steps.tolist()
         return {key: int(taken[row]) for key, row in self.slots.items() if taken[row]}
+
+    def scalars_of(self) -> dict[str, dict[int, float]]:
+        """What variables that took a step keep, by name and id. Waits for the device."""
+        known = self.counts()
+        found = {name: scalar.tolist() for name, scalar in self.scalars.items()}
+        return {name: {key: values[self.slots[key]] for key in known} for name, values in found.items()}
 
     def problems(self, other: OptimizerRecord) -> list[str]:
         """What keeps `other` from taking the place of this one."""

@@ -6,6 +6,7 @@ Carving is the registry's, modules are those of `modules/`, gradients those of `
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from ..checkpoint import SHARD_SIZE, Snapshot
 from ..checkpoint.capture import capture
 from ..checkpoint.load import Options, load
 from ..checkpoint.match import Rename
-from ..checkpoint.opening import PathOrStream
+from ..checkpoint.opening import PathOrStream, TorchKey
 from ..checkpoint.save import write
 from ..checkpoint.snapshot import restore, take
 from ..errors import UnknownNameError
@@ -27,17 +28,20 @@ from ..gradients import freezing, norms
 from ..gradients.attached import gradients_of, make_registry, masks_of
 from ..gradients.cycle import Gradients
 from ..memory.layout import Region
-from ..modules.adopt import adopt, watch
+from ..modules.adopt import adopt, registry_of, release_all, watch
 from ..modules.capture import building
 from ..modules.declare import Declarations
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
+from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
 from . import transfer
 from .devices import concrete, device_of
 from .looking import check_layout, only_region, summary
+
+_stores: weakref.WeakKeyDictionary[Registry, weakref.ref[VarStore]] = weakref.WeakKeyDictionary()
 
 
 class VarStore:
@@ -50,6 +54,10 @@ class VarStore:
         on_duplicate: What `Path` does with a name in use: "suffix" (declares `name__N`, as tch does) or "error".
         grads: "gather" (gradients stay where autograd leaves them until a step or `accumulate` reads them) or "views"
             (every `.grad` is a view of the flat gradient stream and autograd adds into it in place).
+        on_moved: What a step, save or look does about a Parameter whose memory left the store (`module.to()`,
+            `.data =`, a conversion inside a forward pass): "follow" copies the values back in, with one re-carve if
+            dtypes or devices changed, and warns once (`flatvars.MovedWarning`); "error" raises AliasError. What would
+            lose something raises in both.
 
     Attributes:
         registry: The variables and all that was made for them: what optimizers, initializers and layers work with.
@@ -68,9 +76,14 @@ class VarStore:
         *,
         grads: str = "gather",
         on_duplicate: str = "suffix",
+        on_moved: str = "follow",
     ) -> None:
-        self.registry = make_registry(concrete(device), grads, seed)
-        self._declarations = Declarations(self.registry, dtype, on_duplicate)
+        self._hold(make_registry(concrete(device), grads, seed, on_moved), dtype, on_duplicate)
+
+    def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: str) -> None:
+        self.registry = registry
+        self._declarations = Declarations(registry, dtype, on_duplicate)
+        _stores[registry] = weakref.ref(self)
 
     @property
     def device(self) -> torch.device:
@@ -110,8 +123,12 @@ class VarStore:
         grads: str = "gather",
         init: Init | None = None,
         seed: int = 0,
+        on_moved: str = "follow",
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
+
+        A store that held the module before, and nothing else, gives it up: it and its optimizers say so when they are
+        used. So a cell of a notebook may be run again.
 
         Args:
             module: Any module. Its Parameter objects, hooks and names stay; their memory moves, one by one, so that the
@@ -125,10 +142,11 @@ class VarStore:
                 every submodule to write values. If not given, each submodule's `reset_parameters()` is called. What it
                 raises passes through; the module then lies in the store, with zeros where nothing was written yet.
             seed: Of initializers, as for `VarStore`.
+            on_moved: As for `VarStore`.
 
         Raises:
-            SpecError: a lazy, sparse, complex or subclassed parameter, one that another store holds, two that share
-                memory, or meta modules without an initializer. The module is unchanged then.
+            SpecError: a lazy, sparse, complex or subclassed parameter, one that a store of more than this module holds,
+                two that share memory, or meta modules without an initializer. The module is unchanged then.
             InitError: rules that do not match, or do not fit. The module is unchanged then.
 
         Example:
@@ -137,9 +155,58 @@ class VarStore:
             >>> store.values.data_ptr() == model.weight.data_ptr()
             True
         """
-        store = cls(device_of(module) if device is None else device, dtype or torch.float32, seed, grads=grads)
+        device = device_of(module) if device is None else device
+        store = cls(device, dtype or torch.float32, seed, grads=grads, on_moved=on_moved)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
+
+    @classmethod
+    def of(cls, module: nn.Module) -> VarStore:
+        """The store that holds a module's parameters, however it was made and whoever kept it.
+
+        Raises:
+            FlatvarsError: no store holds any of them, or several do.
+
+        Example:
+            >>> model = nn.Linear(4, 2)
+            >>> VarStore.from_module(model) is VarStore.of(model)
+            True
+        """
+        registry = registry_of(module)
+        held = _stores.get(registry)
+        store = None if held is None else held()
+        if store is None:  # the modules kept the variables, and nobody the handle
+            store = cls.__new__(cls)
+            store._hold(registry, torch.float32, "suffix")
+        return store
+
+    def release(self) -> None:
+        """Gives all variables away: modules work on with the same Parameters, each in memory of its own.
+
+        They may be adopted anew. This store and its optimizers are of no use any more, and say so. Gradients are left
+        in `.grad`; optimizer state is gone (take `optimizer.state_dict()` before).
+        """
+        release_all(self.registry, "this store has released its variables; adopt the module into a new one")
+
+    def remove(self, selector: Selector) -> list[str]:
+        """Takes variables out: their names are free, and their memory, gradients and state are given back.
+
+        Their Parameters are the same objects, with values in memory of their own, and leave all optimizers of the
+        store. One re-carve.
+
+        Args:
+            selector: Names, globs, regular expressions, predicates: see `flatvars.select`.
+
+        Returns:
+            Names of the variables that were removed.
+
+        Raises:
+            UnknownNameError: a pattern matches nothing. Nothing has changed then.
+        """
+        chosen = self.registry.matching(selector)
+        names = [variable.name for variable in chosen]
+        self.registry.remove(chosen)
+        return names
 
     def add_module(
         self,
@@ -234,16 +301,15 @@ class VarStore:
         """
         pairs = [(store, "") if isinstance(store, VarStore) else store for store in stores]
         first = pairs[0][0] if pairs else cls()
-        merged = cls(first.device, first.dtype, first.seed, grads=first._gradients.mode)
+        mode, on_moved = first._gradients.mode, first.registry.on_moved
+        merged = cls(first.device, first.dtype, first.seed, grads=mode, on_moved=on_moved)
         transfer.merge_into(merged.registry, [(store.registry, prefix) for store, prefix in pairs])
         return merged
 
     def clone(self) -> Self:
         """A store of its own with copies of all variables: values, names, ids, masks, groups; no gradients."""
-        declarations = self._declarations
-        copy = type(self)(
-            self.device, self.dtype, self.seed, grads=self._gradients.mode, on_duplicate=declarations.on_duplicate
-        )
+        options = {"on_duplicate": self._declarations.on_duplicate, "on_moved": self.registry.on_moved}
+        copy = type(self)(self.device, self.dtype, self.seed, grads=self._gradients.mode, **options)
         transfer.clone_into(copy.registry, self.registry)
         return copy
 
@@ -345,9 +411,10 @@ class VarStore:
     # Invariants -------------------------------------------------------------------------------------------------------
 
     def check_aliases(self) -> None:
-        """Raises AliasError when a Parameter no longer lies in the store, or its module holds another one.
+        """Takes back in what left the store, and buffers that their modules replaced.
 
-        A buffer that its module replaced by another of the same shape and dtype is taken in again.
+        Raises:
+            AliasError: a module holds another Parameter, something would be lost, or `on_moved="error"`.
         """
         self.registry.check_aliases()
 
@@ -360,7 +427,7 @@ class VarStore:
     def to(self, device: torch.device | str) -> Self:
         """Moves every stream to a device; Parameters, gradients and optimizer state follow."""
         self.check_aliases()
-        self.registry.recarve([v.spec for v in self.registry.variables], concrete(device))
+        self.registry.recarve(lambda v: v.spec, concrete(device))
         return self
 
     def set_dtype(self, dtype: torch.dtype) -> Self:
@@ -392,6 +459,8 @@ class VarStore:
     def share_memory_(self) -> Self:
         """Moves the values into shared memory, where processes that get a Parameter write into this store.
 
+        Call it before they start: a re-carve (more variables, another dtype) moves the values to other shared memory,
+        which processes do not see that have the old. On a GPU, Parameters can be sent to another process from here on.
         A module's own share_memory() takes its Parameters out of the store one by one, which the next step notices.
         """
         self.registry.share_memory()
@@ -440,15 +509,15 @@ class VarStore:
     def rebind(self) -> list[str]:
         """Takes in what replaced the store's memory: `module.half()`, `.to()`, `.data =`, a new Parameter, ...
 
-        The modules' values, dtypes and device win; gradients and optimizer state are kept (and follow the dtype where
-        they had the region's). A Parameter that was assigned to a module takes the place of the old one, also in
-        optimizers.
+        The modules' values, shapes, dtypes and device win; gradients and optimizer state are kept (and follow the dtype
+        where they had the region's) but for variables of another shape now, which begin anew. A Parameter that was
+        assigned to a module takes the place of the old one, also in optimizers.
 
         Returns:
             Names of the variables whose values were taken in.
 
         Raises:
-            AliasError: a shape changed, or variables lie on several devices.
+            AliasError: tensors that no store can hold, or on several devices. Nothing has changed then.
         """
         return rebind(self.registry)
 
@@ -633,6 +702,7 @@ class VarStore:
         select: Selector = None,
         verify: bool = True,
         progress: bool = False,
+        key: TorchKey = None,
     ) -> None:
         """Loads a checkpoint of this library, or a safetensors or torch file of any other.
 
@@ -650,6 +720,8 @@ class VarStore:
             select: As for `save`: which variables to load.
             verify: Compare checksums first, which reads the file twice.
             progress: Show a bar when it takes long.
+            key: Under which key of a torch file the state dict lies, or keys, one within the other; if not given,
+                it is the whole, or looked for under "state_dict", "model_state_dict" and "model".
 
         Raises:
             MismatchError: the file does not fit; every problem is named. Nothing has changed.
@@ -659,7 +731,7 @@ class VarStore:
         Example:
             >>> store.load("model.safetensors", rename=[(r"^module\\.", "")])
         """
-        options = Options(optimizer, schedulers, rng, strict, False, dtype, rename, select, verify, progress)
+        options = Options(optimizer, schedulers, rng, strict, False, dtype, rename, select, verify, progress, key)
         load(self.registry, path, options)
 
     def load_partial(
@@ -671,22 +743,23 @@ class VarStore:
         select: Selector = None,
         verify: bool = True,
         progress: bool = False,
+        key: TorchKey = None,
     ) -> list[str]:
         """Loads what a file holds of this store; arguments and errors as for `load`, shapes must fit.
 
         Returns:
             Names of the variables that the file does not hold, in creation order; they keep their values.
         """
-        options = Options(None, None, False, False, True, dtype, rename, select, verify, progress)
+        options = Options(None, None, False, False, True, dtype, rename, select, verify, progress, key)
         return load(self.registry, path, options)
 
-    def read(self, path: PathOrStream, *, rename: Rename = None) -> None:
+    def read(self, path: PathOrStream, *, rename: Rename = None, key: TorchKey = None) -> None:
         """Loads every variable and keeps every dtype; what else is in the file is ignored."""
-        load(self.registry, path, Options(strict=False, rename=rename))
+        load(self.registry, path, Options(strict=False, rename=rename, key=key))
 
-    def fill(self, path: PathOrStream, *, rename: Rename = None) -> None:
+    def fill(self, path: PathOrStream, *, rename: Rename = None, key: TorchKey = None) -> None:
         """Loads the variables that a file happens to hold and keeps every dtype; all else is left alone."""
-        load(self.registry, path, Options(partial=True, rename=rename))
+        load(self.registry, path, Options(partial=True, rename=rename, key=key))
 
     def snapshot(
         self,

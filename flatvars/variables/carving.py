@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import FlatvarsError
+from ..errors import AliasError, FlatvarsError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
-from ..memory.streams import VALUES, Streams
-from .binding import bind, is_bound
+from ..memory.streams import VALUES, Streams, normal_tensors
+from .binding import bind, describe_stray, is_bound
 from .claims import Claims
+from .following import take_back, tell
 from .guard import AliasGuard
-from .variable import Variable
+from .variable import GradientAccess, Variable, byte_range, overlaps
+
+FOLLOW, ERROR = "follow", "error"
 
 
 class Carving:
@@ -29,10 +32,16 @@ class Carving:
         before_carve: Called while everything still lies where it was, with no argument.
         after_carve: Called after spans moved.
         claims: Which tensors are its variables'.
+        on_moved: What is done about memory that left the streams: "follow" or "error".
+        gradients: Of the variables, wherever they lie; whoever is a registry has them.
     """
+
+    gradients: GradientAccess
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.on_moved = FOLLOW
+        self._told = False  # that something was followed
         self.variables: list[Variable] = []
         self.generation = 0
         self.lock = threading.RLock()
@@ -44,8 +53,10 @@ class Carving:
         self._guard: AliasGuard | None = None
         self._guarded = (0, 0)  # generation and number of variables it was made for
         self._carved = 0  # variables that lie in the streams; those behind are declared only
+        self._storages: dict[int, list[Variable]] = {}  # of those, by the address of the storage they brought along
         self._announcing: int | None = None  # the thread that tells of a carve
         self._retired: str | None = None
+        self._side_by_side: set[int] = set()  # ids
 
     @property
     def layout(self) -> Layout:
@@ -81,35 +92,106 @@ class Carving:
             return
         if self._announcing is not None and self._announcing == threading.get_ident():
             return
-        with self.lock:
+        with self.lock, normal_tensors():
             self.check_usable()
             old = self._carved
             if old == len(self.variables):  # another thread did it meanwhile
                 return
             aligned = [v for v in self.variables[:old] if self.is_bound(v, v.param)]
             specs = [v.spec for v in self.variables]
-            self._carve(specs, self.device, old, aligned)
+            self._carve(specs, self.device, {i: i for i in range(old)}, aligned)
             for variable in self.variables[old : len(specs)]:
                 self.move_in(variable, variable.param)
             self._carved = len(specs)
+            self._storages = {}
             self._notify()
 
-    def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None, *, check: bool = True) -> None:
-        """Lays the same variables out anew, with other dtypes, room or device; every handle follows."""
-        with self.lock:
+    def recarve(self, change: Callable[[Variable], VarSpec], device: torch.device | None = None) -> None:
+        """Lays the same variables out anew, with other dtypes, room or device; every handle follows.
+
+        Args:
+            change: From a variable to its new spec; asked when what had left the store is back in it.
+        """
+        with self.lock, normal_tensors():
             self.settle()
-            if check:
-                self.guard.check_memory()
-            self._carve(specs, self.device if device is None else device, len(specs), self.variables)
+            self.guard.check_memory()
+            self.lay_out([change(v) for v in self.variables], self.device if device is None else device)
+
+    def lay_out(self, specs: Sequence[VarSpec], device: torch.device, fresh: Sequence[Variable] = ()) -> None:
+        """The same by specs of all variables; what has left the store is left behind.
+
+        Args:
+            fresh: Variables that begin anew, with zeros in every stream.
+        """
+        with self.lock, normal_tensors():
+            begin = {v.index for v in fresh}
+            for variable in fresh:
+                variable.state_epoch += 1
+            self._carve(specs, device, {i: i for i in range(len(specs)) if i not in begin}, self.variables)
             self._notify()
 
-    def _carve(self, specs: Sequence[VarSpec], device: torch.device, kept: int, bound: Sequence[Variable]) -> None:
-        """Makes streams for the specs, copies what the first `kept` variables have into them, and binds `bound`."""
+    def give_away(self, leaving: Sequence[Variable]) -> None:
+        """Takes variables out: each Parameter is the same object, with values in memory of its own; the rest closes up.
+
+        What was made for them (gradients, state) must be gone or left behind by then.
+        """
+        with self.lock, normal_tensors():
+            self.settle()
+            gone = {v.index for v in leaving}
+            source = dict(enumerate(i for i in range(len(self.variables)) if i not in gone))
+            for variable in leaving:
+                bind(variable, variable.param.detach().clone(memory_format=torch.preserve_format))
+                variable.index, variable._span = -1, None
+                variable.state_epoch += 1
+            self.variables[:] = [self.variables[old] for old in source.values()]
+            for index, variable in enumerate(self.variables):
+                variable.index = index
+                self.claims.add(variable)
+            self._carved = len(self.variables)
+            self._carve([v.spec for v in self.variables], self.device, source, self.variables)
+            self._notify()
+
+    def lay_side_by_side(self, variables: Iterable[Variable]) -> None:
+        """Makes these, and all of earlier calls, lie first in their regions, shape by shape; carves if they do not yet.
+
+        Names, ids, values, gradients and state stay, and variables that are declared later find their place.
+        """
+        with self.lock:
+            wanted = self._side_by_side.union(v.id for v in variables)
+            if wanted == self._side_by_side:
+                return
+            if self._carved:
+                self.settle()
+            kept, self._side_by_side = self._side_by_side, wanted
+            if self._carved and self._plan([v.spec for v in self.variables]) != self._layout:
+                try:
+                    self.recarve(_as_it_is)
+                except BaseException:
+                    self._side_by_side = kept
+                    raise
+
+    def _plan(self, specs: Sequence[VarSpec]) -> Layout:
+        """The layout of specs of the first variables."""
+        pairs = zip(specs, self.variables, strict=False)
+        return plan_layout(specs, side_by_side={i for i, (_, v) in enumerate(pairs) if v.id in self._side_by_side})
+
+    def _carve(
+        self, specs: Sequence[VarSpec], device: torch.device, source: Mapping[int, int], bound: Sequence[Variable]
+    ) -> None:
+        """Makes streams for the specs, copies what variables had into them, and binds `bound`.
+
+        Args:
+            source: Index of each variable that had something, and the index it had.
+        """
         self._announce()
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
             variable.state_epoch += variable.spec.has_room and not spec.has_room
-        streams = self._streams.recarve(plan_layout(specs), device, {i: i for i in range(kept)})
+        if source and self.device.type == "cuda":
+            # Kernels of any stream may still read what is about to be freed, and `record_stream` on a piece of the
+            # buffer does not tell the allocator, which knows the buffer alone.
+            torch.cuda.synchronize(self.device)
+        streams = self._streams.recarve(self._plan(specs), device, source)
         self._streams, self._layout, self.device = streams, streams.layout, device
         self._place(specs)
         for variable in bound:
@@ -126,7 +208,7 @@ class Carving:
 
     def _place(self, specs: Sequence[VarSpec]) -> None:
         """Writes down where the variables lie by the specs; nothing moves if only names changed."""
-        self._layout = plan_layout(specs)
+        self._layout = self._plan(specs)
         self._streams.layout = self._layout
         for variable, span in zip(self.variables, self._layout.spans, strict=False):
             variable.spec, variable._span = span.spec, span
@@ -147,12 +229,11 @@ class Carving:
 
     def share_memory(self) -> None:
         """See `VarStore.share_memory_`."""
-        with self.lock:
+        with self.lock, normal_tensors():
             self.settle()
             self.guard.check_memory()
             self._announce()
-            for region in self.layout.regions:
-                self._streams.values(region.dtype).share_memory_()  # type: ignore[no-untyped-call]
+            self._streams.share()
             for variable in self.variables:
                 bind(variable, self.piece(variable))
             self._notify()
@@ -173,9 +254,49 @@ class Carving:
         assert variable._span is not None
         return self._streams.get(VALUES, variable.dtype).piece(variable._span)
 
+    def hold(self, variable: Variable, param: Tensor) -> None:
+        """Makes a tensor that stands where the variable's did its own; it is bound by the next carve."""
+        variable.param = param
+        variable.places = [place.renewed() for place in variable.places]
+        self.claims.add(variable)
+
+    def take_back(self, moved: Mapping[Variable, Tensor]) -> None:
+        """See `following.take_back`; warns when it is done for the first time.
+
+        Raises:
+            AliasError: `on_moved` says so, or something would be lost.
+        """
+        if self.on_moved == ERROR:
+            raise AliasError(describe_stray(next(iter(moved)), "on_moved='error' asks to be told"))
+        with self.lock, normal_tensors():
+            take_back(self, moved)
+        if not self._told:
+            self._told = True
+            tell(list(moved))
+
     def is_bound(self, variable: Variable, param: Tensor) -> bool:
         """Whether a tensor is the variable's span."""
         return is_bound(param, self.view(VALUES, variable))
+
+    def note_memory(self, variable: Variable) -> None:
+        """Notes where a variable lies that is declared only."""
+        if not variable.param.is_meta and variable.spec.numel:
+            self._storages.setdefault(variable.param.untyped_storage().data_ptr(), []).append(variable)
+
+    def sharing(self, tensor: Tensor) -> Variable | None:
+        """A variable whose memory a tensor shares, in part at least."""
+        if tensor.is_meta or not tensor.numel():
+            return None
+        first, stop = byte_range(tensor)
+        nearby = self._storages.get(tensor.untyped_storage().data_ptr(), [])
+        if any(begin < stop and first < end for begin, end in self.spread()):
+            nearby = [*nearby, *self.variables[: self._carved]]
+        return next((v for v in nearby if overlaps(v.param, tensor)), None)
+
+    def spread(self) -> list[tuple[int, int]]:
+        """Addresses of the first byte and behind the last byte of the values of each region."""
+        buffers = [self._streams.values(region.dtype) for region in self._layout.regions]
+        return [(b.data_ptr(), b.data_ptr() + b.nbytes) for b in buffers if len(b)]
 
     def addresses(self, variables: Sequence[Variable]) -> list[int]:
         """Where the values of carved variables begin in memory, as torch tells it: 0 for those without elements."""
@@ -193,3 +314,7 @@ class Carving:
     def check_aliases(self) -> None:
         """Raises AliasError where values are not what modules use; see `AliasGuard.check_values`."""
         self.guard.check_values()
+
+
+def _as_it_is(variable: Variable) -> VarSpec:
+    return variable.spec

@@ -7,18 +7,17 @@ everything), carves (of memory alone). What it finds in order costs a few loops 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AliasError
-from ..memory.streams import VALUES
-from .binding import describe_stray
 from .claims import owner_of
+from .following import why_not
 from .places import Place, Watch, follow_path, places_below
-from .variable import Variable
+from .variable import GradientAccess, Variable
 
 _address = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
@@ -29,11 +28,14 @@ class Carver(Protocol):
 
     device: torch.device
 
-    def view(self, stream: str, variable: Variable) -> Tensor: ...
+    @property
+    def gradients(self) -> GradientAccess: ...
 
     def is_bound(self, variable: Variable, param: Tensor) -> bool: ...
 
     def addresses(self, variables: Sequence[Variable]) -> list[int]: ...
+
+    def take_back(self, moved: Mapping[Variable, Tensor]) -> None: ...
 
     def move_in(self, variable: Variable, param: Tensor) -> None: ...
 
@@ -67,19 +69,23 @@ class AliasGuard:
     # What is asked --------------------------------------------------------------------------------------------------
 
     def check_memory(self) -> None:
-        """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds.
+        """Takes back in what left its span, of which carving would drop what it holds; so may every other check.
 
-        A buffer is taken in again, as by `check_values`.
+        Raises:
+            AliasError: the registry's `on_moved` says so, or something would be lost.
         """
         if self._in_place():
             return
-        for variable in self.variables:
-            if not self._registry.is_bound(variable, variable.param) and not self._take_in(variable):
-                raise AliasError(describe_stray(variable, self._registry.view(VALUES, variable)))
+        strays = [v for v in self.variables if not self._registry.is_bound(v, v.param) and not self._take_in(v)]
+        if strays:
+            self._registry.take_back({variable: variable.param for variable in strays})
         self._note()
 
-    def check(self) -> None:
+    def check(self, stepping: bool = False) -> None:
         """The same, and that modules use the parameters: else they would be trained for nothing.
+
+        Args:
+            stepping: A step is next, whose gradients are there: Parameters of a module that is gone must have some.
 
         Raises:
             AliasError: a parameter left the store, or another one took its place in a module.
@@ -87,6 +93,8 @@ class AliasGuard:
         self.check_memory()
         if self._watch is None or not self._watch.intact():
             self._follow(reads=False)
+            if stepping:
+                self._check_orphans()
 
     def check_values(self) -> None:
         """The same for who reads the values of all variables: one that modules do not use any more has stale values.
@@ -110,34 +118,73 @@ class AliasGuard:
     @torch.no_grad()
     def _take_in(self, variable: Variable) -> bool:
         """Makes the tensor that modules hold instead of a buffer the variable's; whether there was one that fits."""
-        if isinstance(variable.param, nn.Parameter):
+        found = None if isinstance(variable.param, nn.Parameter) else _only(variable)
+        if found is None or not _fits(self._registry, variable, found):
             return False
-        now = {id(tensor): tensor for tensor in (place.tensor() for place in variable.places) if tensor is not None}
-        found = list(now.values()) or [variable.param]
-        if len(found) > 1 or not _fits(self._registry, variable, found[0]):
-            return False
-        self._registry.move_in(variable, found[0])
+        self._registry.move_in(variable, found)
         return True
+
+    def _check_orphans(self) -> None:
+        """Raises where an adopted module is gone, all of it, and nothing that is stepped has a gradient.
+
+        Its Parameters train for nobody, then: without a module they may be used all the same, but that shows.
+        """
+        for variable in self.variables:
+            gone = [place.root() is None and place.owner() is None for place in variable.places]
+            if gone and all(gone) and variable.trains and variable.requires_grad:
+                if all(self._registry.gradients.of(each) is None for each in self.variables):
+                    self._watch = None  # look again next time
+                    _explain_orphan(variable)
+                return
+
+    def _converted(self, variable: Variable) -> Tensor | None:
+        """What modules hold instead of a buffer, if it is that in another dtype or on another device."""
+        found = None if isinstance(variable.param, nn.Parameter) else _only(variable)
+        if found is None or found is variable.param or holds(found) or found.shape != variable.shape:
+            return None
+        return None if why_not(variable, found) else found
 
     def _follow(self, reads: bool) -> None:
         """Goes after variables that modules hold elsewhere now (pruning, wrappers); raises where one is lost."""
         below: dict[int, dict[int, list[Place]]] = {}
+        converted: dict[Variable, Tensor] = {}
         for variable in self.variables:
             missing = [place for place in variable.places if place.tensor() is not variable.param]
             if not missing or (reads and self._take_in(variable)):
+                continue
+            if reads and (tensor := self._converted(variable)) is not None:
+                converted[variable] = tensor
                 continue
             used = [place for place in variable.places if place not in missing]
             used += [place for place in _search(variable.param, missing, below) if place not in used]
             for place in missing:
                 _check_place(variable, place, bool(used), reads)
             variable.places = used or variable.places
+        if converted:
+            self._registry.take_back(converted)
         self._note()
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
+
+
+def _only(variable: Variable) -> Tensor | None:
+    """The one tensor that modules hold now where the variable was, its own if none; None where they hold several."""
+    now = {id(tensor): tensor for tensor in (place.tensor() for place in variable.places) if tensor is not None}
+    found = list(now.values()) or [variable.param]
+    return found[0] if len(found) == 1 else None
 
 
 def holds(tensor: Tensor) -> bool:
     """Whether a tensor is a variable's, of any store."""
     return owner_of(tensor) is not None
+
+
+def twin_of(variable: Variable) -> Variable | None:
+    """Another variable of the same store that modules hold wherever this one was: the two were tied."""
+    missing = [place for place in variable.places if place.tensor() is not variable.param]
+    if not missing or len(missing) < len(variable.places) or _search(variable.param, missing, {}):
+        return None
+    owner, mine = (owner_of(tensor) if (tensor := _only(variable)) is not None else None), owner_of(variable.param)
+    return None if owner is None or mine is None or owner[0] is not mine[0] else owner[1]
 
 
 def current_param(variable: Variable) -> Tensor:
@@ -229,8 +276,16 @@ def _explain_replaced(variable: Variable, place: Place, tensor: Tensor) -> NoRet
 def _explain_tied(variable: Variable, place: Place) -> NoReturn:
     raise AliasError(
         f"variable {variable.name!r} is no longer used, and its values are stale: {_label(place)} holds the tensor of "
-        f"another variable, tied to it after adoption. Adopt the tied module into a new store; or call "
-        f"store.freeze({variable.name!r}) if the stale values may be kept"
+        f"another variable, tied to it after adoption. Call store.rebind() to make them one variable with both names"
+    )
+
+
+def _explain_orphan(variable: Variable) -> NoReturn:
+    raise AliasError(
+        f"no variable has a gradient, {variable.name!r} among them, and the module it was adopted with is gone, so "
+        "that nobody knows what took its place. Adopt the whole model, in which replaced modules are noticed; or call "
+        f"store.remove({variable.name!r}) and store.add_module(module, prefix) for the new one, or "
+        f"store.freeze({variable.name!r}) to keep it as it is"
     )
 
 

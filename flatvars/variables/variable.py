@@ -31,6 +31,9 @@ class GradientAccess(Protocol):
     def zero(self, set_to_none: bool = True, variables: Sequence[Variable] | None = None) -> None:
         """Forgets gradients, or makes zeros of them."""
 
+    def release(self, variables: Sequence[Variable]) -> None:
+        """Forgets variables that leave, or get another shape: their gradients are left in `.grad`, in own memory."""
+
 
 class MaskAccess(Protocol):
     """What a variable asks of whatever says which of its elements train."""
@@ -78,7 +81,7 @@ class Variable:
 
     Attributes:
         id: Unique in the store and never used again; stays when the variable is renamed, moved or converted.
-        index: Position in creation order.
+        index: Position in creation order; negative once it was removed from its store.
         spec: Name, shape, dtype and memory order.
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.

@@ -2,12 +2,13 @@
 
     g <- gradient / grad_scale  where a GradScaler scaled the loss
     g <- g * clip               clip = min(1, max_norm / (norm + 1e-6)) as torch's; gradients stay as they are
-    p, state <- RULE(p, g, state, hyper[group], step)
+    p, state <- RULE(p, g, state, hyper, step)   hyper: the group's numbers, and what its scalars are in float64
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
 where elements are masked. A gradient of another dtype is converted tile by tile, in the first-level cache.
 Numerics: float32 inside (float64 for float64 regions), every operation rounded on its own, in the order of the rule;
-stores round to nearest even: the bits of Triton's interpreter, for any number of threads.
+stores round to nearest even, those of some states to bfloat16 at random (`triton/stochastic.py`): the bits of Triton's
+interpreter, for any number of threads.
 Aliasing: values, states and steps in place; padding is not touched. A variable whose source is 0 is untouched. With a
 skip, nothing changes but `skipped`. Where `frozen` is not 0, what was read is written back.
 """
@@ -16,13 +17,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from ..addresses import Sources
@@ -36,7 +37,6 @@ from .memory import (
     caller,
     element_load,
     fetch_add,
-    pointer,
     read_byte,
     read_double,
     read_float,
@@ -46,6 +46,8 @@ from .memory import (
     write_float,
     write_int32,
 )
+from .numbers import reader, starter
+from .philox import write_draws
 from .record import DONE, NEXT, RecordLayout, address_of
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
@@ -61,7 +63,11 @@ LAYOUT = RecordLayout(
     "converter",  # address of the function for gradients of other dtypes
     "hyper",  # address of [groups, columns]
     "columns",
+    "wide",  # whether `hyper` is float64, whatever the arithmetic is
     "steps",  # address of float32 [slots] in/out
+    "own",  # address of the addresses of float32 [slots] in/out: scalars of the variables
+    "own_count",
+    "kept",  # address of float32 [variables, own_count]: the new ones, until all tiles are done
     "norm",  # address of the norm
     "norm_is_double",
     "clip",  # flags
@@ -73,9 +79,16 @@ LAYOUT = RecordLayout(
     "base",  # element of the region at which the states begin
     "frozen",  # address of uint8 [numel]
     "states",  # address of the addresses of the state streams, in/out
+    "keys",  # address of int64 [1 + slots]: seed, then keys of the variables' names; read by updaters that draw
+    "sums",  # address of float64 [variables, sum_count], of rules with statistics
+    "sum_count",
+    "firsts",  # address of int32 [tiles + 1]: first unit of each tile; read where sums are taken
+    "units",  # address of [sum_count, unit_count] scratch
+    "unit_count",
 )
 word = LAYOUT.reader()
 ONE = np.float32(1.0)
+STATE_DRAWS = 2  # third word of the counter, as in `triton/stochastic.py`
 
 
 def clip_coefficient(dtype: type) -> Any:
@@ -124,23 +137,33 @@ def count_step(record: Any) -> None:
             write_int32(skipped, 0, read_int32(skipped, 0) + 1)
         return
     steps, variables = word(record, "steps"), word(record, "variables")
+    own, own_count, kept = word(record, "own"), word(record, "own_count"), word(record, "kept")
     for variable in range(word(record, "variable_count")):
         if not is_untouched(record, variable):
             slot = read_int(variables, 3 * variable + 2)
             write_float(steps, slot, read_float(steps, slot) + ONE)
+            for i in range(own_count):
+                write_float(read_int(own, i), slot, read_float(kept, own_count * variable + i))
 
 
 @functools.cache
-def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool) -> Any:
+def updater(
+    rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool, draws: tuple[int, ...] = ()
+) -> Any:
     """Machine code of the loop over the elements of a tile, for one rule over streams of these formats.
 
     What does not change from one element to the next, LLVM moves before the loop: bias corrections, step sizes.
     """
-    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked)
+    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked, draws)
+    kinds = 1 + max(draws, default=-1)
+    draw, room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
-    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.streams - 1)
-    load, widen, store = elements.loader(), elements.widener(), elements.storer()
-    read_addresses, read_numbers = elements.address_reader(), _numbers_reader(rule.numbers, number)
+    moved = rule.statistics is not None and rule.statistics.moves
+    begins = any(start != -1 for start in rule.starts) and not moved
+    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
+    load, widen, store = elements.loader(), elements.widener(), elements.storer(states=not moved)
+    read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype)
+    read_first, start_states = starter(rule, dtype)
 
     def update(
         gradients: Any,
@@ -154,44 +177,60 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
         frozen: Any,
         row: Any,
         step: Any,
+        fresh: Any,
+        own_table: Any,
+        slot: Any,
+        kept_scalars: Any,
+        sums: Any,
+        units: Any,
+        unit_count: Any,
+        keys: Any,
+        local: Any,
     ) -> None:
-        hyper, addresses = read_numbers(row), read_addresses(state_table)
+        hyper = read_numbers(row, step, fresh, own_table, slot, kept_scalars, sums)
+        addresses = read_addresses(state_table)
+        is_new, first = fresh != 0, read_first(row)
+        drawn = room()
+        draw(drawn, keys, slot, local, count, step)
         for i in range(count):
             g = load_gradient(gradients, i) * unscale * clip
             stored = load(values, start + i, addresses, state_start + i)
             p, state = widen(stored)
+            if begins:
+                state = start_states(is_new, p, state, first)
             kept = masked and read_byte(frozen, start + i) != 0
             p, state = function(p, g, state, hyper, step)
-            store(values, start + i, addresses, state_start + i, p, state, stored, kept)
+            store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
 
-    return native(update, types.void(*_updater_arguments(number)))
+    return native(update, types.void(*updater_arguments(number)))
 
 
-def _updater_arguments(number: Any) -> list[Any]:
+def updater_arguments(number: Any) -> list[Any]:
     word = types.int64
-    return [word, word, number, number, word, word, word, word, word, word, number]
+    return [word, word, number, number, *[word] * 6, number, *[word] * 9]
 
 
-def _numbers_reader(numbers: Any, number: Any) -> Any:
-    """`read(address)`: a row of hyper-parameters as the rule's named tuple."""
-    row = types.NamedUniTuple(number, len(numbers._fields), numbers)
+def drawer(kinds: int) -> Any:
+    """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw."""
 
-    @intrinsic
-    def read(typing: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            base, index = pointer(builder, arguments[0], context.get_value_type(number)), ir.IntType(64)
-            return context.make_tuple(
-                builder, row, [builder.load(builder.gep(base, [index(i)])) for i in range(row.count)]
-            )
+    @compiled
+    def draw(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
+        for which in range(kinds):
+            seed, key = read_int(keys, 0), read_int(keys, 1 + slot)
+            for block in range((count + 15) // 16):
+                place = target + 2 * TILE * which + 32 * block
+                write_draws(place, seed, key, local // 16 + block, np.int64(step), np.int64(STATE_DRAWS), which)
 
-        return row(types.int64), generate
-
-    return read
+    return draw
 
 
 @functools.cache
-def kernel(dtype: type) -> Any:
+def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> Any:
     """Machine code of `(record, leader) -> finished`, for every rule.
+
+    Args:
+        finish: `(record)`: what the leader does when all tiles are done.
+        measuring: Whether the updater takes sums, and wants to know the units of its tile.
 
     Threads call it on one record and take tiles until none is left. The leader then waits a moment for the others,
     and counts the steps if all tiles are done; if not, it returns 0, and is called once more when they are.
@@ -199,7 +238,7 @@ def kernel(dtype: type) -> Any:
     source, coefficient, update = (
         tile_source(dtype),
         clip_coefficient(dtype),
-        caller(_updater_arguments(float_type(dtype))),
+        caller(updater_arguments(float_type(dtype))),
     )
     read = read_double if dtype is np.float64 else read_float
     size, one = np.dtype(dtype).itemsize, dtype(1.0)
@@ -211,6 +250,12 @@ def kernel(dtype: type) -> Any:
         hyper, columns, converter = word(record, "hyper"), word(record, "columns"), word(record, "converter")
         values, base, frozen = word(record, "values"), word(record, "base"), word(record, "frozen")
         states, updater, grad_scale = word(record, "states"), word(record, "updater"), word(record, "grad_scale")
+        own, own_count, kept = word(record, "own"), word(record, "own_count"), word(record, "kept")
+        keys = word(record, "keys")
+        sums, sum_count, firsts = word(record, "sums"), word(record, "sum_count"), word(record, "firsts")
+        units, unit_count = word(record, "units"), word(record, "unit_count")
+        wide = word(record, "wide") != 0
+        width = 8 if wide else size
         unscale = one
         if grad_scale != 0:
             unscale = one / dtype(read_float(grad_scale, 0))
@@ -221,10 +266,13 @@ def kernel(dtype: type) -> Any:
                 continue
             start, local, length = read_int(row, 0), read_int(row, 1), read_int(row, 2)
             address, code = read_int(sources, 2 * variable), read_int(sources, 2 * variable + 1)
-            group = hyper + read_int(row, 4) * columns * size
-            step = dtype(read_float(steps, read_int(variables, 3 * variable + 2)) + ONE)
+            group = hyper + read_int(row, 4) * columns * width
+            slot = read_int(variables, 3 * variable + 2)
+            step = dtype(read_float(steps, slot) + ONE)
+            # A count of -0.0 has steps to come as well, but its state was set.
+            fresh = 1 if read_int32(steps, slot) == 0 else 0
             gradients = source(address, code, local, length, one, 0, memory, converter)
-            clip = coefficient(record, read(group, 0))
+            clip = coefficient(record, dtype(read_double(group, 0)) if wide else read(group, 0))
             update(
                 updater,
                 gradients,
@@ -236,8 +284,17 @@ def kernel(dtype: type) -> Any:
                 states,
                 start - base,
                 frozen,
-                group + size,
+                group + width,
                 step,
+                fresh,
+                own,
+                slot,
+                kept + 4 * own_count * variable,
+                sums + 8 * sum_count * variable,
+                units + (size * read_int32(firsts, tile) if measuring else 0),
+                unit_count,
+                keys,
+                local,
             )
 
     def run(record: Any, leader: Any) -> Any:
@@ -254,10 +311,25 @@ def kernel(dtype: type) -> Any:
                 first = fetch_add(record + 8 * NEXT, chunk)
         if leader == 0 or not wait(record, count):
             return 0
-        count_step(record)
+        finish(record)
         return 1
 
     return native(run, types.int64(types.int64, types.int64))
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Sums of a rule's statistics, and what is needed to take them.
+
+    Attributes:
+        sums: float64 [variables, sums].
+        firsts: int32 [tiles + 1]: first unit of each tile.
+        units: [sums, units] scratch.
+    """
+
+    sums: npt.NDArray[np.float64]
+    firsts: npt.NDArray[np.int32]
+    units: npt.NDArray[Any]
 
 
 def launch(
@@ -268,12 +340,40 @@ def launch(
     states: Sequence[Tensor],
     inputs: StepInputs,
     written: Tensor | None,
+    measures: Measures | None,
 ) -> None:
-    """See `Launches.step`; `written` is uint8 [variables], of viewed sources."""
+    """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics."""
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
-    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
+    moved = rule.statistics is not None and rule.statistics.moves
+    draws = () if moved else draws_of(rule, states, inputs)
+    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
+    run(kernel(dtype), update, tables, sources, rule, values, states, inputs, written, measures)
+
+
+def draws_of(rule: Rule, states: Sequence[Tensor], inputs: StepInputs) -> tuple[int, ...]:
+    """See `Rule.draws`; empty where no state is rounded at random."""
+    draws = rule.draws([inputs.keys is not None and state.dtype == torch.bfloat16 for state in states])
+    return draws if max(draws, default=-1) >= 0 else ()
+
+
+def run(
+    code: Any,
+    update: Any,
+    tables: Tables,
+    sources: Sources,
+    rule: Rule,
+    values: Tensor,
+    states: Sequence[Tensor],
+    inputs: StepInputs,
+    written: Tensor | None,
+    measures: Measures | None,
+) -> None:
+    """Runs an updater over all tiles."""
+    dtype = DTYPES[tables.compute_dtype]
     addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
+    own = np.array([scalar.data_ptr() for scalar in inputs.own], dtype=np.int64)
+    kept = np.empty((len(tables.segments), len(own)), dtype=np.float32)
     size = 2 * sum(stream.element_size() for stream in (values, *states)) + 4
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
@@ -288,7 +388,11 @@ def launch(
         converter=0 if sources.dtype == tables.compute_dtype else converter_of(dtype),
         hyper=inputs.hyper.data_ptr(),
         columns=inputs.hyper.shape[1],
+        wide=rule.wide,
         steps=inputs.steps.data_ptr(),
+        own=own.ctypes.data,
+        own_count=len(own),
+        kept=kept.ctypes.data,
         norm=inputs.norm.data_ptr(),
         norm_is_double=inputs.norm.dtype == torch.float64,
         clip=inputs.clip,
@@ -300,5 +404,11 @@ def launch(
         base=inputs.base,
         frozen=address_of(tables.frozen),
         states=addresses.ctypes.data,
+        keys=address_of(inputs.keys),
+        sums=0 if measures is None else measures.sums.ctypes.data,
+        sum_count=0 if measures is None else measures.sums.shape[1],
+        firsts=0 if measures is None else measures.firsts.ctypes.data,
+        units=0 if measures is None else measures.units.ctypes.data,
+        unit_count=0 if measures is None else measures.units.shape[1],
     )
-    POOL.launch(callable_of(kernel(dtype)), record, threads)
+    POOL.launch(callable_of(code), record, threads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..lang import device_function, exp, where
 
 
@@ -28,3 +30,8 @@ def bias_correction(step, log_beta):
     series = series * x + 0.5
     series = (series * x) * x + x
     return where(x > -0.5, 0.0 - series, 1.0 - exp(x))
+
+
+def log_of(beta: float) -> float:
+    """log(beta), of 0 as well: what `bias_correction` and powers of `beta` start from."""
+    return math.log(beta) if beta > 0.0 else -math.inf

@@ -7,13 +7,14 @@ import builtins
 import importlib
 import inspect
 import keyword
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ..errors import RuleError
 from ..lang import COMPILERS, WORDS, is_device_function, is_words, source_of, used_names
 
 ARGUMENTS = ("p", "g", "state", "hyper", "step")
+SCALAR_ARGUMENTS = ("hyper", "step")
 
 # What of Python's syntax a rule has no use for, and what it writes instead.
 _CHOOSE = "write tl.where(condition, a, b), which chooses element by element"
@@ -51,13 +52,13 @@ _OPERATORS: dict[type[ast.AST], tuple[str, str]] = {
 _BUILTINS = {"abs": "tl.abs", "max": "tl.maximum", "min": "tl.minimum", "pow": "tl.exp(b * tl.log(a))"}
 
 
-def check_names(numbers: tuple[str, ...], states: tuple[str, ...]) -> None:
-    """Refuses names of hyper-parameters and states that cannot be any.
+def check_names(numbers: tuple[str, ...], states: tuple[str, ...], of: str = "hyper") -> None:
+    """Refuses names of hyper-parameters (or, as `of` says, of others) and states that cannot be any.
 
     Raises:
         ValueError: one that is given twice, or is no name; "params", which groups have already.
     """
-    for what, names in (("hyper", numbers), ("states", states)):
+    for what, names in ((of, numbers), ("states", states)):
         for name in names:
             if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_") or name == "params":
                 raise ValueError(f"{what}={names!r}: {name!r} cannot be a name; give a word that Python allows")
@@ -65,16 +66,91 @@ def check_names(numbers: tuple[str, ...], states: tuple[str, ...]) -> None:
                 raise ValueError(f"{what}={names!r} names {name!r} twice; give each once")
 
 
-def check_function(function: Callable[..., Any], numbers: tuple[str, ...], states: tuple[str, ...]) -> None:
-    """Refuses a rule that says what a compiler does not take.
+def check_init(
+    init: Mapping[str, float | str],
+    numbers: tuple[str, ...],
+    states: tuple[str, ...],
+    own: tuple[str, ...],
+    returned: tuple[str, ...],
+    value: str,
+) -> None:
+    """Refuses initial values of nothing, or by names of nothing; and scalars that would never change.
+
+    Args:
+        returned: Names of what the rule's scalars return.
+        value: What stands for the variable's own value.
+
+    Raises:
+        ValueError: says which name, and what it may be.
+    """
+    for name, first in init.items():
+        if name not in (*states, *own):
+            raise ValueError(f"init={dict(init)!r}: {name!r} is none of the states {states!r} or of own={own!r}")
+        known = (*numbers, value) if name in states else numbers
+        if isinstance(first, str) and first not in known:
+            raise ValueError(f"init={dict(init)!r}: {first!r} is no number of hyper={numbers!r}; give one, or a number")
+    missing = [name for name in own if name not in returned]
+    if missing:
+        raise ValueError(f"own={own!r}: the rule's scalars do not return {missing[0]!r}; add it to their names")
+
+
+def check_scalars(function: Callable[..., Any], names: tuple[str, ...]) -> None:
+    """Refuses scalars that say what a compiler does not take.
 
     Raises:
         RuleError: with the line, and what to write there.
     """
+    _check_arguments(function, SCALAR_ARGUMENTS)
+    try:
+        tree = source_of(function)
+    except RuleError:
+        return
+    _check_body(function, tree)
+    returns = [node for node, _ in _nodes(tree) if isinstance(node, ast.Return)]
+    if not returns:
+        raise RuleError(function, tree.lineno, "it returns nothing", f"return ({', '.join(names)},)")
+    for node in returns:
+        if isinstance(node.value, ast.Tuple) and len(node.value.elts) != len(names):
+            found = f"{len(node.value.elts)} numbers are returned, and {len(names)} have names"
+            raise RuleError(function, node.lineno, found, f"return ({', '.join(names)},)")
+
+
+def check_statistics(function: Callable[..., Any]) -> None:
+    """Refuses statistics that say what a compiler does not take.
+
+    Raises:
+        RuleError: with the line, and what to write there.
+    """
+    _check_arguments(function, ARGUMENTS)
+    try:
+        tree = source_of(function)
+    except RuleError:
+        return
+    _check_body(function, tree)
+
+
+def _check_arguments(function: Callable[..., Any], wanted: tuple[str, ...]) -> tuple[str, ...]:
     given = tuple(inspect.signature(function).parameters)
-    if len(given) != len(ARGUMENTS):
-        wanted, found = ", ".join(ARGUMENTS), ", ".join(given)
-        raise RuleError(function, None, f"its arguments are ({found})", f"write ({wanted})")
+    if len(given) != len(wanted):
+        raise RuleError(function, None, f"its arguments are ({', '.join(given)})", f"write ({', '.join(wanted)})")
+    return given
+
+
+def check_function(
+    function: Callable[..., Any],
+    numbers: tuple[str, ...],
+    states: tuple[str, ...],
+    check_unused: bool = True,
+) -> None:
+    """Refuses a rule that says what a compiler does not take.
+
+    Args:
+        check_unused: Whether it must read all of its numbers: scalars may have read them instead.
+
+    Raises:
+        RuleError: with the line, and what to write there.
+    """
+    given = _check_arguments(function, ARGUMENTS)
     try:
         tree = source_of(function)
     except RuleError:
@@ -82,7 +158,8 @@ def check_function(function: Callable[..., Any], numbers: tuple[str, ...], state
     _check_body(function, tree)
     _check_tuple(function, tree, given[2], states, "state")
     _check_tuple(function, tree, given[3], numbers, "hyper-parameter")
-    _check_unused(function, tree, given[3], numbers)
+    if check_unused:
+        _check_unused(function, tree, given[3], numbers)
     _check_result(function, tree, given[2], states)
 
 

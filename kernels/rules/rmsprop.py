@@ -1,13 +1,13 @@
 """RMSprop, plain, with momentum, and centered, as torch.optim.RMSprop writes it.
 
-g <- sign g + weight_decay p
 v <- alpha v + (1 - alpha) g^2                          (Tieleman and Hinton 2012, lecture 6.5)
 a <- a + (1 - alpha) (g - a)                            centered (Graves 2013, arXiv 1308.0850)
 u <- g / (sqrt(v) + eps)                                centered: v - a^2 is under the root
 b <- momentum b + u                                     with momentum: u is b
 p <- p - lr u
 
-As in torch, v - a^2 of a gradient that hardly changes can round below zero: its root is NaN.
+Its decay is coupled (`decay.py`). As in torch, v - a^2 of a gradient that hardly changes can round below zero: its root
+is NaN.
 """
 
 from __future__ import annotations
@@ -16,23 +16,17 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ..lang import device_function, div_rn, sqrt_rn, where
+from .decay import coupled
 from .rule import Rule
 
 
 class RMSpropNumbers(NamedTuple):
     lr: Any
-    weight_decay: Any
     alpha: Any
     keep: Any  # 1 - alpha
     eps: Any
     momentum: Any
     centered: Any  # 1 where the average is subtracted
-    ascent: Any  # -1 to maximize
-
-
-@device_function
-def decayed(p, g, hyper):
-    return hyper.ascent * g + hyper.weight_decay * p
 
 
 @device_function
@@ -56,14 +50,12 @@ def gather_speed(update, b, hyper):
 
 @device_function
 def rmsprop(p, g, state, hyper, step):
-    g = decayed(p, g, hyper)
     v = squares(g, state[0], hyper)
     return p - hyper.lr * div_rn(g, sqrt_rn(v) + hyper.eps), (v,)
 
 
 @device_function
 def rmsprop_momentum(p, g, state, hyper, step):
-    g = decayed(p, g, hyper)
     v = squares(g, state[0], hyper)
     b, update = gather_speed(div_rn(g, sqrt_rn(v) + hyper.eps), state[1], hyper)
     return p - hyper.lr * update, (v, b)
@@ -71,7 +63,6 @@ def rmsprop_momentum(p, g, state, hyper, step):
 
 @device_function
 def rmsprop_centered(p, g, state, hyper, step):
-    g = decayed(p, g, hyper)
     v = squares(g, state[0], hyper)
     a, spread = center(g, v, state[1], hyper)
     return p - hyper.lr * div_rn(g, sqrt_rn(spread) + hyper.eps), (v, a)
@@ -79,7 +70,6 @@ def rmsprop_centered(p, g, state, hyper, step):
 
 @device_function
 def rmsprop_centered_momentum(p, g, state, hyper, step):
-    g = decayed(p, g, hyper)
     v = squares(g, state[0], hyper)
     a, spread = center(g, v, state[2], hyper)
     b, update = gather_speed(div_rn(g, sqrt_rn(spread) + hyper.eps), state[1], hyper)
@@ -90,13 +80,11 @@ def rmsprop_numbers(group: Mapping[str, Any]) -> RMSpropNumbers:
     alpha = float(group["alpha"])
     return RMSpropNumbers(
         lr=group["lr"],
-        weight_decay=group["weight_decay"],
         alpha=alpha,
         keep=1.0 - alpha,
         eps=group["eps"],
         momentum=group["momentum"],
         centered=float(group["centered"]),
-        ascent=-1.0 if group["maximize"] else 1.0,
     )
 
 
@@ -104,7 +92,7 @@ _STATES = ("square_avg", "momentum_buffer", "grad_avg")
 
 
 def _rule(name: str, function: Any, states: tuple[str, ...]) -> Rule:
-    return Rule(name, function, states, RMSpropNumbers, rmsprop_numbers)
+    return coupled(Rule(name, function, states, RMSpropNumbers, rmsprop_numbers, stochastic=("square_avg",)))
 
 
 RMSPROP = _rule("RMSprop", rmsprop, _STATES[:1])

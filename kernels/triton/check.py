@@ -13,7 +13,7 @@ from ..errors import RuleError
 from ..lang import INTERPRETED
 from ..rules import Rule
 from .compile import twin
-from .step import load_hyper
+from .numbers import load_row
 
 # What is compiled for: what a rule may say is the same for all.
 TARGET = GPUTarget("cuda", 90, 32)
@@ -35,7 +35,7 @@ def rule_kernel(
     for i in tl.static_range(STATES):
         stored = stored + (tl.load(streams_ptr + (i + 1) * BLOCK + lane),)
     p = tl.load(streams_ptr + lane)
-    p, states = RULE(p, p, stored, load_hyper(numbers_ptr, 0, NUMBERS, COLUMNS), tl.load(numbers_ptr))
+    p, states = RULE(p, p, stored, NUMBERS(*load_row(numbers_ptr, 0, COLUMNS)), tl.load(numbers_ptr))
     tl.store(streams_ptr + lane, p)
     for i in tl.static_range(STATES):
         tl.store(streams_ptr + (i + 1) * BLOCK + lane, states[i])
@@ -49,8 +49,8 @@ def check(rule: Rule) -> None:
     """
     constants = {
         "RULE": twin(rule.function),
-        "NUMBERS": rule.numbers,
-        "COLUMNS": 1 + len(rule.numbers._fields),
+        "NUMBERS": rule.given.type,
+        "COLUMNS": 1 + len(rule.given.picks),
         "STATES": len(rule.states),
         "BLOCK": BLOCK,
     }

@@ -171,4 +171,37 @@ def test_a_draft_that_may_not_be_opened_is_in_nobodys_way(tmp_path: Path, monkey
     store = fv.VarStore()
     store.add("a", torch.ones(3))
     store.save(tmp_path / "model.safetensors")
+    store.values.zero_()
     store.load(tmp_path / "model.safetensors")
+    assert store["a"].value.tolist() == [1.0, 1.0, 1.0]
+    assert draft.exists()
+
+
+@pytest.mark.parametrize("size", [None, 12], ids=["file", "shards"])
+@pytest.mark.parametrize("fault", ["bytes", "length"])
+def test_a_file_that_reads_back_otherwise_replaces_nothing(
+    fault: str, size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk or a network file system that does not keep what it was given."""
+    store = fv.VarStore()
+    store.add("a", torch.ones(3))
+    store.add("b", torch.ones(3))
+    path = tmp_path / "model.safetensors"
+    store.save(path)
+    before = path.read_bytes()
+    real = os.lseek
+
+    def spoil(descriptor: int, position: int, how: int) -> int:
+        """Before anything is read back."""
+        there = real(descriptor, 0, os.SEEK_CUR)
+        if (position, how) == (0, os.SEEK_SET) and there and fault == "bytes":
+            os.pwrite(descriptor, b"x", 20)
+        if (position, how) == (0, os.SEEK_SET) and there and fault == "length":
+            os.truncate(descriptor, os.fstat(descriptor).st_size - 1)
+        return real(descriptor, position, how)
+
+    monkeypatch.setattr(os, "lseek", spoil)
+    with pytest.raises(fv.CheckpointError, match="did not keep what was written"):
+        store.save(path, shard_size=size)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -164,7 +164,7 @@ def test_pickles_that_want_code_are_refused(content: object, tmp_path: Path) -> 
     [
         ([torch.ones(2)], "holds a list, not a state dict"),
         ({"weight": torch.ones(2), "epoch": 3}, "'epoch' are no tensors by name"),
-        ({"a": {"weight": torch.ones(2)}}, "'a' are no tensors by name"),
+        ({"a": {"weight": torch.ones(2)}}, "say which is meant: key='a'"),
         ({"weight": torch.ones(2, 3).to_sparse(), "bias": torch.ones(2)}, "only dense tensors are read"),
         (
             {"weight": torch.ones(2, 3), "bias": torch.ones(2, device="meta")},

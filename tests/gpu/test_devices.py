@@ -57,3 +57,40 @@ def test_a_gradient_on_another_device_is_refused(device):
     store = store_of([(8,), (4,)], device=device)
     with pytest.raises(fv.GradientError, match="'v1'"):
         store.accumulate([torch.ones(8, device=device), torch.ones(4)])
+
+
+def test_a_recarve_waits_for_kernels_of_other_streams(device):
+    """They read the buffer through a Parameter, of which `record_stream` tells the allocator nothing."""
+    store = store_of([(1 << 22,), (3,)], device=device)
+    param = store["v0"].param
+    with torch.no_grad():
+        param.fill_(1.0)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    total = torch.zeros(1 << 22, device=device)
+    with torch.cuda.stream(stream), torch.no_grad():
+        for _ in range(400):
+            total.add_(param)
+    store.double()  # frees the buffer, and what is made next may lie in its memory
+    torch.full((1 << 22,), -7.0, device=device)
+    torch.cuda.synchronize()
+    assert (total == 400.0).all()
+
+
+def fill_in_a_child(module):
+    with torch.no_grad():
+        for param in module.parameters():
+            param.fill_(param.numel())
+    torch.cuda.synchronize()
+
+
+def test_parameters_of_a_shared_store_can_be_sent_to_a_process(device):
+    """Which finds memory by the first address of its storage: that of the whole buffer."""
+    module = torch.nn.Linear(3, 2, device=device)
+    store = fv.VarStore.from_module(module).share_memory_()
+    child = torch.multiprocessing.get_context("spawn").Process(target=fill_in_a_child, args=(module,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 0
+    assert store.values.sum().item() == 6 * 6 + 2 * 2
+    store.check()

@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 import flatvars as fv
+from flatvars.memory.layout import plan_layout
+from flatvars.memory.spec import VarSpec
+from flatvars.memory.streams import Stream
 
 from .training import adopted, assert_same, backward, states, values
 
@@ -66,7 +69,7 @@ def test_training_goes_on_bit_for_bit(steps: int, mode: str) -> None:
 
 
 def test_a_store_may_grow_afterwards() -> None:
-    """The new buffer is the process's own again; values and state stay."""
+    """The new buffer is shared as well, for the processes that start later; values and state stay."""
     module, store, opt = adopted(steps=2)
     store.share_memory_()
     before, before_states = values(module), states(opt)
@@ -74,8 +77,22 @@ def test_a_store_may_grow_afterwards() -> None:
     assert len(store.values) == 96  # asking carves
     assert_same(values(module), before)
     assert_same(states(opt), before_states)
-    assert not module.weight.is_shared()
+    for name in (*dict(module.named_parameters()), "later"):
+        assert store[name].param.is_shared(), name
+        assert store[name].param.untyped_storage().data_ptr() == store.values.untyped_storage().data_ptr(), name
+    store.double()
+    assert module.weight.is_shared()
     store.check()
+
+
+def test_pieces_of_a_shared_stream_are_plain_views() -> None:
+    """Another process is told of a storage by its first address: one of a piece alone is not known on a GPU."""
+    span = plan_layout([VarSpec("a", (2,), torch.float32, (1,)), VarSpec("b", (3,), torch.float32, (1,))]).spans[1]
+    buffer = torch.zeros(64)
+    shared, own = Stream(buffer, shared=True).piece(span), Stream(buffer).piece(span)
+    assert shared.data_ptr() == own.data_ptr()
+    assert shared.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+    assert own.untyped_storage().data_ptr() == own.data_ptr() != buffer.data_ptr()
 
 
 def test_a_shared_module_can_be_adopted() -> None:

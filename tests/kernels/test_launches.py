@@ -7,6 +7,7 @@ import torch
 
 import flatvars as fv
 from flatvars.backend import use_backend
+from tests.parity.pairs import OPTIMIZERS
 from tests.support.launches import count_launches, device_work
 from tests.support.stores import set_grads, store_of
 
@@ -41,6 +42,39 @@ def launches_of(call):
 def groups_of(store, count):
     names = list(store)
     return [{"params": names[i::count], "lr": 0.01 * (i + 1)} for i in range(count)]
+
+
+@pytest.mark.parametrize("max_norm", [None, 1.0], ids=["plain", "clip"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_step_of_every_optimizer(name, max_norm, device):
+    store = store_of([(3, i % 4) for i in range(5)], device=device)
+    kind, _, arguments = OPTIMIZERS[name]
+    optimizer = kind(groups_of(store, 2), store=store, max_norm=max_norm, **arguments)
+    set_grads(store)
+    launches = launches_of(optimizer.step)
+    assert launches.kernels == ([STEP] if max_norm is None else [NORM, STEP])
+    assert launches.operators == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        fv.optim.StableAdamW,
+        fv.optim.LAMB,
+        fv.optim.LARS,
+        fv.optim.MARS,
+        lambda params, **options: fv.optim.AdamW(params, cautious=True, **options),
+    ],
+    ids=["stable-adamw", "lamb", "lars", "mars", "cautious"],
+)
+@pytest.mark.parametrize("max_norm", [None, 1.0], ids=["plain", "clip"])
+def test_statistics_are_one_launch_more(make, max_norm, device):
+    store = store_of([(3, i % 4) for i in range(5)], device=device)
+    optimizer = make(groups_of(store, 2), store=store, max_norm=max_norm)
+    set_grads(store)
+    launches = launches_of(optimizer.step)
+    assert launches.kernels == [*([] if max_norm is None else [NORM]), "statistics_kernel", STEP]
+    assert launches.operators == []
 
 
 @pytest.mark.parametrize(("variables", "groups"), COUNTS)

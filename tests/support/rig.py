@@ -81,6 +81,8 @@ class Rig:
         self.grads = Guarded(self.numel, self.compute, device)
         names = rule.states if rule is not None else ()
         self.states = [Guarded(self.numel, state_dtype or dtype, device) for _ in names]
+        # What nobody has set yet may be anything.
+        self.own = [torch.full_like(self.steps, torch.nan) for _ in (rule.own if rule is not None else ())]
         if fill:
             for span in self.spans(self.values.stream):
                 span.copy_(torch.randn(span.shape))
@@ -141,6 +143,7 @@ class Rig:
             skipped=self.skipped,
             grad_scale=grad_scale,
             found_inf=found_inf,
+            own=self.own,
         )
 
     def accumulate(self, grads: Sequence[Tensor | None], scale: float = 1.0, *, add: bool = False) -> None:
@@ -149,7 +152,7 @@ class Rig:
     def snapshot(self) -> list[Tensor]:
         """Copies of everything a step may write, guards and padding included."""
         streams = [guarded.storage for guarded in self.guarded()]
-        return [tensor.clone() for tensor in (*streams, self.steps, self.skipped)]
+        return [tensor.clone() for tensor in (*streams, self.steps, self.skipped, *self.own)]
 
     def guarded(self) -> list[Guarded]:
         return [self.values, *self.states, self.grads]

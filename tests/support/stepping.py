@@ -31,6 +31,7 @@ def check_step(
     untouched = [[span.clone() for span in rig.spans(stream)] for stream in streams]
     before = [rig.copies(stream) for stream in streams]
     counts = rig.steps.tolist()
+    own = [scalar.clone() for scalar in rig.own]
     rig.step(grads, [case.group for case in cases], max_norm=max_norm, **options)
     coefficient = 1.0
     if max_norm is not None:
@@ -42,12 +43,15 @@ def check_step(
         if grad is None:
             for stream, kept in zip(after, untouched, strict=True):
                 assert_same_bits(stream[i], kept[i])
+            for scalar, old in zip(rig.own, own, strict=True):
+                assert_same_bits(scalar[i], old[i])
             continue
         counts[i] += 1
         case = cases[rig.segments.groups[i]]
         value, *states = [stream[i] for stream in before]
+        states += [scalar[i].cpu().double() for scalar in own]
         scaled = memory_order(grad, rig.segments, i) * coefficient
         expected, kept = case.truth(value, scaled, tuple(states), case.group, counts[i])
-        for actual, truth in zip(after, (expected, *kept), strict=True):
+        for actual, truth in zip((*after, *rig.own), (expected, *kept), strict=True):
             assert_close(actual[i], truth)
     assert rig.steps.tolist() == counts

@@ -86,30 +86,44 @@ def printed(example: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
-    adopting, by_name, _ = code_blocks(ROOT / "README.md", "python")
+    adopting, by_name, _, muon = code_blocks(ROOT / "README.md", "python")
     assert "layer1.0.weight" in printed(by_name, capsys)
     out = printed(adopting, capsys)
     loss, norm = re.match(r"loss (\S+), gradient norm (\S+), 6 variables", out).groups()  # type: ignore[union-attr]
     assert float(loss) < 2.0
     assert 0.0 < float(norm) < 100.0
+    out = printed(muon, capsys)
+    assert re.search(r"group 0: Muon.*\n  1.weight .*\n  3.weight .*\ngroup 1: AdamW", out)
+    assert "0.weight  (64, 32), embedding" in out
 
 
 def test_the_checkpoints_of_the_readme_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    *_, example = code_blocks(ROOT / "README.md", "python")
+    _, _, example, _ = code_blocks(ROOT / "README.md", "python")
     monkeypatch.chdir(tmp_path)
     assert printed(example, capsys) == "equal: True, step 20\n"
     assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
 
 
 def test_the_rule_of_the_kernels_page_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = code_blocks(ROOT / "kernels" / "README.md", "python")
+    example, *_ = code_blocks(ROOT / "kernels" / "README.md", "python")
     script = tmp_path / "own_rule.py"  # Triton reads a rule's source from its file
     use = "model(torch.ones(1, 4)).sum().backward()\nbefore = model.bias.detach().clone()\noptimizer.step()\n"
     script.write_text(example + use + "print(bool((model.bias - before + 1e-3).abs().max() < 1e-7))\n")
     runpy.run_path(str(script))
     assert capsys.readouterr().out == "True\n"
+
+
+def test_the_stages_of_the_kernels_page_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each example prints what its last line says."""
+    _, *examples = code_blocks(ROOT / "kernels" / "README.md", "python")
+    assert examples
+    for number, example in enumerate(examples):
+        script = tmp_path / f"stage_{number}.py"
+        script.write_text(example)
+        runpy.run_path(str(script))
+        assert capsys.readouterr().out == example.rstrip().rpartition("  # ")[2] + "\n"
 
 
 def test_ci_calls_the_test_command_of_the_readme() -> None:

@@ -42,10 +42,12 @@ def zeroed(grads, masks):
     ]
 
 
-def steps_as_an_unmasked_twin(rig, masks, case, grads, **options):
+def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
     """One step of `rig`, beside one without masks from the same bits: masked elements stay, all others are equal."""
     twin = Rig(SHAPES, rig.dtype, rule=rig.rule, device=rig.device)
     twin.steps.copy_(rig.steps)
+    for ours, theirs in zip(rig.own, twin.own, strict=True):
+        theirs.copy_(ours)
     streams = [rig.values, *rig.states]
     for ours, theirs in zip(streams, [twin.values, *twin.states], strict=True):
         theirs.storage.copy_(ours.storage)
@@ -59,16 +61,22 @@ def steps_as_an_unmasked_twin(rig, masks, case, grads, **options):
             assert_same_bits(actual[kept], expected[kept])
             assert_same_bits(actual[~kept], before[k][i][~kept])
     assert rig.steps.tolist() == twin.steps.tolist()
+    for ours, theirs in zip(rig.own, twin.own, strict=True):
+        assert_same_bits(ours, theirs)
     assert_norm(rig.norm, twin.norm.cpu(), rig.compute)
     rig.assert_clean()
 
 
-@pytest.mark.parametrize("name", CASES)
+# What is masked is no element of a variable to statistics: a twin with zeros in its place is another variable.
+ALONE = [name for name, case in CASES.items() if case.rule.statistics is None]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_every_rule(name, device):
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
     for bad in (math.nan, 1.0):
-        steps_as_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
+        check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1.0])
@@ -76,7 +84,7 @@ def test_every_rule(name, device):
 def test_every_mask(mask, bad, device):
     case, masks = CASES["amsgradw"], masks_of(MASKS[mask], device)
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
-    steps_as_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
+    check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
 
 
 @pytest.mark.parametrize("options", [{"max_norm": 0.5}, {"max_norm": 0.5, "skip": True}], ids=["clip", "skip"])
@@ -86,7 +94,7 @@ def test_dtypes_clipping_and_skipping(name, dtype, options, device):
     """A masked NaN poisons no norm, and no step is skipped because of it."""
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
     rig = Rig(SHAPES, dtype, rule=case.rule, masks=masks, device=device)
-    steps_as_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks), **options)
+    check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks), **options)
     assert rig.skipped.item() == 0
     assert rig.steps.tolist() == [1] * len(SHAPES)
 
@@ -97,7 +105,7 @@ def test_what_is_not_finite_elsewhere_still_counts(skip, device):
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
     grads = rig.random_grads()
     grads[1][0] = math.nan
-    steps_as_an_unmasked_twin(rig, masks, case, grads, max_norm=1.0, skip=skip)
+    check_step_beside_an_unmasked_twin(rig, masks, case, grads, max_norm=1.0, skip=skip)
     assert math.isnan(rig.norm.item())
     assert rig.skipped.item() == skip
 
@@ -123,7 +131,7 @@ def test_untouched_variables_stay_as_they_are(name, device):
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
     grads = poisoned(rig.random_grads(), masks)
     grads[1] = grads[3] = None
-    steps_as_an_unmasked_twin(rig, masks, case, grads, max_norm=1.0)
+    check_step_beside_an_unmasked_twin(rig, masks, case, grads, max_norm=1.0)
     assert rig.steps.tolist() == [1, 0, 1, 0, 1]
 
 
@@ -194,3 +202,27 @@ def test_memory_order_of_a_transposed_variable(device):
     moved = (value != before).all(dim=1)
     assert torch.equal(moved, mask[:, 0])
     assert bool((value == before)[~mask].all())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ALONE])
+def test_statistics_are_of_what_trains(name, device):
+    """A masked variable steps as one that has its trained elements alone; what is masked may be NaN."""
+    case = CASES[name]
+    mask = torch.rand(3000) < 0.6
+    rig = Rig([(17,), (3000,)], rule=case.rule, masks=[None, mask], device=device)
+    few = Rig([(17,), (int(mask.sum()),)], rule=case.rule, device=device)
+    chosen = [torch.ones(17, dtype=torch.bool), mask]
+    for _ in range(2):
+        for ours, theirs in zip([rig.values, *rig.states], [few.values, *few.states], strict=True):
+            for target, span, which in zip(few.spans(theirs.stream), rig.spans(ours.stream), chosen, strict=True):
+                target.copy_(span[which])
+        grads = rig.random_grads()
+        few.step([grad[which].clone() for grad, which in zip(grads, chosen, strict=True)], [case.group])
+        before = rig.spans(rig.values.stream)[1][~mask].clone()
+        rig.step(poisoned(grads, [None, mask]), [case.group])
+        for span, expected, which in zip(
+            rig.spans(rig.values.stream), few.spans(few.values.stream), chosen, strict=True
+        ):
+            torch.testing.assert_close(span[which], expected, rtol=1e-5, atol=1e-6)
+        assert_same_bits(rig.spans(rig.values.stream)[1][~mask], before)
+    rig.assert_clean()
