@@ -249,6 +249,7 @@ class Entries(MutableMapping[Any, Any]):
                 stream.view(variable.span).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
         for name in rule.own:
             states.scalar_of(variable, name).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
+        states.note_set([variable])  # whoever looks may write
 
     def _streams(self, variable: Variable) -> Any:
         return self._optimizer.states.streams(variable.dtype, self._optimizer.rule().states)
@@ -261,7 +262,8 @@ class Entries(MutableMapping[Any, Any]):
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
-            has_state = early or counts[states.slots[variable.id]] > 0
+            count = counts[states.slots[variable.id]]
+            has_state = early or count or math.copysign(1.0, count) < 0.0
             if missing and variable.id not in self._dropped and has_state:
                 self._show(entry, variable)
         return found
@@ -362,7 +364,7 @@ class Entries(MutableMapping[Any, Any]):
         ]
         if rule.keeps_step and STEP in content:
             entry.show(STEP, self._optimizer.states.step_of(variable))
-            return float(content[STEP]) or (-0.0 if rule.init and any(placed) else 0.0)
+            return float(content[STEP]) or (-0.0 if any(placed) else 0.0)
         return float(any(placed))
 
     def _take_out(self, variable: Variable, keep: bool = False) -> None:

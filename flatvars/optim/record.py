@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,10 +63,14 @@ class OptimizerRecord:
         """Of all groups."""
         return [variable for group in self.groups for variable in group.variables]
 
-    def counts(self) -> dict[int, int]:
-        """Steps taken by each variable that took any, by id. Waits for the device."""
+    def counts(self) -> dict[int, float]:
+        """Steps taken by each variable that has a state, by id: -0.0 where it was set and no step taken since.
+
+        Waits for the device.
+        """
         taken = self.steps.tolist()
-        return {key: int(taken[row]) for key, row in self.slots.items() if taken[row]}
+        known = [(key, taken[row]) for key, row in self.slots.items()]
+        return {key: int(count) or -0.0 for key, count in known if count or math.copysign(1.0, count) < 0.0}
 
     def scalars_of(self) -> dict[str, dict[int, float]]:
         """What variables that took a step keep, by name and id. Waits for the device."""
