@@ -37,6 +37,13 @@ class Plan:
         self.addresses = AddressTable(self.segments, self.device)
         self._hyper = HyperTable(self.segments.compute_dtype, self.device)
 
+    def companion(self) -> Plan:
+        """Another plan of the same variables, by the same kernels and scratch, with addresses and numbers of its own.
+
+        For a launch that follows one of this plan's, and reads something else in the place of gradients.
+        """
+        return Plan(self.launches, self.out.norm, self.out.sums, self.out.slot)
+
     def write_norm_to(self, norm: Tensor) -> None:
         """From the next launch on, norms go to this tensor, like the one before."""
         self.out = replace(self.out, norm=norm)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..memory.streams import Stream
 from ..variables.variable import Variable
+from .states import is_set
 
 FetchState = Callable[[str, Variable, Tensor], bool]
 """Writes one state of one variable into a tensor of its shape; False where there is none, which means zeros."""
@@ -70,7 +70,7 @@ class OptimizerRecord:
         """
         taken = self.steps.tolist()
         known = [(key, taken[row]) for key, row in self.slots.items()]
-        return {key: int(count) or -0.0 for key, count in known if count or math.copysign(1.0, count) < 0.0}
+        return {key: int(count) or -0.0 for key, count in known if is_set(count)}
 
     def scalars_of(self) -> dict[str, dict[int, float]]:
         """What variables that took a step keep, by name and id. Waits for the device."""

@@ -6,8 +6,9 @@ streams for as long as the optimizer lives, whichever param group it is in, or n
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -59,6 +60,9 @@ class States:
         self._keys: Tensor | None = None
         self._streams: dict[tuple[torch.dtype, tuple[str, ...]], list[Stream]] = {}
         self._generation = -1
+        # Where there are several rules: the states of a variable, whose streams then cover those variables alone.
+        self.names_of: Callable[[Variable], tuple[str, ...]] | None = None
+        self.from_start: frozenset[str] = frozenset()  # states whose streams begin where their regions do
         self._key = registry.register_optimizer()
         weakref.finalize(self, _release, weakref.ref(registry), self._key)
 
@@ -207,7 +211,7 @@ class States:
             self._streams, self._generation = {}, self.registry.generation
         key = (region, names)
         if key not in self._streams:
-            cover = self._cover(region)
+            cover = self._cover(region, names)
             dtype_of = same_dtype if self.dtype is None else partial(always, self.dtype)
             streams = self.registry.streams
             before = [self.find(name, region) for name in names]
@@ -216,17 +220,26 @@ class States:
             self._streams[key] = made
         return self._streams[key]
 
-    def _cover(self, region: torch.dtype) -> Cover:
-        """From the first to the last variable that has room for state, and all that is covered already."""
-        streams = self.registry.streams
-        found = [streams.find(name, region) for name in streams.names() if name.startswith(f"{self._key}.")]
+    def _cover(self, region: torch.dtype, names: tuple[str, ...]) -> Cover:
+        """From the first to the last variable that has room for such state, and all that is covered already."""
+        variables = [v for v in self._variables.values() if v.dtype == region and v.spec.has_room]
+        if self.names_of is None:
+            prefix = f"{self._key}."
+            related = {name.removeprefix(prefix) for name in self.registry.streams.names() if name.startswith(prefix)}
+        else:
+            # The streams of one rule cover the same range, and so do those of rules that share a state.
+            kinds, related = {self.names_of(v) for v in variables} | {names}, set(names)
+            while more := {name for kind in kinds if related.intersection(kind) for name in kind} - related:
+                related |= more
+            variables = [v for v in variables if related.intersection(self.names_of(v))]
+        found = [self.find(name, region) for name in related]
         ranges = [held.cover for held in found if held is not None]
-        spans = [v.span for v in self._variables.values() if v.dtype == region and v.spec.has_room]
-        if spans:
-            ranges.append(hull(spans))
+        if variables:
+            ranges.append(hull(v.span for v in variables))
         if not ranges:
             return 0, 0
-        return min(start for start, _ in ranges), max(stop for _, stop in ranges)
+        start = 0 if self.from_start.intersection(related) else min(start for start, _ in ranges)
+        return start, max(stop for _, stop in ranges)
 
     def covering(self, name: str, variable: Variable) -> Stream | None:
         """The stream of a state where it covers a variable."""
@@ -258,3 +271,8 @@ def _longer(counts: Tensor, rows: int) -> Tensor:
         longer = torch.zeros(rows, dtype=counts.dtype, device=counts.device)
     longer[: len(counts)] = counts
     return longer
+
+
+def is_set(count: float) -> bool:
+    """Whether a variable has a state: from its first step on, or from when somebody set one, which counts as -0.0."""
+    return count > 0.0 or math.copysign(1.0, count) < 0.0

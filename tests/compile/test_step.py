@@ -14,7 +14,7 @@ from tests.support.rules import CASES
 
 RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsprop-both", "user"]
 RULES += ["adagrad-all", "adadelta", "adamax", "nadam", "radam", "rprop", "asgd"]
-RULES += ["stable-adamw", "lamb", "lars", "cautious-updates"]
+RULES += ["stable-adamw", "lamb", "lars", "mars", "cautious-updates"]
 RULES += ["adamw-cautious-decay", "adopt", "ademamix-warmup", "grams", "adan", "schedule-free-adamw"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
