@@ -78,7 +78,7 @@ def newton_schulz_of(coefficients: Any, steps: int | None, eps: float, add_eps: 
             raise ValueError(f"ns_coefficients={coefficients!r} is no set of coefficients; there are {', '.join(SETS)}")
         known = SETS[coefficients]
     else:
-        if not isinstance(coefficients, Sequence) or not coefficients:
+        if not isinstance(coefficients, Sequence):
             raise TypeError(
                 f"ns_coefficients={coefficients!r}: give three numbers, three for each iteration, or a name"
             )
