@@ -51,8 +51,8 @@ class OptimizerImage:
     loose: Mapping[str, Any]
 
     @cached_property
-    def counts(self) -> dict[int, int]:
-        """Steps taken by each variable that took any, by id; waits for the device."""
+    def counts(self) -> dict[int, float]:
+        """See `OptimizerRecord.counts`."""
         return self.record.counts()
 
     def choose(self, state: str) -> Callable[[list[Record], Stream], list[Record]]:

@@ -96,6 +96,11 @@ class Adam(Optimizer):
         amsgrad = any(group["amsgrad"] for group in self.param_groups)
         rule = _RULES[decoupled == {True}, amsgrad]
         if len(decoupled) == 2:
+            if any(group.get(name) for group in self.param_groups for name in ("cautious_decay", "cautious")):
+                raise ValueError(
+                    "cautious_decay and cautious are for optimizers whose groups all have decoupled decay, and some "
+                    "here have decoupled_weight_decay=False; make two optimizers, or give those decoupled decay as well"
+                )
             return with_decay(rule, "either")
         return with_caution(rule, self.param_groups)
 

@@ -9,7 +9,7 @@ and `capture` and `restore` hand it over as a whole (`record.py`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -324,16 +324,21 @@ class Optimizer(Conveniences):
         return [group for group in self.param_groups if part.kind is None or self.rule_of(group) is part.kind]
 
     @torch.no_grad()
-    def apply_once(self, rule: Rule) -> None:
+    def apply_once(self, rule: Rule, groups: Collection[int]) -> None:
         """Runs a rule that reads no gradient over all variables with room, frozen or not; no step is counted.
 
         Args:
             rule: Its states must be some of this optimizer's own.
+            groups: Numbers of the param groups whose variables they are.
         """
-        self._current_plans()  # what moved or flipped is followed
+
+        def chosen() -> PlanSet:
+            self._current_plans()  # what moved or flipped is followed
+            members = by_rows(self.membership.groups)
+            return self._plans_over([m for m in members if m[0].spec.has_room and m[1] in groups])
+
+        plans = checked(chosen)
         self.entries.settle(strict=True)
-        plans = self._plans_over([m for m in by_rows(self.membership.groups) if m[0].spec.has_room])
-        plans.guard.check()
         steps = self.states.steps.clone()
         for part in plans.parts:
             states, values = self.states.streams(part.region, rule.states), plans.values(part)

@@ -7,7 +7,6 @@ can: the state of a variable that has no room yet, or of a parameter that the st
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from ..gradients.attached import gradients_of
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
-from .states import States
+from .states import States, is_set
 
 
 class Keeper(Protocol):
@@ -190,7 +189,7 @@ class Entries(MutableMapping[Any, Any]):
         rule = optimizer.rule_for(variable)
         if variable.id in self._dropped or not (optimizer.names_of(variable) or rule.keeps_step):
             return False
-        return rule.early or bool(optimizer.states.steps[optimizer.states.slots[variable.id]] > 0)
+        return rule.early or is_set(float(optimizer.states.steps[optimizer.states.slots[variable.id]]))
 
     def _present(self) -> list[Variable]:
         """Variables with an entry: those of the param groups first. Waits for the device, once."""
@@ -203,7 +202,7 @@ class Entries(MutableMapping[Any, Any]):
         def stepped(v: Variable) -> bool:
             rule = common or optimizer.rule_for(v)
             return (
-                (rule.early or counts[states.slots[v.id]] > 0)
+                (rule.early or is_set(counts[states.slots[v.id]]))
                 and v.id not in self._dropped
                 and (rule.keeps_step or bool(optimizer.names_of(v)))
             )
@@ -247,7 +246,7 @@ class Entries(MutableMapping[Any, Any]):
         """Shows the initial values of a variable that took no step, and whose state nobody has set."""
         optimizer, states = self._optimizer, self._optimizer.states
         count = float(states.steps[states.slots[variable.id]])
-        if count or math.copysign(1.0, count) < 0.0:
+        if is_set(count):
             return
         rule = optimizer.rule_for(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
@@ -255,6 +254,7 @@ class Entries(MutableMapping[Any, Any]):
                 stream.view(variable.span).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
         for name in rule.own:
             states.scalar_of(variable, name).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
+        states.note_set([variable])  # whoever looks may write
 
     def _streams(self, variable: Variable) -> Any:
         return self._optimizer.states.streams(variable.dtype, self._optimizer.rule_for(variable).states)
@@ -268,7 +268,8 @@ class Entries(MutableMapping[Any, Any]):
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
-            has_state = (common or optimizer.rule_for(variable)).early or counts[states.slots[variable.id]] > 0
+            early = (common or optimizer.rule_for(variable)).early
+            has_state = early or is_set(counts[states.slots[variable.id]])
             if missing and variable.id not in self._dropped and has_state:
                 self._show(entry, variable)
         return found
@@ -369,7 +370,7 @@ class Entries(MutableMapping[Any, Any]):
         ]
         if rule.keeps_step and STEP in content:
             entry.show(STEP, self._optimizer.states.step_of(variable))
-            return float(content[STEP]) or (-0.0 if rule.init and any(placed) else 0.0)
+            return float(content[STEP]) or (-0.0 if any(placed) else 0.0)
         return float(any(placed))
 
     def _take_out(self, variable: Variable, keep: bool = False) -> None:

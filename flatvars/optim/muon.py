@@ -18,7 +18,7 @@ from ..variables.registry import HasRegistry, Registry
 from ..variables.selectors import Selector, names
 from ..variables.variable import Variable
 from .base import Optimizer
-from .checks import check_at_least, check_betas
+from .checks import LENGTHS, check_at_least, check_betas, check_kinds
 from .matrices import MatrixShape, MatrixStep
 from .membership import by_rows
 from .muon_choice import HiddenMatrices, not_hidden
@@ -366,6 +366,7 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
 
 
 def _schulz(group: Mapping[str, Any]) -> Any:
+    check_kinds(group, [name for name in NUMBERS if name in group], LENGTHS, False, Muon.optional)
     return newton_schulz_of(
         group["ns_coefficients"], group["ns_steps"], float(group["eps"]), bool(group.get("add_eps", False))
     )

@@ -59,8 +59,8 @@ def check_adjustment(name: Any) -> None:
     """Raises ValueError, in torch's words, for what is no name of an adjustment, and not None."""
     if name is not None and name not in ADJUSTMENTS:
         raise ValueError(
-            f"Adjust learning rate function {name} is not supported; there are {', '.join(ADJUSTMENTS)}, and None for "
-            "the first"
+            f"Adjust learning rate function {name} is not supported: adjust_lr_fn is one of {', '.join(ADJUSTMENTS)}, "
+            "and None for the first"
         )
 
 

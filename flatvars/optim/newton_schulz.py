@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_number
+
 Coefficients = tuple[float, float, float]
 
 KELLER = (3.4445, -4.7750, 2.0315)
@@ -69,20 +71,31 @@ def newton_schulz_of(coefficients: Any, steps: int | None, eps: float, add_eps: 
 
     Raises:
         ValueError: no such set, not three numbers, or a number of iterations that makes no sense.
+        TypeError: no numbers.
     """
     if isinstance(coefficients, str):
         if coefficients not in SETS:
             raise ValueError(f"ns_coefficients={coefficients!r} is no set of coefficients; there are {', '.join(SETS)}")
         known = SETS[coefficients]
     else:
+        if not isinstance(coefficients, Sequence):
+            raise TypeError(
+                f"ns_coefficients={coefficients!r}: give three numbers, three for each iteration, or a name"
+            )
         rows = list(coefficients)
         rows = rows if rows and isinstance(rows[0], Sequence) else [rows]
-        if any(len(row) != 3 for row in rows):
-            raise ValueError(f"Coefficients must be a tuple of exactly 3 values, or a list of such, not {coefficients}")
+        if any(not isinstance(row, Sequence) or len(row) != 3 for row in rows):
+            raise ValueError(
+                "Coefficients must be a tuple of exactly 3 values, or a list of such: "
+                f"ns_coefficients={coefficients} was given"
+            )
+        for row in rows:
+            for number in row:
+                check_number("ns_coefficients", number)
         known = tuple((float(a), float(b), float(c)) for a, b, c in rows)
     steps = len(known) if steps is None else steps
     if not 0 <= steps < 100:
-        raise ValueError(f"Number of steps must be less than 100 for computational efficiency, and is {steps}")
+        raise ValueError(f"Number of steps must be less than 100 for computational efficiency: ns_steps={steps}")
     chosen = (known + known[-1:] * steps)[:steps]
     if coefficients == "polar":
         return NewtonSchulz(chosen, 1e-6, True, 1.02)

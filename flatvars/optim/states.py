@@ -6,6 +6,7 @@ streams for as long as the optimizer lives, whichever param group it is in, or n
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -270,3 +271,8 @@ def _longer(counts: Tensor, rows: int) -> Tensor:
         longer = torch.zeros(rows, dtype=counts.dtype, device=counts.device)
     longer[: len(counts)] = counts
     return longer
+
+
+def is_set(count: float) -> bool:
+    """Whether a variable has a state: from its first step on, or from when somebody set one, which counts as -0.0."""
+    return count > 0.0 or math.copysign(1.0, count) < 0.0

@@ -105,6 +105,8 @@ class Variable:
         self.state_epoch = 0  # grows when the room for its gradient and state is given up
         self.places: list[Place] = []
         self._span: Span | None = None
+        # The memory that its Parameter was bound to last: gone unless somebody else looks at it as well.
+        self.memory: weakref.ref[torch.UntypedStorage] | None = None
         # Weak: the registry holds its variables, and buffers must go with the last handle of the store.
         self._reference = weakref.ref(registry)
 

@@ -149,7 +149,7 @@ def _entry(group: Mapping[str, Any], name: str) -> Any:
     if name == "ascent":
         return -1.0 if group.get("maximize", False) else 1.0
     value = group[name] if name == "weight_decay" else group.get(name, False)
-    return float(value) if isinstance(value, bool) else value
+    return float(value) if isinstance(value, bool) else 0.0 if value is None else value
 
 
 coupled = _option(_coupled, "weight_decay")
