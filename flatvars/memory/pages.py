@@ -23,7 +23,7 @@ SMALLEST = 2 * PAGE
 _ADVICE: int | None = getattr(mmap, "MADV_HUGEPAGE", None)
 
 
-def zeros(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def paged_zeros(numel: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A buffer of zeros, [numel]."""
     if device.type != "cpu" or _ADVICE is None or numel * dtype.itemsize < SMALLEST:
         return torch.zeros(numel, dtype=dtype, device=device)

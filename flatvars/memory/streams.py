@@ -12,7 +12,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defin
 
 from ..backend import round_up
 from .layout import Layout, Span
-from .pages import zeros
+from .pages import paged_zeros
 
 VALUES = "values"
 GRADS = "grads"
@@ -112,7 +112,7 @@ class Streams:
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
         with normal_tensors():
-            return zeros(numel, dtype, self.device)
+            return paged_zeros(numel, dtype, self.device)
 
     def _values(self, buffer: Tensor) -> Stream:
         if self._shared:

@@ -15,8 +15,8 @@ CPU = torch.device("cpu")
 def test_large_pages_are_asked_for_inside_of_a_buffer_alone() -> None:
     asked: list[tuple[int, int]] = []
     with patch.object(pages, "_madvise", lambda: lambda start, length, advice: asked.append((start, length))):
-        small = pages.zeros(16, torch.float32, CPU)
-        large = pages.zeros(LARGE, torch.float32, CPU)
+        small = pages.paged_zeros(16, torch.float32, CPU)
+        large = pages.paged_zeros(LARGE, torch.float32, CPU)
     assert not small.any()
     assert not large.any()
     if pages._ADVICE is None:
@@ -31,6 +31,6 @@ def test_large_pages_are_asked_for_inside_of_a_buffer_alone() -> None:
 def test_a_system_that_refuses_or_has_no_such_call() -> None:
     for madvise in (lambda *_: -1, None):
         with patch.object(pages, "_madvise", lambda found=madvise: found):
-            buffer = pages.zeros(LARGE, torch.float32, CPU)
+            buffer = pages.paged_zeros(LARGE, torch.float32, CPU)
         assert buffer.shape == (LARGE,)
         assert not buffer.any()
