@@ -11,9 +11,11 @@ import weakref
 import torch
 from torch import nn
 
+from ..errors import SpecError
 from ..variables.places import Place
-from ..variables.registry import Registry
+from ..variables.registry import Adopted, Registry
 from ..variables.variable import Variable
+from .buffers import takable
 from .keep import keep_for
 from .meta import Init, leave_meta, materialize_buffers, plan_values, renew_references
 from .tensors import check_memory, find_tensors, make_spec
@@ -25,11 +27,11 @@ def adopt(
     *,
     prefix: str = "",
     dtype: torch.dtype | None = None,
-    buffers: bool = False,
+    buffers: bool = True,
     init: Init | None = None,
 ) -> None:
     """Moves a module's tensors into the registry; see `VarStore.from_module`. Nothing changes if it raises."""
-    found = find_tensors(module, prefix, buffers)
+    found = takable(find_tensors(module, prefix, buffers))
     specs = [make_spec(entry, dtype) for entry in found]
     check_memory(found)
     on_meta = [entry for entry in found if entry.tensor.is_meta]
@@ -43,10 +45,29 @@ def adopt(
     for entry in found:
         registry.by_name[entry.names[0]].places = entry.places
     keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
+    registry.adopted[module] = Adopted(prefix, buffers)
     if on_meta:
         materialize_buffers(module, registry.device)
         with torch.no_grad():
             initialize()
+
+
+def adopt_buffers(registry: Registry, module: nn.Module, prefix: str) -> list[str]:
+    """See `VarStore.add_buffers`."""
+    registry.check_aliases()  # one that was replaced keeps its name
+    found = [entry for entry in takable(find_tensors(module, prefix, buffers=True)) if not entry.is_parameter]
+    specs = [make_spec(entry, None) for entry in found]
+    for entry in found:
+        if entry.tensor.is_meta:
+            raise SpecError(f"buffer {entry.names[0]!r} is on the meta device and has no values; give it memory first")
+    names = [entry.names for entry in found]
+    registry.extend(specs, [entry.tensor for entry in found], names)
+    for entry in found:
+        registry.by_name[entry.names[0]].places = entry.places
+    keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
+    if module not in registry.adopted:
+        registry.adopted[module] = Adopted(prefix, True)
+    return [entry.names[0] for entry in found]
 
 
 def own(registry: Registry, variable: Variable, module: nn.Module, attribute: str) -> None:
@@ -61,7 +82,7 @@ def watch(registry: Registry, module: nn.Module) -> list[str]:
     """See `VarStore.watch`."""
     held = {id(variable.param): variable for variable in registry.variables}
     names: dict[str, None] = {}
-    for entry in find_tensors(module, "", buffers=True):
+    for entry in find_tensors(module, "", buffers=True, persistent=False):
         variable = held.get(id(entry.tensor))
         if variable is None:
             continue

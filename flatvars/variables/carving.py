@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import FlatvarsError
 from ..memory.layout import Layout, plan_layout
-from ..memory.spec import VarSpec
+from ..memory.spec import VarSpec, is_dense
 from ..memory.streams import VALUES, Streams, normal_tensors
 from .binding import bind, is_bound
 from .claims import Claims
@@ -98,13 +98,32 @@ class Carving:
         """Lays the same variables out anew, with other dtypes, room or device; every handle follows."""
         with self.lock, normal_tensors():
             self.settle()
+            bound = self.variables
             if check:
                 self.guard.check_memory()
-            self._carve(specs, self.device if device is None else device, len(specs), self.variables)
+                bound = [v for v in bound if not v.is_buffer or self.is_bound(v, v.param)]
+            self._carve(specs, self.device if device is None else device, len(specs), bound)
+            self._notify()
+
+    def exchange(self, pairs: Sequence[tuple[Variable, Tensor]]) -> None:
+        """Makes tensors of other shapes or dtypes those of buffers: everything is laid out anew."""
+        with self.lock:
+            specs, taken = [v.spec for v in self.variables], {variable.index for variable, _ in pairs}
+            for variable, tensor in pairs:
+                stride = tensor.stride() if is_dense(tuple(tensor.shape), tensor.stride()) else ()
+                spec = VarSpec(variable.name, tuple(tensor.shape), tensor.dtype, stride, has_room=False)
+                specs[variable.index] = spec
+            bound = [v for v in self.variables if v.index not in taken and self.is_bound(v, v.param)]
+            self._carve(specs, self.device, len(specs), bound)
+            for variable, tensor in pairs:
+                self.move_in(variable, tensor)
             self._notify()
 
     def _carve(self, specs: Sequence[VarSpec], device: torch.device, kept: int, bound: Sequence[Variable]) -> None:
-        """Makes streams for the specs, copies what the first `kept` variables have into them, and binds `bound`."""
+        """Makes streams for the specs, copies what the first `kept` variables have into them, and binds `bound`.
+
+        A variable that gets another shape has nothing to copy.
+        """
         self._announce()
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
@@ -113,7 +132,8 @@ class Carving:
             # Kernels of any stream may still read what is about to be freed, and `record_stream` on a piece of the
             # buffer does not tell the allocator, which knows the buffer alone.
             torch.cuda.synchronize(self.device)
-        streams = self._streams.recarve(plan_layout(specs), device, {i: i for i in range(kept)})
+        same = {i: i for i in range(kept) if self.variables[i].spec.shape == specs[i].shape}
+        streams = self._streams.recarve(plan_layout(specs), device, same)
         self._streams, self._layout, self.device = streams, streams.layout, device
         self._place(specs)
         for variable in bound:
@@ -153,6 +173,7 @@ class Carving:
         """See `VarStore.share_memory_`."""
         with self.lock, normal_tensors():
             self.settle()
+            self.guard.renew_buffers()
             self.guard.check_memory()
             self._announce()
             self._streams.share()

@@ -18,6 +18,7 @@ from ..memory.streams import VALUES
 from .binding import describe_stray
 from .claims import owner_of
 from .places import Place, Watch, follow_path, places_below
+from .renewal import renew
 from .variable import Variable
 
 _address = torch.Tensor.data_ptr
@@ -36,6 +37,8 @@ class Carver(Protocol):
     def addresses(self, variables: Sequence[Variable]) -> list[int]: ...
 
     def move_in(self, variable: Variable, param: Tensor) -> None: ...
+
+    def exchange(self, pairs: Sequence[tuple[Variable, Tensor]]) -> None: ...
 
 
 class AliasGuard:
@@ -69,12 +72,14 @@ class AliasGuard:
     def check_memory(self) -> None:
         """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds.
 
-        A buffer is taken in again, as by `check_values`.
+        A buffer may lie elsewhere until its values are wanted.
         """
-        if self._in_place():
-            return
+        if not self._in_place():
+            self._check_params()
+
+    def _check_params(self) -> None:
         for variable in self.variables:
-            if not self._registry.is_bound(variable, variable.param) and not self._take_in(variable):
+            if not variable.is_buffer and not self._registry.is_bound(variable, variable.param):
                 raise AliasError(describe_stray(variable, self._registry.view(VALUES, variable)))
         self._note()
 
@@ -91,12 +96,17 @@ class AliasGuard:
     def check_values(self) -> None:
         """The same for who reads the values of all variables: one that modules do not use any more has stale values.
 
-        A buffer that was replaced by one of the same shape and dtype is taken in again: its values are copied, and it
-        lies in the store from now on.
+        A buffer that was replaced is taken in again: its values are copied, and it lies in the store from now on.
         """
-        self.check_memory()
-        if self._watch is None or not self._watch.intact():
+        in_place = self._in_place()
+        if not in_place:
+            self._check_params()
+        if not in_place or self._watch is None or not self._watch.intact():
             self._follow(reads=True)
+
+    def renew_buffers(self) -> None:
+        """Takes in the buffers that were replaced, as far as that can be; raises nothing."""
+        renew(self._registry, [variable for variable in self.variables if variable.is_buffer])
 
     # What is done about it ------------------------------------------------------------------------------------------
 
@@ -107,24 +117,17 @@ class AliasGuard:
             self._addresses = self._registry.addresses(self.variables)
         return addresses == self._addresses and list(map(_stride, self._matrices)) == self._strides
 
-    @torch.no_grad()
-    def _take_in(self, variable: Variable) -> bool:
-        """Makes the tensor that modules hold instead of a buffer the variable's; whether there was one that fits."""
-        if isinstance(variable.param, nn.Parameter):
-            return False
-        now = {id(tensor): tensor for tensor in (place.tensor() for place in variable.places) if tensor is not None}
-        found = list(now.values()) or [variable.param]
-        if len(found) > 1 or not _fits(self._registry, variable, found[0]):
-            return False
-        self._registry.move_in(variable, found[0])
-        return True
-
     def _follow(self, reads: bool) -> None:
         """Goes after variables that modules hold elsewhere now (pruning, wrappers); raises where one is lost."""
+        if reads:
+            for variable, tensor in renew(self._registry, [v for v in self.variables if v.is_buffer]):
+                _explain_refused(self._registry, variable, tensor)
         below: dict[int, dict[int, list[Place]]] = {}
         for variable in self.variables:
+            if variable.is_buffer:
+                continue
             missing = [place for place in variable.places if place.tensor() is not variable.param]
-            if not missing or (reads and self._take_in(variable)):
+            if not missing:
                 continue
             used = [place for place in variable.places if place not in missing]
             used += [place for place in _search(variable.param, missing, below) if place not in used]
@@ -166,13 +169,6 @@ def _search(tensor: Tensor, missing: Sequence[Place], below: dict[int, dict[int,
                 below[id(root)] = places_below(root)
             found += [place for place in below[id(root)].get(id(tensor), []) if place not in found]
     return found
-
-
-def _fits(registry: Carver, variable: Variable, tensor: Tensor) -> bool:
-    """Whether a tensor that replaced a buffer may be taken in as it is."""
-    if type(tensor) is not Tensor or tensor.layout != torch.strided or holds(tensor) != (tensor is variable.param):
-        return False
-    return (tensor.shape, tensor.dtype, tensor.device) == (variable.shape, variable.dtype, registry.device)
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------
@@ -223,6 +219,14 @@ def _explain_replaced(variable: Variable, place: Place, tensor: Tensor) -> NoRet
         f"variable {variable.name!r} is no longer used: {_label(place)} holds another {kind} of shape "
         f"{tuple(tensor.shape)} and dtype {tensor.dtype}, which the store does not hold. Call store.rebind() to "
         "take the new one in under the same name"
+    )
+
+
+def _explain_refused(registry: Carver, variable: Variable, tensor: Tensor) -> NoReturn:
+    raise AliasError(
+        f"buffer {variable.name!r} was replaced by a {type(tensor).__name__} of shape {tuple(tensor.shape)}, "
+        f"{tensor.dtype} and {tensor.layout} on {tensor.device}; the store takes in plain dense tensors on "
+        f"{registry.device} in the place of a buffer: assign one, or call store.rebind() if the whole module moved"
     )
 
 
