@@ -86,7 +86,8 @@ def left_out(registry: Registry, *, unasked: bool = False) -> dict[str, str]:
                 if tensor is None or not is_persistent(owner, attribute) or _holds(registry, tensor):
                     continue
                 name = ".".join(part for part in (adopted.prefix, path, attribute) if part)
-                if name not in registry.by_name:  # one that was replaced is taken in again when values are read
+                former = registry.by_name.get(name)
+                if former is None or former.name != name:  # else it was replaced, and is taken in with the next look
                     found[name] = _reason(tensor, adopted)
     return found
 

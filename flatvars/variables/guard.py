@@ -119,9 +119,6 @@ class AliasGuard:
 
     def _follow(self, reads: bool) -> None:
         """Goes after variables that modules hold elsewhere now (pruning, wrappers); raises where one is lost."""
-        if reads:
-            for variable, tensor in renew(self._registry, [v for v in self.variables if v.is_buffer]):
-                _explain_refused(self._registry, variable, tensor)
         below: dict[int, dict[int, list[Place]]] = {}
         for variable in self.variables:
             if variable.is_buffer:
@@ -134,6 +131,9 @@ class AliasGuard:
             for place in missing:
                 _check_place(variable, place, bool(used), reads)
             variable.places = used or variable.places
+        if reads:
+            for variable, tensor in renew(self._registry, [v for v in self.variables if v.is_buffer]):
+                _explain_refused(self._registry, variable, tensor)
         self._note()
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
 

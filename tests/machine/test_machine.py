@@ -171,12 +171,24 @@ class Machine(RuleBasedStateMachine):
             twins.module.to(dtype)
             twins.store.rebind()
         twins.plain.to(dtype)
-        twins.module.running = twins.module.running.to(dtype)
         for _, _, theirs in twins.pairs():
             for key, value in twins.ref.state.get(theirs, {}).items():
                 if isinstance(value, torch.Tensor) and key != "step":
                     twins.ref.state[theirs][key] = value.to(dtype)
         twins.cycle.sums = {name: grad.to(dtype) for name, grad in twins.cycle.sums.items()}
+
+    @rule(seed=SEEDS, how=st.sampled_from(["in place", "replaced", "data"]))
+    def count(self, seed: int, how: str) -> None:
+        """A forward pass that moves a statistic, in place or not: both have it, and files of the store."""
+        for module in (self.twins.module, self.twins.plain):
+            running = module.running
+            values = torch.randn(3, generator=torch.Generator().manual_seed(seed)).to(running.dtype)
+            if how == "in place":
+                running.copy_(values)
+            elif how == "data":
+                running.data = values
+            else:
+                module.running = values
 
     @rule(name=NAMES, seed=SEEDS, how=st.sampled_from(["parameter", "data", "copy", "variable"]))
     def write(self, name: str, seed: int, how: str) -> None:

@@ -81,7 +81,8 @@ class Twins:
         self.frozen: set[str] = set()
 
     def names(self) -> list[str]:
-        return list(self.store)
+        """Of the parameters."""
+        return [name for name, variable in self.store.variables().items() if not variable.is_buffer]
 
     def pairs(self) -> list[tuple[str, nn.Parameter, nn.Parameter]]:
         """Name, ours, theirs."""
