@@ -49,6 +49,10 @@ class AliasError(FlatvarsError, RuntimeError):
     """A parameter no longer lies in its store's buffer: training on would update memory the model does not use."""
 
 
+class MovedWarning(UserWarning):
+    """Parameters had left their store, and were taken back in; told once a store."""
+
+
 class ForeignParameterError(FlatvarsError, ValueError):
     """A parameter that belongs to no store, or to another one."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any
 
@@ -16,6 +16,12 @@ from .rules import Rule
 
 Group = Mapping[str, Any]
 Numbers = tuple[Any, ...]
+Check = Callable[[Group], None]
+
+
+def anything(group: Group) -> None:
+    """No check."""
+
 
 # What cannot change in place: a group that holds the very same of these gives the same numbers.
 _FIXED = (int, float, bool, str, type(None))
@@ -28,7 +34,8 @@ def _is_fixed(value: object) -> bool:
 class _Row:
     """The numbers of a group, and what the group held when they were made of it."""
 
-    def __init__(self, rule: Rule, limit: float, group: Group) -> None:
+    def __init__(self, rule: Rule, limit: float, group: Group, check: Check) -> None:
+        check(group)
         self.rule, self.limit = rule, limit
         self._keys, self._values = tuple(group), tuple(group.values())
         self._fixed = all(key == "params" or _is_fixed(value) for key, value in group.items())
@@ -59,8 +66,8 @@ class HyperTable:
         self._rows: list[_Row] = []
         self._uploaded: list[Numbers] = []
 
-    def upload(self, rule: Rule, groups: Sequence[Group], max_norm: float | None) -> Tensor:
-        """The table, after what changed was copied over.
+    def upload(self, rule: Rule, groups: Sequence[Group], max_norm: float | None, check: Check = anything) -> Tensor:
+        """The table, after what changed was copied over; `check` sees every group that may have changed, and raises.
 
         A number that is a tensor on the device is copied there on the device, every time: its value is not known here.
 
@@ -73,9 +80,11 @@ class HyperTable:
             if all(row.holds(rule, limit, group) for row, group in zip(rows, groups, strict=True)):
                 return self._table
             pairs = zip(rows, groups, strict=True)
-            self._rows = [row if row.holds(rule, limit, group) else _Row(rule, limit, group) for row, group in pairs]
+            self._rows = [
+                row if row.holds(rule, limit, group) else _Row(rule, limit, group, check) for row, group in pairs
+            ]
         else:
-            self._rows = [_Row(rule, limit, group) for group in groups]
+            self._rows = [_Row(rule, limit, group, check) for group in groups]
         return self._write([row.numbers for row in self._rows], torch.float64 if rule.wide else self.dtype)
 
     def _write(self, rows: list[Numbers], dtype: torch.dtype) -> Tensor:

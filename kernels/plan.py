@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .addresses import AddressTable, Sources, is_capturing, upload
 from .errors import check_order
-from .hyper import HyperTable
+from .hyper import Check, HyperTable, anything
 from .launches import Launches, NormSlot, StepInputs
 from .rules import Rule
 
@@ -103,6 +103,7 @@ class Plan:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         own: Sequence[Tensor] = (),
+        check: Check = anything,
     ) -> None:
         """Updates values and states of all variables that have a source. One launch.
 
@@ -116,10 +117,11 @@ class Plan:
             grad_scale, found_inf: A GradScaler's, float32 [] on the device: divide gradients by the one, leave
                 everything as it is when the other is not 0.
             own: float32 [slots] each: the scalars that the rule's variables keep, in the rule's order.
+            check: Called with every group that may have changed since the last launch; what it raises comes first.
         """
         self._note_capture()
         inputs = StepInputs(
-            self.upload_hyper(rule, groups, max_norm),
+            self.upload_hyper(rule, groups, max_norm, check),
             steps,
             base,
             norm,
@@ -139,6 +141,8 @@ class Plan:
 
     # Numbers on the device ----------------------------------------------------------------------------------------
 
-    def upload_hyper(self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> Tensor:
+    def upload_hyper(
+        self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None, check: Check = anything
+    ) -> Tensor:
         """The hyper-parameter table, [groups, 1 + columns of the rule], after what changed was copied over."""
-        return self._hyper.upload(rule, groups, max_norm)
+        return self._hyper.upload(rule, groups, max_norm, check)

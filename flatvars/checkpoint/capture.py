@@ -22,7 +22,7 @@ from .image import Image, Plane
 from .plain import encode
 from .random_state import capture_random
 from .records import Catalog, Record, catalog_of
-from .training import OptimizerImage, Training, as_list, check_optimizer
+from .training import FILE, LOOSE, OptimizerImage, Training, as_list, check_optimizer
 
 
 def capture(
@@ -101,10 +101,35 @@ def _capture(registry: Registry, image: Image, number: int, optimizer: Any) -> O
         dataclasses.replace(group, hyper=_hyper(group.hyper), variables=list(group.variables))
         for group in record.groups
     ]
-    one = OptimizerImage(optimizer, dataclasses.replace(record, groups=groups))
+    loose = _capture_loose(image, number, record)
+    one = OptimizerImage(optimizer, dataclasses.replace(record, groups=groups), loose)
     for (state, region), stream in record.streams.items():
         image.planes.append(Plane(state, f"optimizer {number}: {state}", region, stream, one.choose(state)))
     return one
+
+
+def _capture_loose(image: Image, number: int, record: OptimizerRecord) -> dict[str, Any]:
+    """State that lies in no stream, as that of a variable without room: large tensors in the file, the rest as JSON.
+
+    Raises:
+        CheckpointError: something that no file can hold.
+    """
+    found: dict[str, Any] = {}
+    for key, content in record.loose.items():
+        name = image.catalog.names[key]
+        about = found[name] = {}
+        for state, value in content.items():
+            where = f"the optimizer's state {state!r} of {name!r}"
+            if not isinstance(state, str):
+                raise CheckpointError(f"{where} has no text for a name; keep it yourself")
+            if isinstance(value, Tensor) and (value.layout != torch.strided or value.dtype not in CODE_OF):
+                raise CheckpointError(f"{where} is {value.dtype} and {value.layout}, which files cannot hold")
+            if isinstance(value, Tensor) and value.numel() > 1:
+                label = f"{LOOSE}/{number}/{state}/{name}"
+                image.loose[label], about[state] = value.detach(), {FILE: label}
+            else:
+                about[state] = encode(value, where)
+    return found
 
 
 def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:

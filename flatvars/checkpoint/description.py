@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DamagedFileError
 from .header import CODE_OF, Header, TensorInfo, parse_json
-from .schema import DESCRIPTION, has_form
+from .schema import DESCRIPTION, has_form, is_deep
 
 FORMAT = 1
 KEY = "flatvars"
@@ -99,6 +99,8 @@ def read_description(header: Header, where: str) -> Description | None:
     wrong = sorted(set(content) ^ set(DESCRIPTION)) or [
         n for n, each in DESCRIPTION.items() if not has_form(content[n], each)
     ]
+    if not wrong and is_deep(content["training"]):
+        wrong = ["training"]
     if wrong:
         raise DamagedFileError(f"the description in {where} has {wrong[0]!r} not as format {FORMAT} has it")
     description = Description(**content)

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, DamagedFileError
+from ..memory.spec import VarSpec
 from ..memory.streams import VALUES
 from ..variables.registry import Registry
 from ..variables.selectors import Selector, as_select, fits_name
+from ..variables.variable import Variable
 from .description import check_names
 from .match import DTYPE_POLICIES, Rename, match, raise_problems, renamer
 from .opening import PathOrStream, TorchKey, opened
@@ -89,6 +91,7 @@ class Loading:
         damaged = source.damaged(keys, self.progress.advance) if options.verify else []
         if damaged:
             raise DamagedFileError("; ".join(damaged[:20]) + ". Nothing was loaded; use an older checkpoint")
+        raise_problems(list(self.resuming.tried()), source.name)
 
     def _tied_problems(self, index: int, keys: list[str]) -> list[str]:
         """A tied variable has one value: a file that holds two would lose one of them silently."""
@@ -122,15 +125,16 @@ class Loading:
         pairs = self.match.pairs.items() if self.options.dtype == "file" else ()
         dtypes = {self.variables[i].id: self.source.entries[key].dtype for i, key in pairs}
         rooms = self.resuming.rooms()
-        new = []
-        for variable in self.registry.variables:
+
+        def change(variable: Variable) -> VarSpec:
             spec = variable.spec
             dtype = dtypes.get(variable.id, spec.dtype)
             room = (spec.has_room or variable.id in rooms) and (dtype == spec.dtype or dtype.is_floating_point)
             same = (dtype, room) == (spec.dtype, spec.has_room)
-            new.append(spec if same else dataclasses.replace(spec, dtype=dtype, has_room=room))
-        if any(spec is not v.spec for spec, v in zip(new, self.registry.variables, strict=True)):
-            self.registry.recarve(new)
+            return spec if same else dataclasses.replace(spec, dtype=dtype, has_room=room)
+
+        if any(change(variable) is not variable.spec for variable in self.registry.variables):
+            self.registry.recarve(change)
 
 
 def load(registry: Registry, target: PathOrStream, options: Options) -> list[str]:

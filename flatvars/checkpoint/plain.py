@@ -73,8 +73,33 @@ def decode(value: Any) -> Any:
     ((tag, content),) = value.items()
     try:
         return _decode_tagged(tag[1:], content)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
         raise DamagedFileError(f"a value tagged {tag!r} cannot be read: {error}") from error
+
+
+def decode_map(value: Any, where: str) -> dict[Any, Any]:
+    """The mapping that `encode` was given.
+
+    Raises:
+        DamagedFileError: it is none.
+    """
+    found = decode(value)
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{where} is a {type(found).__name__}, and was saved as a mapping")
+    return found
+
+
+def decode_number(value: Any, where: str) -> float:
+    """The number that `encode` was given.
+
+    Raises:
+        DamagedFileError: it is none, or beyond float64.
+    """
+    found = decode(value)
+    try:
+        return float(found)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DamagedFileError(f"{where} is {str(found)[:40]!r}, and was saved as a number") from error
 
 
 def _decode_tagged(kind: str, content: Any) -> Any:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,12 @@ import torch
 from torch import Tensor
 
 from .plain import decode, encode
+from .rehearsal import words_of
 
 PREFIX = "rng"
+
+ReadTensor = Callable[[str], Tensor]
+"""The tensor of a name in a file, on the CPU."""
 
 
 def capture_random(
@@ -36,17 +41,29 @@ def random_problems(
     """What keeps saved states from being applied here."""
     if content is None:
         return ["the file holds no random number generators: it was saved without rng=; leave rng out"]
-    needed = [f"{PREFIX}/{name}" for name in ("torch", *(["cuda"] if device.type == "cuda" else []))]
-    needed += [f"{PREFIX}/generator/{name}" for name in (rng if isinstance(rng, Mapping) else ())]
-    absent = [name for name in needed if name not in content["tensors"]]
+    absent = [key for key in _wanted(device, rng) if key not in content["tensors"]]
     return [f"the file holds no state {name!r}; it holds {content['tensors']}" for name in absent]
 
 
+def try_random(
+    content: Mapping[str, Any], device: torch.device, rng: bool | Mapping[str, torch.Generator], read: ReadTensor
+) -> Iterator[str]:
+    """What generators of the same kinds do not take, in words; none that is in use is touched."""
+    trials: list[tuple[str, Callable[[], object]]] = [
+        (key, partial(lambda key, place: torch.Generator(place).set_state(read(key)), key, place))
+        for key, place in _wanted(device, rng).items()
+    ]
+    trials.append(("python", lambda: random.Random().setstate(decode(content["python"]))))
+    trials.append(("numpy", lambda: np.random.RandomState().set_state(_numpy_state(content))))
+    for name, trial in trials:
+        try:
+            trial()
+        except Exception as error:  # they raise what their parts raise
+            yield f"the file holds no state of a random number generator under {name!r}: {words_of(error)}"
+
+
 def apply_random(
-    content: Mapping[str, Any],
-    device: torch.device,
-    rng: bool | Mapping[str, torch.Generator],
-    read: Callable[[str], Tensor],
+    content: Mapping[str, Any], device: torch.device, rng: bool | Mapping[str, torch.Generator], read: ReadTensor
 ) -> None:
     """Sets all generators to what they were."""
     torch.set_rng_state(read(f"{PREFIX}/torch"))
@@ -55,5 +72,18 @@ def apply_random(
     for name, generator in (rng if isinstance(rng, Mapping) else {}).items():
         generator.set_state(read(f"{PREFIX}/generator/{name}"))
     random.setstate(decode(content["python"]))
+    np.random.set_state(_numpy_state(content))
+
+
+def _wanted(device: torch.device, rng: bool | Mapping[str, torch.Generator]) -> dict[str, torch.device]:
+    """The tensors that are needed, with the devices of their generators."""
+    found = {f"{PREFIX}/torch": torch.device("cpu")}
+    if device.type == "cuda":
+        found[f"{PREFIX}/cuda"] = device
+    named = rng if isinstance(rng, Mapping) else {}
+    return {**found, **{f"{PREFIX}/generator/{name}": generator.device for name, generator in named.items()}}
+
+
+def _numpy_state(content: Mapping[str, Any]) -> Any:
     kind, keys, *rest = decode(content["numpy"])
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    return (kind, np.array(keys, dtype=np.uint32), *rest)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..errors import DamagedFileError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import GradientSnapshot
 from ..gradients.freezing import follow_flags
@@ -15,10 +16,12 @@ from ..memory.streams import FROZEN_ELEMENTS
 from ..optim.record import GroupRecord, OptimizerRecord
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .plain import decode
-from .random_state import PREFIX, apply_random, random_problems
+from .header import listing
+from .plain import decode, decode_map, decode_number
+from .random_state import PREFIX, apply_random, random_problems, try_random
+from .rehearsal import scheduler_problems
 from .source import Source
-from .training import check_optimizer
+from .training import FILE, LOOSE, check_optimizer, is_in_file
 
 FetchTensor = Callable[[str, Tensor], None]
 """Copies the tensor of a name into one of the same shape."""
@@ -95,17 +98,21 @@ class Resuming:
             if given and len(saved) != len(given):
                 yield f"the file holds {len(saved)} {kind}s, and {len(given)} were given; give as many"
         for i, (saved, optimizer) in enumerate(zip(content["optimizers"], self.optimizers, strict=False)):
-            for problem in optimizer.capture().problems(self._record(saved)):
+            for problem in optimizer.problems(self._record(saved)):
                 yield f"optimizer {i} of the file does not fit: {problem}"
         for saved, scheduler in zip(content["schedulers"], self.schedulers, strict=False):
-            decode(saved["state"])
-            if saved["class"] != type(scheduler).__name__:
-                yield f"the file holds the state of a {saved['class']}, and a {type(scheduler).__name__} was given"
+            yield from scheduler_problems(saved, scheduler)
+
+    def tried(self) -> Iterator[str]:
+        """What keeps tensors that are no variable's from being applied here, once they are known to be sound."""
+        random = None if self.content is None else self.content["random"]
+        if self.rng and random is not None:
+            yield from try_random(random, self.registry.device, self.rng, self.source.whole)
 
     def _record(self, saved: Mapping[str, Any]) -> OptimizerRecord:
         """An optimizer as the source describes it, without its streams."""
         groups = [
-            GroupRecord(decode(group["hyper"]), [self.found[name] for name in group["variables"] if name in self.found])
+            GroupRecord(_hyper(group["hyper"]), [self.found[name] for name in group["variables"] if name in self.found])
             for group in saved["groups"]
         ]
         steps = {self.found[name].id: count for name, count in saved["steps"].items() if name in self.found}
@@ -117,25 +124,49 @@ class Resuming:
             torch.tensor(list(steps.values()), dtype=torch.float32),
             {key: row for row, key in enumerate(steps)},
             torch.tensor(saved["skipped"], dtype=torch.int32),
+            loose={
+                self.found[name].id: self._loose(name, each) for name, each in _loose_of(saved) if name in self.found
+            },
             scalars={
-                name: torch.tensor([decode(kept.get(of[key], 0.0)) for key in steps], dtype=torch.float32)
+                name: torch.tensor([decode_number(kept.get(of[key], 0.0), name) for key in steps], dtype=torch.float32)
                 for name, kept in saved.get("scalars", {}).items()
             },
         )
+
+    def _loose(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """What lay in no stream of a variable."""
+        device = self.found[name].param.device
+        return {
+            state: self.source.whole(value[FILE]).to(device) if is_in_file(value) else decode(value)
+            for state, value in content.items()
+        }
 
     def _tensor_problems(self, content: Mapping[str, Any]) -> Iterator[str]:
         """Of tensors beside the values: states, gradients, masks."""
         absent = [name for name in self.saved if name not in self.found]
         if absent:
             yield f"the file trains {absent[0]!r} and {len(absent) - 1} more that the store does not hold"
+        yield from self._flag_problems()
         gradients, here = content["gradients"], self.registry.gradients.mode
         if (gradients["touched"] or gradients["pending"]) and gradients["mode"] != here:
             yield f"the file was saved within a cycle with grads={gradients['mode']!r}, and the store has {here!r}"
-        states = [keys for stream, keys in self.source.by_stream.items() if stream not in ("", PREFIX)]
+        lying = [name for name in gradients["touched"] if name in self.found]
+        for name in (name for name in lying if not (self.saved[name]["room"] or self.found[name].spec.has_room)):
+            yield f"{name!r} has a gradient in the file, and no room for one, there or here"
+        states = [keys for stream, keys in self.source.by_stream.items() if stream not in ("", PREFIX, LOOSE)]
         for name, key in (pair for keys in states for pair in keys.items()):
             variable, shape = self.found.get(name), self.source.entries[key].shape
             if variable is not None and shape != variable.spec.shape:
                 yield f"{key!r} has shape {shape}, the variable {variable.spec.shape}"
+
+    def _flag_problems(self) -> Iterator[str]:
+        for name, variable in self.found.items():
+            if not self.saved[name]["trainable"] or variable.requires_grad:
+                continue
+            if not variable.is_parameter:
+                yield f"{name!r} is trained in the file, and a buffer in the store"
+            elif not variable.dtype.is_floating_point:
+                yield f"{name!r} is trained in the file, and {variable.dtype} in the store, which has no gradients"
 
     # Writes -----------------------------------------------------------------------------------------------------------
 
@@ -189,3 +220,15 @@ class Resuming:
             GradientSnapshot(content["mode"], lying, left, content["fresh"]),
             lambda kind, variable, target: fetch(f"{kind}/{self.name_of[variable.id]}", target),
         )
+
+
+def _hyper(saved: Any) -> dict[str, Any]:
+    hyper = decode_map(saved, "what the file says of a param group")
+    if not all(isinstance(key, str) for key in hyper) or "params" in hyper:
+        raise DamagedFileError(f"the file says of a param group {listing(hyper)}, which nobody saved")
+    return hyper
+
+
+def _loose_of(saved: Mapping[str, Any]) -> ItemsView[str, Mapping[str, Any]]:
+    found: Mapping[str, Mapping[str, Any]] = saved.get("loose", {})
+    return found.items()

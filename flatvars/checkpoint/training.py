@@ -17,6 +17,17 @@ from ..variables.registry import Registry
 from .plain import encode
 from .records import Record
 
+LOOSE = "loose"
+"""Prefix of tensors of an optimizer's state that lie in no stream."""
+
+FILE = "$file"
+"""In the JSON of such a state, what stands for a tensor: an object of its name in the file."""
+
+
+def is_in_file(value: Any) -> bool:
+    """Whether JSON stands for a tensor of the file."""
+    return isinstance(value, dict) and list(value) == [FILE]
+
 
 def as_list(given: Any) -> list[Any]:
     """None, one thing or several, as a list."""
@@ -27,10 +38,15 @@ def as_list(given: Any) -> list[Any]:
 
 @dataclass
 class OptimizerImage:
-    """One optimizer with its record, whose numbers lie on the device until someone asks."""
+    """One optimizer with its record, whose numbers lie on the device until someone asks.
+
+    Attributes:
+        loose: What the record holds of it, as JSON by names.
+    """
 
     optimizer: Any
     record: OptimizerRecord
+    loose: Mapping[str, Any]
 
     @cached_property
     def counts(self) -> dict[int, int]:
@@ -62,6 +78,7 @@ class OptimizerImage:
             slots=dict(record.slots),
             streams={},
             scalars={name: to_host(scalar) for name, scalar in record.scalars.items()},
+            loose={},
         )
 
     def describe(self, names: Mapping[int, str]) -> dict[str, Any]:
@@ -87,6 +104,7 @@ class OptimizerImage:
             "groups": groups,
             "steps": steps,
             "skipped": skipped,
+            **({"loose": self.loose} if self.loose else {}),
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..variables.carving import ERROR, FOLLOW
 from ..variables.registry import Registry
 from .cycle import Gradients
 from .gathered import Gathered
@@ -13,15 +14,20 @@ from .views import Views
 MODES: dict[str, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
 
 
-def make_registry(device: torch.device, mode: str, seed: int = 0) -> Registry:
+def make_registry(device: torch.device, mode: str, seed: int = 0, on_moved: str = FOLLOW) -> Registry:
     """An empty registry with gradients and element masks.
 
     Args:
         mode: "gather" or "views".
+        on_moved: "follow" or "error".
     """
+    if on_moved not in (FOLLOW, ERROR):
+        raise ValueError(f"on_moved={on_moved!r} is not known; use 'follow' or 'error'")
     if mode not in MODES:
         raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
-    return Registry(device, MODES[mode], ElementMasks, seed)
+    registry = Registry(device, MODES[mode], ElementMasks, seed)
+    registry.on_moved = on_moved
+    return registry
 
 
 def gradients_of(registry: Registry) -> Gradients:

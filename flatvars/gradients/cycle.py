@@ -155,6 +155,10 @@ class Gradients(ABC):
         """Adds to one variable's gradient, wherever it lies; None counts as zero here."""
 
     @abstractmethod
+    def release(self, variables: Sequence[Variable]) -> None:
+        """Forgets variables that leave, or get another shape: their gradients are left in `.grad`, in own memory."""
+
+    @abstractmethod
     def hide_empty(self) -> None:
         """Makes `.grad` None where there is no gradient, until the next step or zeroing."""
 

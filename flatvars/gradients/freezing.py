@@ -38,9 +38,8 @@ def follow_flags(registry: Registry) -> None:
     with registry.lock:
         for variable in registry.variables:
             variable.frozen = variable.frozen and not variable.requires_grad
-        specs = [with_room(v.spec, v.spec.has_room or v.requires_grad) for v in registry.variables]
-        if any(spec is not v.spec for spec, v in zip(specs, registry.variables, strict=True)):
-            registry.recarve(specs)
+        if any(v.requires_grad and not v.spec.has_room for v in registry.variables):
+            registry.recarve(lambda v: with_room(v.spec, v.spec.has_room or v.requires_grad))
         else:
             registry.generation += 1
 
@@ -53,7 +52,7 @@ def flags_moved(registry: Registry) -> bool:
 def compact(registry: Registry) -> None:
     """Gives back the gradient and state memory of frozen variables; their state is forgotten."""
     with registry.lock:
-        registry.recarve([with_room(v.spec, v.requires_grad) for v in registry.variables])
+        registry.recarve(lambda v: with_room(v.spec, v.requires_grad))
 
 
 def with_room(spec: VarSpec, room: bool) -> VarSpec:

@@ -22,7 +22,7 @@ from ..variables.variable import Variable
 from .cycle import PENDING, Collected, FetchGradient, Given, Gradients, GradientSnapshot, State
 from .given import aligned
 from .known_norm import KnownNorm
-from .plans import PlanSet
+from .plans import PlanSet, checked
 
 exists = partial(is_not, None)
 
@@ -96,6 +96,16 @@ class Gathered(Gradients):
         else:
             variable.param.grad.add_(own)
 
+    @torch.no_grad()
+    def release(self, variables: Sequence[Variable]) -> None:
+        for variable in variables:
+            if self.state(variable) is State.OPEN and tuple(variable.param.shape) == variable.spec.shape:
+                grad = self.of(variable)
+                variable.param.grad = None if grad is None else grad.to(variable.dtype, copy=True)
+        leaving = {variable.id for variable in variables}
+        self._open, self._spent, self._unswept = self._open - leaving, self._spent - leaving, self._unswept - leaving
+        self._norm.forget()
+
     def hide_empty(self) -> None:
         """`.grad` is None there anyhow."""
 
@@ -103,8 +113,7 @@ class Gathered(Gradients):
 
     @torch.no_grad()
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
-        plans = self.plans()
-        plans.guard.check()
+        plans = checked(self.plans)
         given = plans.pending() if grads is None else aligned(plans, grads)
         touched = [grad is not None for grad in given]
         if not any(touched):

@@ -12,13 +12,13 @@ from ..memory.streams import FROZEN_ELEMENTS
 from ..variables.variable import Variable
 from .cycle import Gradients
 from .masks import clear_masked
+from .plans import checked
 
 
 @torch.no_grad()
 def norm(gradients: Gradients, order: float = 2.0) -> Tensor:
     """See `VarStore.grad_norm`."""
-    plans = gradients.plans()
-    plans.guard.check()
+    plans = checked(gradients.plans)
     if not order > 0.0:
         # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
         grads = [unmasked(gradients, variable) for variable in plans.variables]
@@ -41,8 +41,7 @@ def unmasked(gradients: Gradients, variable: Variable) -> Tensor | None:
 @torch.no_grad()
 def norms(gradients: Gradients, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
     """See `VarStore.norms`."""
-    plans = gradients.plans()
-    plans.guard.check()
+    plans = checked(gradients.plans)
     collected = gradients.collect(plans)
     values, grads = plans.variable_norms(collected.sources, order, values=True)
     rows = zip(plans.variables, values.unbind(), grads.unbind(), gradients.hits(plans, collected), strict=True)

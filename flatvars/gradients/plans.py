@@ -34,6 +34,20 @@ class Part:
         return items if self.in_order else [items[i] for i in self.order]
 
 
+def checked(plans_of: Callable[[], PlanSet]) -> PlanSet:
+    """Plans over variables that lie in their store: looking may carve anew, which takes other plans.
+
+    Raises:
+        AliasError: see `AliasGuard.check`.
+    """
+    plans = plans_of()
+    plans.guard.check()
+    if plans.generation != plans.registry.generation:
+        plans = plans_of()
+        plans.guard.check()
+    return plans
+
+
 class PlanSet:
     """Plans over some trainable variables, one per region, sharing one norm.
 
@@ -58,8 +72,9 @@ class PlanSet:
         self.guard = AliasGuard(registry, self.variables)
         self.zeroed = False  # their gradients were, since the last step
         self.receipt: Receipt | None = None  # of the last step
-        # Where gradients are views: the views, their versions when they were zeroed, and at the last look.
+        # Where gradients are views: the views, where they lie, their versions when zeroed, and at the last look.
         self.views: list[Tensor] | None = None
+        self.there: list[int] = []
         self.versions: list[int] | None = None
         self.latest: list[int] | None = None
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]

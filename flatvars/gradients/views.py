@@ -18,15 +18,17 @@ from torch import Tensor
 
 from ..errors import GradientError
 from ..memory.streams import GRADS
+from ..variables.binding import is_bound
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot
 from .given import aligned
 from .masks import clear_masked
-from .plans import PlanSet
+from .plans import PlanSet, checked
 from .sentinel import UNWRITTEN, is_written, keep_marks
 
 _version = attrgetter("_version")
+_address = Tensor.data_ptr
 
 
 class Views(Gradients):
@@ -62,17 +64,32 @@ class Views(Gradients):
     def _settle(self) -> None:
         """Takes in what lies elsewhere, of all variables: one may hold the view of another."""
         mine = [v for v in self.registry.variables if v.id in self._views and not v.frozen]
-        pairs = [(variable, variable.param.grad) for variable in mine]
-        self._take_in([(variable, grad) for variable, grad in pairs if grad is not self._views[variable.id]])
+        strays = [(v, v.param.grad) for v in mine if not self._is_there(v)]
+        for variable, grad in strays:
+            if grad is self._views[variable.id]:  # whose own memory was replaced
+                self._views[variable.id] = self.registry.view(GRADS, variable)
+        self._take_in(strays)
+
+    def _is_there(self, variable: Variable) -> bool:
+        """Whether `.grad` is the variable's view, in the stream: `.grad.data = ...` and `module.double()` move it."""
+        view = self._views[variable.id]
+        return variable.param.grad is view and is_bound(view, self.registry.view(GRADS, variable))
 
     def _settle_plans(self, plans: PlanSet) -> list[Tensor]:
         """The same for the variables of some plans; returns their views, made where a variable trains again."""
         if plans.views is None:
             self._attach([v for v in plans.variables if v.id not in self._views])
-            plans.views = [self._views[key] for key in plans.ids]
-        if not all(map(is_, plans.pending(), plans.views)):
+        views = self._note(plans) if plans.views is None else plans.views
+        if not all(map(is_, plans.pending(), views)) or list(map(_address, views)) != plans.there:
             self._settle()
-        return plans.views
+            views = self._note(plans)
+        return views
+
+    def _note(self, plans: PlanSet) -> list[Tensor]:
+        """Which views the plans have, and where they lie."""
+        views = [self._views[key] for key in plans.ids]
+        plans.views, plans.there, plans.versions = views, list(map(_address, views)), None
+        return views
 
     def _take_in(self, strays: Sequence[tuple[Variable, Tensor | None]]) -> None:
         """Copies gradients into the stream and makes their views `.grad` again; None is none."""
@@ -110,6 +127,13 @@ class Views(Gradients):
 
     def before_carve(self) -> None:
         super().before_carve()
+        for variable in self.registry.variables:
+            view, grad = self._views.get(variable.id), variable.param.grad
+            if view is not None and grad is not None and not variable.frozen and not self._is_there(variable):
+                stream = self.stream(variable.dtype)
+                if (grad.dtype, grad.device) != (stream.dtype, stream.device):
+                    # Converted with its Parameter, which the carve is about to follow: exact in `.grad`, not here.
+                    del self._views[variable.id]
         self._settle()
 
     def after_carve(self) -> None:
@@ -139,8 +163,9 @@ class Views(Gradients):
         view, grad = self._views.get(variable.id), variable.param.grad
         if view is None or (variable.frozen and grad is not view):
             return grad
-        if grad is not view:
+        if not self._is_there(variable):
             self._settle()
+            view = self._views[variable.id]
         if not variable.spec.numel:
             return view if view._version != self._versions[variable.id] else None
         return view if is_written(view) else None
@@ -152,6 +177,17 @@ class Views(Gradients):
             variable.param.grad = own.clone()
         else:
             variable.param.grad.add_(own)
+
+    @torch.no_grad()
+    def release(self, variables: Sequence[Variable]) -> None:
+        for variable in variables:
+            if tuple(variable.param.shape) != variable.spec.shape:
+                self._views.pop(variable.id, None)
+        for variable in variables:
+            if variable.id in self._views:
+                grad = self.of(variable)
+                variable.param.grad = None if grad is None else grad.clone()
+                self._views.pop(variable.id)
 
     @torch.no_grad()
     def hide_empty(self) -> None:
@@ -170,8 +206,7 @@ class Views(Gradients):
 
     @torch.no_grad()
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
-        plans = self.plans()
-        plans.guard.check()
+        plans = checked(self.plans)
         if scale != 1.0:
             raise GradientError(
                 f"accumulate(scale={scale}) cannot scale gradients that autograd already added in place; "

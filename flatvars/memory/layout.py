@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 
 from ..backend import Segments, round_up
+from .batches import Batch, Block, find_batches, matrix_of
 from .spec import VarSpec
 
 ALIGNMENT = 128
@@ -53,7 +54,8 @@ class Region:
 class Layout:
     """Spans in creation order and the regions they lie in.
 
-    Physical order differs: in each region trainable variables come first, frozen ones and buffers behind them.
+    Physical order differs: in each region trainable variables come first, those among them first that lie side by side,
+    shape by shape; frozen ones and buffers come last.
     """
 
     spans: tuple[Span, ...] = ()
@@ -88,6 +90,27 @@ class Layout:
                 found.append((dtype, start, stop))
         return found
 
+    def batches(self, chosen: Iterable[int], blocks: Sequence[Sequence[Block]] | None = None) -> list[Batch]:
+        """The matrices in the chosen spans, in as few batches as can be seen at a glance; empty ones are in none.
+
+        Args:
+            chosen: Indices of spans.
+            blocks: The matrices in each of them; each span is one if not given.
+
+        Raises:
+            SpecError: a span without blocks given is no matrix.
+        """
+        indices = list(chosen)
+        if blocks is None:
+            blocks = [[matrix_of(self.spans[i].spec)] for i in indices]
+        places = {region.dtype: number for number, region in enumerate(self.regions)}
+        matrices = (
+            (self.spans[i].spec.dtype, self.spans[i].offset, i, block)
+            for i, some in zip(indices, blocks, strict=True)
+            for block in some
+        )
+        return find_batches(matrices, places)
+
     def segments(
         self, chosen: Sequence[int], groups: Sequence[int] | None = None, slots: Sequence[int] | None = None
     ) -> tuple[list[int], Segments]:
@@ -121,15 +144,16 @@ def element_alignment(dtype: torch.dtype, alignment: int = ALIGNMENT) -> int:
     return math.lcm(max(alignment // dtype.itemsize, 1), Segments.LANES)
 
 
-def plan_layout(specs: Sequence[VarSpec], alignment: int = ALIGNMENT) -> Layout:
+def plan_layout(specs: Sequence[VarSpec], alignment: int = ALIGNMENT, side_by_side: Collection[int] = ()) -> Layout:
     """Lays out variables: one region per dtype, trainable first, every span aligned.
 
     Args:
         specs: In creation order, with unique names.
         alignment: Bytes, a power of two.
+        side_by_side: Indices of specs to come first in their regions, those of one shape and memory order in a row.
 
     Returns:
-        The layout. It depends on the specs and the alignment alone.
+        The layout. It depends on these alone.
     """
     offsets: dict[int, int] = {}
     regions: list[Region] = []
@@ -138,10 +162,19 @@ def plan_layout(specs: Sequence[VarSpec], alignment: int = ALIGNMENT) -> Layout:
         step = element_alignment(dtype, alignment)
         cursor = 0
         trainable_numel = 0
-        for i in sorted(members, key=lambda i: not specs[i].has_room):
+        for i in _physical_order(specs, members, side_by_side):
             offsets[i] = cursor
             cursor = round_up(cursor + specs[i].numel, step)
             if specs[i].has_room:
                 trainable_numel = cursor
         regions.append(Region(dtype, cursor, trainable_numel))
     return Layout(tuple(Span(spec, offsets[i]) for i, spec in enumerate(specs)), tuple(regions))
+
+
+def _physical_order(specs: Sequence[VarSpec], members: Sequence[int], side_by_side: Collection[int]) -> list[int]:
+    """Trainable specs first; of these, those that lie side by side: shape by shape, in the order shapes first occur."""
+    chosen = [i for i in members if i in side_by_side and specs[i].has_room] if side_by_side else []
+    kinds = {kind: n for n, kind in enumerate(dict.fromkeys((specs[i].shape, specs[i].stride) for i in chosen))}
+    chosen.sort(key=lambda i: kinds[specs[i].shape, specs[i].stride])
+    first = set(chosen)
+    return chosen + sorted((i for i in members if i not in first), key=lambda i: not specs[i].has_room)

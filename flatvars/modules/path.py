@@ -184,11 +184,8 @@ class Path:
         registry = self._declarations.registry
         with registry.lock:
             registry.settle()
-            registry.guard.renew_buffers()
             chosen = {v.id for v in registry.variables if v.dtype.is_floating_point and self._holds(v)}
-            registry.recarve(
-                [dataclasses.replace(v.spec, dtype=dtype) if v.id in chosen else v.spec for v in registry.variables]
-            )
+            registry.recarve(lambda v: dataclasses.replace(v.spec, dtype=dtype) if v.id in chosen else v.spec)
 
     def half(self) -> None:
         self.set_dtype(torch.float16)

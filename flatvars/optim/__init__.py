@@ -5,25 +5,34 @@ from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
 from .adamax import Adamax
+from .adan import Adan
+from .ademamix import AdEMAMix
+from .adopt import ADOPT
 from .asgd import ASGD
 from .base import Optimizer
+from .grams import Grams
 from .lion import Lion
 from .nadam import NAdam
 from .own_rule import RuleOptimizer
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
+from .schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
 
 __all__ = [
+    "ADOPT",
     "ASGD",
     "SGD",
     "VALUE",
+    "AdEMAMix",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
+    "Adan",
+    "Grams",
     "Lion",
     "NAdam",
     "Optimizer",
@@ -32,6 +41,8 @@ __all__ = [
     "Rprop",
     "Rule",
     "RuleOptimizer",
+    "ScheduleFreeAdamW",
+    "ScheduleFreeSGD",
     "rule",
     "scalars",
 ]

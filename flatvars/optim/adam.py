@@ -12,6 +12,7 @@ from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule, with_decay
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .decay import with_caution
 from .flags import refuse_differentiable
 
 # By (decays a group its values alone, uses a group the running maximum).
@@ -21,8 +22,8 @@ _RULES = {(False, False): ADAM, (False, True): AMSGRAD, (True, False): ADAMW, (T
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or acts on the value alone if decoupled.
 
-    Arguments are torch.optim.Adam's, and those of `Optimizer`. `foreach`, `fused` and `capturable` are accepted and
-    change nothing: the step is fused, and capturable, always.
+    Arguments are torch.optim.Adam's, those of `Optimizer`, and `cautious_decay`, as of `AdamW`. `foreach`, `fused` and
+    `capturable` are accepted and change nothing: the step is fused, and capturable, always.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -46,6 +47,7 @@ class Adam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
+        cautious_decay: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -64,6 +66,7 @@ class Adam(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
+            "cautious_decay": cautious_decay,
         }
         super().__init__(
             params,
@@ -77,6 +80,10 @@ class Adam(Optimizer):
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
         check_at_least(0.0, **{name: numbers[name] for name in ("lr", "eps", "weight_decay")})
         check_betas(numbers["betas"])
+        if numbers.get("cautious_decay") and not numbers["decoupled_weight_decay"]:
+            raise ValueError(
+                "cautious_decay=True is for decoupled decay; use AdamW, or pass decoupled_weight_decay=True as well"
+            )
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         return _RULES[False, bool(group["amsgrad"])].states
@@ -85,11 +92,17 @@ class Adam(Optimizer):
         decoupled = {bool(group["decoupled_weight_decay"]) for group in self.param_groups if group["params"]}
         amsgrad = any(group["amsgrad"] for group in self.param_groups)
         rule = _RULES[decoupled == {True}, amsgrad]
-        return with_decay(rule, "either") if len(decoupled) == 2 else rule
+        if len(decoupled) == 2:
+            return with_decay(rule, "either")
+        return with_caution(rule, self.param_groups)
 
 
 class AdamW(Adam):
-    """AdamW (Loshchilov and Hutter 2019): weight decay acts on the value alone. Arguments as for `Adam`."""
+    """AdamW (Loshchilov and Hutter 2019): weight decay acts on the value alone.
+
+    Arguments are torch.optim.AdamW's and those of `Optimizer`, and `cautious_decay`: decay only what the step moves
+    towards zero (Chen et al. 2025, arXiv 2510.12402). Param groups may differ in it.
+    """
 
     def __init__(
         self,
@@ -105,6 +118,7 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        cautious_decay: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -123,6 +137,7 @@ class AdamW(Adam):
             differentiable=differentiable,
             fused=fused,
             decoupled_weight_decay=True,
+            cautious_decay=cautious_decay,
             store=store,
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,

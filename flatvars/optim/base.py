@@ -9,7 +9,7 @@ and `capture` and `restore` hand it over as a whole (`record.py`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -20,18 +20,18 @@ from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
-from ..gradients.plans import PlanSet
+from ..gradients.plans import PlanSet, checked
 from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
-from .checks import check_complete, check_options
+from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_tensor
 from .conveniences import Conveniences
 from .copies import get_state, set_state
 from .entries import Entries
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved, tensors_of
 from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
-from .recording import capture_record, restore_record
+from .recording import capture_record, record_problems, restore_record
 from .scaling import read_scaling
 from .state_dict import load_state_dict, state_dict
 from .states import States
@@ -61,6 +61,12 @@ class Optimizer(Conveniences):
     known_states: tuple[str, ...] = ()
     """Names of all states that optimizers of this class may have, whatever their numbers; a rule's own if empty."""
 
+    lengths: Mapping[str, int] = LENGTHS
+    """Entries of a param group that are several numbers, and how many."""
+
+    optional: frozenset[str] = frozenset()
+    """Entries of a param group that are numbers or None."""
+
     needs_step = False
     """Whether the mathematics read the step count, so that a state without one cannot be gone on from."""
 
@@ -75,7 +81,7 @@ class Optimizer(Conveniences):
         state_dtype: torch.dtype | None = None,
     ) -> None:
         check_options(max_norm, state_dtype)
-        self.check_numbers(defaults)
+        self.check_entries(defaults, self.number_names(defaults))
         groups = as_groups(params)
         registry = find_registry(params, groups, store)
         self.max_norm = max_norm
@@ -129,6 +135,33 @@ class Optimizer(Conveniences):
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
         """Raises ValueError, in torch's words, for a number out of range; of the defaults, or of a group."""
 
+    def number_names(self, defaults: Mapping[str, Any]) -> Iterable[str]:
+        """The entries of a param group that are numbers or flags, of an optimizer with these defaults."""
+        return defaults
+
+    def check_entries(self, numbers: Mapping[str, Any], names: Iterable[str]) -> None:
+        """Raises for an entry of the defaults, or of a param group, that cannot be.
+
+        Args:
+            names: Those to look at, where they are given.
+
+        Raises:
+            TypeError: what is no number, no flag, or no tuple of numbers.
+            ValueError: a number out of range, NaN, or too few or many numbers.
+        """
+        check_kinds(numbers, names, self.lengths, True, self.optional)
+        self.check_numbers(numbers)
+
+    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+        """The same for a param group that was edited or loaded: its `lr` may have any sign, and no tensor is read.
+
+        A schedule may carry a learning rate past zero, by rounding or on purpose; torch.optim steps with it.
+        """
+        names = [name for name in self.number_names(self.defaults) if name in group]
+        check_kinds(group, names, self.lengths, waits, self.optional)
+        if waits or not any(holds_tensor(group[name]) for name in names if name != "lr"):
+            self.check_numbers({**self.defaults, **group, "lr": 0.0})
+
     def after_load(self) -> None:
         """Called when a state dict's groups are in place, before its states are."""
 
@@ -147,7 +180,7 @@ class Optimizer(Conveniences):
             found = variable_of(param)
             if found is None or found[0] is not self.registry:
                 explain_foreign(param, self.registry, "the group was not added")
-        self.check_numbers({**self.defaults, **group})
+        self.check_entries({**self.defaults, **group}, self.number_names(self.defaults))
         super().add_param_group(group)
         if selector is not None:
             self.membership.select(self.param_groups[-1], selector)
@@ -227,12 +260,46 @@ class Optimizer(Conveniences):
 
     def _make_plans(self) -> PlanSet:
         members = by_rows(self.membership.groups)
-        trained = sorted((m for m in members if m[0].trains), key=lambda m: m[0].index)
-        slots = [self.states.slots[v.id] for v, _ in trained]
-        self._plans = PlanSet(self.registry, [v for v, _ in trained], [g for _, g in trained], slots)
+        self._plans = self._plans_over([member for member in members if member[0].trains])
         self._planned = self.membership.version
         self._frozen = [v.param for v, _ in members if not v.trains]
         return self._plans
+
+    def _plans_over(self, members: list[tuple[Variable, int]]) -> PlanSet:
+        """Plans of some variables with the numbers of their groups."""
+        members = sorted(members, key=lambda m: m[0].index)
+        slots = [self.states.slots[v.id] for v, _ in members]
+        return PlanSet(self.registry, [v for v, _ in members], [g for _, g in members], slots)
+
+    @torch.no_grad()
+    def apply_once(self, rule: Rule) -> None:
+        """Runs a rule that reads no gradient over all variables with room, frozen or not; no step is counted.
+
+        Args:
+            rule: Its states must be some of this optimizer's own.
+        """
+        self._current_plans()  # what moved or flipped is followed
+        self.entries.settle(strict=True)
+        plans = self._plans_over([m for m in by_rows(self.membership.groups) if m[0].spec.has_room])
+        plans.guard.check()
+        steps = self.states.steps.clone()
+        for part in plans.parts:
+            states, values = self.states.streams(part.region, rule.states), plans.values(part)
+            part.plan.step_(
+                part.plan.gathered(values, [True] * len(part.order)),  # in the place of gradients
+                rule,
+                values,
+                [held.buffer for held in states],
+                self.param_groups,
+                steps=steps,
+                base=states[0].base if states else 0,
+                norm=plans.norm,
+                max_norm=None,
+                skip=False,
+                skipped=self.states.skipped,
+                own=self.states.scalars(rule.own),
+            )
+        torch.autograd.graph.increment_version(plans.params)
 
     # Stepping -----------------------------------------------------------------------------------------------------
 
@@ -253,8 +320,7 @@ class Optimizer(Conveniences):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plans = self._current_plans()
-        plans.guard.check()
+        plans = checked(self._current_plans)
         gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched
@@ -311,6 +377,7 @@ class Optimizer(Conveniences):
                 skip=self.skip_nonfinite,
                 skipped=self.states.skipped,
                 own=self.states.scalars(rule.own),
+                check=self.check_changed,
                 **scaling,
             )
 
@@ -343,7 +410,7 @@ class Optimizer(Conveniences):
         self.entries.settle(strict=True)
         self._count()
         for part in plans.parts:
-            part.plan.upload_hyper(self.rule(), self.param_groups, self.max_norm)
+            part.plan.upload_hyper(self.rule(), self.param_groups, self.max_norm, self.check_changed)
 
     # State --------------------------------------------------------------------------------------------------------
 
@@ -389,9 +456,15 @@ class Optimizer(Conveniences):
             fetch: Writes the states, one by one, where the record has no streams.
 
         Raises:
-            MismatchError: the record is of another class, or of other groups; nothing has changed then.
+            MismatchError: the record is of another class or of other groups, or has numbers that are none; nothing has
+                changed then.
         """
         restore_record(self, record, fetch)
+
+    def problems(self, record: OptimizerRecord) -> list[str]:
+        """What keeps `restore` from taking a record, in words; nothing changes."""
+        self.follow()
+        return record_problems(self, record)
 
     # deepcopy and pickle take the store along, as torch.optim's take their parameters: copy or save both in one call,
     # copy.deepcopy((model, store, optimizer)), and the copies belong together.

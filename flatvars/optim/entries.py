@@ -55,6 +55,7 @@ class Entries(MutableMapping[Any, Any]):
         self._entries: dict[int, StateEntry] = {}  # by variable id
         self._others: dict[Any, tuple[Any, Any]] = {}  # of what the store does not hold, by identity
         self._dropped: dict[int, tuple[Variable, weakref.ref[StateEntry] | None]] = {}
+        self._emptied: dict[int, tuple[Variable, set[Any]]] = {}  # names that were deleted, not yet zeros
         self._version = 0
 
     @property
@@ -207,7 +208,7 @@ class Entries(MutableMapping[Any, Any]):
     def fill(self, entry: StateEntry) -> None:
         """Shows the views of a variable that has stepped."""
         variable = entry.variable
-        if variable is not None and self._has_stepped(variable):
+        if variable is not None and variable.id not in self._emptied and self._has_stepped(variable):
             self._show(entry, variable)
 
     def _show(self, entry: StateEntry, variable: Variable) -> None:
@@ -281,6 +282,7 @@ class Entries(MutableMapping[Any, Any]):
             self._erase()
         rule = self._optimizer.rule()
         keeps_step = rule.keeps_step
+        self._emptied.get(variable.id, (variable, set()))[1].difference_update((name,) if keeps_step else (name, STEP))
         if name == STEP and keeps_step and variable.spec.has_room:
             states.set_steps([variable], [value])
             entry.show(STEP, states.step_of(variable))
@@ -312,16 +314,15 @@ class Entries(MutableMapping[Any, Any]):
         entry.show(name, states.scalar_of(variable, name))
         return True
 
-    @torch.no_grad()
     def drop(self, entry: StateEntry, name: Any) -> None:
-        variable, states = entry.variable, self._optimizer.states
+        """What somebody holds of it stays what it is until the next step, or until it is written."""
+        variable = entry.variable
         assert variable is not None
         if name not in entry.loose:
-            held = None if name == STEP else states.covering(name, variable)
-            if held is not None:
-                held.write(variable.span, None)
-            if name == STEP or not self._optimizer.rule().keeps_step or len(entry) == 1:
-                states.set_steps([variable], [0.0])
+            names = self._emptied.setdefault(variable.id, (variable, set()))[1]
+            names.add(name)
+            if not self._optimizer.rule().keeps_step or len(entry) == 1:
+                names.add(STEP)
         entry.hide(name)
 
     @torch.no_grad()
@@ -359,6 +360,7 @@ class Entries(MutableMapping[Any, Any]):
     def _take_out(self, variable: Variable, keep: bool = False) -> None:
         """Lets go of a variable's entry; if `keep`, its values stay with whoever holds it."""
         entry = self._entries.pop(variable.id, None)
+        self._emptied.pop(variable.id, None)
         _, reference = self._dropped.pop(variable.id, (None, None))
         if entry is None and reference is not None:
             entry = reference()
@@ -406,11 +408,20 @@ class Entries(MutableMapping[Any, Any]):
 
     @torch.no_grad()
     def _erase(self) -> None:
+        states = self._optimizer.states
+        emptied, self._emptied = self._emptied, {}
+        for variable, names in emptied.values():
+            if STEP in names:
+                states.set_steps([variable], [0.0])
+            for name in names - {STEP}:
+                held = states.covering(name, variable)
+                if held is not None:
+                    held.write(variable.span, None)
         if not self._dropped:
             return
         self.own_dropped()
         dropped, self._dropped = self._dropped, {}
-        self._optimizer.states.erase([variable for variable, _ in dropped.values()])
+        states.erase([variable for variable, _ in dropped.values()])
 
     def own_dropped(self) -> None:
         """Entries that were taken out keep their values, whatever comes over the memory they had."""

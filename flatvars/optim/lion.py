@@ -12,6 +12,7 @@ from ..backend import LION, Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .decay import with_caution
 
 
 class Lion(Optimizer):
@@ -23,6 +24,7 @@ class Lion(Optimizer):
         betas: Of the update's average and of the one that is kept.
         weight_decay: Decoupled.
         maximize: Ascend.
+        cautious_decay: Decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402).
         store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:
@@ -37,12 +39,19 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        cautious_decay: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "cautious_decay": cautious_decay,
+        }
         super().__init__(
             params,
             defaults,
@@ -57,4 +66,4 @@ class Lion(Optimizer):
         check_betas(numbers["betas"])
 
     def rule(self) -> Rule:
-        return LION
+        return with_caution(LION, self.param_groups)

@@ -127,8 +127,7 @@ class Membership:
         known: list[list[Tensor]] = []
         group_of: dict[int, dict[str, Any]] = {}
         foreign: list[Tensor] = []
-        for group in groups:
-            params = params_of(group)
+        for params, group in zip(list(map(unnamed, groups)), groups, strict=True):
             known.append(list(params))
             found.append([])
             for param in params:
@@ -163,9 +162,39 @@ class Membership:
 def params_of(group: dict[str, Any]) -> list[Tensor]:
     """A group's parameters as the list they must be: users may have put a tuple there, an iterator, one tensor."""
     params = group["params"]
+    if isinstance(params, str):
+        raise TypeError(explain_entry(params))
     if not isinstance(params, list):
         params = group["params"] = [params] if isinstance(params, Tensor) else list(params)
     return params
+
+
+def unnamed(group: dict[str, Any]) -> list[Tensor]:
+    """A group's parameters, of which users may have made pairs with their names, as `named_parameters` gives them.
+
+    Raises:
+        TypeError: neither.
+    """
+    params = params_of(group)
+    pairs = [isinstance(p, tuple) and len(p) == 2 and isinstance(p[1], Tensor) for p in params]
+    for param, is_pair in zip(params, pairs, strict=True):
+        if not is_pair and not isinstance(param, Tensor):
+            raise TypeError(explain_entry(param))
+    if any(pairs):
+        named: Any = params
+        group["params"] = params = [p[1] if is_pair else p for p, is_pair in zip(named, pairs, strict=True)]
+        if all(pairs):
+            group["param_names"] = [name for name, _ in named]
+    return params
+
+
+def explain_entry(entry: Any) -> str:
+    """What is wrong with an entry of a group's parameters."""
+    return (
+        f"optimizer can only optimize Tensors, but one of the params is {entry!r}, a {type(entry).__name__}; give "
+        "Parameters, or pairs of names and Parameters. A group whose `params` are name patterns alone is made by "
+        "add_param_group, or by the optimizer with store="
+    )
 
 
 def explain_foreign(param: Tensor, registry: Registry | None, consequence: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ..backend import Rule
@@ -28,6 +30,8 @@ class RuleOptimizer(Optimizer):
         >>> opt = fv.optim.RuleOptimizer(store, power_descent, lr=0.1, power=2.0)
     """
 
+    lengths: Mapping[str, int] = MappingProxyType({})
+
     _options = ("store", "max_norm", "skip_nonfinite", "state_dtype")
 
     def __init__(self, params: Any, rule: Rule, **defaults: Any) -> None:
@@ -40,6 +44,9 @@ class RuleOptimizer(Optimizer):
             )
         self._rule = rule
         super().__init__(params, defaults, **options)
+
+    def number_names(self, defaults: Mapping[str, Any]) -> Iterable[str]:
+        return self._rule.names or ()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As `Optimizer`'s; the group, or the keywords of the optimizer, must give every number of the rule."""

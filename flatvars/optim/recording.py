@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..errors import MismatchError
 from ..memory.streams import Stream
 from ..variables.variable import Variable
+from .checks import misfit
 from .entries import Entries, Keeper
 from .membership import Membership
 from .record import FetchState, GroupRecord, OptimizerRecord
@@ -26,6 +28,9 @@ class Recorded(Keeper, Protocol):
 
     def counts_steps(self, group: Any) -> bool:
         """Whether steps of a group count."""
+
+    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+        """Raises for an entry of a param group that cannot be."""
 
 
 def capture_record(optimizer: Recorded) -> OptimizerRecord:
@@ -54,7 +59,7 @@ def hyper_of(group: dict[str, Any]) -> dict[str, Any]:
 def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchState | None) -> None:
     """See `Optimizer.restore`."""
     optimizer.follow()
-    problems = capture_record(optimizer).problems(record)
+    problems = record_problems(optimizer, record)
     if problems:
         raise MismatchError(f"this record is not the optimizer's: {'; '.join(problems)}. Nothing has changed")
     set_hyper(optimizer.param_groups, record)
@@ -73,8 +78,29 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
     _set_scalars(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
     optimizer.entries.forget(optimizer.states.variables)
-    optimizer.entries.replace({v: record.loose[v.id] for v in members if v.id in record.loose and not v.spec.has_room})
+    _restore_loose(optimizer, {v: record.loose[v.id] for v in members if v.id in record.loose})
     optimizer.entries.refresh()
+
+
+def record_problems(optimizer: Recorded, record: OptimizerRecord) -> list[str]:
+    """What keeps a record from being restored here, its numbers included; nothing has changed afterwards."""
+    problems = capture_record(optimizer).problems(record)
+    kept = optimizer.param_groups
+    pairs = zip(kept, record.groups, strict=False)
+    found = [misfit(hyper_of(group), saved.hyper, f"param group {i}") for i, (group, saved) in enumerate(pairs)]
+    problems += [problem for problem in found if problem is not None]
+    if problems:
+        return problems
+    try:
+        optimizer.param_groups = [{**group, **saved.hyper} for group, saved in zip(kept, record.groups, strict=True)]
+        for group in optimizer.param_groups:
+            optimizer.check_changed(group, waits=True)
+        optimizer.rule()
+    except (TypeError, ValueError) as error:
+        return [str(error)]
+    finally:
+        optimizer.param_groups = kept
+    return []
 
 
 def set_hyper(groups: list[dict[str, Any]], record: OptimizerRecord) -> None:
@@ -86,6 +112,16 @@ def set_hyper(groups: list[dict[str, Any]], record: OptimizerRecord) -> None:
                 current.copy_(value) if isinstance(value, Tensor) else current.fill_(value)
             else:
                 group[key] = value.clone() if isinstance(value, Tensor) else value
+
+
+def _restore_loose(optimizer: Recorded, contents: Mapping[Variable, Mapping[str, Any]]) -> None:
+    """Puts back what lay in no stream; in one, if there is one by now."""
+    optimizer.entries.replace({v: content for v, content in contents.items() if not v.spec.has_room})
+    for variable, content in contents.items():
+        if variable.spec.has_room:
+            entry = optimizer.entries[variable.param]
+            for name, value in content.items():
+                entry[name] = value
 
 
 def _fetch(fetch: FetchState, name: str, stream: Stream, variables: list[Variable]) -> None:

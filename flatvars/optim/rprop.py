@@ -73,7 +73,10 @@ class Rprop(Optimizer):
         check_at_least(0.0, lr=numbers["lr"])
         low, high = numbers["etas"]
         if not 0.0 < low < 1.0 < high:
-            raise ValueError(f"Invalid eta values: {low}, {high}; give one between 0 and 1, and one above 1")
+            raise ValueError(f"Invalid etas: {low}, {high}; give one between 0 and 1, and one above 1")
+        least, most = numbers["step_sizes"]
+        if not 0.0 <= least <= most:
+            raise ValueError(f"Invalid step_sizes: {least}, {most}; give the least, at least 0, and the largest")
 
     def rule(self) -> Rule:
         return RPROP

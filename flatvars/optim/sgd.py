@@ -12,7 +12,7 @@ from ..backend import SGD as SGD_RULE
 from ..backend import SGD_MOMENTUM, Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
-from .checks import check_at_least
+from .checks import check_at_least, check_kinds
 from .flags import refuse_differentiable
 
 
@@ -47,8 +47,6 @@ class SGD(Optimizer):
         state_dtype: torch.dtype | None = None,
     ) -> None:
         refuse_differentiable(differentiable)
-        if nesterov and (momentum <= 0.0 or dampening != 0.0):
-            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -60,6 +58,9 @@ class SGD(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        check_kinds(defaults, defaults, self.lengths, True)
+        if nesterov and (momentum <= 0.0 or dampening != 0.0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         super().__init__(
             params,
             defaults,

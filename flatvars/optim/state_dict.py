@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
+from numbers import Real
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..memory.streams import own_storage
@@ -73,7 +76,7 @@ def load_state_dict(optimizer: Saved, state_dict: Mapping[str, Any]) -> None:
     groups = deepcopy(state_dict["param_groups"])
     check_sizes(optimizer.param_groups, groups)
     states = states_of_groups(optimizer.param_groups, groups, state_dict["state"])
-    check_groups(groups, optimizer.defaults, type(optimizer).__name__)
+    check_groups(optimizer, groups)
     check_states(optimizer, groups, states)
     # The groups first: they say which rule, and so which states there are.
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
@@ -108,7 +111,7 @@ def states_of_groups(
     for group, theirs in zip(mine, saved, strict=True):
         shared = {} if STEP in group or STEP not in theirs else {STEP: theirs.pop(STEP)}
         pairs = [(param, state.get(index, {})) for param, index in zip(params_of(group), theirs["params"], strict=True)]
-        found.append([(param, {**shared, **one} if one else one) for param, one in pairs])
+        found.append([(param, {**shared, **one} if one and shared else one) for param, one in pairs])
     return found
 
 
@@ -143,15 +146,40 @@ def check_sizes(mine: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None
         )
 
 
-def check_groups(saved: list[dict[str, Any]], defaults: Mapping[str, Any], kind: str) -> None:
-    """Raises ValueError for groups without a number that the class needs."""
+def check_groups(optimizer: Saved, saved: list[dict[str, Any]]) -> None:
+    """Raises ValueError for groups without a number that the class needs, or TypeError, with a number that is none."""
+    kind = type(optimizer).__name__
     for number, group in enumerate(saved):
-        for key, value in defaults.items():
+        for key, value in optimizer.defaults.items():
             if key not in group and not isinstance(value, bool) and value is not None:
                 raise ValueError(
                     f"the loaded state dict is no {kind}'s: its param group {number} has no {key!r}, but "
                     f"{', '.join(map(repr, (k for k in group if k != 'params')))}; nothing was changed"
                 )
+        try:
+            optimizer.check_changed(group, waits=True)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"param group {number} of the loaded state dict: {error}; nothing was changed") from None
+
+
+def check_value(about: str, name: Any, value: Any, shape: tuple[int, ...] | None) -> None:
+    """Raises ValueError for what cannot be a state of this shape, or, with None, one number."""
+    problem = None
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+            kind = f"{str(value.layout).removeprefix('torch.')} of {value.dtype} on {value.device}"
+            problem = f"is {kind} in the loaded state; give a dense tensor of real numbers"
+        elif value.numel() != 1 if shape is None else tuple(value.shape) != shape:
+            wanted = "it is one number" if shape is None else f"the variable has {shape}"
+            problem = f"has shape {tuple(value.shape)} in the loaded state, but {wanted}"
+    elif shape is not None and value is not None:
+        problem = f"is {value!r} in the loaded state, and no tensor"
+    elif shape is None and not isinstance(value, Real):
+        problem = f"is {value!r} in the loaded state, and no number"
+    if problem is None and name == STEP and not 0.0 <= float(value) < math.inf:
+        problem = f"is {float(value)} in the loaded state, which is no count of steps"
+    if problem is not None:
+        raise ValueError(f"{name!r} of {about} {problem}; nothing was changed")
 
 
 def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[SavedStates]) -> None:
@@ -163,6 +191,8 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
     for group, theirs, pairs in zip(optimizer.param_groups, saved, states, strict=True):
         needed = (*optimizer.state_names({**group, **theirs}), *rule.own)
         for param, state in pairs:
+            if not isinstance(state, Mapping):
+                raise ValueError(f"the loaded state of a parameter is {state!r}, no dict; nothing was changed")
             if not state:
                 continue
             about = f"{kind} cannot go on from the loaded state of {names.get(param, 'a parameter')!r}"
@@ -173,11 +203,6 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
             missing += [STEP] if optimizer.needs_step and STEP not in state else []
             if missing:
                 raise ValueError(f"{about}: it has no {missing[0]!r}, but {list(state)}; nothing was changed")
-            for name in known & set(state):
-                value = state[name]
-                shape = () if name in rule.own else tuple(param.shape)
-                if isinstance(value, Tensor) and tuple(value.shape) != shape:
-                    raise ValueError(
-                        f"{name!r} of variable {names.get(param)!r} has shape {tuple(value.shape)} in the loaded "
-                        f"state, but the variable has {tuple(param.shape)}; nothing was changed"
-                    )
+            for name in {*known, STEP} & set(state):
+                shape = None if name in (STEP, *rule.own) else tuple(param.shape)
+                check_value(f"variable {names.get(param)!r}", name, state[name], shape)

@@ -75,9 +75,8 @@ def reduce_registry(registry: Registry) -> Any:
     registry.check_usable()
     registry.check_aliases()
     records = [record(registry, variable) for variable in registry.variables]
-    adopted = AdoptedHandle(dict(registry.adopted))
-    made_by = registry.device, registry.gradients.mode, registry.seed, registry._next_id
-    return restore_registry, (*made_by, records, adopted)
+    home = (registry.device, registry.gradients.mode, registry.seed, registry.on_moved)
+    return restore_registry, (home, registry._next_id, records, AdoptedHandle(dict(registry.adopted)))
 
 
 def record(registry: Registry, variable: Variable) -> dict[str, Any]:
@@ -95,16 +94,12 @@ def record(registry: Registry, variable: Variable) -> dict[str, Any]:
 
 
 def restore_registry(
-    device: torch.device,
-    mode: str,
-    seed: int,
-    next_id: int,
-    records: Sequence[dict[str, Any]],
-    adopted: AdoptedHandle,
+    home: tuple[torch.device, str, int, str], next_id: int, records: Sequence[dict[str, Any]], adopted: AdoptedHandle
 ) -> Registry:
     """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
     params = [entry["handle"].param for entry in records]
-    registry = make_registry(params[0].device if params else device, mode, seed)
+    device, mode, seed, on_moved = home
+    registry = make_registry(params[0].device if params else device, mode, seed, on_moved)
     for entry, param in zip(records, params, strict=True):
         spec: VarSpec = entry["spec"]
         variable = registry.declare(spec, param, entry["names"], entry["group"])

@@ -51,6 +51,10 @@ class VarStore:
         on_duplicate: What `Path` does with a name in use: "suffix" (declares `name__N`, as tch does) or "error".
         grads: "gather" (gradients stay where autograd leaves them until a step or `accumulate` reads them) or "views"
             (every `.grad` is a view of the flat gradient stream and autograd adds into it in place).
+        on_moved: What a step, save or look does about a Parameter whose memory left the store (`module.to()`,
+            `.data =`, a conversion inside a forward pass): "follow" copies the values back in, with one re-carve if
+            dtypes or devices changed, and warns once (`flatvars.MovedWarning`); "error" raises AliasError. What would
+            lose something raises in both.
 
     Attributes:
         registry: The variables and all that was made for them: what optimizers, initializers and layers work with.
@@ -69,8 +73,9 @@ class VarStore:
         *,
         grads: str = "gather",
         on_duplicate: str = "suffix",
+        on_moved: str = "follow",
     ) -> None:
-        self.registry = make_registry(concrete(device), grads, seed)
+        self.registry = make_registry(concrete(device), grads, seed, on_moved)
         self._declarations = Declarations(self.registry, dtype, on_duplicate)
 
     @property
@@ -111,6 +116,7 @@ class VarStore:
         grads: str = "gather",
         init: Init | None = None,
         seed: int = 0,
+        on_moved: str = "follow",
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
 
@@ -131,6 +137,7 @@ class VarStore:
                 every submodule to write values. If not given, each submodule's `reset_parameters()` is called. What it
                 raises passes through; the module then lies in the store, with zeros where nothing was written yet.
             seed: Of initializers, as for `VarStore`.
+            on_moved: As for `VarStore`.
 
         Raises:
             SpecError: a lazy, sparse, complex or subclassed parameter, one that another store holds, two that share
@@ -143,7 +150,8 @@ class VarStore:
             >>> store.values.data_ptr() == model.weight.data_ptr()
             True
         """
-        store = cls(device_of(module) if device is None else device, dtype or torch.float32, seed, grads=grads)
+        device = device_of(module) if device is None else device
+        store = cls(device, dtype or torch.float32, seed, grads=grads, on_moved=on_moved)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
 
@@ -263,16 +271,15 @@ class VarStore:
         """
         pairs = [(store, "") if isinstance(store, VarStore) else store for store in stores]
         first = pairs[0][0] if pairs else cls()
-        merged = cls(first.device, first.dtype, first.seed, grads=first._gradients.mode)
+        mode, on_moved = first._gradients.mode, first.registry.on_moved
+        merged = cls(first.device, first.dtype, first.seed, grads=mode, on_moved=on_moved)
         transfer.merge_into(merged.registry, [(store.registry, prefix) for store, prefix in pairs])
         return merged
 
     def clone(self) -> Self:
         """A store of its own with copies of all variables: values, names, ids, masks, groups; no gradients."""
-        declarations = self._declarations
-        copy = type(self)(
-            self.device, self.dtype, self.seed, grads=self._gradients.mode, on_duplicate=declarations.on_duplicate
-        )
+        options = {"on_duplicate": self._declarations.on_duplicate, "on_moved": self.registry.on_moved}
+        copy = type(self)(self.device, self.dtype, self.seed, grads=self._gradients.mode, **options)
         transfer.clone_into(copy.registry, self.registry)
         return copy
 
@@ -375,9 +382,10 @@ class VarStore:
     # Invariants -------------------------------------------------------------------------------------------------------
 
     def check_aliases(self) -> None:
-        """Raises AliasError when a Parameter no longer lies in the store, or its module holds another one.
+        """Takes back in what left the store, and buffers that their modules replaced.
 
-        A buffer that its module replaced by another of the same shape and dtype is taken in again.
+        Raises:
+            AliasError: a module holds another Parameter, something would be lost, or `on_moved="error"`.
         """
         self.registry.check_aliases()
 
@@ -390,7 +398,7 @@ class VarStore:
     def to(self, device: torch.device | str) -> Self:
         """Moves every stream to a device; Parameters, gradients and optimizer state follow."""
         self.check_aliases()
-        self.registry.recarve([v.spec for v in self.registry.variables], concrete(device))
+        self.registry.recarve(lambda v: v.spec, concrete(device))
         return self
 
     def set_dtype(self, dtype: torch.dtype) -> Self:
@@ -472,15 +480,15 @@ class VarStore:
     def rebind(self) -> list[str]:
         """Takes in what replaced the store's memory: `module.half()`, `.to()`, `.data =`, a new Parameter, ...
 
-        The modules' values, dtypes and device win; gradients and optimizer state are kept (and follow the dtype where
-        they had the region's). A Parameter that was assigned to a module takes the place of the old one, also in
-        optimizers.
+        The modules' values, shapes, dtypes and device win; gradients and optimizer state are kept (and follow the dtype
+        where they had the region's) but for variables of another shape now, which begin anew. A Parameter that was
+        assigned to a module takes the place of the old one, also in optimizers.
 
         Returns:
             Names of the variables whose values were taken in.
 
         Raises:
-            AliasError: a shape changed, or variables lie on several devices.
+            AliasError: tensors that no store can hold, or on several devices. Nothing has changed then.
         """
         return rebind(self.registry)
 

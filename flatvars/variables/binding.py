@@ -13,16 +13,15 @@ def is_bound(param: Tensor, view: Tensor) -> bool:
     return param.data_ptr() == view.data_ptr() and param.stride() == view.stride() and param.dtype == view.dtype
 
 
-def describe_stray(variable: Variable, view: Tensor) -> str:
-    """What to tell of a variable whose parameter is not its span."""
-    param = variable.param
+def describe_stray(variable: Variable, reason: str) -> str:
+    """What to tell of a variable whose parameter is not its span, and why it is not simply taken back in."""
+    param, spec = variable.param, variable.spec
     return (
         f"variable {variable.name!r} no longer lies in its store: its Parameter now holds a {param.dtype} tensor of "
-        f"shape {tuple(param.shape)} and strides {param.stride()} on {param.device} (the store holds {variable.dtype}, "
-        f"{tuple(variable.shape)}, {view.stride()}, {view.device}). Something replaced its memory: module.to(), "
-        "half(), double(), load_state_dict(assign=True), vector_to_parameters, share_memory() or `.data =`. Call "
-        "store.rebind() to take the new values in, or store.restore_aliases() to go back to the store's. Instead of "
-        "share_memory(), call store.share_memory_()"
+        f"shape {tuple(param.shape)} on {param.device} (the store holds {spec.dtype}, {tuple(variable.shape)}), and "
+        f"{reason}. Something replaced its memory: module.to(), half(), double(), load_state_dict(assign=True), "
+        "vector_to_parameters, share_memory() or `.data =`. Call store.rebind() to take the new values in, or "
+        "store.restore_aliases() to go back to the store's. Instead of share_memory(), call store.share_memory_()"
     )
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors import FlatvarsError
+from ..errors import AliasError, FlatvarsError
 from ..memory.layout import Layout, plan_layout
-from ..memory.spec import VarSpec, is_dense
+from ..memory.spec import VarSpec
 from ..memory.streams import VALUES, Streams, normal_tensors
-from .binding import bind, is_bound
+from .binding import bind, describe_stray, is_bound
 from .claims import Claims
+from .following import take_back, tell
 from .guard import AliasGuard
-from .variable import Variable
+from .variable import GradientAccess, Variable
+
+FOLLOW, ERROR = "follow", "error"
 
 
 class Carving:
@@ -29,10 +32,16 @@ class Carving:
         before_carve: Called while everything still lies where it was, with no argument.
         after_carve: Called after spans moved.
         claims: Which tensors are its variables'.
+        on_moved: What is done about memory that left the streams: "follow" or "error".
+        gradients: Of the variables, wherever they lie; whoever is a registry has them.
     """
+
+    gradients: GradientAccess
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.on_moved = FOLLOW
+        self._told = False  # that something was followed
         self.variables: list[Variable] = []
         self.generation = 0
         self.lock = threading.RLock()
@@ -46,6 +55,7 @@ class Carving:
         self._carved = 0  # variables that lie in the streams; those behind are declared only
         self._announcing: int | None = None  # the thread that tells of a carve
         self._retired: str | None = None
+        self._side_by_side: set[int] = set()  # ids
 
     @property
     def layout(self) -> Layout:
@@ -88,52 +98,78 @@ class Carving:
                 return
             aligned = [v for v in self.variables[:old] if self.is_bound(v, v.param)]
             specs = [v.spec for v in self.variables]
-            self._carve(specs, self.device, old, aligned)
+            self._carve(specs, self.device, {i: i for i in range(old)}, aligned)
             for variable in self.variables[old : len(specs)]:
                 self.move_in(variable, variable.param)
             self._carved = len(specs)
             self._notify()
 
-    def recarve(self, specs: Sequence[VarSpec], device: torch.device | None = None, *, check: bool = True) -> None:
-        """Lays the same variables out anew, with other dtypes, room or device; every handle follows."""
+    def recarve(self, change: Callable[[Variable], VarSpec], device: torch.device | None = None) -> None:
+        """Lays the same variables out anew, with other dtypes, room or device; every handle follows.
+
+        Args:
+            change: From a variable to its new spec; asked when what had left the store is back in it.
+        """
         with self.lock, normal_tensors():
             self.settle()
-            bound = self.variables
-            if check:
-                self.guard.check_memory()
-                bound = [v for v in bound if not v.is_buffer or self.is_bound(v, v.param)]
-            self._carve(specs, self.device if device is None else device, len(specs), bound)
+            self.guard.check_memory()
+            self.guard.renew_buffers()
+            self.lay_out([change(v) for v in self.variables], self.device if device is None else device)
+
+    def lay_out(self, specs: Sequence[VarSpec], device: torch.device, fresh: Sequence[Variable] = ()) -> None:
+        """The same by specs of all variables; what has left the store is left behind.
+
+        Args:
+            fresh: Variables that begin anew, with zeros in every stream.
+        """
+        with self.lock, normal_tensors():
+            begin = {v.index for v in fresh}
+            for variable in fresh:
+                variable.state_epoch += 1
+            self._carve(specs, device, {i: i for i in range(len(specs)) if i not in begin}, self.variables)
             self._notify()
 
-    def exchange(self, pairs: Sequence[tuple[Variable, Tensor]]) -> None:
-        """Makes tensors of other shapes or dtypes those of buffers: everything is laid out anew."""
+    def lay_side_by_side(self, variables: Iterable[Variable]) -> None:
+        """Makes these, and all of earlier calls, lie first in their regions, shape by shape; carves if they do not yet.
+
+        Names, ids, values, gradients and state stay, and variables that are declared later find their place.
+        """
         with self.lock:
-            specs, taken = [v.spec for v in self.variables], {variable.index for variable, _ in pairs}
-            for variable, tensor in pairs:
-                stride = tensor.stride() if is_dense(tuple(tensor.shape), tensor.stride()) else ()
-                spec = VarSpec(variable.name, tuple(tensor.shape), tensor.dtype, stride, has_room=False)
-                specs[variable.index] = spec
-            bound = [v for v in self.variables if v.index not in taken and self.is_bound(v, v.param)]
-            self._carve(specs, self.device, len(specs), bound)
-            for variable, tensor in pairs:
-                self.move_in(variable, tensor)
-            self._notify()
+            wanted = self._side_by_side.union(v.id for v in variables)
+            if wanted == self._side_by_side:
+                return
+            if self._carved:
+                self.settle()
+            kept, self._side_by_side = self._side_by_side, wanted
+            if self._carved and self._plan([v.spec for v in self.variables]) != self._layout:
+                try:
+                    self.recarve(_as_it_is)
+                except BaseException:
+                    self._side_by_side = kept
+                    raise
 
-    def _carve(self, specs: Sequence[VarSpec], device: torch.device, kept: int, bound: Sequence[Variable]) -> None:
-        """Makes streams for the specs, copies what the first `kept` variables have into them, and binds `bound`.
+    def _plan(self, specs: Sequence[VarSpec]) -> Layout:
+        """The layout of specs of the first variables."""
+        pairs = zip(specs, self.variables, strict=False)
+        return plan_layout(specs, side_by_side={i for i, (_, v) in enumerate(pairs) if v.id in self._side_by_side})
 
-        A variable that gets another shape has nothing to copy.
+    def _carve(
+        self, specs: Sequence[VarSpec], device: torch.device, source: Mapping[int, int], bound: Sequence[Variable]
+    ) -> None:
+        """Makes streams for the specs, copies what variables had into them, and binds `bound`.
+
+        Args:
+            source: Index of each variable that had something, and the index it had.
         """
         self._announce()
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
             variable.state_epoch += variable.spec.has_room and not spec.has_room
-        if kept and self.device.type == "cuda":
+        if source and self.device.type == "cuda":
             # Kernels of any stream may still read what is about to be freed, and `record_stream` on a piece of the
             # buffer does not tell the allocator, which knows the buffer alone.
             torch.cuda.synchronize(self.device)
-        same = {i: i for i in range(kept) if self.variables[i].spec.shape == specs[i].shape}
-        streams = self._streams.recarve(plan_layout(specs), device, same)
+        streams = self._streams.recarve(self._plan(specs), device, source)
         self._streams, self._layout, self.device = streams, streams.layout, device
         self._place(specs)
         for variable in bound:
@@ -150,7 +186,7 @@ class Carving:
 
     def _place(self, specs: Sequence[VarSpec]) -> None:
         """Writes down where the variables lie by the specs; nothing moves if only names changed."""
-        self._layout = plan_layout(specs)
+        self._layout = self._plan(specs)
         self._streams.layout = self._layout
         for variable, span in zip(self.variables, self._layout.spans, strict=False):
             variable.spec, variable._span = span.spec, span
@@ -173,8 +209,8 @@ class Carving:
         """See `VarStore.share_memory_`."""
         with self.lock, normal_tensors():
             self.settle()
-            self.guard.renew_buffers()
             self.guard.check_memory()
+            self.guard.renew_buffers()
             self._announce()
             self._streams.share()
             for variable in self.variables:
@@ -197,9 +233,34 @@ class Carving:
         assert variable._span is not None
         return self._streams.get(VALUES, variable.dtype).piece(variable._span)
 
+    def hold(self, variable: Variable, param: Tensor) -> None:
+        """Makes a tensor that stands where the variable's did its own; it is bound by the next carve."""
+        variable.param = param
+        variable.places = [place.renewed() for place in variable.places]
+        self.claims.add(variable)
+
+    def take_back(self, moved: Mapping[Variable, Tensor], buffers: Mapping[Variable, Tensor]) -> None:
+        """See `following.take_back`; warns when it is done for the first time.
+
+        Raises:
+            AliasError: `on_moved` says so, or something would be lost.
+        """
+        if self.on_moved == ERROR:
+            raise AliasError(describe_stray(next(iter(moved)), "on_moved='error' asks to be told"))
+        with self.lock, normal_tensors():
+            take_back(self, moved, buffers)
+        if not self._told:
+            self._told = True
+            tell(list(moved))
+
     def is_bound(self, variable: Variable, param: Tensor) -> bool:
         """Whether a tensor is the variable's span."""
         return is_bound(param, self.view(VALUES, variable))
+
+    def spread(self) -> list[tuple[int, int]]:
+        """Addresses of the first byte and behind the last byte of the values of each region."""
+        buffers = [self._streams.values(region.dtype) for region in self._layout.regions]
+        return [(b.data_ptr(), b.data_ptr() + b.nbytes) for b in buffers if len(b)]
 
     def addresses(self, variables: Sequence[Variable]) -> list[int]:
         """Where the values of carved variables begin in memory, as torch tells it: 0 for those without elements."""
@@ -217,3 +278,7 @@ class Carving:
     def check_aliases(self) -> None:
         """Raises AliasError where values are not what modules use; see `AliasGuard.check_values`."""
         self.guard.check_values()
+
+
+def _as_it_is(variable: Variable) -> VarSpec:
+    return variable.spec

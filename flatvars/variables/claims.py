@@ -31,6 +31,8 @@ class Claims:
 
     def add(self, variable: Variable) -> None:
         """Notes that the variable's tensor belongs to the owner."""
+        if _claims.get(id(variable.param)) == (self._owner, variable.index):
+            return
         _claims[id(variable.param)] = self._owner, variable.index
         self._ids.append(id(variable.param))
 

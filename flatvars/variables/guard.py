@@ -7,38 +7,29 @@ everything), carves (of memory alone). What it finds in order costs a few loops 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AliasError
-from ..memory.streams import VALUES
-from .binding import describe_stray
 from .claims import owner_of
+from .following import Mover
 from .places import Place, Watch, follow_path, places_below
-from .renewal import renew
+from .renewal import moved_along, renew
 from .variable import Variable
 
 _address = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
 
 
-class Carver(Protocol):
+class Carver(Mover, Protocol):
     """What a guard asks of the registry."""
-
-    device: torch.device
-
-    def view(self, stream: str, variable: Variable) -> Tensor: ...
-
-    def is_bound(self, variable: Variable, param: Tensor) -> bool: ...
 
     def addresses(self, variables: Sequence[Variable]) -> list[int]: ...
 
-    def move_in(self, variable: Variable, param: Tensor) -> None: ...
-
-    def exchange(self, pairs: Sequence[tuple[Variable, Tensor]]) -> None: ...
+    def take_back(self, moved: Mapping[Variable, Tensor], buffers: Mapping[Variable, Tensor]) -> None: ...
 
 
 class AliasGuard:
@@ -70,17 +61,21 @@ class AliasGuard:
     # What is asked --------------------------------------------------------------------------------------------------
 
     def check_memory(self) -> None:
-        """Raises AliasError for a parameter whose memory is not its span: carving would drop what it holds.
+        """Takes back in what left its span, of which carving would drop what it holds; so may every other check.
 
-        A buffer may lie elsewhere until its values are wanted.
+        Buffers are taken in as they are; what no store can hold stays, until values are wanted.
+
+        Raises:
+            AliasError: the registry's `on_moved` says so, or something would be lost.
         """
-        if not self._in_place():
-            self._check_params()
-
-    def _check_params(self) -> None:
-        for variable in self.variables:
-            if not variable.is_buffer and not self._registry.is_bound(variable, variable.param):
-                raise AliasError(describe_stray(variable, self._registry.view(VALUES, variable)))
+        if self._in_place():
+            return
+        params = [v for v in self.variables if not v.is_buffer]
+        strays = {v: v.param for v in params if not self._registry.is_bound(v, v.param)}
+        if strays:
+            self._registry.take_back(strays, moved_along(self._registry, self._buffers()))
+        else:
+            self.renew_buffers()
         self._note()
 
     def check(self) -> None:
@@ -100,13 +95,13 @@ class AliasGuard:
         """
         in_place = self._in_place()
         if not in_place:
-            self._check_params()
+            self.check_memory()
         if not in_place or self._watch is None or not self._watch.intact():
             self._follow(reads=True)
 
     def renew_buffers(self) -> None:
         """Takes in the buffers that were replaced, as far as that can be; raises nothing."""
-        renew(self._registry, [variable for variable in self.variables if variable.is_buffer])
+        renew(self._registry, self._buffers())
 
     # What is done about it ------------------------------------------------------------------------------------------
 
@@ -116,6 +111,10 @@ class AliasGuard:
             # share_memory_() moves a whole buffer with everything in it: that is no parameter gone astray.
             self._addresses = self._registry.addresses(self.variables)
         return addresses == self._addresses and list(map(_stride, self._matrices)) == self._strides
+
+    def _buffers(self) -> list[Variable]:
+        """All of the registry's: they move with the parameters, whichever are watched."""
+        return [variable for variable in self._registry.variables if variable.is_buffer]
 
     def _follow(self, reads: bool) -> None:
         """Goes after variables that modules hold elsewhere now (pruning, wrappers); raises where one is lost."""
@@ -132,7 +131,7 @@ class AliasGuard:
                 _check_place(variable, place, bool(used), reads)
             variable.places = used or variable.places
         if reads:
-            for variable, tensor in renew(self._registry, [v for v in self.variables if v.is_buffer]):
+            for variable, tensor in renew(self._registry, self._buffers()).items():
                 _explain_refused(self._registry, variable, tensor)
         self._note()
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
@@ -222,7 +221,7 @@ def _explain_replaced(variable: Variable, place: Place, tensor: Tensor) -> NoRet
     )
 
 
-def _explain_refused(registry: Carver, variable: Variable, tensor: Tensor) -> NoReturn:
+def _explain_refused(registry: Mover, variable: Variable, tensor: Tensor) -> NoReturn:
     raise AliasError(
         f"buffer {variable.name!r} was replaced by a {type(tensor).__name__} of shape {tuple(tensor.shape)}, "
         f"{tensor.dtype} and {tensor.layout} on {tensor.device}; the store takes in plain dense tensors on "

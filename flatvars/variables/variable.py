@@ -31,6 +31,9 @@ class GradientAccess(Protocol):
     def zero(self, set_to_none: bool = True, variables: Sequence[Variable] | None = None) -> None:
         """Forgets gradients, or makes zeros of them."""
 
+    def release(self, variables: Sequence[Variable]) -> None:
+        """Forgets variables that leave, or get another shape: their gradients are left in `.grad`, in own memory."""
+
 
 class MaskAccess(Protocol):
     """What a variable asks of whatever says which of its elements train."""

@@ -4,14 +4,19 @@ from .adadelta import ADADELTA
 from .adagrad import ADAGRAD
 from .adam import ADAM, ADAMW, AMSGRAD, AMSGRADW
 from .adamax import ADAMAX
+from .adan import ADAN
+from .ademamix import ADEMAMIX
+from .adopt import ADOPT
 from .asgd import ASGD
 from .decay import OPTIONS, with_decay
+from .grams import GRAMS
 from .lion import LION
 from .nadam import NADAM
 from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
 from .rprop import RPROP
 from .rule import VALUE, Rule, rule
+from .schedule_free import SCHEDULE_FREE_ADAMW, SCHEDULE_FREE_SGD, TO_X, TO_Y
 from .sgd import SGD, SGD_MOMENTUM
 from .stages import Scalars, scalars
 
@@ -21,9 +26,13 @@ __all__ = [
     "ADAM",
     "ADAMAX",
     "ADAMW",
+    "ADAN",
+    "ADEMAMIX",
+    "ADOPT",
     "AMSGRAD",
     "AMSGRADW",
     "ASGD",
+    "GRAMS",
     "LION",
     "NADAM",
     "OPTIONS",
@@ -33,8 +42,12 @@ __all__ = [
     "RMSPROP_CENTERED_MOMENTUM",
     "RMSPROP_MOMENTUM",
     "RPROP",
+    "SCHEDULE_FREE_ADAMW",
+    "SCHEDULE_FREE_SGD",
     "SGD",
     "SGD_MOMENTUM",
+    "TO_X",
+    "TO_Y",
     "VALUE",
     "Rule",
     "Scalars",

@@ -5,7 +5,8 @@
     either          the one or the other, as `decoupled_weight_decay` of the param group says
     cautious        decoupled, but in groups with `cautious_decay` only where the rule moves p towards 0, or not
                     at all                                          (Chen et al. 2025, arXiv 2510.12402)
-    proximal        the rule, then p <- p / (1 + lr weight_decay)   (Xie et al. 2022, arXiv 2208.06677)
+    proximal        the rule, then p <- p / (1 + lr weight_decay)   (Xie et al. 2022, arXiv 2208.06677); decoupled in
+                    groups with `no_prox`
     ascending       none
 
 With all of them, the rule sees -g in the param groups that maximize. `lr` is what the rule steps with: its scalars may
@@ -74,8 +75,9 @@ def _cautious(function: Any, rate: Any) -> Any:
         # From zero, a rule returns its move: beside a large p a small one would be lost, and its sign with it.
         move, state = function(where(p == p, 0.0, p), hyper.ascent * g, state, hyper, step)
         towards = ((move <= 0.0) & (p >= 0.0)) | ((move >= 0.0) & (p <= 0.0))
-        decays = towards | (hyper.cautious_decay == 0.0)
-        return p * (1.0 - where(decays, rate(hyper, step), 0.0)) + move, state
+        share = rate(hyper, step)
+        always = where(hyper.cautious_decay == 0.0, share, 0.0)
+        return p * (1.0 - where(towards, share, always)) + move, state
 
     return cautious_step
 
@@ -83,8 +85,11 @@ def _cautious(function: Any, rate: Any) -> Any:
 def _proximal(function: Any, rate: Any) -> Any:
     @device_function
     def proximal_step(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
-        p, state = function(p, hyper.ascent * g, state, hyper, step)
-        return div_rn(p, 1.0 + rate(hyper, step)), state
+        ahead, share = hyper.no_prox != 0.0, rate(hyper, step)
+        # Numbers of the tile: an element takes two multiplications, one of them by 1.
+        before, behind = where(ahead, 1.0 - share, 1.0), where(ahead, 1.0, div_rn(1.0, 1.0 + share))
+        p, state = function(p * before, hyper.ascent * g, state, hyper, step)
+        return p * behind, state
 
     return proximal_step
 
@@ -110,7 +115,8 @@ def _option(wrap: Callable[[Any, Any], Any], *entries: str) -> Callable[[Rule], 
             made: tuple[Any, ...] = numbers(*rule.hyper(group), *[_entry(group, name) for name in added])
             return made
 
-        function = wrap(rule.function, _rate(rule.idle))
+        apart = rule.decaying if wrap is _decoupled else None
+        function = wrap(rule.function, _rate(rule.idle)) if apart is None else apart
         names = None if rule.names is None else tuple(dict.fromkeys((*rule.names, *entries)))
         return replace(rule, function=function, numbers=numbers, hyper=row, names=names, made=(option, (rule,)))
 
@@ -128,7 +134,7 @@ coupled = _option(_coupled, "weight_decay")
 decoupled = _option(_decoupled, "weight_decay")
 either = _option(_either, "weight_decay", "decoupled_weight_decay")
 cautious = _option(_cautious, "weight_decay", "cautious_decay")
-proximal = _option(_proximal, "weight_decay")
+proximal = _option(_proximal, "weight_decay", "no_prox")
 ascending = _option(_ascending)
 
 OPTIONS = {

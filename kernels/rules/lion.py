@@ -26,9 +26,17 @@ class LionNumbers(NamedTuple):
 
 @device_function
 def lion(p, g, state, hyper, step):
-    blend = hyper.beta1 * state[0] + hyper.keep1 * g
+    direction = sign(hyper.beta1 * state[0] + hyper.keep1 * g)
     moved = hyper.beta2 * state[0] + hyper.keep2 * g
-    return p - hyper.lr * sign(blend), (moved,)
+    return p - hyper.lr * direction, (moved,)
+
+
+@device_function
+def decaying_lion(p, g, state, hyper, step):
+    g = hyper.ascent * g
+    direction = sign(hyper.beta1 * state[0] + hyper.keep1 * g)
+    moved = hyper.beta2 * state[0] + hyper.keep2 * g
+    return p * (1.0 - hyper.lr * hyper.weight_decay) - hyper.lr * direction, (moved,)
 
 
 def lion_numbers(group: Mapping[str, Any]) -> LionNumbers:
@@ -36,4 +44,4 @@ def lion_numbers(group: Mapping[str, Any]) -> LionNumbers:
     return LionNumbers(group["lr"], beta1, 1.0 - beta1, beta2, 1.0 - beta2)
 
 
-LION = decoupled(Rule("Lion", lion, ("exp_avg",), LionNumbers, lion_numbers))
+LION = decoupled(Rule("Lion", lion, ("exp_avg",), LionNumbers, lion_numbers, decaying=decaying_lion))

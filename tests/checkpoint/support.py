@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,22 @@ def parts(content: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and data of a safetensors file."""
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def forged(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Gives the file another description, and checksums that fit."""
+    header, data = parts(path.read_bytes())
+    metadata = header["__metadata__"]
+    content = json.loads(metadata["flatvars"])
+    change(content)
+    metadata["flatvars"] = json.dumps(content)
+    rows = "".join(
+        f"{name}\t{row['dtype']}\t{','.join(map(str, row['shape']))}\t{row['data_offsets'][0]}\n"
+        for name, row in sorted(header.items())
+        if name != "__metadata__"
+    )
+    metadata["flatvars.crc32"] = f"{zlib.crc32((metadata['flatvars'] + rows).encode()):08x}"
+    path.write_bytes(raw(header, data))
 
 
 def trained(path: Path | None = None, steps: int = 2) -> tuple[Net, fv.VarStore, fv.optim.AdamW]:

@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import nn
 
 import flatvars as fv
 
-from .support import assert_values, parts, raw, trained, values
+from .support import assert_values, forged, parts, raw, trained, values
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,22 +158,6 @@ def test_a_description_without_its_checksum_is_damaged(field: str, tmp_path: Pat
     (tmp_path / "model.safetensors").write_bytes(raw(header, data))
     with pytest.raises(fv.DamagedFileError, match="does not fit its checksum"):
         store.load(tmp_path / "model.safetensors")
-
-
-def forged(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """The file with another description, and checksums that fit."""
-    header, data = parts(path.read_bytes())
-    metadata = header["__metadata__"]
-    content = json.loads(metadata["flatvars"])
-    change(content)
-    metadata["flatvars"] = json.dumps(content)
-    rows = "".join(
-        f"{name}\t{row['dtype']}\t{','.join(map(str, row['shape']))}\t{row['data_offsets'][0]}\n"
-        for name, row in sorted(header.items())
-        if name != "__metadata__"
-    )
-    metadata["flatvars.crc32"] = f"{zlib.crc32((metadata['flatvars'] + rows).encode()):08x}"
-    path.write_bytes(raw(header, data))
 
 
 FORGERIES: dict[str, Callable[[dict[str, Any]], object]] = {

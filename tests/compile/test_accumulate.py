@@ -26,7 +26,7 @@ def wide(target, itemsize):
 REGISTERS = {"norm": 40, "overwrite": 48, "add": 48}
 
 
-def check(code, mode, source):
+def check_code(code, mode, source):
     read, written = STREAMS[mode]
     tiles = wide(code.target, source.itemsize) + read * wide(code.target, 4)
     # AMD reads two columns of a row of the tile table at once: of the first tile, and of the next.
@@ -42,7 +42,7 @@ def check(code, mode, source):
 @pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
 def test_cuda(target, mode, source):
     code = compile_for(target, accumulate_launch(mode, source))
-    check(code, mode, source)
+    check_code(code, mode, source)
     assert code.double_per_tile() == []
     assert {"add.f64", "add.rn.f64"} & set(code.double_arithmetic())
     assert ".local" not in code.assembly
@@ -54,7 +54,7 @@ def test_cuda(target, mode, source):
 @pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", STREAMS)
 def test_amd(mode, source):
-    check(compile_for(GFX942, accumulate_launch(mode, source)), mode, source)
+    check_code(compile_for(GFX942, accumulate_launch(mode, source)), mode, source)
 
 
 @pytest.mark.parametrize("mode", STREAMS)
@@ -62,7 +62,7 @@ def test_amd(mode, source):
 def test_a_mask_is_8_bytes_a_thread(target, mode):
     masked = compile_for(target, accumulate_launch(mode, masked=True))
     plain = compile_for(target, accumulate_launch(mode))
-    check(masked, mode, torch.float32)
+    check_code(masked, mode, torch.float32)
     if target is not GFX942:  # which reads columns of the tile table together, as it sees fit
         # The norm alone has no other use for where a tile starts in the region: the first one, and the next.
         assert masked.more_loads_than(plain) == Counter({4: 2, 8: 2 * (mode == "norm")})

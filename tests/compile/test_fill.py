@@ -19,7 +19,7 @@ CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def check(code, dtype, scattered):
+def check_code(code, dtype, scattered):
     elements = TILE.block // threads(code.target)
     assert code.wide("st") == elements * dtype.itemsize // 16
     # A ragged end is stored one element at a time, and so is a variable in another memory order.
@@ -33,7 +33,7 @@ def check(code, dtype, scattered):
 @pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
 def test_cuda(target, permuted, dtype):
     code = compile_for(target, fill_launch(dtype, permuted=permuted))
-    check(code, dtype, permuted)
+    check_code(code, dtype, permuted)
     assert code.double_arithmetic() == []
     assert ".local" not in code.assembly
     assert code.narrow_products() == []
@@ -42,7 +42,7 @@ def test_cuda(target, permuted, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("permuted", [False, True], ids=["row-major", "permuted"])
 def test_amd(permuted, dtype):
-    check(compile_for(GFX942, fill_launch(dtype, permuted=permuted)), dtype, permuted)
+    check_code(compile_for(GFX942, fill_launch(dtype, permuted=permuted)), dtype, permuted)
 
 
 @pytest.mark.row("J-15")

@@ -208,12 +208,11 @@ def test_a_copied_store_notices_what_a_copied_module_loses() -> None:
     opt.step()
 
 
-def test_what_strayed_is_not_copied_silently() -> None:
+def test_what_strayed_is_taken_back_and_copied() -> None:
     module, store, _ = adopted()
     module.double()
-    with pytest.raises(fv.AliasError, match=r"rebind"):
+    with pytest.warns(fv.MovedWarning, match=r"'weight' and 1 more"):
         copy.deepcopy(store)
-    store.rebind()
     assert copy.deepcopy(store)["weight"].dtype == torch.float64
 
 

@@ -114,7 +114,7 @@ def test_conversion_takes_floating_ones_along() -> None:
 
 def test_module_conversion_and_rebind() -> None:
     module = ResNet()
-    store = fv.VarStore.from_module(module, buffers=True)
+    store = fv.VarStore.from_module(module, buffers=True, on_moved="error")
     module.double()
     with pytest.raises(fv.AliasError, match="no longer lies in its store"):
         store.check()

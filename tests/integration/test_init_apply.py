@@ -160,7 +160,7 @@ def test_a_channels_last_convolution_has_the_values_of_a_plain_one() -> None:
 
 
 def broken_alias(model: nn.Sequential) -> None:
-    model[2].weight.data = torch.ones(2, 4)
+    model[2].weight.data = torch.ones(2, 4).share_memory_()  # which is not followed
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def scheduled(module: nn.Module, opt: torch.optim.Optimizer) -> None:
 
 def refused(module: nn.Linear, store: fv.VarStore, opt: torch.optim.Optimizer) -> None:
     kept = module.weight.data
-    module.weight.data = torch.ones(2, 3)
+    module.weight.data = torch.ones(2, 3).share_memory_()  # not followed: others may use it
     backward(module)
     try:
         opt.step()

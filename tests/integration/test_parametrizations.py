@@ -25,8 +25,7 @@ KEEPS: dict[str, Callable[[nn.Module], object]] = {
     "spectral_norm": lambda module: parametrizations.spectral_norm(module),
 }
 
-REPLACES: dict[str, Callable[[nn.Module], object]] = {
-    "weight_norm": lambda module: parametrizations.weight_norm(module),
+MOVES: dict[str, Callable[[nn.Module], object]] = {
     "orthogonal": lambda module: parametrizations.orthogonal(module),
     "prune-removed": lambda module: prune.remove(prune.l1_unstructured(module, "weight", 0.5), "weight"),
 }
@@ -47,16 +46,30 @@ def test_the_original_parameter_is_trained_on(change: Callable[[nn.Module], obje
 
 
 @pytest.mark.row("P-R-10")
-@pytest.mark.parametrize("change", REPLACES.values(), ids=REPLACES)
-def test_new_parameters_are_not_left_untrained_silently(change: Callable[[nn.Module], object]) -> None:
-    module, _, opt = adopted()
+@pytest.mark.parametrize("change", MOVES.values(), ids=MOVES)
+@pytest.mark.parametrize("mode", ["gather", "views"])
+def test_one_that_got_other_memory_is_followed(change: Callable[[nn.Module], object], mode: str) -> None:
+    module, store, opt = adopted(mode)
     change(module)
+    before = store["weight"].param.detach().clone()
     backward(module)
-    with pytest.raises(fv.AliasError, match=r"variable 'weight'.*(rebind|VarStore)"):
+    with pytest.warns(fv.MovedWarning, match=r"variable 'weight'"):
+        opt.step()
+    assert opt.state[store["weight"].param]["step"] == 2
+    assert not torch.equal(store["weight"].value, before)
+    store.check()
+
+
+@pytest.mark.row("P-R-10")
+def test_new_parameters_are_not_left_untrained_silently() -> None:
+    module, _, opt = adopted()
+    parametrizations.weight_norm(module)
+    backward(module)
+    with pytest.raises(fv.AliasError, match=r"variable 'weight'.*VarStore"):
         opt.step()
 
 
-@pytest.mark.parametrize("change", {**KEEPS, **REPLACES}.values(), ids=[*KEEPS, *REPLACES])
+@pytest.mark.parametrize("change", {**KEEPS, **MOVES}.values(), ids=[*KEEPS, *MOVES])
 def test_adopted_after_the_change_all_parameters_train(change: Callable[[nn.Module], object]) -> None:
     module = linear()
     change(module)

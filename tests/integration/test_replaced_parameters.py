@@ -79,7 +79,7 @@ def test_rebind_takes_the_new_parameter_in(replace: Callable[[nn.Module], object
 
 @pytest.mark.row("P-A-07")
 def test_conversion_by_swapping_is_noticed() -> None:
-    module, _, opt = adopted()
+    module, _, opt = adopted(on_moved="error")
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
         module.double()

@@ -43,7 +43,7 @@ class Run:
     def __init__(self, optimizer: str, names: list[str] | None = None, **options: Any) -> None:
         self.module = module_of(list(SHAPES) if names is None else names)
         self.store = fv.VarStore.from_module(self.module)
-        kind, _, arguments = OPTIMIZERS[optimizer]
+        kind, arguments = ALL[optimizer]
         self.opt = kind(self.store, **arguments, **options)
 
     def steps(self, first: int, last: int) -> Run:
@@ -69,7 +69,20 @@ def check_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert_same_bits(value, expected[name])
 
 
-each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+# What torch has not got: `tests/kernels/test_rules.py` compares each rule with its formula.
+BEYOND: dict[str, tuple[Any, dict[str, Any]]] = {
+    "adamw-cautious-decay": (fv.optim.AdamW, {"lr": 0.02, "weight_decay": 0.5, "cautious_decay": True}),
+    "lion-cautious-decay": (fv.optim.Lion, {"lr": 0.02, "weight_decay": 0.5, "cautious_decay": True}),
+    "adopt": (fv.optim.ADOPT, {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True}),
+    "ademamix": (fv.optim.AdEMAMix, {"lr": 0.02, "alpha_warmup": 4, "beta3_warmup": 4}),
+    "grams": (fv.optim.Grams, {"lr": 0.02}),
+    "schedule-free-adamw": (fv.optim.ScheduleFreeAdamW, {"lr": 0.02, "warmup_steps": 3, "weight_decay": 0.1}),
+    "schedule-free-sgd": (fv.optim.ScheduleFreeSGD, {"lr": 0.2, "r": 1.0}),
+    "adan": (fv.optim.Adan, {"lr": 0.02, "weight_decay": 0.1}),
+}
+ALL = {**{name: (ours, arguments) for name, (ours, _, arguments) in OPTIMIZERS.items()}, **BEYOND}
+
+each_optimizer = pytest.mark.parametrize("optimizer", ALL)
 
 
 @each_optimizer

@@ -21,10 +21,12 @@ def backward(module: nn.Module, width: int = 3) -> None:
     module(torch.ones(1, width, dtype=dtype)).sum().backward()
 
 
-def adopted(mode: str = "gather", steps: int = 1) -> tuple[nn.Linear, fv.VarStore, fv.optim.AdamW]:
+def adopted(
+    mode: str = "gather", steps: int = 1, on_moved: str = "follow"
+) -> tuple[nn.Linear, fv.VarStore, fv.optim.AdamW]:
     """A linear layer in a store, stepped `steps` times; no gradient is pending."""
     module = linear()
-    store = fv.VarStore.from_module(module, grads=mode)
+    store = fv.VarStore.from_module(module, grads=mode, on_moved=on_moved)
     opt = fv.optim.AdamW(store, lr=0.1)
     for _ in range(steps):
         backward(module)

@@ -71,10 +71,10 @@ def test_same_program(shapes, dtype, source, name, program, masked, seed):
                 rig.step(grads, [case.group], max_norm=number, skip=flag)
             else:
                 rig.accumulate(grads, number, add=flag)
-        compare(triton, cpu)
+        assert_same_everywhere(triton, cpu)
 
 
-def compare(triton, cpu):
+def assert_same_everywhere(triton, cpu):
     for actual, expected in zip(cpu.guarded(), triton.guarded(), strict=True):
         assert_same_bits(actual.storage, expected.storage)
     assert_norm(cpu.norm, triton.norm, triton.compute, relative=0.0)
@@ -93,7 +93,7 @@ def test_same_bits_in_every_pair_of_dtypes(dtype, state_dtype):
         grads = triton.random_grads(source)
         for rig in (triton, cpu):
             rig.step(grads, [case.group], grad_scale=torch.tensor(3.0))
-        compare(triton, cpu)
+        assert_same_everywhere(triton, cpu)
 
 
 @pytest.mark.parametrize("step", [1, 2, 1000])
@@ -105,7 +105,7 @@ def test_same_bits_of_every_rule(name, step):
     for rig in (triton, cpu):
         rig.steps.fill_(step - 1.0)
         rig.step(grads, [case.group])
-    compare(triton, cpu)
+    assert_same_everywhere(triton, cpu)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -117,7 +117,7 @@ def test_same_answer_to_a_bad_gradient(skip, bad):
     grads[1][7] = bad
     for rig in (triton, cpu):
         rig.step(grads, [case.group], max_norm=1.0, skip=skip)
-    compare(triton, cpu)
+    assert_same_everywhere(triton, cpu)
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, 3.0, 0.5])

@@ -178,6 +178,144 @@ def test_a_state_dict_of_another_class_is_refused() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+CLASSES = [
+    kind
+    for kind in vars(fv.optim).values()
+    if isinstance(kind, type) and issubclass(kind, fv.optim.Optimizer) and kind.__module__ != "flatvars.optim.base"
+]
+CLASSES.remove(fv.optim.RuleOptimizer)
+NO_NUMBERS = {"word": "0.1", "None": None, "four": (0.1, 0.2, 0.3, 0.4), "one": (0.5,), "nan": float("nan")}
+# torch's own, and Schedule-Free's authors', take these below zero.
+ANY_SIGN = {"dampening", "lambd", "alpha", "t0", "r", "weight_lr_power"}
+
+
+def two_layers() -> tuple[nn.Module, fv.VarStore]:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    return module, fv.VarStore.from_module(module)
+
+
+def wrong_entries(kind: Any) -> list[tuple[str, Any]]:
+    """Every number of a class, and what it cannot be."""
+    defaults = kind(two_layers()[1]).defaults
+    numbers = [name for name, value in defaults.items() if value is not None and not isinstance(value, bool)]
+    found = [(name, wrong) for name in numbers for wrong in NO_NUMBERS.values()]
+    found += [
+        (name, -1.0) for name in numbers if name not in ANY_SIGN or (name == "alpha" and kind is not fv.optim.ASGD)
+    ]
+    return [pair for pair in found if pair[1] is not None or pair[0] not in kind.optional]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_number_is_looked_at_wherever_it_comes_from(kind: Any) -> None:
+    for name, wrong in wrong_entries(kind):
+        module, store = two_layers()
+        with pytest.raises((TypeError, ValueError), match=name):
+            kind(store, **{name: wrong})
+        with pytest.raises((TypeError, ValueError), match=name):
+            kind([{"params": list(module.parameters()), name: wrong}])
+        optimizer = kind(store)
+        module(torch.ones(2, 3)).sum().backward()
+        before = store.values.clone()
+        saved = optimizer.state_dict()
+        if name == "lr" and wrong == -1.0:  # a schedule may carry it there, as in torch
+            continue
+        saved["param_groups"][0] = {**saved["param_groups"][0], name: wrong}
+        with pytest.raises((TypeError, ValueError), match=rf"{name}(.|\n)*nothing was changed"):
+            optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0][name] == optimizer.defaults[name]
+        optimizer.param_groups[0][name] = wrong
+        with pytest.raises((TypeError, ValueError), match=name):
+            optimizer.step()
+        optimizer.param_groups[0][name] = optimizer.defaults[name]
+        assert torch.equal(store.values, before)
+        for _ in range(2):  # ADOPT's first step gathers alone
+            module(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+        assert not torch.equal(store.values, before)
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_flag_is_looked_at(kind: Any) -> None:
+    defaults = kind(two_layers()[1]).defaults
+    for name in [name for name, value in defaults.items() if isinstance(value, bool) or value is None]:
+        if name == "differentiable":
+            continue
+        with pytest.raises(TypeError, match=name):
+            kind(two_layers()[1], **{name: "yes"})
+
+
+def test_a_learning_rate_below_zero_by_a_schedules_rounding() -> None:
+    pair = Pair.of(layers(), "adamw")
+    for opt in (pair.opt, pair.ref):
+        opt.param_groups[0]["lr"] = -1e-3
+    pair.run(2)
+    pair.assert_values_close()
+    pair.opt.load_state_dict(pair.ref.state_dict())
+    assert pair.opt.param_groups[0]["lr"] == -1e-3
+
+
+@pytest.mark.parametrize("how", ["made", "edited"])
+def test_pairs_with_names(how: str) -> None:
+    module, store = two_layers()
+    if how == "made":
+        optimizer = fv.optim.AdamW([{"params": module.named_parameters(), "lr": 0.1}])
+    else:
+        optimizer = fv.optim.AdamW(store, lr=0.1)
+        optimizer.param_groups[0]["params"] = module.named_parameters()
+        optimizer.follow()
+    twin = torch.optim.AdamW([{"params": nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)).named_parameters()}])
+    assert optimizer.param_groups[0]["param_names"] == twin.param_groups[0]["param_names"]
+    assert all(map(lambda p, q: p is q, optimizer.param_groups[0]["params"], module.parameters()))
+    module(torch.ones(2, 3)).sum().backward()
+    before = store.values.clone()
+    optimizer.step()
+    assert not torch.equal(store.values, before)
+
+
+@pytest.mark.parametrize("entry", ["0.weight", 3, None, ("a", "b")], ids=repr)
+def test_what_is_no_parameter_in_a_group(entry: Any) -> None:
+    module, store = two_layers()
+    weight = module[0].weight
+    with pytest.raises((TypeError, ValueError), match=r"can only optimize Tensors|with/without names"):
+        fv.optim.AdamW([{"params": [weight, entry]}])
+    optimizer = fv.optim.AdamW(store)
+    module(torch.ones(2, 3)).sum().backward()
+    before = store.values.clone()
+    right = optimizer.param_groups[0]["params"]
+    for wrong in ([*right, entry], [entry], *([entry] if isinstance(entry, str) else [])):
+        optimizer.param_groups[0]["params"] = wrong
+        with pytest.raises(TypeError, match=r"can only optimize Tensors(.|\n)*give Parameters"):
+            optimizer.step()
+    assert torch.equal(store.values, before)
+    optimizer.param_groups[0]["params"] = right
+    optimizer.step()
+    assert not torch.equal(store.values, before)
+
+
+@pytest.mark.parametrize("kind", ["Adam", "NAdam", "RAdam"])
+def test_groups_of_either_decay_in_one_optimizer(kind: str) -> None:
+    """As arguments of groups, and loaded."""
+    modules = layers(), layers()
+    modules[1].load_state_dict(modules[0].state_dict())
+    fv.VarStore.from_module(modules[0])
+    made = []
+    for library, module in zip((fv.optim, torch.optim), modules, strict=True):
+        groups = [{"params": module[i].parameters(), "decoupled_weight_decay": i == 0} for i in range(2)]
+        made.append(getattr(library, kind)(groups, lr=0.02, weight_decay=0.3))
+    ours, theirs = made
+    for round_ in range(3):
+        for module in modules:
+            for k, param in enumerate((*module[0].parameters(), *module[1].parameters())):
+                param.grad = torch.full_like(param, 0.1 * (k + 1) * (round_ - 0.5))
+        ours.step()
+        theirs.step()
+        if round_ == 1:
+            ours.load_state_dict(theirs.state_dict())
+    for mine, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=5e-6, atol=1e-6)
+    assert [group["decoupled_weight_decay"] for group in ours.param_groups] == [True, False]
+
+
 def test_decoupled_weight_decay_is_torchs() -> None:
     """Adam with it is AdamW, as an argument, in a group, in a loaded state dict."""
     for arguments in ({"decoupled_weight_decay": True}, {}):

@@ -235,7 +235,7 @@ def test_gradients_are_those_of_variables_that_have_one(mode: str) -> None:
 
 @pytest.mark.row("L-26")
 def test_check_finds_what_is_broken() -> None:
-    store = fv.VarStore()
+    store = fv.VarStore(on_moved="error")
     store.root().ones("a", (3,))
     weight = store.root().ones("b", (3,))
     store.check()

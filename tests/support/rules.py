@@ -14,9 +14,13 @@ from flatvars.kernels.rules import (
     ADAM,
     ADAMAX,
     ADAMW,
+    ADAN,
+    ADEMAMIX,
+    ADOPT,
     AMSGRAD,
     AMSGRADW,
     ASGD,
+    GRAMS,
     LION,
     NADAM,
     RADAM,
@@ -25,13 +29,16 @@ from flatvars.kernels.rules import (
     RMSPROP_CENTERED_MOMENTUM,
     RMSPROP_MOMENTUM,
     RPROP,
+    SCHEDULE_FREE_ADAMW,
+    SCHEDULE_FREE_SGD,
     SGD,
     SGD_MOMENTUM,
     Rule,
     rule,
+    with_decay,
 )
 
-from . import elementwise, reference
+from . import beyond_torch, elementwise, reference
 
 
 @rule(states=("age",), hyper=("lr",))
@@ -78,6 +85,16 @@ ADAMAX_GROUP = {"betas": (0.9, 0.999), "eps": 1e-8}
 RADAM_GROUP = {**ADAMAX_GROUP, "decoupled_weight_decay": False}
 NADAM_GROUP = {**RADAM_GROUP, "momentum_decay": 4e-3}
 RPROP_GROUP = {"etas": (0.5, 1.2), "step_sizes": (1e-6, 50.0)}
+ADOPT_GROUP = {"betas": (0.9, 0.9999), "eps": 1e-6, "clip_exponent": 0.25, "decoupled_weight_decay": False}
+ADEMAMIX_GROUP = {
+    "betas": (0.9, 0.999, 0.9999),
+    "alpha": 2.0,
+    "eps": 1e-8,
+    "alpha_warmup": None,
+    "beta3_warmup": None,
+}
+ADAN_GROUP = {"betas": (0.98, 0.92, 0.99), "eps": 1e-8, "no_prox": False}
+SCHEDULE_FREE_GROUP = {"warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0}
 ASGD_GROUP = {"lambd": 1e-4, "alpha": 0.75, "t0": 1e6}
 
 
@@ -131,5 +148,39 @@ CASES = {
     ),
     "asgd": Case(ASGD, group_of(ASGD_GROUP), elementwise.asgd),
     "asgd-all": Case(ASGD, group_of(ASGD_GROUP, lambd=0.05, t0=1.0, weight_decay=0.1, maximize=True), elementwise.asgd),
+    "adamw-cautious-decay": Case(
+        with_decay(ADAMW, "cautious"),
+        adam_group(weight_decay=0.5, cautious_decay=True, maximize=True),
+        beyond_torch.cautious_adamw,
+    ),
+    "adamw-not-cautious": Case(with_decay(ADAMW, "cautious"), adam_group(weight_decay=0.5), reference.adamw),
+    "lion-cautious-decay": Case(
+        with_decay(LION, "cautious"), lion_group(weight_decay=0.5, cautious_decay=True), beyond_torch.cautious_lion
+    ),
+    "adopt": Case(ADOPT, group_of(ADOPT_GROUP, weight_decay=0.1), beyond_torch.adopt),
+    "adopt-decoupled": Case(
+        ADOPT,
+        group_of(ADOPT_GROUP, weight_decay=0.1, decoupled_weight_decay=True, clip_exponent=None, maximize=True),
+        beyond_torch.adopt,
+    ),
+    "ademamix": Case(ADEMAMIX, group_of(ADEMAMIX_GROUP), beyond_torch.ademamix),
+    "ademamix-warmup": Case(
+        ADEMAMIX,
+        group_of(ADEMAMIX_GROUP, alpha=5.0, alpha_warmup=3, beta3_warmup=10, weight_decay=0.1, maximize=True),
+        beyond_torch.ademamix,
+    ),
+    "grams": Case(GRAMS, group_of(ADAMAX_GROUP, eps=1e-6, weight_decay=0.1), beyond_torch.grams),
+    "adan": Case(ADAN, group_of(ADAN_GROUP, weight_decay=0.1), beyond_torch.adan),
+    "adan-no-prox": Case(ADAN, group_of(ADAN_GROUP, weight_decay=0.1, no_prox=True, maximize=True), beyond_torch.adan),
+    "schedule-free-adamw": Case(
+        SCHEDULE_FREE_ADAMW,
+        group_of(SCHEDULE_FREE_GROUP, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1),
+        beyond_torch.schedule_free_adamw,
+    ),
+    "schedule-free-sgd": Case(
+        SCHEDULE_FREE_SGD,
+        group_of(SCHEDULE_FREE_GROUP, lr=0.5, momentum=0.9, r=0.5, warmup_steps=5, maximize=True),
+        beyond_torch.schedule_free_sgd,
+    ),
     "user": Case(drift, {"lr": 0.1}, reference.drift),
 }

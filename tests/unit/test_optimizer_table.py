@@ -22,6 +22,8 @@ RULES = {
     "SGD": (rules.SGD, rules.SGD_MOMENTUM),
     "Adam": (rules.ADAM, rules.AMSGRAD),
     "AdamW": (rules.ADAMW, rules.AMSGRADW),
+    "ScheduleFreeAdamW": (rules.SCHEDULE_FREE_ADAMW,) * 2,
+    "ScheduleFreeSGD": (rules.SCHEDULE_FREE_SGD,) * 2,
     "RMSprop": (rules.RMSPROP, rules.RMSPROP_CENTERED_MOMENTUM),
 }
 

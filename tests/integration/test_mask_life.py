@@ -14,7 +14,7 @@ from torch import nn
 import flatvars as fv
 from tests.support.tolerances import assert_same_bits
 
-from .training import assert_same, states, values
+from .training import values
 
 STREAM = "frozen_elements"
 
@@ -226,17 +226,6 @@ def test_a_frozen_variable_may_be_masked_before_it_trains_again() -> None:
     before = values(module)["emb.weight"]
     train(module, optimizer)
     assert torch.equal((module.emb.weight != before).all(dim=1), ROWS[:, 0])
-
-
-def test_setting_a_mask_leaves_values_states_and_counts() -> None:
-    module, store, optimizer = adopted()
-    train(module, optimizer)
-    before, before_states = values(module), states(optimizer)
-    store.set_trainable_mask("emb.weight", ROWS)
-    assert_same(values(module), before)
-    assert_same(states(optimizer), before_states)
-    train(module, optimizer, steps=1)
-    assert optimizer.state[module.emb.weight]["step"].item() == 3
 
 
 def test_pending_gradients_are_shown_as_autograd_left_them() -> None:

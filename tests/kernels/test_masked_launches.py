@@ -42,7 +42,7 @@ def zeroed(grads, masks):
     ]
 
 
-def steps_as_an_unmasked_twin(rig, masks, case, grads, **options):
+def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
     """One step of `rig`, beside one without masks from the same bits: masked elements stay, all others are equal."""
     twin = Rig(SHAPES, rig.dtype, rule=rig.rule, device=rig.device)
     twin.steps.copy_(rig.steps)
@@ -72,7 +72,7 @@ def test_every_rule(name, device):
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
     for bad in (math.nan, 1.0):
-        steps_as_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
+        check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1.0])
@@ -80,7 +80,7 @@ def test_every_rule(name, device):
 def test_every_mask(mask, bad, device):
     case, masks = CASES["amsgradw"], masks_of(MASKS[mask], device)
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
-    steps_as_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
+    check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
 
 
 @pytest.mark.parametrize("options", [{"max_norm": 0.5}, {"max_norm": 0.5, "skip": True}], ids=["clip", "skip"])
@@ -90,7 +90,7 @@ def test_dtypes_clipping_and_skipping(name, dtype, options, device):
     """A masked NaN poisons no norm, and no step is skipped because of it."""
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
     rig = Rig(SHAPES, dtype, rule=case.rule, masks=masks, device=device)
-    steps_as_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks), **options)
+    check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks), **options)
     assert rig.skipped.item() == 0
     assert rig.steps.tolist() == [1] * len(SHAPES)
 
@@ -101,7 +101,7 @@ def test_what_is_not_finite_elsewhere_still_counts(skip, device):
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
     grads = rig.random_grads()
     grads[1][0] = math.nan
-    steps_as_an_unmasked_twin(rig, masks, case, grads, max_norm=1.0, skip=skip)
+    check_step_beside_an_unmasked_twin(rig, masks, case, grads, max_norm=1.0, skip=skip)
     assert math.isnan(rig.norm.item())
     assert rig.skipped.item() == skip
 
@@ -127,7 +127,7 @@ def test_untouched_variables_stay_as_they_are(name, device):
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
     grads = poisoned(rig.random_grads(), masks)
     grads[1] = grads[3] = None
-    steps_as_an_unmasked_twin(rig, masks, case, grads, max_norm=1.0)
+    check_step_beside_an_unmasked_twin(rig, masks, case, grads, max_norm=1.0)
     assert rig.steps.tolist() == [1, 0, 1, 0, 1]
 
 

@@ -1,0 +1,125 @@
+"""What optimizers that torch has not got mean, in float64, from their papers' formulas and authors' code."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import Group, States, Update, _signed
+
+
+def _adam(g: Tensor, states: States, group: Group) -> tuple[Tensor, Tensor]:
+    beta1, beta2 = group["betas"][:2]
+    return beta1 * states[0] + (1 - beta1) * g, beta2 * states[1] + (1 - beta2) * g * g
+
+
+def _decay(p: Tensor, move: Tensor, group: Group) -> Tensor:
+    """Decoupled decay and a move, cautious where the group says so (arXiv 2510.12402)."""
+    share = group["lr"] * group["weight_decay"]
+    if group.get("cautious_decay"):
+        share = share * (-move * p >= 0).double()
+    return p - share * p + move
+
+
+def cautious_adamw(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """AdamW with cautious weight decay."""
+    m, v = _adam(_signed(g, group), states, group)
+    beta1, beta2 = group["betas"]
+    root = (v / (1 - beta2**step)).sqrt() + group["eps"]
+    return _decay(p, -group["lr"] / (1 - beta1**step) * m / root, group), (m, v)
+
+
+def cautious_lion(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """Lion with cautious weight decay."""
+    beta1, beta2 = group["betas"]
+    g = _signed(g, group)
+    move = -group["lr"] * torch.sign(beta1 * states[0] + (1 - beta1) * g)
+    return _decay(p, move, group), (beta2 * states[0] + (1 - beta2) * g,)
+
+
+def adopt(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2411.02853, iShohei220/adopt."""
+    beta1, beta2 = group["betas"]
+    decoupled = group["decoupled_weight_decay"]
+    g = _signed(g, group) + (0.0 if decoupled else group["weight_decay"]) * p
+    if step == 1:
+        return p, (states[0], g * g)
+    if decoupled:
+        p = p - group["lr"] * group["weight_decay"] * p
+    u = g / states[1].sqrt().clamp(min=group["eps"])
+    if group["clip_exponent"] is not None:
+        bound = (step - 1) ** group["clip_exponent"]
+        u = u.clamp(-bound, bound)
+    m = beta1 * states[0] + (1 - beta1) * u
+    return p - group["lr"] * m, (m, beta2 * states[1] + (1 - beta2) * g * g)
+
+
+def ademamix(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2409.03137, apple/ml-ademamix."""
+
+    def life(beta: float) -> float:
+        return math.log(0.5) / math.log(beta + 1e-8) - 1
+
+    g, (beta1, beta2, beta3), alpha = _signed(g, group), group["betas"], group["alpha"]
+    if group["alpha_warmup"] and step < group["alpha_warmup"]:
+        alpha *= step / group["alpha_warmup"]
+    if group["beta3_warmup"] and step < group["beta3_warmup"]:
+        share = step / group["beta3_warmup"]
+        beta3 = 0.5 ** (1 / ((1 - share) * life(beta1) + share * life(beta3) + 1))
+    fast, slow = beta1 * states[0] + (1 - beta1) * g, beta3 * states[1] + (1 - beta3) * g
+    v = beta2 * states[2] + (1 - beta2) * g * g
+    update = (fast / (1 - beta1**step) + alpha * slow) / (v.sqrt() / (1 - beta2**step) ** 0.5 + group["eps"])
+    return _decay(p, -group["lr"] * update, group), (fast, slow, v)
+
+
+def grams(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2412.17107, Gunale0926/Grams."""
+    g, (beta1, beta2) = _signed(g, group), group["betas"]
+    m, v = _adam(g, states, group)
+    size = group["lr"] * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+    return _decay(p, -size * g.sign() * m.abs() / (v.sqrt() + group["eps"]), group), (m, v)
+
+
+def adan(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2208.06677, sail-sg/Adan."""
+    g, (beta1, beta2, beta3), lr = _signed(g, group), group["betas"], group["lr"]
+    d = torch.zeros_like(g) if step == 1 else g + states[3]
+    m, w = beta1 * states[0] + (1 - beta1) * g, beta2 * states[1] + (1 - beta2) * d
+    n = beta3 * states[2] + (1 - beta3) * (g + beta2 * d) ** 2
+    root = n.sqrt() / (1 - beta3**step) ** 0.5 + group["eps"]
+    move = lr / (1 - beta1**step) * m / root + lr * beta2 / (1 - beta2**step) * w / root
+    decay = lr * group["weight_decay"]
+    p = p * (1 - decay) - move if group["no_prox"] else (p - move) / (1 + decay)
+    return p, (m, w, n, -g)
+
+
+def schedule_free_adamw(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2405.15682, facebookresearch/schedule_free; p is y."""
+    beta1, beta2 = group["betas"]
+    g = _signed(g, group)
+    v = beta2 * states[1] + (1 - beta2) * g * g
+    u = g / ((v / (1 - beta2**step)).sqrt() + group["eps"])
+    y, z, scalars = _schedule_free(p, u, (states[0], *states[2:]), group, step, beta1)
+    return y, (z, v, *scalars)
+
+
+def schedule_free_sgd(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """The same of SGD."""
+    y, z, scalars = _schedule_free(p, _signed(g, group), states, group, step, group["momentum"])
+    return y, (z, *scalars)
+
+
+def _schedule_free(
+    p: Tensor, u: Tensor, states: States, group: Group, step: int, beta1: float
+) -> tuple[Tensor, Tensor, States]:
+    z, total, largest = (p, 0.0, 0.0) if step == 1 else (states[0], float(states[1]), float(states[2]))
+    rate = group["lr"] * min(1.0, step / (group["warmup_steps"] or 1))
+    largest = max(largest, rate)
+    weight = step ** group["r"] * largest ** group["weight_lr_power"]
+    total += weight
+    share = weight / total if total else 0.0
+    u = u + group["weight_decay"] * p
+    y = p + share * (z - p) + rate * (beta1 * (1 - share) - 1) * u
+    return y, z - rate * u, (p.new_tensor(total), p.new_tensor(largest))
