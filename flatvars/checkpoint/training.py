@@ -55,9 +55,11 @@ class OptimizerImage:
 
     def choose(self, state: str) -> Callable[[list[Record], Stream], list[Record]]:
         """Which variables' part of a state goes into a file: of those that took a step."""
-        members = {v.id for group in self.record.groups if state in group.states for v in group.variables}
+        groups = self.record.groups
+        without = {v.id for group in groups if state not in group.states for v in group.variables}
+        # Of some there is state though they are in no group any more: it goes on where they are put back.
         return lambda records, _: [
-            r for r in records if r.id in members and r.id in self.counts and r.span.spec.has_room
+            r for r in records if r.id in self.counts and r.id not in without and r.span.spec.has_room
         ]
 
     def copy(self, to_host: Callable[[Tensor], Tensor]) -> None:
@@ -91,7 +93,7 @@ class OptimizerImage:
             }
             for group in record.groups
         ]
-        steps = {names[v.id]: self.counts[v.id] for v in record.variables if v.id in self.counts}
+        steps = {names[key]: count for key, count in self.counts.items() if key in names}
         skipped = int(record.skipped)
         kept = {
             name: {names[key]: encode(number, name) for key, number in values.items() if key in names}

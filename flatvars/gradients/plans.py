@@ -171,7 +171,7 @@ class PlanSet:
     def past(self) -> list[int]:
         """Ids of the variables whose `.grad` belongs to a cycle that a step has ended."""
         receipt = self.receipt
-        if receipt is None or not receipt.ends or not receipt.holds():
+        if receipt is None or not receipt.ends or not receipt.holds(self.pending()):
             return []
         return list(compress(self.ids, receipt.touched))
 

@@ -64,10 +64,10 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
         raise MismatchError(f"this record is not the optimizer's: {'; '.join(problems)}. Nothing has changed")
     set_hyper(optimizer.param_groups, record)
     optimizer.entries.settle()
-    members = optimizer.members()
+    known = optimizer.states.variables  # also those that are in no group any more
     # The groups came first: they say which rule, and so which states there are.
-    for dtype in dict.fromkeys(v.dtype for v in members if v.spec.has_room):
-        chosen = [v for v in members if v.dtype == dtype and v.spec.has_room]
+    for dtype in dict.fromkeys(v.dtype for v in known if v.spec.has_room):
+        chosen = [v for v in known if v.dtype == dtype and v.spec.has_room]
         names = optimizer.rule().states
         for name, stream in zip(names, optimizer.states.streams(dtype, names), strict=True):
             if fetch is None:
@@ -77,8 +77,8 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
     _set_counts(optimizer, record)
     _set_scalars(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
-    optimizer.entries.forget(optimizer.states.variables)
-    _restore_loose(optimizer, {v: record.loose[v.id] for v in members if v.id in record.loose})
+    optimizer.entries.forget(known)
+    _restore_loose(optimizer, {v: record.loose[v.id] for v in known if v.id in record.loose})
     optimizer.entries.refresh()
 
 
