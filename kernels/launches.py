@@ -119,6 +119,14 @@ class Launches(Protocol):
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """Writes the norms of every variable, [variables, 2]: of its value and its gradient; 0 where not given."""
 
+    def statistics(
+        self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+    ) -> None:
+        """Takes the sums that the rule's step needs of every variable that has a source; `step` must run next.
+
+        Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either.
+        """
+
     def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
         """Updates values and states of all variables that have a source, and counts their steps.
 

@@ -105,7 +105,7 @@ class Plan:
         own: Sequence[Tensor] = (),
         check: Check = anything,
     ) -> None:
-        """Updates values and states of all variables that have a source. One launch.
+        """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
 
         Args:
             groups: Param groups, in the order of the segments' group numbers.
@@ -133,6 +133,8 @@ class Plan:
             found_inf,
             tuple(own),
         )
+        if rule.statistics is not None:
+            self.launches.statistics(sources, rule, values, states, inputs)
         self.launches.step(sources, rule, values, states, inputs)
 
     def _note_capture(self) -> None:

@@ -34,17 +34,17 @@ class Part:
         return items if self.in_order else [items[i] for i in self.order]
 
 
-def checked(plans_of: Callable[[], PlanSet]) -> PlanSet:
+def checked(plans_of: Callable[[], PlanSet], stepping: bool = False) -> PlanSet:
     """Plans over variables that lie in their store: looking may carve anew, which takes other plans.
 
     Raises:
         AliasError: see `AliasGuard.check`.
     """
     plans = plans_of()
-    plans.guard.check()
+    plans.guard.check(stepping)
     if plans.generation != plans.registry.generation:
         plans = plans_of()
-        plans.guard.check()
+        plans.guard.check(stepping)
     return plans
 
 

@@ -1,6 +1,6 @@
 """Optimizers with torch.optim's names and arguments; one fused step over a store, whatever the number of variables."""
 
-from ..backend import VALUE, Rule, rule, scalars
+from ..backend import VALUE, Rule, rule, scalars, statistics
 from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
@@ -11,6 +11,8 @@ from .adopt import ADOPT
 from .asgd import ASGD
 from .base import Optimizer
 from .grams import Grams
+from .lamb import LAMB
+from .lars import LARS
 from .lion import Lion
 from .nadam import NAdam
 from .own_rule import RuleOptimizer
@@ -19,10 +21,13 @@ from .rmsprop import RMSprop
 from .rprop import Rprop
 from .schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
+from .stable_adamw import StableAdamW
 
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
     "SGD",
     "VALUE",
     "AdEMAMix",
@@ -43,6 +48,8 @@ __all__ = [
     "RuleOptimizer",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "StableAdamW",
     "rule",
     "scalars",
+    "statistics",
 ]

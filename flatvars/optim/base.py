@@ -320,7 +320,7 @@ class Optimizer(Conveniences):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plans = checked(self._current_plans)
+        plans = checked(self._current_plans, stepping=True)
         gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched

@@ -85,12 +85,20 @@ class Entries(MutableMapping[Any, Any]):
     def __setitem__(self, key: Any, state: Any) -> None:
         variable = self._variable(key)
         if variable is None:
+            self._free(state)
             self._others[_identity(key)] = key, state
         elif self._entries.get(variable.id) is not state:
             content = dict(state)
             self._take_out(variable, keep=True)
             self.replace({variable: content})
             self._attached(variable)  # an empty one, too
+
+    def _free(self, state: Any) -> None:
+        """Gives tensors memory of their own that lie in the optimizer's, which may be another variable's by and by."""
+        if isinstance(state, MutableMapping):
+            for name, value in state.items():
+                if isinstance(value, Tensor) and self._optimizer.states.holds(value):
+                    state[name] = value.clone()
 
     def __delitem__(self, key: Any) -> None:
         if key not in self:

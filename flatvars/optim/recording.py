@@ -44,10 +44,10 @@ def capture_record(optimizer: Recorded) -> OptimizerRecord:
     found = {(name, dtype): states.find(name, dtype) for name in names for dtype in regions}
     streams = {key: stream for key, stream in found.items() if stream is not None}
     kind, loose = type(optimizer).__name__, optimizer.entries.loose()
-    rows, own = len(states.slots), optimizer.rule().own
+    rows, own = states.taken, optimizer.rule().own
     scalars = {name: scalar[:rows] for name, scalar in zip(own, states.scalars(own), strict=True)}
     return OptimizerRecord(
-        kind, names, groups, states.steps[:rows], states.slots, states.skipped, streams, loose, scalars
+        kind, names, groups, states.steps[:rows], dict(states.slots), states.skipped, streams, loose, scalars
     )
 
 
@@ -78,7 +78,7 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
     _set_scalars(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
     optimizer.entries.forget(known)
-    _restore_loose(optimizer, {v: record.loose[v.id] for v in known if v.id in record.loose})
+    _restore_loose(optimizer, {v: _own(v, record.loose[v.id]) for v in known if v.id in record.loose})
     optimizer.entries.refresh()
 
 
@@ -124,6 +124,15 @@ def _restore_loose(optimizer: Recorded, contents: Mapping[Variable, Mapping[str,
                 entry[name] = value
 
 
+def _own(variable: Variable, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Loose state in memory of its own: a record may be restored again. Counts stay where they are, as in torch."""
+    device = variable.param.device
+    return {
+        name: value.to(device if value.numel() > 1 else value.device, copy=True) if isinstance(value, Tensor) else value
+        for name, value in content.items()
+    }
+
+
 def _fetch(fetch: FetchState, name: str, stream: Stream, variables: list[Variable]) -> None:
     for variable in variables:
         if not fetch(name, variable, stream.view(variable.span)):
@@ -137,9 +146,8 @@ def _copy(stream: Stream, saved: Stream | None, variables: list[Variable]) -> No
         return
     stream.buffer.zero_()
     for variable in variables:
-        span = variable.span
-        if saved is not None and saved.base <= span.offset and span.stop <= saved.cover[1]:
-            stream.write(span, saved.read(span))
+        if saved is not None and saved.covers(variable.span):
+            stream.write(variable.span, saved.read(variable.span))
 
 
 def _set_scalars(optimizer: Recorded, record: OptimizerRecord) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..memory.streams import Cover, Stream, hull, normal_tensors, own_storage, same_dtype
 from ..variables.registry import Registry
-from ..variables.variable import Variable
+from ..variables.variable import Variable, overlaps
 
 # Rows of counts that are made at a time: a captured graph knows where the counts lie, so that they move seldom.
 ROWS = 256
@@ -48,6 +48,7 @@ class States:
             self.steps = torch.zeros(0, dtype=torch.float32, device=registry.device)
             self.skipped = torch.zeros((), dtype=torch.int32, device=registry.device)
         self.slots: dict[int, int] = {}
+        self._free: list[int] = []  # rows of variables that were removed
         self.version = 0
         self._variables: dict[int, Variable] = {}
         self._epochs: dict[int, int] = {}
@@ -66,7 +67,7 @@ class States:
         if not new:
             return
         for variable in new:
-            self.slots[variable.id] = len(self.slots)
+            self.slots[variable.id] = self._free.pop() if self._free else len(self.slots)
             self._variables[variable.id] = variable
             self._epochs[variable.id] = variable.state_epoch
         self._streams = {}
@@ -77,6 +78,11 @@ class States:
                 self._paused = _longer(self._paused, rows)
             self._scalars = {name: _longer(scalar, rows) for name, scalar in self._scalars.items()}
             self.version += 1
+
+    @property
+    def taken(self) -> int:
+        """Rows up to the last that a variable has or had."""
+        return len(self.slots) + len(self._free)
 
     @property
     def variables(self) -> list[Variable]:
@@ -98,6 +104,9 @@ class States:
         lost = self.lost()
         self.set_steps(lost, [0.0] * len(lost))
         self._epochs.update((v.id, v.state_epoch) for v in lost)
+        for variable in [v for v in lost if v.index < 0]:
+            self._free.append(self.slots.pop(variable.id))
+            del self._variables[variable.id], self._epochs[variable.id]
 
     def rows(self, variables: Iterable[Variable]) -> Tensor:
         """int64 [variables] on the device."""
@@ -109,6 +118,13 @@ class States:
         row = self.slots[variable.id]
         with normal_tensors():
             return own_storage(self.steps[row : row + 1]).view(())
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in the counts or in a state stream."""
+        buffers = [self.steps, *self._scalars.values()]
+        buffers += [held.buffer for streams in self._streams.values() for held in streams]
+        plain = tensor.layout == torch.strided and not tensor.is_meta
+        return plain and any(overlaps(tensor, buffer) for buffer in buffers)
 
     @torch.no_grad()
     def set_steps(self, variables: Sequence[Variable], counts: Sequence[float | Tensor] | Tensor) -> None:
@@ -199,10 +215,8 @@ class States:
 
     def covering(self, name: str, variable: Variable) -> Stream | None:
         """The stream of a state where it covers a variable."""
-        held, span = self.find(name, variable.dtype), variable.span
-        if held is None or not (held.base <= span.offset and span.stop <= held.cover[1]):
-            return None
-        return held
+        held = self.find(name, variable.dtype)
+        return held if held is not None and held.covers(variable.span) else None
 
     @torch.no_grad()
     def erase(self, variables: Sequence[Variable]) -> None:

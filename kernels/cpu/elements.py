@@ -9,7 +9,8 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from .formats import Format
+from .formats import FORMATS, Format
+from .gradients import TILE
 from .memory import load_raw, pointer, store_raw
 
 _RAW = {"float32": types.float32, "float64": types.float64}
@@ -23,12 +24,14 @@ class Elements:
         formats: Of the values, then of each state.
         compute: Numba's float32 or float64.
         masked: Whether `store` keeps what was loaded where it is told to.
+        terms: Rows of numbers that are written beside, for sums.
     """
 
-    def __init__(self, formats: list[Format], compute: Any, masked: bool) -> None:
+    def __init__(self, formats: list[Format], compute: Any, masked: bool, terms: int = 0) -> None:
         self.formats, self.compute, self.masked = formats, compute, masked
         self.count = len(formats) - 1
-        self.streams = len(formats) + 1
+        self.streams = len(formats) + 1 + terms
+        self.gradient = len(formats)
         self.stored = types.Tuple([_RAW.get(format_.name, types.int16) for format_ in formats])
         self.addresses = types.UniTuple(types.int64, self.count) if self.count else types.Tuple(())
         self.states = types.UniTuple(compute, self.count) if self.count else types.Tuple(())
@@ -85,8 +88,12 @@ class Elements:
 
         return widen
 
-    def storer(self) -> Any:
-        """`store(values, index, states, state index, p, state, stored, kept)`: rounds; where `kept`, what was there."""
+    def storer(self, values: bool = True, states: bool = True) -> Any:
+        """`store(values, index, states, state index, p, state, stored, kept)`: rounds; where `kept`, what was there.
+
+        Args:
+            values, states: Whether these are stored, or stay as they are.
+        """
 
         @intrinsic
         def store(
@@ -103,6 +110,8 @@ class Elements:
                 p, state, old, kept = arguments[4:]
                 new = [p, *(builder.extract_value(state, i) for i in range(self.count))]
                 for i, place in enumerate(self._places(builder, *arguments[:4])):
+                    if not (states if i else values):
+                        continue
                     raw = self.formats[i].round(builder, new[i])
                     if self.masked:
                         raw = builder.select(kept, builder.extract_value(old, i), raw)
@@ -111,6 +120,33 @@ class Elements:
 
             arguments = (types.int64, types.int64, self.addresses, types.int64, p, state, self.stored, types.boolean)
             return types.void(*arguments), generate
+
+        return store
+
+    def term_storer(self, count: int) -> Any:
+        """`store(memory, index, terms, kept)`: `count` numbers, each in a row of `TILE`; zeros where `kept`.
+
+        The rows are the streams behind those of the gradients.
+        """
+        plain, compute = FORMATS["float64" if self.compute == types.float64 else "float32"], self.compute
+
+        @intrinsic
+        def store(typing: Any, memory: Any, index: Any, terms: Any, kept: Any) -> Any:
+            if tuple(terms) != (compute,) * count:
+                raise TypingError(f"the statistics return {terms}; they must return a tuple of {count} of {compute}")
+
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                memory, index, terms, kept = arguments
+                zero = ir.Constant(context.get_value_type(compute), 0.0)
+                for i in range(count):
+                    raw = builder.extract_value(terms, i)
+                    if self.masked:
+                        raw = builder.select(kept, zero, raw)
+                    place = builder.add(memory, _INDEX(i * TILE * plain.size))
+                    store_raw(builder, raw, place, index, self.streams, self.streams - count + i)
+                return context.get_dummy_value()
+
+            return types.void(types.int64, types.int64, terms, types.boolean), generate
 
         return store
 

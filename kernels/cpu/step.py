@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numba import types
 from torch import Tensor
@@ -75,6 +77,11 @@ LAYOUT = RecordLayout(
     "base",  # element of the region at which the states begin
     "frozen",  # address of uint8 [numel]
     "states",  # address of the addresses of the state streams, in/out
+    "sums",  # address of float64 [variables, sum_count], of rules with statistics
+    "sum_count",
+    "firsts",  # address of int32 [tiles + 1]: first unit of each tile; read where sums are taken
+    "units",  # address of [sum_count, unit_count] scratch
+    "unit_count",
 )
 word = LAYOUT.reader()
 ONE = np.float32(1.0)
@@ -143,9 +150,10 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
     """
     elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked)
     function, number = twin(rule.function, dtype), float_type(dtype)
-    begins = any(start != -1 for start in rule.starts)
-    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.streams - 1)
-    load, widen, store = elements.loader(), elements.widener(), elements.storer()
+    moved = rule.statistics is not None and rule.statistics.moves
+    begins = any(start != -1 for start in rule.starts) and not moved
+    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
+    load, widen, store = elements.loader(), elements.widener(), elements.storer(states=not moved)
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype)
     read_first, start_states = starter(rule, dtype)
 
@@ -165,8 +173,12 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
         own_table: Any,
         slot: Any,
         kept_scalars: Any,
+        sums: Any,
+        units: Any,
+        unit_count: Any,
     ) -> None:
-        hyper, addresses = read_numbers(row, step, fresh, own_table, slot, kept_scalars), read_addresses(state_table)
+        hyper = read_numbers(row, step, fresh, own_table, slot, kept_scalars, sums)
+        addresses = read_addresses(state_table)
         is_new, first = fresh != 0, read_first(row)
         for i in range(count):
             g = load_gradient(gradients, i) * unscale * clip
@@ -178,17 +190,21 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
             p, state = function(p, g, state, hyper, step)
             store(values, start + i, addresses, state_start + i, p, state, stored, kept)
 
-    return native(update, types.void(*_updater_arguments(number)))
+    return native(update, types.void(*updater_arguments(number)))
 
 
-def _updater_arguments(number: Any) -> list[Any]:
+def updater_arguments(number: Any) -> list[Any]:
     word = types.int64
-    return [word, word, number, number, word, word, word, word, word, word, number, word, word, word, word]
+    return [word, word, number, number, *[word] * 6, number, *[word] * 7]
 
 
 @functools.cache
-def kernel(dtype: type) -> Any:
+def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> Any:
     """Machine code of `(record, leader) -> finished`, for every rule.
+
+    Args:
+        finish: `(record)`: what the leader does when all tiles are done.
+        measuring: Whether the updater takes sums, and wants to know the units of its tile.
 
     Threads call it on one record and take tiles until none is left. The leader then waits a moment for the others,
     and counts the steps if all tiles are done; if not, it returns 0, and is called once more when they are.
@@ -196,7 +212,7 @@ def kernel(dtype: type) -> Any:
     source, coefficient, update = (
         tile_source(dtype),
         clip_coefficient(dtype),
-        caller(_updater_arguments(float_type(dtype))),
+        caller(updater_arguments(float_type(dtype))),
     )
     read = read_double if dtype is np.float64 else read_float
     size, one = np.dtype(dtype).itemsize, dtype(1.0)
@@ -209,6 +225,8 @@ def kernel(dtype: type) -> Any:
         values, base, frozen = word(record, "values"), word(record, "base"), word(record, "frozen")
         states, updater, grad_scale = word(record, "states"), word(record, "updater"), word(record, "grad_scale")
         own, own_count, kept = word(record, "own"), word(record, "own_count"), word(record, "kept")
+        sums, sum_count, firsts = word(record, "sums"), word(record, "sum_count"), word(record, "firsts")
+        units, unit_count = word(record, "units"), word(record, "unit_count")
         wide = word(record, "wide") != 0
         width = 8 if wide else size
         unscale = one
@@ -245,6 +263,9 @@ def kernel(dtype: type) -> Any:
                 own,
                 slot,
                 kept + 4 * own_count * variable,
+                sums + 8 * sum_count * variable,
+                units + (size * read_int32(firsts, tile) if measuring else 0),
+                unit_count,
             )
 
     def run(record: Any, leader: Any) -> Any:
@@ -261,10 +282,25 @@ def kernel(dtype: type) -> Any:
                 first = fetch_add(record + 8 * NEXT, chunk)
         if leader == 0 or not wait(record, count):
             return 0
-        count_step(record)
+        finish(record)
         return 1
 
     return native(run, types.int64(types.int64, types.int64))
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Sums of a rule's statistics, and what is needed to take them.
+
+    Attributes:
+        sums: float64 [variables, sums].
+        firsts: int32 [tiles + 1]: first unit of each tile.
+        units: [sums, units] scratch.
+    """
+
+    sums: npt.NDArray[np.float64]
+    firsts: npt.NDArray[np.int32]
+    units: npt.NDArray[Any]
 
 
 def launch(
@@ -275,11 +311,29 @@ def launch(
     states: Sequence[Tensor],
     inputs: StepInputs,
     written: Tensor | None,
+    measures: Measures | None,
 ) -> None:
-    """See `Launches.step`; `written` is uint8 [variables], of viewed sources."""
+    """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics."""
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
     update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
+    run(kernel(dtype), update, tables, sources, rule, values, states, inputs, written, measures)
+
+
+def run(
+    code: Any,
+    update: Any,
+    tables: Tables,
+    sources: Sources,
+    rule: Rule,
+    values: Tensor,
+    states: Sequence[Tensor],
+    inputs: StepInputs,
+    written: Tensor | None,
+    measures: Measures | None,
+) -> None:
+    """Runs an updater over all tiles."""
+    dtype = DTYPES[tables.compute_dtype]
     addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
     own = np.array([scalar.data_ptr() for scalar in inputs.own], dtype=np.int64)
     kept = np.empty((len(tables.segments), len(own)), dtype=np.float32)
@@ -313,5 +367,10 @@ def launch(
         base=inputs.base,
         frozen=address_of(tables.frozen),
         states=addresses.ctypes.data,
+        sums=0 if measures is None else measures.sums.ctypes.data,
+        sum_count=0 if measures is None else measures.sums.shape[1],
+        firsts=0 if measures is None else measures.firsts.ctypes.data,
+        units=0 if measures is None else measures.units.ctypes.data,
+        unit_count=0 if measures is None else measures.units.shape[1],
     )
-    POOL.launch(callable_of(kernel(dtype)), record, threads)
+    POOL.launch(callable_of(code), record, threads)

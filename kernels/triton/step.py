@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from .compile import div_rn
-from .numbers import first_of, is_fresh, load_own, load_row, narrowed, picked, started, store_own
+from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed, picked, started, store_own
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, source_address, tile_row
 
 
@@ -82,19 +82,25 @@ def step_kernel(
     values_ptr,  # [numel] in/out
     states_ptr,  # tuple of [numel of their range] in/out
     own_ptr,  # tuple of [slots] float32 in/out: scalars of the variables
+    sums_ptr,  # [variables, SUMS] float64, of the statistics kernel
     frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
     base,  # element of the region at which the states begin, a multiple of 128
     RULE: tl.constexpr,
     NUMBERS: tl.constexpr,
+    PICKS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FIELDS: tl.constexpr,
     STARTS: tl.constexpr,
     SCALARS: tl.constexpr,
     KNOWN: tl.constexpr,
     KNOWN_PICKS: tl.constexpr,
-    PICKS: tl.constexpr,
     OWN_STARTS: tl.constexpr,
+    SUMS: tl.constexpr,
+    AFTER: tl.constexpr,
+    SUMMED: tl.constexpr,
+    SUMMED_PICKS: tl.constexpr,
     KEPT: tl.constexpr,
+    MOVED: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
     SCALED: tl.constexpr,
@@ -140,14 +146,20 @@ def step_kernel(
         grad = grad * div_rn(tl.full([], 1.0, COMPUTE), grad_scale)
     if CLIP:
         grad = grad * clip_coefficient(norm, max_norm)
-    if SCALARS is not None:
-        numbers = first_of(row, FIELDS)
+    numbers = first_of(row, FIELDS)
+    if PICKS is not None:
         if OWN_STARTS is not None:
             numbers = numbers + load_own(own_ptr, slot, is_fresh(count), row, OWN_STARTS)
-        results = SCALARS(KNOWN(*picked(numbers, KNOWN_PICKS)), step.to(tl.float64))
-        hyper = NUMBERS(*narrowed(picked(numbers + results, PICKS), COMPUTE))
+        if SCALARS is not None:
+            results = SCALARS(KNOWN(*picked(numbers, KNOWN_PICKS)), step.to(tl.float64))
+            numbers = numbers + results
+        if SUMS:
+            numbers = numbers + load_sums(sums_ptr, variable, SUMS)
+        if AFTER is not None:
+            numbers = numbers + AFTER(SUMMED(*picked(numbers, SUMMED_PICKS)), step.to(tl.float64))
+        hyper = NUMBERS(*narrowed(picked(numbers, PICKS), COMPUTE))
     else:
-        hyper = NUMBERS(*first_of(row, FIELDS))
+        hyper = NUMBERS(*numbers)
     states = widened(old_states, COMPUTE)
     if STARTS is not None:
         states = started(states, old_value.to(COMPUTE), is_fresh(count), row, STARTS)
@@ -159,7 +171,7 @@ def step_kernel(
         frozen = load_frozen(frozen_ptr, start, lane, mask, old_value.dtype)
         new_value = tl.where(frozen, old_value, new_value)
     tl.store(values_ptr + offset, new_value, mask=mask)
-    for i in tl.static_range(len(states_ptr)):
+    for i in tl.static_range(0 if MOVED else len(states_ptr)):
         new_state = to_store(states[i], real, old_states[i].dtype)
         if frozen_ptr is not None:
             new_state = tl.where(frozen, old_states[i], new_state)

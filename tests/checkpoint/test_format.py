@@ -223,11 +223,24 @@ def test_an_empty_store(tmp_path: Path) -> None:
 
 def test_a_parameter_that_left_the_store_is_not_saved_stale(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
-    store = fv.VarStore.from_module(model)
+    store = fv.VarStore.from_module(model, on_moved="error")
     model.double()
     with pytest.raises(fv.AliasError, match="no longer lies"):
         store.save(tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_left_the_store_are_saved_as_they_are_now(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(model)
+    model.double()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    with pytest.warns(fv.MovedWarning, match="'weight' and 1 more had left the store"):
+        store.save(tmp_path / "model.safetensors")
+    assert torch.equal(
+        load_file(tmp_path / "model.safetensors")["weight"], torch.full((2, 3), 2.0, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("name", ["100%", "%08x", 'a":,"b', "snow\u2603man", "tab\tname"])

@@ -10,7 +10,7 @@ import torch
 from flatvars.kernels.fills import CONSTANT, NORMAL, Draw, Fill
 from flatvars.kernels.triton.fill import fill_
 
-from .compiled import Captured, captured
+from .compiled import Captured, captured, captured_all
 from .memory import in_poison
 from .rig import Rig, Shape
 from .rules import Case
@@ -41,6 +41,7 @@ def step_launch(
     scaled: bool = False,
     viewed: bool = False,
     shapes: Sequence[Shape] = SMALL,
+    statistics: bool = False,
 ) -> Captured:
     """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
 
@@ -49,6 +50,7 @@ def step_launch(
         viewed: From views of the stream.
         masked: Some elements do not train.
         scaled: By a GradScaler.
+        statistics: The launch before it, of a rule that has one.
     """
     rig = Rig(
         shapes,
@@ -71,7 +73,11 @@ def step_launch(
     }
     if scaled:
         options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}
-    return captured(lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options))
+    launches = captured_all(
+        lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options),
+        1 if case.rule.statistics is None else 2,
+    )
+    return launches[0 if statistics else -1]
 
 
 def accumulate_launch(
