@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import FlatvarsError
 from .kernels import fills
-from .kernels.addresses import all_in_memory_order, in_memory_order
+from .kernels.addresses import Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
@@ -32,6 +32,10 @@ from .kernels.rules import (
     LAMB,
     LARS,
     LION,
+    MARS,
+    MUON,
+    MUON_APPLY,
+    MUON_DIRECTION,
     NADAM,
     RADAM,
     RMSPROP,
@@ -74,6 +78,10 @@ __all__ = [
     "LAMB",
     "LARS",
     "LION",
+    "MARS",
+    "MUON",
+    "MUON_APPLY",
+    "MUON_DIRECTION",
     "NADAM",
     "RADAM",
     "RMSPROP",
@@ -94,6 +102,7 @@ __all__ = [
     "Rule",
     "Scalars",
     "Segments",
+    "Sources",
     "Statistics",
     "all_in_memory_order",
     "backend_for",

@@ -14,6 +14,9 @@ from .grams import Grams
 from .lamb import LAMB
 from .lars import LARS
 from .lion import Lion
+from .mars import MARS
+from .muon import Muon
+from .muon_settings import muon_settings
 from .nadam import NAdam
 from .own_rule import RuleOptimizer
 from .radam import RAdam
@@ -28,6 +31,7 @@ __all__ = [
     "ASGD",
     "LAMB",
     "LARS",
+    "MARS",
     "SGD",
     "VALUE",
     "AdEMAMix",
@@ -39,6 +43,7 @@ __all__ = [
     "Adan",
     "Grams",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",
@@ -49,6 +54,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
     "StableAdamW",
+    "muon_settings",
     "rule",
     "scalars",
     "statistics",

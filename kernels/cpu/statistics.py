@@ -30,16 +30,20 @@ from .gradients import TILE
 from .memory import element_load, read_byte, read_int, read_int32, stack, write_double
 from .numbers import reader, starter
 from .squares import unit_sums, variable_sum
-from .step import Measures, is_skipped, is_untouched, kernel, run, updater_arguments, word
+from .step import Measures, drawer, draws_of, is_skipped, is_untouched, kernel, run, updater_arguments, word
 
 
 @functools.cache
-def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool) -> Any:
+def updater(
+    rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool, draws: tuple[int, ...] = ()
+) -> Any:
     """Machine code of the loop over the elements of a tile, and of the sums of its units."""
     sums, number = rule.statistics, float_type(dtype)
     assert sums is not None
     count_of, size, moves = len(sums.names), np.dtype(dtype).itemsize, sums.moves
-    elements = Elements([FORMATS[name] for name in (value, *states)], number, masked, count_of)
+    elements = Elements([FORMATS[name] for name in (value, *states)], number, masked, draws, count_of)
+    kinds = 1 + max(draws, default=-1)
+    draw, draw_room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
     load, widen, store = elements.loader(), elements.widener(), elements.storer(values=False)
@@ -66,10 +70,14 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
         sums: Any,
         units: Any,
         unit_count: Any,
+        keys: Any,
+        local: Any,
     ) -> None:
         hyper = read_numbers(row, step, fresh, own_table, slot, kept_scalars, sums)
         addresses, memory = read_addresses(state_table), room()
         is_new, first = fresh != 0, read_first(row)
+        drawn = draw_room()
+        draw(drawn, keys, slot, local, count, step)
         for i in range(count):
             g = load_gradient(gradients, i) * unscale * clip
             stored = load(values, start + i, addresses, state_start + i)
@@ -79,7 +87,7 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
             kept = masked and read_byte(frozen, start + i) != 0
             if moves:
                 terms, state = function(p, g, state, hyper, step)
-                store(values, start + i, addresses, state_start + i, p, state, stored, kept)
+                store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
             else:
                 terms = function(p, g, state, hyper, step)
             store_terms(memory, i, terms, kept)
@@ -125,6 +133,8 @@ def launch(
     """See `Launches.statistics`; `written` is uint8 [variables], of viewed sources."""
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
-    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
+    moves = rule.statistics is not None and rule.statistics.moves
+    draws = draws_of(rule, states, inputs) if moves else ()
+    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
     code = kernel(dtype, finisher(dtype), True)
     run(code, update, tables, sources, rule, values, states, inputs, written, measures)

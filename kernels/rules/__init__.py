@@ -14,6 +14,8 @@ from .grams import GRAMS
 from .lamb import LAMB
 from .lars import LARS
 from .lion import LION
+from .mars import MARS
+from .muon import MUON, MUON_APPLY, MUON_DIRECTION
 from .nadam import NADAM
 from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
@@ -40,6 +42,10 @@ __all__ = [
     "LAMB",
     "LARS",
     "LION",
+    "MARS",
+    "MUON",
+    "MUON_APPLY",
+    "MUON_DIRECTION",
     "NADAM",
     "OPTIONS",
     "RADAM",

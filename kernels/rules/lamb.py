@@ -81,4 +81,15 @@ def lamb_numbers(group: Mapping[str, Any]) -> LambNumbers:
     )
 
 
-LAMB = ascending(Rule("LAMB", lamb, MOMENTS, LambNumbers, lamb_numbers, scalars=corrections, statistics=moved))
+LAMB = ascending(
+    Rule(
+        "LAMB",
+        lamb,
+        MOMENTS,
+        LambNumbers,
+        lamb_numbers,
+        scalars=corrections,
+        statistics=moved,
+        stochastic=("exp_avg_sq",),
+    )
+)

@@ -41,6 +41,8 @@ class Rule:
         scalars: Numbers that are the same for all elements of a variable, computed once a tile in float64.
         statistics: Sums over the variable, taken before the step in a launch of their own.
         early: Whether a variable has state before its first step, as torch's Adagrad makes it.
+        stochastic: Names of states that are rounded at random where they are stored in bfloat16: those that change by
+            less than half its last bit, as averages of squares do, and would stay where they are if rounded to nearest.
         idle: Steps at the beginning in which the rule gathers alone: no decoupled decay acts in them.
         decaying: The same function with decoupled decay in it, of the same bits: where a value decays only when it is
             moved, fewer registers of a GPU are taken. Without one, decoupled decay comes before `function`.
@@ -59,6 +61,7 @@ class Rule:
     scalars: Scalars | None = None
     statistics: Statistics | None = None
     early: bool = False
+    stochastic: tuple[str, ...] = ()
     idle: int = 0
     decaying: Any = None
     made: tuple[Callable[[Rule], Rule], tuple[Rule]] | None = None
@@ -135,6 +138,15 @@ class Rule:
         """Which results of `scalars` the variable keeps, in the order of `own`."""
         return () if self.scalars is None else tuple(self.scalars.names.index(name) for name in self.own)
 
+    def draws(self, halves: Sequence[bool]) -> tuple[int, ...]:
+        """For each state, which of the rule's draws rounds it at random; -1 where it is rounded to nearest.
+
+        Args:
+            halves: Which of the states are stored in bfloat16.
+        """
+        places = [self.stochastic.index(name) if name in self.stochastic else -1 for name in self.states]
+        return tuple(place if half else -1 for place, half in zip(places, halves, strict=True))
+
     def first_value(self, name: str, group: Group) -> Any:
         """What a state or a scalar begins with: a number, a tensor [], or `VALUE`."""
         first = self.init.get(name, 0.0)
@@ -178,6 +190,7 @@ def rule(
     init: Mapping[str, float | str] | None = None,
     own: Sequence[str] = (),
     scalars: Scalars | None = None,
+    stochastic: Sequence[str] = (),
     statistics: Statistics | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Turns a function into a `Rule` that the fused, masked, multi-tensor step runs.
@@ -188,6 +201,8 @@ def rule(
         init: What states and scalars begin with, by name: a number, a name of `hyper`, or `VALUE`; else 0.
         own: Names of scalars that every variable keeps from step to step; `scalars` must return them.
         scalars: Made by the decorator of that name: numbers that `hyper` holds as well.
+        stochastic: States that are rounded at random where they are stored in bfloat16, and not to nearest: slow
+            averages, which would not move there.
         statistics: Made by the decorator of that name: sums over the variable that `hyper` holds as well.
 
     Returns:
@@ -207,6 +222,9 @@ def rule(
     names, begins = tuple(hyper), dict(init or {})
     check_names(names, tuple(states))
     returned = () if scalars is None else scalars.names
+    strange = [name for name in stochastic if name not in states]
+    if strange:
+        raise ValueError(f"stochastic={tuple(stochastic)!r}: {strange[0]!r} is none of the states {tuple(states)!r}")
     check_init(begins, names, tuple(states), tuple(own), returned, VALUE)
 
     def decorate(function: Callable[..., Any]) -> Rule:
@@ -226,6 +244,7 @@ def rule(
             init=begins,
             own=tuple(own),
             scalars=scalars,
+            stochastic=tuple(stochastic),
             statistics=statistics,
         )
         check_function(function, made.given.names, tuple(states), check_unused=not made.wide)

@@ -74,5 +74,6 @@ STABLE_ADAMW = decoupled(
         stable_adamw_numbers,
         scalars=unbiased,
         statistics=measured,
+        stochastic=("exp_avg_sq",),
     )
 )

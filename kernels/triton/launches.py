@@ -179,6 +179,7 @@ class TritonLaunches:
         found = norm if inputs.found_inf is None else inputs.found_inf
         assert rule.statistics is not None
         units, sums = self._sums(len(rule.statistics.names))
+        keys = self.tables.tiles if inputs.keys is None else inputs.keys
         args = (
             tables.tiles,
             tables.variables,
@@ -194,14 +195,16 @@ class TritonLaunches:
             values,
             tuple(states),
             inputs.own,
+            keys,
             units,
             sums,
             tables.frozen,
             self._units,
             inputs.base,
         )
-        constants = {**statistics_constants_of(rule), **self._options_of(sources, inputs)}
-        changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, values, *states, *inputs.own)
+        options = self._options_of(sources, inputs)
+        constants = {**statistics_constants_of(rule), "DRAWS": _draws(rule, states, inputs), **options}
+        changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, values, *states, *inputs.own, keys)
         with on(tables.device):
             programs = len(tables.tiles)
             self._handles.launch(statistics_kernel, programs, args, constants, self._options, changing, inputs.base)
@@ -223,6 +226,7 @@ class TritonLaunches:
         tables, norm = self.tables, inputs.norm
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
         found = norm if inputs.found_inf is None else inputs.found_inf
+        keys = tables.tiles if inputs.keys is None else inputs.keys
         args = (
             tables.tiles,
             tables.variables,
@@ -238,12 +242,14 @@ class TritonLaunches:
             values,
             tuple(states),
             inputs.own,
+            keys,
             self._groups if rule.statistics is None else self._sums(len(rule.statistics.names))[1],
             tables.frozen,
             inputs.base,
         )
         constants = {
             **constants_of(rule),
+            "DRAWS": _draws(rule, states, inputs),
             "CLIP": inputs.clip,
             "SKIP": inputs.skip,
             "SCALED": inputs.grad_scale is not None,
@@ -255,10 +261,14 @@ class TritonLaunches:
             "BLOCK": tables.block,
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped, values, *states)
-        changing += inputs.own
+        changing += (*inputs.own, keys)
         with on(tables.device):
             programs = len(tables.tiles)
             self._handles.launch(step_kernel, programs, args, constants, self._options, changing, inputs.base)
+
+
+def _draws(rule: Rule, states: Sequence[Tensor], inputs: StepInputs) -> tuple[int, ...]:
+    return rule.draws([inputs.keys is not None and state.dtype == torch.bfloat16 for state in states])
 
 
 def _triton_dtype(sources: Sources) -> object:

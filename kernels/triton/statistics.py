@@ -21,7 +21,7 @@ import triton.language as tl
 from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, narrowed, picked, started
 from .squares import GROUP, store_units, unit_sums, whole_sum
-from .step import clip_coefficient, is_skipped, load_states, to_store, widened
+from .step import clip_coefficient, is_skipped, load_states, state_to_store, widened
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row
 
 
@@ -52,6 +52,7 @@ def statistics_kernel(
     values_ptr,  # [numel]
     states_ptr,  # tuple of [numel of their range]; written with MOVES
     own_ptr,  # tuple of [slots] float32
+    keys_ptr,  # [1 + slots] int64, read with DRAWS: seed, then keys of the variables' names
     units_ptr,  # [SUMS, units] scratch
     sums_ptr,  # [variables, SUMS] float64 out
     frozen_ptr,  # [numel] uint8, or None
@@ -69,6 +70,7 @@ def statistics_kernel(
     OWN_STARTS: tl.constexpr,
     SUMS: tl.constexpr,
     MOVES: tl.constexpr,
+    DRAWS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
     SCALED: tl.constexpr,
@@ -125,7 +127,9 @@ def statistics_kernel(
         counts = real & (frozen == 0)
     if MOVES:
         for i in tl.static_range(len(states_ptr)):
-            new_state = to_store(states[i], real, old_states[i].dtype)
+            new_state = state_to_store(
+                states[i], real, old_states[i].dtype, keys_ptr, slot, step, local, DRAWS[i], BLOCK
+            )
             if frozen_ptr is not None:
                 new_state = tl.where(frozen, old_states[i], new_state)
             tl.store(states_ptr[i] + state_offset, new_state, mask=mask)

@@ -355,3 +355,27 @@ def test_a_size_of_shards_is_refused_where_there_are_none(size: int | str, tmp_p
         store.snapshot().save(tmp_path / "model.pt", shard_size=size)
     with pytest.raises(ValueError, match="is no size"):
         store.save(tmp_path / "model.safetensors", shard_size="many")
+
+
+@pytest.mark.parametrize("grads", ["gather", "views"])
+@pytest.mark.parametrize("accumulate", [False, True], ids=["left in .grad", "accumulated"])
+@pytest.mark.parametrize("way", ["file", "snapshot"])
+def test_a_gradient_that_a_step_has_used_is_in_no_file(grads: str, accumulate: bool, way: str, tmp_path: Path) -> None:
+    """zero_grad() stands at the top of many loops: what a step has used still lies there when it is saved."""
+    path = tmp_path / "model.safetensors"
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    store = fv.VarStore.from_module(model, grads=grads)
+    optimizer = fv.optim.AdamW(store)
+    for stepped in (True, False):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().mean().backward()
+        if accumulate:
+            store.accumulate()
+        if stepped:
+            optimizer.step()
+        if way == "file":
+            store.save(path, optimizer)
+        else:
+            store.snapshot(optimizer).save(path, wait=True)
+        held = [name for name in load_file(path) if name.startswith(("grads/", "pending/"))]
+        assert len(held) == (0 if stepped else 4), "those that no step has used are"

@@ -80,6 +80,7 @@ BEYOND: dict[str, tuple[Any, dict[str, Any]]] = {
     "schedule-free-sgd": (fv.optim.ScheduleFreeSGD, {"lr": 0.2, "r": 1.0}),
     "stable-adamw": (fv.optim.StableAdamW, {"lr": 0.02}),
     "lamb": (fv.optim.LAMB, {"lr": 0.02}),
+    "mars": (fv.optim.MARS, {"lr": 0.02, "weight_decay": 0.1}),
     "lars": (fv.optim.LARS, {"lr": 0.5, "weight_decay": 0.1}),
     "adamw-cautious": (fv.optim.AdamW, {"lr": 0.02, "cautious": True, "cautious_decay": True}),
     "lion-cautious": (fv.optim.Lion, {"lr": 0.02, "weight_decay": 0.1, "cautious": True}),

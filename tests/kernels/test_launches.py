@@ -62,9 +62,10 @@ def test_step_of_every_optimizer(name, max_norm, device):
         fv.optim.StableAdamW,
         fv.optim.LAMB,
         fv.optim.LARS,
+        fv.optim.MARS,
         lambda params, **options: fv.optim.AdamW(params, cautious=True, **options),
     ],
-    ids=["stable-adamw", "lamb", "lars", "cautious"],
+    ids=["stable-adamw", "lamb", "lars", "mars", "cautious"],
 )
 @pytest.mark.parametrize("max_norm", [None, 1.0], ids=["plain", "clip"])
 def test_statistics_are_one_launch_more(make, max_norm, device):

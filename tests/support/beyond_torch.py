@@ -170,3 +170,15 @@ def cautious_updates(p: Tensor, g: Tensor, states: States, group: Group, step: i
     if group["cautious"]:
         u = u * agrees / agrees.mean().clamp(min=1e-3)
     return p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * u, (m, v)
+
+
+def mars(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2411.10438, AGI-Arena/MARS: `mars-adamw`, approximate; AdamW with gamma 0."""
+    g, (beta1, beta2) = _signed(g, group), group["betas"]
+    c = g
+    if group["gamma"]:
+        c = g + group["gamma"] * beta1 / (1 - beta1) * (g - (torch.zeros_like(g) if step == 1 else states[2]))
+        c = c / max(1.0, float(c.norm()))
+    m, v = _adam(c, states, group)
+    u = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + group["eps"])
+    return p - group["lr"] * (group["weight_decay"] * p + u), (m, v, g)

@@ -40,6 +40,7 @@ def step_launch(
     masked: bool = False,
     scaled: bool = False,
     viewed: bool = False,
+    drawn: bool = False,
     shapes: Sequence[Shape] = SMALL,
     statistics: bool = False,
 ) -> Captured:
@@ -50,6 +51,7 @@ def step_launch(
         viewed: From views of the stream.
         masked: Some elements do not train.
         scaled: By a GradScaler.
+        drawn: States in bfloat16 are rounded at random, where the rule says so.
         statistics: The launch before it, of a rule that has one.
     """
     rig = Rig(
@@ -71,6 +73,8 @@ def step_launch(
         "skipped": rig.skipped,
         "own": rig.own,
     }
+    if drawn:
+        options["keys"] = torch.zeros(1 + len(shapes), dtype=torch.int64)
     if scaled:
         options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}
     launches = captured_all(

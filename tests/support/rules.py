@@ -24,6 +24,7 @@ from flatvars.kernels.rules import (
     LAMB,
     LARS,
     LION,
+    MARS,
     NADAM,
     RADAM,
     RMSPROP,
@@ -213,6 +214,12 @@ CASES = {
         beyond_torch.lamb,
     ),
     "lamb-plain": Case(LAMB, group_of(LAMB_GROUP), beyond_torch.lamb),
+    "mars": Case(
+        MARS, group_of({"betas": (0.95, 0.99), "eps": 1e-8, "gamma": 0.025}, weight_decay=0.1), beyond_torch.mars
+    ),
+    "mars-plain": Case(
+        MARS, group_of({"betas": (0.9, 0.95), "eps": 1e-8, "gamma": 0.0}, maximize=True), beyond_torch.mars
+    ),
     "lars": Case(LARS, group_of(LARS_GROUP, lr=0.5, weight_decay=0.1), beyond_torch.lars),
     "larc": Case(
         LARS,
