@@ -13,6 +13,7 @@ from ..errors import CheckpointError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import PENDING, GradientSnapshot
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, Stream
+from ..modules.buffers import warn_left_out
 from ..optim.record import OptimizerRecord
 from ..variables.registry import Registry
 from ..variables.selectors import Selector
@@ -40,6 +41,7 @@ def capture(
     """
     registry.settle()
     registry.check_aliases()
+    warn_left_out(registry)
     catalog = catalog_of(registry)
     trains = bool(as_list(optimizer) or as_list(schedulers) or rng)
     if select is not None and trains:

@@ -122,7 +122,7 @@ Named = Iterable[tuple[Registry, Variable, list[str]]]
 
 def _of_store(store: HasRegistry) -> Named:
     registry = store.registry
-    return [(registry, v, v.names) for v in registry.variables if isinstance(v.param, nn.Parameter)]
+    return [(registry, v, v.names) for v in registry.variables if not v.is_buffer]
 
 
 def _of_module(module: nn.Module) -> Named:

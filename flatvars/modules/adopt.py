@@ -11,10 +11,11 @@ import weakref
 import torch
 from torch import nn
 
-from ..errors import FlatvarsError
+from ..errors import FlatvarsError, SpecError
 from ..variables.places import Place
-from ..variables.registry import Registry, variable_of
+from ..variables.registry import Adopted, Registry, variable_of
 from ..variables.variable import Variable
+from .buffers import takable
 from .keep import keep_for, let_go
 from .meta import Init, leave_meta, materialize_buffers, plan_values, renew_references
 from .tensors import Found, check_memory, find_tensors, make_spec
@@ -26,16 +27,17 @@ def adopt(
     *,
     prefix: str = "",
     dtype: torch.dtype | None = None,
-    buffers: bool = False,
+    buffers: bool = True,
     init: Init | None = None,
 ) -> None:
     """Moves a module's tensors into the registry; see `VarStore.from_module`. Nothing changes if it raises.
 
     A store that held nothing but these tensors gives them up, so that a cell of a notebook may be run again.
     """
-    found = find_tensors(module, prefix, buffers)
+    everything = find_tensors(module, prefix, buffers)
+    former = whole_store(registry, everything)
+    found = takable(everything, former)
     specs = [make_spec(entry, dtype) for entry in found]
-    former = whole_store(registry, found)
     check_memory(found, former)
     on_meta = [entry for entry in found if entry.tensor.is_meta]
     initialize = plan_values(registry, module, list(zip(found, specs, strict=True)), prefix, init)
@@ -50,10 +52,29 @@ def adopt(
     for entry in found:
         registry.by_name[entry.names[0]].places = entry.places
     keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
+    registry.adopted[module] = Adopted(prefix, buffers)
     if on_meta:
         materialize_buffers(module, registry.device)
         with torch.no_grad():
             initialize()
+
+
+def adopt_buffers(registry: Registry, module: nn.Module, prefix: str) -> list[str]:
+    """See `VarStore.add_buffers`."""
+    registry.check_aliases()  # one that was replaced keeps its name
+    found = [entry for entry in takable(find_tensors(module, prefix, buffers=True)) if not entry.is_parameter]
+    specs = [make_spec(entry, None) for entry in found]
+    for entry in found:
+        if entry.tensor.is_meta:
+            raise SpecError(f"buffer {entry.names[0]!r} is on the meta device and has no values; give it memory first")
+    names = [entry.names for entry in found]
+    registry.extend(specs, [entry.tensor for entry in found], names)
+    for entry in found:
+        registry.by_name[entry.names[0]].places = entry.places
+    keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
+    if module not in registry.adopted:
+        registry.adopted[module] = Adopted(prefix, True)
+    return [entry.names[0] for entry in found]
 
 
 def whole_store(registry: Registry, found: list[Found]) -> Registry | None:
@@ -101,7 +122,7 @@ def watch(registry: Registry, module: nn.Module) -> list[str]:
     """See `VarStore.watch`."""
     held = {id(variable.param): variable for variable in registry.variables}
     names: dict[str, None] = {}
-    for entry in find_tensors(module, "", buffers=True):
+    for entry in find_tensors(module, "", buffers=True, persistent=False):
         variable = held.get(id(entry.tensor))
         if variable is None:
             continue

@@ -56,7 +56,7 @@ def plan_rules(
     chosen: list[tuple[str, Initializer]] = []
     for entry, spec in needing:
         own = [name.removeprefix(f"{prefix}.") if prefix else name for name in entry.names]
-        initializer = choose_values(own, rules, isinstance(entry.tensor, nn.Parameter))
+        initializer = choose_values(own, rules, entry.is_parameter)
         check_fit(own[0], initializer, spec.shape, spec.dtype)
         chosen.append((entry.names[0], initializer))
     loose = choose_buffers(module, {id(entry.tensor) for entry, _ in needing}, rules)
@@ -157,7 +157,8 @@ def has_values(tensor: Tensor | None) -> TypeGuard[Tensor]:
 
 def leave_meta(entry: Found, device: torch.device) -> None:
     """Replaces a Parameter on meta that cannot keep its identity: RNNs hold weak references to theirs."""
-    fresh = nn.Parameter(torch.empty(0, dtype=entry.tensor.dtype, device=device), entry.tensor.requires_grad)
+    memory = torch.empty(0, dtype=entry.tensor.dtype, device=device)
+    fresh = nn.Parameter(memory, entry.tensor.requires_grad) if entry.is_parameter else memory
     fresh.__dict__.update(entry.tensor.__dict__)
     for place in entry.places:
         setattr(place.owner(), place.attribute, fresh)

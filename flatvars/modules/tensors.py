@@ -24,19 +24,25 @@ class Found:
     tensor: Tensor
     names: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    is_parameter: bool = True
 
 
-def find_tensors(module: nn.Module, prefix: str, buffers: bool) -> list[Found]:
-    """Parameters in registration order, then buffers if asked for; tied ones once, with all their names."""
+def find_tensors(module: nn.Module, prefix: str, buffers: bool, *, persistent: bool = True) -> list[Found]:
+    """Parameters in registration order, then buffers if asked for; tied ones once, with all their names.
+
+    Args:
+        persistent: Only buffers that the module's state dict holds.
+    """
     found: dict[int, Found] = {}
     root = weakref.ref(module)
     for kind in ("_parameters", "_buffers") if buffers else ("_parameters",):
         for path, owner in module.named_modules(remove_duplicate=False):
             parts = tuple(path.split(".")) if path else ()
+            passed = owner._non_persistent_buffers_set if persistent and kind == "_buffers" else set()
             for attribute, tensor in getattr(owner, kind).items():
-                if tensor is None:
+                if tensor is None or attribute in passed:
                     continue
-                entry = found.setdefault(id(tensor), Found(tensor))
+                entry = found.setdefault(id(tensor), Found(tensor, is_parameter=kind == "_parameters"))
                 entry.names.append(".".join(part for part in (prefix, path, attribute) if part))
                 if not any(place.owner() is owner and place.attribute == attribute for place in entry.places):
                     entry.places.append(Place(weakref.ref(owner), attribute, root, parts))
@@ -64,7 +70,7 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
     # An expanded or sliced tensor does not fill its memory: it becomes row-major, with the same values.
     stride = stride if is_dense(shape, stride) else contiguous_stride(shape)
     kind = tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype
-    return VarSpec(name, shape, kind, stride, has_room=tensor.requires_grad)
+    return VarSpec(name, shape, kind, stride, has_room=tensor.requires_grad and found.is_parameter)
 
 
 def check_memory(found: list[Found], former: Registry | None = None) -> None:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ForeignParameterError
 from ..variables.registry import HasRegistry, Registry, variable_of
@@ -93,7 +93,7 @@ def resolved(group: dict[str, Any], registry: Registry, taken: Collection[int]) 
     selector = group["params"]
     if not is_selector(selector):
         return group
-    params = [v.param for v in registry.matching(selector) if isinstance(v.param, nn.Parameter)]
+    params = [v.param for v in registry.matching(selector) if not v.is_buffer]
     free = [param for param in params if id(param) not in taken]
     # "*" stands for the rest, of which there may be none.
     if params and not free and selector != "*":
@@ -123,7 +123,7 @@ def store_groups(variables: Iterable[Variable]) -> list[dict[str, Any]]:
     """One param group for each group number up to the largest of the variables, empty ones too; at least one."""
     groups: list[dict[str, Any]] = [{"params": []}]
     for variable in variables:
-        if isinstance(variable.param, nn.Parameter):
+        if not variable.is_buffer:
             while len(groups) <= variable.group:
                 groups.append({"params": []})
             groups[variable.group]["params"].append(variable.param)

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ForeignParameterError
 from ..variables.registry import Registry, variable_of
@@ -111,7 +111,7 @@ class Membership:
         self._seen = self.registry._next_id
         listed = {id(param) for group in groups for param in params_of(group)}
         for variable in new:
-            if not isinstance(variable.param, nn.Parameter) or id(variable.param) in listed:
+            if variable.is_buffer or id(variable.param) in listed:
                 continue
             number = variable.group if self.by_number else self._selected(groups, variable)
             if number is None:

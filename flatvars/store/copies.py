@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..gradients.attached import make_registry
 from ..memory.spec import VarSpec
 from ..variables.places import Place
-from ..variables.registry import Registry
+from ..variables.registry import Adopted, Registry
 from ..variables.variable import Variable
 
 
@@ -46,6 +46,20 @@ class Handle:
         return Handle, (self.param,)
 
 
+class AdoptedHandle:
+    """The modules that a store adopted, on their way into a copy, as the places of its variables are."""
+
+    def __init__(self, modules: dict[nn.Module, Adopted]) -> None:
+        self.modules = modules
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdoptedHandle:
+        copies = {memo.get(id(module)): adopted for module, adopted in self.modules.items()}
+        return AdoptedHandle({module: adopted for module, adopted in copies.items() if module is not None})
+
+    def __reduce__(self) -> Any:
+        return AdoptedHandle, ({},)
+
+
 def copy_of(place: Place, memo: dict[int, Any]) -> Place | None:
     """The same place in the copies of its modules that a call made, if it copied the owner."""
     owner, root = memo.get(id(place.module())), memo.get(id(place.root()))
@@ -62,7 +76,7 @@ def reduce_registry(registry: Registry) -> Any:
     registry.check_aliases()
     records = [record(registry, variable) for variable in registry.variables]
     home = (registry.device, registry.gradients.mode, registry.seed, registry.on_moved)
-    return restore_registry, (home, registry._next_id, records)
+    return restore_registry, (home, registry._next_id, records, AdoptedHandle(dict(registry.adopted)))
 
 
 def record(registry: Registry, variable: Variable) -> dict[str, Any]:
@@ -73,13 +87,14 @@ def record(registry: Registry, variable: Variable) -> dict[str, Any]:
         "group": variable.group,
         "frozen": variable.frozen,
         "initializer": variable.initializer,
+        "leaf": variable.is_leaf,
         "mask": registry.masks.of(variable),
         "handle": Handle(variable.param, variable.places),
     }
 
 
 def restore_registry(
-    home: tuple[torch.device, str, int, str], next_id: int, records: Sequence[dict[str, Any]]
+    home: tuple[torch.device, str, int, str], next_id: int, records: Sequence[dict[str, Any]], adopted: AdoptedHandle
 ) -> Registry:
     """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
     params = [entry["handle"].param for entry in records]
@@ -89,9 +104,10 @@ def restore_registry(
         spec: VarSpec = entry["spec"]
         variable = registry.declare(spec, param, entry["names"], entry["group"])
         variable.id, variable.frozen = entry["id"], entry["frozen"]
-        variable.initializer = entry["initializer"]
+        variable.initializer, variable.is_leaf = entry["initializer"], entry["leaf"]
         variable.places = list(entry["handle"].places)
     registry._next_id = next_id
+    registry.adopted.update(adopted.modules)
     registry.settle()
     for variable, entry in zip(registry.variables, records, strict=True):
         registry.masks.take(variable, entry["mask"])

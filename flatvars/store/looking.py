@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from ..errors import FlatvarsError
+from ..modules.buffers import left_out
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
 
-def only_region(registry: Registry) -> torch.dtype:
-    """The dtype of a uniform store.
+def only_region(registry: Registry, *, gradients: bool = False) -> torch.dtype:
+    """The dtype of a uniform store, or of all that has gradients.
 
     Raises:
         FlatvarsError: it has several, or none.
     """
-    regions = registry.layout.regions
+    regions = [region for region in registry.layout.regions if region.trainable_numel or not gradients]
     if len(regions) != 1:
         raise FlatvarsError(
             f"this store has {len(regions)} regions ({', '.join(str(r.dtype) for r in regions)}), so it has no single "
@@ -29,11 +29,13 @@ def summary(registry: Registry) -> str:
     """See `VarStore.summary`."""
     rows = [f"{v.name:<48} {tuple(v.shape)!s:<20} {v.dtype!s:<16} {_state(v)}" for v in registry.variables]
     streams = registry.streams
-    return "\n".join([*rows, f"{len(rows)} variables, {streams.nbytes:,} bytes in {', '.join(streams.names())}"])
+    total = f"{len(rows)} variables, {streams.nbytes:,} bytes in {', '.join(streams.names())}"
+    left = [f"left out: {name} ({why})" for name, why in left_out(registry).items()]
+    return "\n".join([*rows, total, *left])
 
 
 def _state(variable: Variable) -> str:
-    if not isinstance(variable.param, nn.Parameter):
+    if variable.is_buffer:
         return "buffer"
     return "trainable" if variable.requires_grad else "frozen"
 

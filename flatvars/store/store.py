@@ -28,7 +28,8 @@ from ..gradients import freezing, norms
 from ..gradients.attached import gradients_of, make_registry, masks_of
 from ..gradients.cycle import Gradients
 from ..memory.layout import Region
-from ..modules.adopt import adopt, registry_of, release_all, watch
+from ..modules.adopt import adopt, adopt_buffers, registry_of, release_all, watch
+from ..modules.buffers import left_out
 from ..modules.capture import building
 from ..modules.declare import Declarations
 from ..modules.meta import Init
@@ -119,7 +120,7 @@ class VarStore:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        buffers: bool = False,
+        buffers: bool = True,
         grads: str = "gather",
         init: Init | None = None,
         seed: int = 0,
@@ -133,9 +134,14 @@ class VarStore:
         Args:
             module: Any module. Its Parameter objects, hooks and names stay; their memory moves, one by one, so that the
                 peak is the model twice, and once from the meta device.
-            device: Of the buffers; the module's own if not given. Buffers the store does not take stay where they are.
-            dtype: To convert floating parameters to; each keeps its own if not given.
-            buffers: Take registered buffers in too, as variables that are not trainable.
+            device: Of the store; the module's own if not given. Buffers the store does not take stay where they are.
+            dtype: To convert floating parameters and buffers to, as `module.to(dtype)` does; each keeps its own if not
+                given.
+            buffers: Take in the buffers that the module's state dict holds, too, as variables that never train: files,
+                snapshots and copies are then whole. Not those that are registered with `persistent=False`, and none
+                that the store cannot hold: sparse, complex, of a subclass, on another device than the parameters, or
+                two that share memory. False: none. `summary()` names what is left out; a save or snapshot warns of
+                what was left out without having been asked to.
             grads: As for `VarStore`.
             init: For modules on the meta device. Rules from name patterns to initializers, as for `fv.init.apply_`: one
                 launch per dtype writes all parameters; buffers on meta take constants alone. Or a function, applied to
@@ -214,14 +220,37 @@ class VarStore:
         prefix: str = "",
         *,
         dtype: torch.dtype | None = None,
-        buffers: bool = False,
+        buffers: bool = True,
         init: Init | None = None,
     ) -> None:
         """Adopts another module into this store, its names behind `prefix.`; arguments as for `from_module`."""
         adopt(self.registry, module, prefix=prefix, dtype=dtype, buffers=buffers, init=init)
 
+    def add_buffers(self, module: nn.Module, prefix: str = "") -> list[str]:
+        """Takes in the persistent buffers of an adopted module that the store does not hold.
+
+        Those that were registered after the module was adopted, or all after `buffers=False`.
+
+        Args:
+            module: The module, or a part of it.
+            prefix: Of its names in this store.
+
+        Returns:
+            Names of the new variables.
+
+        Raises:
+            NameTakenError: the store has a variable of such a name. Nothing has changed then.
+
+        Example:
+            >>> model = nn.BatchNorm1d(4)
+            >>> store = VarStore.from_module(model, buffers=False)
+            >>> store.add_buffers(model)
+            ['running_mean', 'running_var', 'num_batches_tracked']
+        """
+        return adopt_buffers(self.registry, module, prefix)
+
     @contextmanager
-    def capture(self, prefix: str = "", *, buffers: bool = False) -> Iterator[None]:
+    def capture(self, prefix: str = "", *, buffers: bool = True) -> Iterator[None]:
         """Adopts every module that is built inside the context; several side by side get the names 0, 1, ...
 
         Example:
@@ -331,7 +360,7 @@ class VarStore:
 
         Float32 for bfloat16 and float16 variables in "gather" mode. Variables without a gradient hold zeros.
         """
-        return self._gradients.read_stream(only_region(self.registry))
+        return self._gradients.read_stream(only_region(self.registry, gradients=True))
 
     def values_of(self, dtype: torch.dtype) -> Tensor:
         """The flat values of the region of a dtype."""
@@ -401,12 +430,13 @@ class VarStore:
         self.registry.rename(self[name], new_name)
 
     def summary(self) -> str:
-        """Variables with their shapes and state, and the bytes of every stream, as a table."""
+        """Variables with their shapes and state, the bytes of every stream, and buffers left out, as a table."""
         return summary(self.registry)
 
     def __repr__(self) -> str:
         dtypes = ", ".join(str(region.dtype) for region in self.regions) or "empty"
-        return f"VarStore({len(self)} variables, {self.device}, {dtypes})"
+        left = len(left_out(self.registry))
+        return f"VarStore({len(self)} variables, {self.device}, {dtypes}{f'; {left} buffers left out' * bool(left)})"
 
     # Invariants -------------------------------------------------------------------------------------------------------
 

@@ -97,7 +97,7 @@ def clone_into(target: Registry, source: Registry) -> None:
     for variable in source.variables:
         value = variable.value.clone()
         trains = variable.requires_grad
-        param = nn.Parameter(value, trains) if isinstance(variable.param, nn.Parameter) else value
+        param = nn.Parameter(value, trains) if not variable.is_buffer else value
         copy = take_over(target, variable, param, list(variable.names))
         copy.id = variable.id
     target.settle()
@@ -123,6 +123,9 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
         registry.settle()
     moved = [(variable, prefix, variable.grad) for registry, prefix in sources for variable in registry.variables]
     masks = [registry.masks.of(variable) for registry, _ in sources for variable in registry.variables]
+    for registry, prefix in sources:
+        for module, adopted in registry.adopted.items():
+            target.adopted[module] = adopted._replace(prefix=_joined(prefix, adopted.prefix))
     for registry, _ in sources:
         registry.retire(
             "the variables of this store were merged into another one; use the store that VarStore.merge returned, and "
@@ -137,6 +140,10 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
     for variable, mask in zip(target.variables, masks, strict=True):
         target.masks.take(variable, mask)
     hand_over(target, [registry for registry, _ in sources])
+
+
+def _joined(prefix: str, inner: str) -> str:
+    return (prefix + inner).removesuffix(".")
 
 
 def check_merge(device: torch.device, sources: Sequence[tuple[Registry, str]]) -> None:

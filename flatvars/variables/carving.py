@@ -115,6 +115,7 @@ class Carving:
         with self.lock, normal_tensors():
             self.settle()
             self.guard.check_memory()
+            self.guard.renew_buffers()
             self.lay_out([change(v) for v in self.variables], self.device if device is None else device)
 
     def lay_out(self, specs: Sequence[VarSpec], device: torch.device, fresh: Sequence[Variable] = ()) -> None:
@@ -232,6 +233,7 @@ class Carving:
         with self.lock, normal_tensors():
             self.settle()
             self.guard.check_memory()
+            self.guard.renew_buffers()
             self._announce()
             self._streams.share()
             for variable in self.variables:
@@ -260,7 +262,7 @@ class Carving:
         variable.places = [place.renewed() for place in variable.places]
         self.claims.add(variable)
 
-    def take_back(self, moved: Mapping[Variable, Tensor]) -> None:
+    def take_back(self, moved: Mapping[Variable, Tensor], buffers: Mapping[Variable, Tensor]) -> None:
         """See `following.take_back`; warns when it is done for the first time.
 
         Raises:
@@ -269,7 +271,7 @@ class Carving:
         if self.on_moved == ERROR:
             raise AliasError(describe_stray(next(iter(moved)), "on_moved='error' asks to be told"))
         with self.lock, normal_tensors():
-            take_back(self, moved)
+            take_back(self, moved, buffers)
         if not self._told:
             self._told = True
             tell(list(moved))

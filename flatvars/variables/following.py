@@ -41,7 +41,7 @@ class Mover(Protocol):
 
 
 @torch.no_grad()
-def take_back(registry: Mover, moved: Mapping[Variable, Tensor]) -> None:
+def take_back(registry: Mover, moved: Mapping[Variable, Tensor], buffers: Mapping[Variable, Tensor]) -> None:
     """Takes in tensors that stand where variables did: a copy of each, or one re-carve where dtypes or devices changed.
 
     Or where somebody still looks at the memory that the variable had, as who keeps `p.data`, assigns other values for
@@ -50,6 +50,7 @@ def take_back(registry: Mover, moved: Mapping[Variable, Tensor]) -> None:
     Args:
         moved: Variables whose memory is not their span any more, with the tensors that modules use instead: mostly the
             variable's own.
+        buffers: The same of buffers, of which nothing can be lost: they may have other shapes, and share memory.
 
     Raises:
         AliasError: following would lose something: another shape, no values, memory that others share. Nothing has
@@ -59,6 +60,7 @@ def take_back(registry: Mover, moved: Mapping[Variable, Tensor]) -> None:
         if reason := why_not(variable, tensor):
             raise AliasError(describe_stray(variable, reason))
     check_apart(registry, moved)
+    moved = {**moved, **buffers}
     same = all(spec_of(v, tensor) == v.spec and tensor.device == registry.device for v, tensor in moved.items())
     if same and not any(map(is_held, moved)):
         for variable, tensor in moved.items():

@@ -15,29 +15,21 @@ from torch import Tensor, nn
 
 from ..errors import AliasError
 from .claims import owner_of
-from .following import why_not
+from .following import Mover
 from .places import Place, Watch, follow_path, places_below
-from .variable import GradientAccess, Variable
+from .renewal import moved_along, renew
+from .variable import Variable
 
 _address = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
 
 
-class Carver(Protocol):
+class Carver(Mover, Protocol):
     """What a guard asks of the registry."""
-
-    device: torch.device
-
-    @property
-    def gradients(self) -> GradientAccess: ...
-
-    def is_bound(self, variable: Variable, param: Tensor) -> bool: ...
 
     def addresses(self, variables: Sequence[Variable]) -> list[int]: ...
 
-    def take_back(self, moved: Mapping[Variable, Tensor]) -> None: ...
-
-    def move_in(self, variable: Variable, param: Tensor) -> None: ...
+    def take_back(self, moved: Mapping[Variable, Tensor], buffers: Mapping[Variable, Tensor]) -> None: ...
 
 
 class AliasGuard:
@@ -71,14 +63,19 @@ class AliasGuard:
     def check_memory(self) -> None:
         """Takes back in what left its span, of which carving would drop what it holds; so may every other check.
 
+        Buffers are taken in as they are; what no store can hold stays, until values are wanted.
+
         Raises:
             AliasError: the registry's `on_moved` says so, or something would be lost.
         """
         if self._in_place():
             return
-        strays = [v for v in self.variables if not self._registry.is_bound(v, v.param) and not self._take_in(v)]
+        params = [v for v in self.variables if not v.is_buffer]
+        strays = {v: v.param for v in params if not self._registry.is_bound(v, v.param)}
         if strays:
-            self._registry.take_back({variable: variable.param for variable in strays})
+            self._registry.take_back(strays, moved_along(self._registry, self._buffers()))
+        else:
+            self.renew_buffers()
         self._note()
 
     def check(self, stepping: bool = False) -> None:
@@ -99,12 +96,17 @@ class AliasGuard:
     def check_values(self) -> None:
         """The same for who reads the values of all variables: one that modules do not use any more has stale values.
 
-        A buffer that was replaced by one of the same shape and dtype is taken in again: its values are copied, and it
-        lies in the store from now on.
+        A buffer that was replaced is taken in again: its values are copied, and it lies in the store from now on.
         """
-        self.check_memory()
-        if self._watch is None or not self._watch.intact():
+        in_place = self._in_place()
+        if not in_place:
+            self.check_memory()
+        if not in_place or self._watch is None or not self._watch.intact():
             self._follow(reads=True)
+
+    def renew_buffers(self) -> None:
+        """Takes in the buffers that were replaced, as far as that can be; raises nothing."""
+        renew(self._registry, self._buffers())
 
     # What is done about it ------------------------------------------------------------------------------------------
 
@@ -115,14 +117,9 @@ class AliasGuard:
             self._addresses = self._registry.addresses(self.variables)
         return addresses == self._addresses and list(map(_stride, self._matrices)) == self._strides
 
-    @torch.no_grad()
-    def _take_in(self, variable: Variable) -> bool:
-        """Makes the tensor that modules hold instead of a buffer the variable's; whether there was one that fits."""
-        found = None if isinstance(variable.param, nn.Parameter) else _only(variable)
-        if found is None or not _fits(self._registry, variable, found):
-            return False
-        self._registry.move_in(variable, found)
-        return True
+    def _buffers(self) -> list[Variable]:
+        """All of the registry's: they move with the parameters, whichever are watched."""
+        return [variable for variable in self._registry.variables if variable.is_buffer]
 
     def _check_orphans(self) -> None:
         """Raises where an adopted module is gone, all of it, and nothing that is stepped has a gradient.
@@ -137,31 +134,23 @@ class AliasGuard:
                     _explain_orphan(variable)
                 return
 
-    def _converted(self, variable: Variable) -> Tensor | None:
-        """What modules hold instead of a buffer, if it is that in another dtype or on another device."""
-        found = None if isinstance(variable.param, nn.Parameter) else _only(variable)
-        if found is None or found is variable.param or holds(found) or found.shape != variable.shape:
-            return None
-        return None if why_not(variable, found) else found
-
     def _follow(self, reads: bool) -> None:
         """Goes after variables that modules hold elsewhere now (pruning, wrappers); raises where one is lost."""
         below: dict[int, dict[int, list[Place]]] = {}
-        converted: dict[Variable, Tensor] = {}
         for variable in self.variables:
-            missing = [place for place in variable.places if place.tensor() is not variable.param]
-            if not missing or (reads and self._take_in(variable)):
+            if variable.is_buffer:
                 continue
-            if reads and (tensor := self._converted(variable)) is not None:
-                converted[variable] = tensor
+            missing = [place for place in variable.places if place.tensor() is not variable.param]
+            if not missing:
                 continue
             used = [place for place in variable.places if place not in missing]
             used += [place for place in _search(variable.param, missing, below) if place not in used]
             for place in missing:
                 _check_place(variable, place, bool(used), reads)
             variable.places = used or variable.places
-        if converted:
-            self._registry.take_back(converted)
+        if reads:
+            for variable, tensor in renew(self._registry, self._buffers()).items():
+                _explain_refused(self._registry, variable, tensor)
         self._note()
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
 
@@ -215,13 +204,6 @@ def _search(tensor: Tensor, missing: Sequence[Place], below: dict[int, dict[int,
     return found
 
 
-def _fits(registry: Carver, variable: Variable, tensor: Tensor) -> bool:
-    """Whether a tensor that replaced a buffer may be taken in as it is."""
-    if type(tensor) is not Tensor or tensor.layout != torch.strided or holds(tensor) != (tensor is variable.param):
-        return False
-    return (tensor.shape, tensor.dtype, tensor.device) == (variable.shape, variable.dtype, registry.device)
-
-
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +252,14 @@ def _explain_replaced(variable: Variable, place: Place, tensor: Tensor) -> NoRet
         f"variable {variable.name!r} is no longer used: {_label(place)} holds another {kind} of shape "
         f"{tuple(tensor.shape)} and dtype {tensor.dtype}, which the store does not hold. Call store.rebind() to "
         "take the new one in under the same name"
+    )
+
+
+def _explain_refused(registry: Mover, variable: Variable, tensor: Tensor) -> NoReturn:
+    raise AliasError(
+        f"buffer {variable.name!r} was replaced by a {type(tensor).__name__} of shape {tuple(tensor.shape)}, "
+        f"{tensor.dtype} and {tensor.layout} on {tensor.device}; the store takes in plain dense tensors on "
+        f"{registry.device} in the place of a buffer: assign one, or call store.rebind() if the whole module moved"
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,18 @@ def variable_of(param: Tensor) -> tuple[Registry, Variable] | None:
     return None if found is None or not isinstance(found[0], Registry) else (found[0], found[1])
 
 
+class Adopted(NamedTuple):
+    """How a module was adopted.
+
+    Attributes:
+        prefix: Of its names in the store.
+        buffers: Whether its persistent buffers were wanted.
+    """
+
+    prefix: str
+    buffers: bool
+
+
 class Registry(Carving):
     """The variables of a store, with names.
 
@@ -32,6 +45,10 @@ class Registry(Carving):
         gradients, masks: Make what looks after these, over the registry. `flatvars.gradients` has both; a registry
             knows only what its variables ask of them.
         seed: Of initializers that are not given another.
+
+    Attributes:
+        adopted: Modules whose tensors became variables.
+        told_left_out: Names of buffers that the store does not hold, of which it has warned.
     """
 
     def __init__(
@@ -44,6 +61,8 @@ class Registry(Carving):
         super().__init__(device)
         self.by_name: dict[str, Variable] = {}
         self.seed = seed
+        self.adopted: weakref.WeakKeyDictionary[nn.Module, Adopted] = weakref.WeakKeyDictionary()
+        self.told_left_out: set[str] = set()
         self._next_id = 0  # of the variable declared next; ids are never used again
         self._optimizers = 0
         self.gradients = gradients(self)
@@ -91,9 +110,10 @@ class Registry(Carving):
     def clone(self, variable: Variable, name: str | None) -> Variable:
         """See `Variable.clone`."""
         with self.lock:
+            self.check_aliases()
             name = self.free_name(variable.name) if name is None else name
             value = variable.value.clone()
-            param = nn.Parameter(value, variable.requires_grad) if isinstance(variable.param, nn.Parameter) else value
+            param = nn.Parameter(value, variable.requires_grad) if not variable.is_buffer else value
             copy = self.declare(dataclasses.replace(variable.spec, name=name), param, [name], variable.group)
             copy.frozen, copy.initializer = variable.frozen, variable.initializer
             self.masks.take(copy, self.masks.of(variable))

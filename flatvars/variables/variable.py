@@ -86,6 +86,7 @@ class Variable:
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
         places: Where modules hold it.
+        is_leaf: Whether it is trained as a plain leaf tensor, which is no Parameter.
         group: Param group of optimizers that are made from the store.
         initializer: Of `flatvars.init`, if one wrote its values; `store.reinit` runs it again.
     """
@@ -100,6 +101,7 @@ class Variable:
         self.names = names
         self.group = group
         self.initializer: Any = None
+        self.is_leaf = False
         # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
         self.frozen = False
         self.state_epoch = 0  # grows when the room for its gradient and state is given up
@@ -129,9 +131,14 @@ class Variable:
         return self.param.requires_grad
 
     @property
+    def is_buffer(self) -> bool:
+        """Whether it is a value that nobody trains: neither a Parameter nor a leaf that was given to be trained."""
+        return not self.is_leaf and not isinstance(self.param, nn.Parameter)
+
+    @property
     def is_parameter(self) -> bool:
-        """Whether it was declared to be trained: a Parameter of a floating dtype, and not a buffer."""
-        return isinstance(self.param, nn.Parameter) and self.dtype.is_floating_point
+        """Whether it was declared to be trained: of a floating dtype, and not a buffer."""
+        return not self.is_buffer and self.dtype.is_floating_point
 
     @property
     def trains(self) -> bool:

@@ -20,8 +20,9 @@ from tests.support.models import Chain
 WORLD, STEPS = 2, 4
 
 
-# Kinds of nets: one that is trained whole, one with a frozen layer, one of which not every layer is always used.
-WHOLE, FROZEN, UNUSED = range(3)
+# Kinds of nets: one that is trained whole, one with a frozen layer, one of which not every layer is always used, one
+# with statistics, which the first rank sends to the other before each forward pass.
+WHOLE, FROZEN, UNUSED, NORMED = range(4)
 # Layers that are used in a step by each rank: all by both, one by none, one by the first alone.
 ACTIVE = [([0, 1, 2], [0, 1, 2]), ([0, 2], [0, 2]), ([0, 1, 2], [0, 2]), ([0, 2], [0, 2])]
 
@@ -29,7 +30,8 @@ ACTIVE = [([0, 1, 2], [0, 1, 2]), ([0, 2], [0, 2]), ([0, 1, 2], [0, 2]), ([0, 2]
 def train(rank: int, optimizer: str, mode: str, bucket_view: bool, accumulate: int, kind: int) -> dict[str, Tensor]:
     """Trains `STEPS` steps of `accumulate` micro-batches, all but the last of them without communication."""
     torch.manual_seed(0)
-    net, frozen = Chain(), kind == FROZEN
+    normed = nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    net, frozen = normed if kind == NORMED else Chain(), kind == FROZEN
     if frozen:
         net.layers[0].requires_grad_(False)
     ours = optimizer == "flatvars"
@@ -42,7 +44,7 @@ def train(rank: int, optimizer: str, mode: str, bucket_view: bool, accumulate: i
         for micro in range(accumulate):
             last = micro == accumulate - 1
             with nullcontext() if last else model.no_sync():
-                model(torch.randn(2, 4, generator=generator)).square().sum().backward()
+                model(torch.randn(8 if kind == NORMED else 2, 4, generator=generator)).square().sum().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         opt.step()
         opt.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,6 +45,31 @@ def test_a_compiled_model_trains_as_with_torch(backend: str, mode: str) -> None:
     for ours, theirs in zip(pair.ours.parameters(), pair.theirs.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     assert counter.frame_count == 1
+    pair.store.check()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.row("P-X-06", "P-R-09")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_statistics_of_a_compiled_model(backend: str, mode: str, tmp_path: Path) -> None:
+    pair = Pair.of(nn.Sequential(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.Linear(5, 2)), "adamw", mode)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(pair.ours, backend=counter, fullgraph=True)
+    batches = torch.randn(3, 16, 4, generator=torch.Generator().manual_seed(0))
+    for batch in batches:
+        pair.zero_grad()
+        compiled(batch).square().sum().backward()
+        pair.theirs(batch).square().sum().backward()
+        pair.step()
+    assert counter.frame_count == 1
+    for name, value in pair.theirs.state_dict().items():
+        torch.testing.assert_close(pair.ours.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        assert torch.equal(pair.store[name].value, pair.ours.state_dict()[name])
+    pair.store.save(tmp_path / "file.safetensors")
+    compiled(batches[0])
+    pair.store.load(tmp_path / "file.safetensors")
+    assert pair.ours[1].num_batches_tracked == 3
     pair.store.check()
 
 

@@ -65,9 +65,14 @@ def test_buffers_have_values_only() -> None:
 def test_without_buffers_they_stay_where_they_are() -> None:
     module = ResNet()
     address = module.norm.running_mean.data_ptr()
-    store = fv.VarStore.from_module(module)
+    store = fv.VarStore.from_module(module, buffers=False)
     assert module.norm.running_mean.data_ptr() == address
     assert "norm.running_mean" not in store
+    names = [name for name, _ in module.named_buffers()]
+    assert [line for line in store.summary().splitlines() if "left out" in line] == [
+        f"left out: {name} (buffers=False)" for name in names
+    ]
+    assert f"{len(names)} buffers left out" in repr(store)
 
 
 def test_the_state_dict_is_as_before() -> None:

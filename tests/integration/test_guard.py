@@ -16,7 +16,7 @@ from torch import nn
 
 import flatvars as fv
 
-from .training import adopted, backward
+from .training import adopted, assert_same, backward
 
 
 def saved(store: fv.VarStore, folder: Path) -> dict[str, torch.Tensor]:
@@ -105,11 +105,43 @@ def test_any_dense_tensor_may_replace_a_buffer(make: Callable[[nn.Module], torch
     assert torch.equal(module.running_mean, torch.full((2,), 7.0))
 
 
-def test_a_buffer_that_does_not_fit_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "other",
+    [torch.arange(3.0), torch.arange(2, dtype=torch.float64), torch.arange(6.0).view(2, 3).T, torch.tensor([1, 2])],
+    ids=["shape", "dtype", "permuted", "integers"],
+)
+@pytest.mark.parametrize("how", ["replaced", "data"])
+def test_a_buffer_may_get_another_shape_and_dtype(other: torch.Tensor, how: str, tmp_path: Path) -> None:
     module = nn.BatchNorm1d(2)
-    store = fv.VarStore.from_module(module, buffers=True)
-    module.running_mean = torch.ones(3)
-    with pytest.raises(fv.AliasError, match=r"'running_mean' is no longer used: BatchNorm1d\.running_mean.*buffer"):
+    store = fv.VarStore.from_module(module)
+    opt = fv.optim.AdamW(store, lr=0.1)
+    module(torch.randn(4, 2)).square().sum().backward()
+    opt.step()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = {name: value.clone() for name, value in opt.state[module.weight].items()}
+    if how == "data":
+        module.running_mean.data = other.clone()
+    else:
+        module.running_mean = other.clone()
+    held = saved(store, tmp_path)
+    assert torch.equal(held.pop("running_mean"), other)
+    del before["running_mean"]
+    assert_same(held, before)
+    assert_same(dict(opt.state[module.weight]), state)
+    module.running_mean.add_(1)
+    assert torch.equal(store["running_mean"].value, other + 1)
+    store.check()
+
+
+@pytest.mark.parametrize("other", [torch.ones(2).to_sparse(), torch.ones(2, dtype=torch.complex64)])
+def test_a_buffer_that_no_store_can_hold_is_named(other: torch.Tensor, tmp_path: Path) -> None:
+    module = nn.BatchNorm1d(2)
+    store = fv.VarStore.from_module(module)
+    opt = fv.optim.SGD(store, lr=0.1)
+    module(torch.randn(4, 2)).square().sum().backward()
+    module.running_mean = other
+    opt.step()  # never stops for a buffer
+    with pytest.raises(fv.AliasError, match=r"buffer 'running_mean' was replaced by a Tensor.*plain dense tensors"):
         store.save(tmp_path / "file.safetensors")
 
 

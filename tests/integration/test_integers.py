@@ -57,14 +57,15 @@ def test_each_dtype_has_a_region() -> None:
     assert trainable == {torch.int64: False, torch.float32: True, torch.bool: False}
     assert store["calls"].value.data_ptr() == module.calls.data_ptr()
     assert store["calls"].value == 2
-    assert "calls" not in fv.VarStore.from_module(Counting())
+    assert "scale" not in store
+    assert "calls" not in fv.VarStore.from_module(Counting(), buffers=False)
 
 
 def test_conversion_leaves_them_alone() -> None:
     module, store, opt = trained()
     store.double()
     assert (module.order.dtype, module.mask.dtype, module.calls.dtype) == (torch.int64, torch.bool, torch.int64)
-    assert module.inner.weight.dtype == module.scale.dtype == torch.float64
+    assert (module.inner.weight.dtype, module.scale.dtype) == (torch.float64, torch.float32)
     module(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
     opt.step()
     assert opt.state[module.inner.weight]["step"] == 3
@@ -73,8 +74,8 @@ def test_conversion_leaves_them_alone() -> None:
 
 def test_conversion_while_adopting_leaves_them_alone() -> None:
     module = Counting()
-    store = fv.VarStore.from_module(module, dtype=torch.bfloat16, buffers=True)
-    assert module.inner.weight.dtype == module.scale.dtype == torch.bfloat16
+    store = fv.VarStore.from_module(module, dtype=torch.bfloat16)
+    assert (module.inner.weight.dtype, module.scale.dtype) == (torch.bfloat16, torch.float32)
     assert module.order.dtype == torch.int64
     store.check()
 

@@ -112,7 +112,7 @@ def test_soft_update_is_that_of_the_loop(same: bool) -> None:
     online = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     target = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).requires_grad_(False)
     source = fv.VarStore.from_module(online, buffers=same)
-    store = source.clone() if same else fv.VarStore.from_module(target)
+    store = source.clone() if same else fv.VarStore.from_module(target, buffers=same)
     for variable in store.variables().values():
         variable.set_value(torch.ones(variable.shape))
     expected = {
