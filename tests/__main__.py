@@ -6,6 +6,8 @@ kernels once more, compiled; elsewhere it says why it skips them.
 
 The fast loop takes every test of the library and of the kernels, but no more than two cases of each. It leaves out
 what is marked `slow` or `process`, frameworks and compiled code. All other arguments go to pytest.
+
+`python -m tests machine --seed N --minutes M` runs random sequences that no lane runs; see `machine/explore.py`.
 """
 
 from __future__ import annotations
@@ -83,6 +85,10 @@ def main(arguments: list[str]) -> int:
     if missing:
         print(f"the tests need {', '.join(missing)}: pip install -e '.[test]'", file=sys.stderr)
         return len(LANES)
+    if arguments[:1] == ["machine"]:
+        from tests.machine import explore  # a lane must not wait for torch
+
+        return explore.main(arguments[1:])
     fast = arguments[:1] == ["fast"]
     failed = side_by_side([*FAST, *arguments[1:]]) if fast else one_by_one(arguments)
     print(f"\nfailed lanes: {', '.join(failed)}" if failed else "\nall lanes passed")

@@ -30,19 +30,21 @@ class Receipt:
     def __init__(self, grads: Sequence[Tensor | None], touched: list[bool], ends: bool) -> None:
         self.touched = touched
         self.ends = ends
-        present = grads if all(touched) else list(compress(grads, touched))
-        chosen = [grad for grad in present[:: -(-len(present) // WITNESSES) or 1] if grad is not None]
-        self._witnesses = [weakref.ref(grad) for grad in chosen]
-        self._versions = [grad._version for grad in chosen]
+        present = range(len(grads)) if all(touched) else list(compress(range(len(grads)), touched))
+        chosen = [(k, grad) for k in present[:: -(-len(present) // WITNESSES) or 1] if (grad := grads[k]) is not None]
+        self._places = [k for k, _ in chosen]
+        self._witnesses = [weakref.ref(grad) for _, grad in chosen]
+        self._versions = [grad._version for _, grad in chosen]
 
     def is_alive(self) -> bool:
         """Whether the tensors are still there, whatever was added to them."""
         return all(tensor is not None for tensor in map(_look, self._witnesses))
 
-    def holds(self) -> bool:
-        """Whether they are as the step left them."""
-        tensors = map(_look, self._witnesses)
-        return [None if tensor is None else tensor._version for tensor in tensors] == self._versions
+    def holds(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether they are as the step left them, and lie in `.grad` still: somebody may only keep them."""
+        tensors = list(map(_look, self._witnesses))
+        there = all(tensor is grads[k] for k, tensor in zip(self._places, tensors, strict=True))
+        return there and [None if tensor is None else tensor._version for tensor in tensors] == self._versions
 
 
 def _look(reference: weakref.ref[Tensor]) -> Tensor | None:

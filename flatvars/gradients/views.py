@@ -64,11 +64,18 @@ class Views(Gradients):
     def _settle(self) -> None:
         """Takes in what lies elsewhere, of all variables: one may hold the view of another."""
         mine = [v for v in self.registry.variables if v.id in self._views and not v.frozen]
-        strays = [(v, v.param.grad) for v in mine if not self._is_there(v)]
-        for variable, grad in strays:
-            if grad is self._views[variable.id]:  # whose own memory was replaced
+        away = [v for v in mine if not self._is_there(v)]
+        strays = [(v, None if self._is_bare(v) else v.param.grad) for v in away]
+        for variable in away:
+            if variable.param.grad is self._views[variable.id]:  # whose own memory was replaced
                 self._views[variable.id] = self.registry.view(GRADS, variable)
         self._take_in(strays)
+
+    def _is_bare(self, variable: Variable) -> bool:
+        """Whether a variable has no elements that could say so, and nobody wrote its view, wherever that lies now."""
+        view = self._views[variable.id]
+        untouched = variable.param.grad is view and view._version == self._versions[variable.id]
+        return untouched and not variable.spec.numel
 
     def _is_there(self, variable: Variable) -> bool:
         """Whether `.grad` is the variable's view, in the stream: `.grad.data = ...` and `module.double()` move it."""
@@ -105,6 +112,13 @@ class Views(Gradients):
             view.copy_(copy)
             variable.param.grad = view
             self._versions[variable.id] = view._version - 1
+        self._look_again()
+
+    def _look_again(self, but: PlanSet | None = None) -> None:
+        """Versions were noted anew: what plans, but for one, know of them is old."""
+        for plans in (self._plans, *self._stepped):
+            if plans is not None and plans is not but:
+                plans.versions = None
 
     def _erase(self, variables: Sequence[Variable]) -> None:
         """Makes the variables' views, which are `.grad` again, as if nobody had written them."""
@@ -128,11 +142,12 @@ class Views(Gradients):
     def before_carve(self) -> None:
         super().before_carve()
         for variable in self.registry.variables:
-            view, grad = self._views.get(variable.id), variable.param.grad
-            if view is not None and grad is not None and not variable.frozen and not self._is_there(variable):
-                stream = self.stream(variable.dtype)
-                if (grad.dtype, grad.device) != (stream.dtype, stream.device):
-                    # Converted with its Parameter, which the carve is about to follow: exact in `.grad`, not here.
+            if variable.id in self._views and not variable.frozen:
+                stream, param = self.stream(variable.dtype), variable.param
+                if (param.dtype, param.device) != (stream.dtype, stream.device):
+                    # The carve is about to follow a Parameter of another dtype: its gradient is exact in `.grad` alone.
+                    if self._is_bare(variable):
+                        variable.param.grad = None
                     del self._views[variable.id]
         self._settle()
 
@@ -247,9 +262,7 @@ class Views(Gradients):
                     variable.param.grad = None
             self._erase([v for v in chosen if v.id in self._views and not v.frozen])
             self._zeroed.update(v.id for v in chosen)
-            for each in (self._plans, *self._stepped):
-                if each is not None:
-                    each.versions = None
+            self._look_again()
 
     def _zero_plans(self, plans: PlanSet) -> None:
         """The same without a turn for each variable but where `.grad` is no view."""
@@ -260,6 +273,8 @@ class Views(Gradients):
             self._versions[plans.ids[k]] = version = views[k]._version
             if plans.versions is not None:
                 plans.versions[k] = version
+        if plans.empty:
+            self._look_again(but=plans)
 
     def _write_zeros(self, variables: Sequence[Variable]) -> None:
         """Makes zeros of gradients; those that are none stay none."""

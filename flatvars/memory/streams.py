@@ -54,6 +54,10 @@ class Stream:
     def cover(self) -> Cover:
         return self.base, self.base + len(self.buffer)
 
+    def covers(self, span: Span) -> bool:
+        """Whether it holds all of a variable."""
+        return self.base <= span.offset and span.stop <= self.base + len(self.buffer)
+
     def view(self, span: Span) -> Tensor:
         """The variable's own shape over the stream, in its memory order."""
         return self.buffer.as_strided(span.spec.shape, span.spec.stride, span.offset - self.base)

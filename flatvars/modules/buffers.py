@@ -20,15 +20,23 @@ def is_persistent(module: nn.Module, attribute: str) -> bool:
     return attribute not in module._non_persistent_buffers_set
 
 
-def takable(found: list[Found]) -> list[Found]:
-    """What of a module's tensors a store takes: every parameter, and the buffers that it can hold."""
+def takable(found: list[Found], former: Registry | None = None) -> list[Found]:
+    """What of a module's tensors a store takes: every parameter, and the buffers that it can hold.
+
+    Args:
+        former: A store that gives up what it holds of these.
+    """
     devices = {entry.tensor.device for entry in found if entry.is_parameter and not entry.tensor.is_meta}
-    shared = _sharing(entry.tensor for entry in found if not entry.is_parameter)
+    shared = _sharing([entry.tensor for entry in found if not entry.is_parameter], former)
     return [
         entry
         for entry in found
         if entry.is_parameter
-        or (id(entry.tensor) not in shared and why_left(entry.tensor) is None and _lies_with(entry.tensor, devices))
+        or (
+            id(entry.tensor) not in shared
+            and why_left(entry.tensor, former) is None
+            and _lies_with(entry.tensor, devices)
+        )
     ]
 
 
@@ -37,8 +45,8 @@ def _lies_with(tensor: Tensor, devices: set[torch.device]) -> bool:
     return not devices or tensor.is_meta or tensor.device in devices
 
 
-def why_left(tensor: Tensor) -> str | None:
-    """Why no store can take a buffer, or None."""
+def why_left(tensor: Tensor, former: Registry | None = None) -> str | None:
+    """Why no store can take a buffer, or None; `former` gives up what it holds."""
     if isinstance(tensor, UninitializedTensorMixin):
         return "without a shape yet"
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -47,15 +55,16 @@ def why_left(tensor: Tensor) -> str | None:
         return str(tensor.dtype)
     if type(tensor) is not Tensor:
         return f"a {type(tensor).__name__}"
-    return None if variable_of(tensor) is None else "in a store already"
+    held = variable_of(tensor)
+    return None if held is None or held[0] is former else "in a store already"
 
 
-def _sharing(tensors: Iterable[Tensor]) -> set[int]:
+def _sharing(tensors: Iterable[Tensor], former: Registry | None) -> set[int]:
     """Identities of buffers that share memory with another buffer: taken, they would come apart."""
     ranges = [
         (*byte_range(tensor), tensor)
         for tensor in tensors
-        if tensor.layout == torch.strided and tensor.numel() and not tensor.is_meta and why_left(tensor) is None
+        if tensor.layout == torch.strided and tensor.numel() and not tensor.is_meta and why_left(tensor, former) is None
     ]
     ranges.sort(key=lambda each: each[:2])
     shared: set[int] = set()

@@ -151,6 +151,7 @@ class Declarations:
             spec = dataclasses.replace(make_spec(found, None), has_room=trainable)
             check_memory([found])
             if own or leaf:
+                check_unshared(registry, name, tensor)
                 param: Tensor = tensor.requires_grad_(trainable)
             else:
                 values = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=registry.device)
@@ -172,6 +173,16 @@ def check_tensor(name: str, tensor: object) -> Tensor:
         "store.add_module(module, prefix) takes modules" if isinstance(tensor, nn.Module) else "torch.tensor(it) is one"
     )
     raise TypeError(f"variable {name!r} was given as a {type(tensor).__name__}, and a tensor is needed; {hint}")
+
+
+def check_unshared(registry: Registry, name: str, param: Tensor) -> None:
+    """Raises SpecError for a Parameter that is a view of a variable: in the store, the two would come apart."""
+    other = registry.sharing(param)
+    if other is not None and not other.frozen:  # what is frozen was, maybe, reparametrized away: it keeps its values
+        raise SpecError(
+            f"{name!r} shares memory with variable {other.name!r} but is another object, so they would come apart in "
+            "the store; give one Parameter to both modules, or a clone() of it"
+        )
 
 
 def check_part(part: str, what: str) -> str:

@@ -20,9 +20,13 @@ LEFT_OUT = {
     "_following",
     "_frozen",
     "_homeless",
+    "_kinds",
+    "_last_rules",
     "_norm",
     "_planned",
     "_plans",
+    "_rows",
+    "_steps",
     "entries",
     "found_inf",
     "grad_scale",
@@ -53,6 +57,7 @@ def get_state(optimizer: Copied) -> dict[str, Any]:
     plain = {name: value for name, value in plain.items() if not name.endswith("_hooks")}
     record = optimizer.capture()
     counts = record.counts()
+    known = optimizer.states.variables  # of some it keeps state though they are in no group any more
     return {
         "plain": plain,
         "registry": optimizer.registry,
@@ -60,17 +65,18 @@ def get_state(optimizer: Copied) -> dict[str, Any]:
         "members": [[variable.index for variable in group.variables] for group in record.groups],
         "by_number": optimizer.membership.by_number,
         "selectors": optimizer.membership.selectors(optimizer.param_groups),
-        "steps": {v.index: counts[v.id] for v in record.variables if v.id in counts},
-        "states": {v.index: _states_of(record, v) for v in record.variables if v.id in counts},
-        "scalars": _scalars_of(record),
-        "loose": {v.index: record.loose[v.id] for v in record.variables if v.id in record.loose},
+        "steps": {v.index: counts[v.id] for v in known if v.id in counts},
+        "states": {v.index: _states_of(record, v) for v in known if v.id in counts},
+        "scalars": _scalars_of(record, known),
+        "loose": {v.index: record.loose[v.id] for v in known if v.id in record.loose},
         "skipped": record.skipped,
     }
 
 
-def _scalars_of(record: OptimizerRecord) -> dict[str, list[float]]:
+def _scalars_of(record: OptimizerRecord, variables: list[Variable]) -> dict[str, list[float]]:
     """By name, in the order of the counts."""
-    known = [v.id for v in record.variables if v.id in record.counts()] if record.scalars else []
+    counts = record.counts() if record.scalars else {}
+    known = [v.id for v in variables if v.id in counts]
     return {name: [values[key] for key in known] for name, values in record.scalars_of().items()}
 
 
@@ -80,7 +86,7 @@ def _states_of(record: OptimizerRecord, variable: Variable) -> dict[str, Tensor]
     pieces = {}
     for name in record.states:
         stream = record.streams.get((name, variable.dtype))
-        if stream is not None:
+        if stream is not None and stream.base <= variable.span.offset and variable.span.stop <= stream.cover[1]:
             pieces[name] = stream.piece(variable.span)
     return pieces
 
@@ -97,6 +103,8 @@ def set_state(optimizer: Copied, state: dict[str, Any]) -> None:
         if selector is not None:
             optimizer.membership.select(group, selector)
     optimizer.membership.by_number = state["by_number"]
+    optimizer.follow()
+    optimizer.states.enroll(registry.variables[index] for index in (*state["steps"], *state["loose"]))
     ids = [variable.id for variable in registry.variables]
     record = OptimizerRecord(
         type(optimizer).__name__,

@@ -7,7 +7,7 @@ from torch import nn
 from ..variables.registry import HasRegistry, Registry
 
 
-def registry_of(store: object, method: str) -> Registry:
+def registry_in(store: object, method: str) -> Registry:
     """The registry of another store.
 
     Raises:

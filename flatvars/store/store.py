@@ -6,6 +6,7 @@ Carving is the registry's, modules are those of `modules/`, gradients those of `
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,19 +28,22 @@ from ..gradients import freezing, norms
 from ..gradients.attached import gradients_of, make_registry, masks_of
 from ..gradients.cycle import Gradients
 from ..memory.layout import Region
-from ..modules.adopt import adopt, adopt_buffers, watch
+from ..modules.adopt import adopt, adopt_buffers, registry_of, release_all, watch
 from ..modules.buffers import left_out
 from ..modules.capture import building
 from ..modules.declare import Declarations
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
+from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
 from . import transfer
 from .devices import check_arguments, concrete, device_of
-from .given import check_module, registry_of
+from .given import check_module, registry_in
 from .looking import check_layout, only_region, summary
+
+_stores: weakref.WeakKeyDictionary[Registry, weakref.ref[VarStore]] = weakref.WeakKeyDictionary()
 
 
 class VarStore:
@@ -77,8 +81,12 @@ class VarStore:
         on_moved: str = "follow",
     ) -> None:
         check_arguments(device, dtype)
-        self.registry = make_registry(concrete(device), grads, seed, on_moved)
-        self._declarations = Declarations(self.registry, dtype, on_duplicate)
+        self._hold(make_registry(concrete(device), grads, seed, on_moved), dtype, on_duplicate)
+
+    def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: str) -> None:
+        self.registry = registry
+        self._declarations = Declarations(registry, dtype, on_duplicate)
+        _stores[registry] = weakref.ref(self)
 
     @property
     def device(self) -> torch.device:
@@ -122,6 +130,9 @@ class VarStore:
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
 
+        A store that held the module before, and nothing else, gives it up: it and its optimizers say so when they are
+        used. So a cell of a notebook may be run again.
+
         Args:
             module: Any module. Its Parameter objects, hooks and names stay; their memory moves, one by one, so that the
                 peak is the model twice, and once from the meta device.
@@ -142,8 +153,8 @@ class VarStore:
             on_moved: As for `VarStore`.
 
         Raises:
-            SpecError: a lazy, sparse, complex or subclassed parameter, one that another store holds, two that share
-                memory, or meta modules without an initializer. The module is unchanged then.
+            SpecError: a lazy, sparse, complex or subclassed parameter, one that a store of more than this module holds,
+                two that share memory, or meta modules without an initializer. The module is unchanged then.
             InitError: rules that do not match, or do not fit. The module is unchanged then.
 
         Example:
@@ -157,6 +168,54 @@ class VarStore:
         store = cls(device, dtype or torch.float32, seed, grads=grads, on_moved=on_moved)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
+
+    @classmethod
+    def of(cls, module: nn.Module) -> VarStore:
+        """The store that holds a module's parameters, however it was made and whoever kept it.
+
+        Raises:
+            FlatvarsError: no store holds any of them, or several do.
+
+        Example:
+            >>> model = nn.Linear(4, 2)
+            >>> VarStore.from_module(model) is VarStore.of(model)
+            True
+        """
+        registry = registry_of(module)
+        held = _stores.get(registry)
+        store = None if held is None else held()
+        if store is None:  # the modules kept the variables, and nobody the handle
+            store = cls.__new__(cls)
+            store._hold(registry, torch.float32, "suffix")
+        return store
+
+    def release(self) -> None:
+        """Gives all variables away: modules work on with the same Parameters, each in memory of its own.
+
+        They may be adopted anew. This store and its optimizers are of no use any more, and say so. Gradients are left
+        in `.grad`; optimizer state is gone (take `optimizer.state_dict()` before).
+        """
+        release_all(self.registry, "this store has released its variables; adopt the module into a new one")
+
+    def remove(self, selector: Selector) -> list[str]:
+        """Takes variables out: their names are free, and their memory, gradients and state are given back.
+
+        Their Parameters are the same objects, with values in memory of their own, and leave all optimizers of the
+        store. One re-carve.
+
+        Args:
+            selector: Names, globs, regular expressions, predicates: see `flatvars.select`.
+
+        Returns:
+            Names of the variables that were removed.
+
+        Raises:
+            UnknownNameError: a pattern matches nothing. Nothing has changed then.
+        """
+        chosen = self.registry.matching(selector)
+        names = [variable.name for variable in chosen]
+        self.registry.remove(chosen)
+        return names
 
     def add_module(
         self,
@@ -277,7 +336,7 @@ class VarStore:
         """
         pairs = [store if isinstance(store, tuple) else (store, "") for store in stores]
         for given, _ in pairs:
-            registry_of(given, "merge")
+            registry_in(given, "merge")
         first = pairs[0][0] if pairs else cls()
         mode, on_moved = first._gradients.mode, first.registry.on_moved
         merged = cls(first.device, first.dtype, first.seed, grads=mode, on_moved=on_moved)
@@ -456,7 +515,7 @@ class VarStore:
             UnknownNameError: this store has variables that the other has not.
             SpecError: shapes differ. Nothing has changed in either case.
         """
-        transfer.copy_(self.registry, registry_of(other, "copy_"))
+        transfer.copy_(self.registry, registry_in(other, "copy_"))
         return self
 
     def lerp_(self, other: VarStore, weight: Real) -> Self:
@@ -465,7 +524,7 @@ class VarStore:
         Integer variables are copied. Variables are matched by name as by `copy_`, and it raises the same. One launch a
         region where both stores have one layout.
         """
-        transfer.lerp_(self.registry, registry_of(other, "lerp_"), weight)
+        transfer.lerp_(self.registry, registry_in(other, "lerp_"), weight)
         return self
 
     def ravel(self) -> Tensor:

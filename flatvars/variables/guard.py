@@ -78,8 +78,11 @@ class AliasGuard:
             self.renew_buffers()
         self._note()
 
-    def check(self) -> None:
+    def check(self, stepping: bool = False) -> None:
         """The same, and that modules use the parameters: else they would be trained for nothing.
+
+        Args:
+            stepping: A step is next, whose gradients are there: Parameters of a module that is gone must have some.
 
         Raises:
             AliasError: a parameter left the store, or another one took its place in a module.
@@ -87,6 +90,8 @@ class AliasGuard:
         self.check_memory()
         if self._watch is None or not self._watch.intact():
             self._follow(reads=False)
+            if stepping:
+                self._check_orphans()
 
     def check_values(self) -> None:
         """The same for who reads the values of all variables: one that modules do not use any more has stale values.
@@ -116,6 +121,19 @@ class AliasGuard:
         """All of the registry's: they move with the parameters, whichever are watched."""
         return [variable for variable in self._registry.variables if variable.is_buffer]
 
+    def _check_orphans(self) -> None:
+        """Raises where an adopted module is gone, all of it, and nothing that is stepped has a gradient.
+
+        Its Parameters train for nobody, then: without a module they may be used all the same, but that shows.
+        """
+        for variable in self.variables:
+            gone = [place.root() is None and place.owner() is None for place in variable.places]
+            if gone and all(gone) and variable.trains and variable.requires_grad:
+                if all(self._registry.gradients.of(each) is None for each in self.variables):
+                    self._watch = None  # look again next time
+                    _explain_orphan(variable)
+                return
+
     def _follow(self, reads: bool) -> None:
         """Goes after variables that modules hold elsewhere now (pruning, wrappers); raises where one is lost."""
         below: dict[int, dict[int, list[Place]]] = {}
@@ -137,9 +155,25 @@ class AliasGuard:
         self._watch = Watch((place, v.param) for v in self.variables for place in v.places)
 
 
+def _only(variable: Variable) -> Tensor | None:
+    """The one tensor that modules hold now where the variable was, its own if none; None where they hold several."""
+    now = {id(tensor): tensor for tensor in (place.tensor() for place in variable.places) if tensor is not None}
+    found = list(now.values()) or [variable.param]
+    return found[0] if len(found) == 1 else None
+
+
 def holds(tensor: Tensor) -> bool:
     """Whether a tensor is a variable's, of any store."""
     return owner_of(tensor) is not None
+
+
+def twin_of(variable: Variable) -> Variable | None:
+    """Another variable of the same store that modules hold wherever this one was: the two were tied."""
+    missing = [place for place in variable.places if place.tensor() is not variable.param]
+    if not missing or len(missing) < len(variable.places) or _search(variable.param, missing, {}):
+        return None
+    owner, mine = (owner_of(tensor) if (tensor := _only(variable)) is not None else None), owner_of(variable.param)
+    return None if owner is None or mine is None or owner[0] is not mine[0] else owner[1]
 
 
 def current_param(variable: Variable) -> Tensor:
@@ -232,8 +266,16 @@ def _explain_refused(registry: Mover, variable: Variable, tensor: Tensor) -> NoR
 def _explain_tied(variable: Variable, place: Place) -> NoReturn:
     raise AliasError(
         f"variable {variable.name!r} is no longer used, and its values are stale: {_label(place)} holds the tensor of "
-        f"another variable, tied to it after adoption. Adopt the tied module into a new store; or call "
-        f"store.freeze({variable.name!r}) if the stale values may be kept"
+        f"another variable, tied to it after adoption. Call store.rebind() to make them one variable with both names"
+    )
+
+
+def _explain_orphan(variable: Variable) -> NoReturn:
+    raise AliasError(
+        f"no variable has a gradient, {variable.name!r} among them, and the module it was adopted with is gone, so "
+        "that nobody knows what took its place. Adopt the whole model, in which replaced modules are noticed; or call "
+        f"store.remove({variable.name!r}) and store.add_module(module, prefix) for the new one, or "
+        f"store.freeze({variable.name!r}) to keep it as it is"
     )
 
 

@@ -81,7 +81,7 @@ class Variable:
 
     Attributes:
         id: Unique in the store and never used again; stays when the variable is renamed, moved or converted.
-        index: Position in creation order.
+        index: Position in creation order; negative once it was removed from its store.
         spec: Name, shape, dtype and memory order.
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.

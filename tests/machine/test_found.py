@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -79,3 +81,91 @@ def test_a_checkpoint_right_after_state_was_given_up_loads() -> None:
     store.load(file, opt)
     assert torch.equal(opt.state[kept]["momentum_buffer"], momentum)
     assert opt.state[store["frozen"].param] == {}
+
+
+def test_a_view_without_elements_that_is_no_gradient_any_more_is_in_no_file() -> None:
+    """What plans had noted of versions was old after a `.grad` was taken in."""
+    module = nn.ParameterDict({"empty": nn.Parameter(torch.empty(0, 3)), "w": nn.Parameter(torch.ones(2))})
+    store = fv.VarStore.from_module(module, grads="views")
+    for param in module.values():
+        param.grad = torch.ones_like(param)
+    store.norms()
+    module["empty"].grad = None
+    store.norms()
+    module["empty"].grad = torch.empty(0, 3)
+    assert store.norms()["empty"][1] is not None
+    module["empty"].grad = None
+    assert store["empty"].grad is None
+    assert store.norms()["empty"][1] is None
+
+
+def test_a_view_without_elements_that_nobody_wrote_is_no_gradient_after_a_conversion() -> None:
+    module = nn.ParameterDict({"empty": nn.Parameter(torch.empty(0, 3)), "w": nn.Parameter(torch.ones(2))})
+    store = fv.VarStore.from_module(module, grads="views")
+    assert store.gradient_names() == []
+    module.double()
+    store.rebind()
+    assert store.gradient_names() == []
+
+
+def test_zeroing_by_one_optimizer_is_known_to_all() -> None:
+    """What the store's own plans had noted of an empty variable's view was old after an optimizer's zeroing."""
+    module = nn.ParameterDict({"empty": nn.Parameter(torch.empty(0, 3)), "w": nn.Parameter(torch.ones(2))})
+    store = fv.VarStore.from_module(module, grads="views")
+    optimizer = fv.optim.SGD([module["empty"]], lr=0.1)
+    assert store.norms()["empty"][1] is None
+    optimizer.step()
+    module["empty"].grad.add_(1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert store.gradient_names() == []
+    assert store.norms()["empty"][1] is None
+
+
+@pytest.mark.parametrize("mode", ["gather", "views"])
+@pytest.mark.parametrize("how", ["kept", "converted"])
+def test_new_gradients_are_saved_though_those_of_the_last_step_are_still_there(how: str, mode: str) -> None:
+    """Somebody keeps them, or old plans do: they are unchanged, and no more what lies in `.grad`."""
+    module = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(module, grads=mode)
+    optimizer = fv.optim.SGD(store, lr=0.1)
+    optimizer.zero_grad()
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    kept = [param.grad for param in module.parameters()]
+    if how == "converted":
+        store.double()
+    for param in module.parameters():
+        param.grad = torch.full_like(param, 7.0)
+    assert len(kept) == 2
+    snapshot = store.snapshot(optimizer)
+    store.zero_grad()
+    store.restore(snapshot)
+    assert store.gradient_names() == ["weight", "bias"]
+    assert store["weight"].grad.unique().tolist() == [7.0]
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "snapshot", "file"])
+def test_state_of_what_is_in_no_group_any_more_stays(how: str) -> None:
+    module = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(module)
+    optimizer = fv.optim.AdamW(store, lr=0.1)
+    module(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    optimizer.param_groups[0]["params"].pop(0)
+    expected = {key: value.clone() for key, value in optimizer.state[module.weight].items()}
+    file = io.BytesIO()
+    if how in ("snapshot", "file"):
+        snapshot = store.snapshot(optimizer)
+        store.save(file, optimizer)
+        for value in optimizer.state[module.weight].values():
+            value.zero_()
+        file.seek(0)
+        store.restore(snapshot) if how == "snapshot" else store.load(file, optimizer)
+    elif how == "deepcopy":
+        module, store, optimizer = copy.deepcopy((module, store, optimizer))
+    else:
+        module, store, optimizer = pickle.loads(pickle.dumps((module, store, optimizer)))
+    state = optimizer.state[module.weight]
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], value) for key, value in expected.items())

@@ -1,0 +1,68 @@
+"""The machine: all words, and what must hold after each."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.stateful import initialize, invariant, run_state_machine_as_test
+
+from tests.machine.agreement import assert_agree
+from tests.machine.twins import PAIRS, Twins
+from tests.machine.words.files import FileWords
+from tests.machine.words.gradients import GradientWords
+from tests.machine.words.groups import GroupWords
+from tests.machine.words.masks import MaskWords
+from tests.machine.words.modules import ModuleWords
+from tests.machine.words.state import StateWords
+from tests.machine.words.steps import StepWords
+from tests.machine.words.store import StoreWords
+
+ACTIONS = 25
+KINDS = st.sampled_from(list(PAIRS))
+
+
+class Machine(FileWords, GradientWords, GroupWords, MaskWords, ModuleWords, StateWords, StepWords, StoreWords):
+    """One or two optimizers, gradients kept in either way, buffers taken or not."""
+
+    @initialize(
+        kinds=st.lists(KINDS, min_size=1, max_size=2), mode=st.sampled_from(["gather", "views"]), buffers=st.booleans()
+    )
+    def begin(self, kinds: list[str], mode: str, buffers: bool) -> None:
+        self.twins = Twins(kinds, mode, buffers)
+
+    @invariant()
+    def agree(self) -> None:
+        if hasattr(self, "twins"):
+            assert_agree(self.twins)
+
+
+def run_sequences(number: int, sequences: int, shrink: bool = False) -> int:
+    """Runs sequences of a seed, the same in every run; hypothesis raises what failed, with the words before it.
+
+    Args:
+        number: The seed.
+        sequences: How many.
+        shrink: Look for a shorter one that fails as well, which takes minutes.
+
+    Returns:
+        How many were begun.
+    """
+    begun = 0
+
+    class Seeded(Machine):
+        def __init__(self) -> None:
+            nonlocal begun
+            begun += 1
+            super().__init__()
+
+    phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
+    options = settings(
+        max_examples=sequences,
+        stateful_step_count=ACTIONS,
+        suppress_health_check=list(HealthCheck),
+        deadline=None,
+        database=None,
+        phases=phases,
+    )
+    run_state_machine_as_test(seed(number)(Seeded), settings=options)
+    return begun
