@@ -1,6 +1,7 @@
 """Whole modules and stores by name patterns, in one launch per dtype.
 
-    fv.init.apply_(model, {**fv.init.norms(model), "*.bias": fv.init.zeros(), "*": fv.init.kaiming_uniform()}, seed=7)
+    rules = {**fv.init.keep_norms(model), "*.bias": fv.init.zeros(), "*": fv.init.kaiming_uniform()}
+    fv.init.apply_(model, rules, seed=7)
 
 Values depend on the seed, the variable's name and the element's index alone; `fills.py` says how.
 """
@@ -56,12 +57,12 @@ def check_matrix(name: str, pattern: str | re.Pattern[str], initializer: Scaled,
         raise InitError(
             f"rule {pattern!r} brings {initializer}, which takes its scale from the widths of a matrix, to {name!r} of "
             f"shape {shape}: a bias, or the gain of a norm. Put rules for these before it: "
-            "{**fv.init.norms(model), '*.bias': fv.init.zeros(), ...}; or name the variable exactly, or give fan=, "
-            "if that is meant"
+            "{**fv.init.keep_norms(model), '*.bias': fv.init.zeros(), ...}; or name the variable exactly, or give "
+            "fan=, if that is meant"
         )
 
 
-def norms(module: nn.Module) -> dict[str | re.Pattern[str], Initializer | None]:
+def keep_norms(module: nn.Module) -> dict[str | re.Pattern[str], Initializer | None]:
     """Rules that keep normalization layers as they are: put them before others.
 
     A layer is one whose class has "Norm" in its name and whose parameters have at most one axis, as those of torch and
@@ -76,7 +77,7 @@ def norms(module: nn.Module) -> dict[str | re.Pattern[str], Initializer | None]:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
-        >>> fv.init.norms(model)
+        >>> fv.init.keep_norms(model)
         {'1.weight': None, '1.bias': None}
     """
     rules: dict[str | re.Pattern[str], Initializer | None] = {}
@@ -139,7 +140,7 @@ def apply_(module_or_store: nn.Module | HasRegistry, rules: Rules, seed: int | N
 
     Example:
         >>> store = fv.VarStore.from_module(model)
-        >>> rules = {**fv.init.norms(model), "*.bias": fv.init.zeros(), "*": fv.init.xavier_uniform()}
+        >>> rules = {**fv.init.keep_norms(model), "*.bias": fv.init.zeros(), "*": fv.init.xavier_uniform()}
         >>> fv.init.apply_(model, rules, seed=1)
     """
     named = _of_module(module_or_store) if isinstance(module_or_store, nn.Module) else _of_store(module_or_store)
