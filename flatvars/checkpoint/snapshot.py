@@ -172,6 +172,8 @@ class SnapshotRing:
         Raises:
             CheckpointError: there is no such snapshot.
         """
+        if not self._snapshots:
+            raise CheckpointError("the ring holds no snapshot yet; call ring.take() where the state is good")
         if not 0 <= back < len(self._snapshots):
             raise CheckpointError(
                 f"the ring holds {len(self._snapshots)} snapshots; there is none {back} before the last"

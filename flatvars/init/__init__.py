@@ -3,7 +3,7 @@
 from .fans import calculate_gain, fans
 from .fills import Target, fill_, name_key, prepare
 from .initializers import Initializer
-from .patterns import Rules, apply_, choose, refill_, target_of, tensor
+from .patterns import Rules, apply_, choose, keep_norms, refill_, target_of, tensor
 from .schemes import (
     constant,
     dirac,
@@ -37,6 +37,7 @@ __all__ = [
     "fill_",
     "kaiming_normal",
     "kaiming_uniform",
+    "keep_norms",
     "lecun_normal",
     "lecun_uniform",
     "name_key",

@@ -20,7 +20,7 @@ from .. import backend
 from ..backend import Draw, Fill
 from ..errors import InitError
 from ..memory.spec import contiguous_stride, is_dense
-from .initializers import Initializer, Orthogonal, Sparse
+from .initializers import Initializer, Orthogonal, Sparse, check_initializer
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +148,7 @@ def check_stream(stream: Tensor) -> int:
 def checked_draw(target: Target) -> Draw:
     """What the target's initializer writes into its shape and dtype; nothing into a shape without elements."""
     dtype = target.stream.dtype
+    check_initializer(target.initializer, f"the initializer of {target.name!r}")
     if not dtype.is_floating_point and not target.initializer.is_constant:
         raise InitError(
             f"variable {target.name!r} is {dtype} and takes zeros(), ones() or constant(), not {target.initializer}"

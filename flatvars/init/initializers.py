@@ -38,6 +38,15 @@ class Initializer:
         return False
 
 
+def check_initializer(initializer: object, what: str) -> None:
+    """Raises InitError for something that is no initializer, such as `fv.init.zeros` without its parentheses."""
+    if not isinstance(initializer, Initializer):
+        raise InitError(
+            f"{what} is {initializer!r}; give an initializer such as fv.init.zeros(), with its parentheses, or in a "
+            "rule None to leave a variable alone"
+        )
+
+
 def check_float32(initializer: Initializer, *numbers: float) -> None:
     """Raises InitError where a number is not finite in float32, in which values are made."""
     for number in numbers:

@@ -1,6 +1,7 @@
 """Whole modules and stores by name patterns, in one launch per dtype.
 
-    fv.init.apply_(model, {"*.bias": fv.init.zeros(), "norm*": fv.init.ones(), "*": fv.init.kaiming_uniform()}, seed=7)
+    rules = {**fv.init.keep_norms(model), "*.bias": fv.init.zeros(), "*": fv.init.kaiming_uniform()}
+    fv.init.apply_(model, rules, seed=7)
 
 Values depend on the seed, the variable's name and the element's index alone; `fills.py` says how.
 """
@@ -19,31 +20,76 @@ from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import names as fits_pattern
 from ..variables.variable import Variable
 from .fills import Target, fill_, prepare
-from .initializers import Initializer
+from .initializers import Constant, Initializer, Scaled, check_initializer
 
 # Names, globs or regular expressions, as selectors have them.
 Rules = Mapping["str | re.Pattern[str]", "Initializer | None"]
 
 
-def choose(names: Iterable[str], rules: Rules) -> Initializer | None:
+def choose(names: Iterable[str], rules: Rules, shape: tuple[int, ...]) -> Initializer | None:
     """The initializer of the first rule whose pattern matches one of a variable's names; None says leave alone.
 
     Raises:
-        InitError: no rule matches, or a rule is neither an initializer nor None.
+        InitError: no rule matches, a rule is neither an initializer nor None, or a pattern brings an initializer that
+            is meant for matrices to a vector.
     """
     names = list(names)
+    if not isinstance(rules, Mapping):
+        raise InitError(
+            f"rules are {rules!r}; give a dict from name patterns to initializers: {{'*': fv.init.zeros()}}"
+        )
     for pattern, initializer in rules.items():
         if any(fits_pattern(name, pattern) for name in names):
-            if initializer is not None and not isinstance(initializer, Initializer):
-                raise InitError(
-                    f"rule {pattern!r} is {initializer!r}; give an initializer such as fv.init.zeros(), with its "
-                    "parentheses, or None to leave a variable alone"
-                )
+            if initializer is not None:
+                check_initializer(initializer, f"rule {pattern!r}")
+                if isinstance(initializer, Scaled) and pattern not in names:
+                    check_matrix(names[0], pattern, initializer, shape)
             return initializer
     raise InitError(
         f"no rule matches {names[0]!r} (rules: {', '.join(map(repr, rules)) or 'none'}); add a pattern, "
         "or '*': None to leave all others alone"
     )
+
+
+def check_matrix(name: str, pattern: str | re.Pattern[str], initializer: Scaled, shape: tuple[int, ...]) -> None:
+    """Raises InitError for a vector that a pattern brought to an initializer which takes its scale from a matrix."""
+    if len(shape) < 2 and initializer.fan_in is None and initializer.fan_out is None:
+        raise InitError(
+            f"rule {pattern!r} brings {initializer}, which takes its scale from the widths of a matrix, to {name!r} of "
+            f"shape {shape}: a bias, or the gain of a norm. Put rules for these before it: "
+            "{**fv.init.keep_norms(model), '*.bias': fv.init.zeros(), ...}; or name the variable exactly, or give "
+            "fan=, if that is meant"
+        )
+
+
+def keep_norms(module: nn.Module) -> dict[str | re.Pattern[str], Initializer | None]:
+    """Rules that keep normalization layers as they are: put them before others.
+
+    A layer is one whose class has "Norm" in its name and whose parameters have at most one axis, as those of torch and
+    of most libraries. What has values keeps them; from the meta device gains are ones, all else zeros, and running
+    variances ones.
+
+    Args:
+        module: Whose names the rules have: what `apply_` or `from_module` will be given.
+
+    Returns:
+        A rule for each parameter and buffer of these layers, by its exact name.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))
+        >>> fv.init.keep_norms(model)
+        {'1.weight': None, '1.bias': None}
+    """
+    rules: dict[str | re.Pattern[str], Initializer | None] = {}
+    for path, layer in module.named_modules():
+        tensors = {**layer._parameters, **layer._buffers}
+        own = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        if "Norm" not in type(layer).__name__ or any(tensor.dim() > 1 for tensor in own.values()):
+            continue
+        for name, tensor in own.items():
+            begins = Constant(1) if name in ("weight", "scale", "gamma", "running_var") else Constant(0)
+            rules[f"{path}.{name}" if path else name] = begins if tensor.is_meta else None
+    return rules
 
 
 def target_of(registry: Registry, variable: Variable, initializer: Initializer) -> Target:
@@ -94,12 +140,13 @@ def apply_(module_or_store: nn.Module | HasRegistry, rules: Rules, seed: int | N
 
     Example:
         >>> store = fv.VarStore.from_module(model)
-        >>> fv.init.apply_(model, {"*.bias": fv.init.zeros(), "*": fv.init.xavier_uniform()}, seed=1)
+        >>> rules = {**fv.init.keep_norms(model), "*.bias": fv.init.zeros(), "*": fv.init.xavier_uniform()}
+        >>> fv.init.apply_(model, rules, seed=1)
     """
     named = _of_module(module_or_store) if isinstance(module_or_store, nn.Module) else _of_store(module_or_store)
     plans: dict[Registry, dict[Variable, Initializer]] = {}
     for registry, variable, names in named:
-        initializer = choose(names, rules)
+        initializer = choose(names, rules, variable.spec.shape)
         if initializer is not None:
             plans.setdefault(registry, {})[variable] = initializer
     works: list[Callable[[], None]] = []

@@ -127,13 +127,15 @@ class Declarations:
                 raise
 
     def take(
-        self, name: str, tensor: Tensor, *, trainable: bool = True, group: int = 0, exact: bool = False
+        self, name: str, tensor: Tensor, *, trainable: bool | None = None, group: int = 0, exact: bool = False
     ) -> Variable:
         """Declares a variable with the values, dtype and memory order of a tensor, on the store's device.
 
-        A Parameter becomes the variable's own; of any other tensor a copy is taken.
+        A Parameter, or a leaf that requires a gradient, becomes the variable's own; of any other tensor a copy is
+        taken.
 
         Args:
+            trainable: If not given, a Parameter keeps its flag, and any other tensor is trained.
             exact: A name that is in use is an error, whatever `on_duplicate` says.
         """
         registry = self.registry
@@ -141,23 +143,39 @@ class Declarations:
             registry.check_usable()
             name = name if exact else self._name(name)
             registry.check_names([name])
-            found = Found(tensor, [name])
+            found = Found(check_tensor(name, tensor), [name])
+            own = isinstance(tensor, nn.Parameter)
+            leaf = not own and trainable is not False and tensor.is_leaf and tensor.requires_grad
+            if trainable is None:
+                trainable = tensor.requires_grad if own else True
             spec = dataclasses.replace(make_spec(found, None), has_room=trainable)
             check_memory([found])
-            if isinstance(tensor, nn.Parameter):
+            if own or leaf:
                 check_unshared(registry, name, tensor)
                 param: Tensor = tensor.requires_grad_(trainable)
             else:
                 values = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=registry.device)
                 values.copy_(tensor.detach())
                 param = nn.Parameter(values) if trainable else values
-            return registry.declare(spec, param, [name], group)
+            variable = registry.declare(spec, param, [name], group)
+            variable.is_leaf = leaf
+            return variable
 
     def _name(self, name: str) -> str:
         return self.registry.free_name(name) if self.on_duplicate == "suffix" else name
 
 
-def check_unshared(registry: Registry, name: str, param: nn.Parameter) -> None:
+def check_tensor(name: str, tensor: object) -> Tensor:
+    """Raises TypeError for what is no tensor."""
+    if isinstance(tensor, Tensor):
+        return tensor
+    hint = (
+        "store.add_module(module, prefix) takes modules" if isinstance(tensor, nn.Module) else "torch.tensor(it) is one"
+    )
+    raise TypeError(f"variable {name!r} was given as a {type(tensor).__name__}, and a tensor is needed; {hint}")
+
+
+def check_unshared(registry: Registry, name: str, param: Tensor) -> None:
     """Raises SpecError for a Parameter that is a view of a variable: in the store, the two would come apart."""
     other = registry.sharing(param)
     if other is not None and not other.frozen:  # what is frozen was, maybe, reparametrized away: it keeps its values

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..backend import backend_for
 from ..errors import InitError, SpecError
-from ..init import Initializer, Rules, choose, fill_, target_of
+from ..init import Initializer, Rules, choose, fill_, target_of, zeros
 from ..init.fills import check_keys, check_seed
 from ..memory.spec import VarSpec
 from ..variables.registry import Registry
@@ -56,7 +55,7 @@ def plan_rules(
     chosen: list[tuple[str, Initializer]] = []
     for entry, spec in needing:
         own = [name.removeprefix(f"{prefix}.") if prefix else name for name in entry.names]
-        initializer = choose_values(own, rules, entry.is_parameter)
+        initializer = choose_values(own, rules, entry.is_parameter, spec.shape)
         check_fit(own[0], initializer, spec.shape, spec.dtype)
         chosen.append((entry.names[0], initializer))
     loose = choose_buffers(module, {id(entry.tensor) for entry, _ in needing}, rules)
@@ -79,18 +78,18 @@ def choose_buffers(module: nn.Module, taken: set[int], rules: Rules) -> list[tup
     loose = []
     for path, buffer in module.named_buffers():
         if buffer.is_meta and id(buffer) not in taken:
-            loose.append((path, choose_values([path], rules, False)))
+            loose.append((path, choose_values([path], rules, False, tuple(buffer.shape))))
             check_fit(path, loose[-1][1], tuple(buffer.shape), buffer.dtype)
     return loose
 
 
-def choose_values(names: list[str], rules: Rules, is_parameter: bool) -> Initializer:
+def choose_values(names: list[str], rules: Rules, is_parameter: bool, shape: tuple[int, ...]) -> Initializer:
     """The initializer of a tensor that has no values.
 
     Raises:
         InitError: no rule matches, it says to leave the tensor alone, or it would draw a buffer at random.
     """
-    initializer = choose(names, rules)
+    initializer = choose(names, rules, shape if is_parameter else (1, 1))  # buffers take constants alone
     if initializer is None:
         raise InitError(
             f"{names[0]!r} is on the meta device and has no values that a rule None could leave alone; "
@@ -121,7 +120,8 @@ def plan_reset(
 ) -> Callable[[], object]:
     """The same by a function that writes values, or by the modules' own `reset_parameters`."""
     if init is not None:
-        return lambda: module.apply(init)  # type: ignore[arg-type]
+        check_function(init)
+        return keeping(module, lambda: module.apply(init))  # type: ignore[arg-type]
     meta = {id(entry.tensor) for entry in on_meta}
     needing = [
         (path, owner)
@@ -135,21 +135,33 @@ def plan_reset(
                 f"module {path!r} ({type(owner).__name__}) is on the meta device and has no reset_parameters(), so its "
                 "values are unknown; pass init=, a function that is applied to every submodule and writes them"
             )
-    # A layer that lies on meta in part keeps the values it has.
-    tensors = [t for _, owner in needing for t in (*owner._parameters.values(), *owner._buffers.values())]
-    real = [(tensor, tensor.detach().clone()) for tensor in tensors if has_values(tensor)]
 
     def reset() -> None:
         for _, owner in needing:
             owner.reset_parameters()  # type: ignore[operator]
+
+    return keeping(module, reset)
+
+
+def keeping(module: nn.Module, write: Callable[[], object]) -> Callable[[], object]:
+    """The same call, after which everything that had values when this one was made has them again."""
+    real = [(t, t.detach().clone()) for t in (*module.parameters(), *module.buffers()) if not t.is_meta]
+
+    def kept() -> None:
+        write()
         for tensor, values in real:
             tensor.copy_(values)
 
-    return reset
+    return kept
 
 
-def has_values(tensor: Tensor | None) -> TypeGuard[Tensor]:
-    return tensor is not None and not tensor.is_meta
+def check_function(init: object) -> None:
+    """Raises InitError for what is neither rules nor a function of modules."""
+    if isinstance(init, Initializer) or not callable(init) or getattr(init, "__module__", "") == zeros.__module__:
+        raise InitError(
+            f"init= is {init!r}; give rules from name patterns to initializers, {{'*': fv.init.zeros()}}, or a "
+            "function that is applied to every submodule and writes its values"
+        )
 
 
 # Memory --------------------------------------------------------------------------------------------------------------

@@ -169,8 +169,8 @@ class Path:
         values = torch.empty(tensor.shape, dtype=self.dtype, device=self.device).copy_(tensor.detach())
         return self._declarations.take(self.name(name), values, group=self.group).param
 
-    def add(self, name: str, tensor: Tensor, trainable: bool = True) -> Tensor:
-        """A variable with a tensor's values, dtype and memory order. A Parameter becomes the variable's own."""
+    def add(self, name: str, tensor: Tensor, trainable: bool | None = None) -> Tensor:
+        """A variable with a tensor's values, dtype and memory order; see `VarStore.add`."""
         return self._declarations.take(self.name(name), tensor, trainable=trainable, group=self.group).param
 
     # Converting -----------------------------------------------------------------------------------------------------

@@ -251,9 +251,9 @@ class Entries(MutableMapping[Any, Any]):
         rule = optimizer.rule_for(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in rule.init:
-                stream.view(variable.span).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
+                stream.view(variable.span).copy_(wide(optimizer.first_value(variable, name)))
         for name in rule.own:
-            states.scalar_of(variable, name).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
+            states.scalar_of(variable, name).copy_(wide(optimizer.first_value(variable, name)))
         states.note_set([variable])  # whoever looks may write
 
     def _streams(self, variable: Variable) -> Any:
@@ -326,7 +326,7 @@ class Entries(MutableMapping[Any, Any]):
         states = self._optimizer.states
         if name not in self._optimizer.rule_for(variable).own or not variable.spec.has_room or not is_scalar(value):
             return False
-        states.scalar_of(variable, name).copy_(torch.as_tensor(value).reshape(()))
+        states.scalar_of(variable, name).copy_(wide(value).reshape(()))
         entry.show(name, states.scalar_of(variable, name))
         return True
 
@@ -505,3 +505,8 @@ def _own(entry: StateEntry) -> None:
 def _identity(key: Any) -> Any:
     """Tensors are keys by identity, as everywhere in torch; all else by value."""
     return ("tensor", id(key)) if isinstance(key, Tensor) else key
+
+
+def wide(value: Any) -> Tensor:
+    """A number as a tensor, whatever the default dtype is."""
+    return torch.as_tensor(value, dtype=torch.float64)

@@ -14,11 +14,13 @@ import copy
 import copyreg
 import weakref
 from collections.abc import Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import FlatvarsError
 from ..gradients.attached import make_registry
 from ..memory.spec import VarSpec
 from ..variables.places import Place
@@ -114,6 +116,23 @@ def restore_registry(
     return registry
 
 
+def reduce_for_a_process(registry: Registry) -> Any:
+    """The same for another process, where a copy of shared memory would be trained for nobody.
+
+    Raises:
+        FlatvarsError: the values lie in shared memory.
+    """
+    buffers = [registry.streams.values(region.dtype) for region in registry.layout.regions if region.numel]
+    if any(buffer.is_shared() for buffer in buffers):  # type: ignore[no-untyped-call]
+        raise FlatvarsError(
+            "this store shares its memory, and sent to another process it would be a copy that no one else sees: send "
+            "the module, whose Parameters are shared, and step it there with torch.optim; or send the store before "
+            "share_memory_() to train a copy"
+        )
+    return reduce_registry(registry)
+
+
 def register() -> None:
-    """Tells Python's pickle and deepcopy how; done when flatvars is imported."""
+    """Tells Python's pickle and deepcopy how, and that of processes; done when flatvars is imported."""
     copyreg.pickle(Registry, reduce_registry)
+    ForkingPickler.register(Registry, reduce_for_a_process)

@@ -39,7 +39,8 @@ from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
 from . import transfer
-from .devices import concrete, device_of
+from .devices import check_arguments, concrete, device_of
+from .given import check_module, registry_in
 from .looking import check_layout, only_region, summary
 
 _stores: weakref.WeakKeyDictionary[Registry, weakref.ref[VarStore]] = weakref.WeakKeyDictionary()
@@ -79,6 +80,7 @@ class VarStore:
         on_duplicate: str = "suffix",
         on_moved: str = "follow",
     ) -> None:
+        check_arguments(device, dtype)
         self._hold(make_registry(concrete(device), grads, seed, on_moved), dtype, on_duplicate)
 
     def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: str) -> None:
@@ -161,6 +163,7 @@ class VarStore:
             >>> store.values.data_ptr() == model.weight.data_ptr()
             True
         """
+        check_module(module)
         device = device_of(module) if device is None else device
         store = cls(device, dtype or torch.float32, seed, grads=grads, on_moved=on_moved)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
@@ -224,6 +227,7 @@ class VarStore:
         init: Init | None = None,
     ) -> None:
         """Adopts another module into this store, its names behind `prefix.`; arguments as for `from_module`."""
+        check_module(module)
         adopt(self.registry, module, prefix=prefix, dtype=dtype, buffers=buffers, init=init)
 
     def add_buffers(self, module: nn.Module, prefix: str = "") -> list[str]:
@@ -298,16 +302,18 @@ class VarStore:
             chosen = [variable for variable in chosen if variable.initializer is not None]
         fv_init.refill_(self.registry, chosen, seed)
 
-    def add(self, name: str, tensor: Tensor, trainable: bool = True) -> Tensor:
+    def add(self, name: str, tensor: Tensor, trainable: bool | None = None) -> Tensor:
         """Adds a variable; the buffer grows, and all others keep their objects, values, gradients and state.
 
         Args:
             name: Dotted path, new to this store.
-            tensor: Initial values, [shape]; its dtype chooses the region. An nn.Parameter is bound itself.
-            trainable: Whether it gets gradients and optimizer state; else it is a buffer.
+            tensor: Initial values, [shape]; its dtype chooses the region. An nn.Parameter, and a leaf that requires a
+                gradient, becomes the variable itself and stays the same object; of any other tensor a copy is taken.
+            trainable: Whether it gets gradients and optimizer state; else it is a buffer. If not given, a Parameter
+                keeps its `requires_grad`, and any other tensor is trained.
 
         Returns:
-            The variable's Parameter; a plain tensor for a buffer.
+            The variable's tensor: the one that was given, a new Parameter, or a plain tensor for a buffer.
 
         Raises:
             NameTakenError: the store has a variable of that name.
@@ -328,7 +334,9 @@ class VarStore:
             FlatvarsError: stores on several devices, or one given twice.
             NameTakenError: two variables would have one name. Nothing has changed in either case.
         """
-        pairs = [(store, "") if isinstance(store, VarStore) else store for store in stores]
+        pairs = [store if isinstance(store, tuple) else (store, "") for store in stores]
+        for given, _ in pairs:
+            registry_in(given, "merge")
         first = pairs[0][0] if pairs else cls()
         mode, on_moved = first._gradients.mode, first.registry.on_moved
         merged = cls(first.device, first.dtype, first.seed, grads=mode, on_moved=on_moved)
@@ -507,7 +515,7 @@ class VarStore:
             UnknownNameError: this store has variables that the other has not.
             SpecError: shapes differ. Nothing has changed in either case.
         """
-        transfer.copy_(self.registry, other.registry)
+        transfer.copy_(self.registry, registry_in(other, "copy_"))
         return self
 
     def lerp_(self, other: VarStore, weight: Real) -> Self:
@@ -516,7 +524,7 @@ class VarStore:
         Integer variables are copied. Variables are matched by name as by `copy_`, and it raises the same. One launch a
         region where both stores have one layout.
         """
-        transfer.lerp_(self.registry, other.registry, weight)
+        transfer.lerp_(self.registry, registry_in(other, "lerp_"), weight)
         return self
 
     def ravel(self) -> Tensor:

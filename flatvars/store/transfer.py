@@ -111,6 +111,7 @@ def take_over(registry: Registry, origin: Variable, param: Tensor, names: list[s
     spec = dataclasses.replace(origin.spec, name=names[0])
     variable = registry.declare(spec, param, names, origin.group)
     variable.frozen, variable.initializer = origin.frozen, origin.initializer
+    variable.is_leaf = origin.is_leaf and param is origin.param
     return variable
 
 
@@ -170,7 +171,7 @@ def ravel(registry: Registry) -> Tensor:
     registry.check_aliases()
     values = [v.value.reshape(-1) for v in registry.variables]
     if not values:
-        return torch.zeros(0, device=registry.device)
+        return torch.zeros(0, dtype=torch.float32, device=registry.device)
     dtype = values[0].dtype
     for value in values[1:]:
         dtype = torch.promote_types(dtype, value.dtype)

@@ -14,9 +14,9 @@ from ..memory.spec import VarSpec
 from ..memory.streams import VALUES, Streams, normal_tensors
 from .binding import bind, describe_stray, is_bound
 from .claims import Claims
-from .following import take_back, tell
+from .following import spec_of, take_back, tell, why_unheld
 from .guard import AliasGuard
-from .variable import GradientAccess, Variable, byte_range, overlaps
+from .variable import GradientAccess, Variable, byte_range, described, overlaps
 
 FOLLOW, ERROR = "follow", "error"
 
@@ -98,13 +98,32 @@ class Carving:
             if old == len(self.variables):  # another thread did it meanwhile
                 return
             aligned = [v for v in self.variables[:old] if self.is_bound(v, v.param)]
+            device = self._renew_declared(old)
             specs = [v.spec for v in self.variables]
-            self._carve(specs, self.device, {i: i for i in range(old)}, aligned)
+            self._carve(specs, device, {i: i for i in range(old)}, aligned)
             for variable in self.variables[old : len(specs)]:
                 self.move_in(variable, variable.param)
             self._carved = len(specs)
             self._storages = {}
             self._notify()
+
+    def _renew_declared(self, old: int) -> torch.device:
+        """Follows what became of declared tensors before their first carve: `module.double()`, `.to()`, `.data =`.
+
+        Returns:
+            The device for the carve: the one that all went to, where nothing is carved yet.
+
+        Raises:
+            AliasError: a tensor that no store can hold; nothing has changed then.
+        """
+        changed = [v for v in self.variables[old:] if not v.param.is_meta and described(v.param) != v.declared]
+        for variable in changed:
+            if reason := why_unheld(variable.param):
+                raise AliasError(describe_stray(variable, reason))
+        for variable in changed:
+            variable.spec, variable.declared = spec_of(variable, variable.param), described(variable.param)
+        moved = {v.param.device for v in changed}
+        return moved.pop() if not old and len(changed) == len(self.variables) and len(moved) == 1 else self.device
 
     def recarve(self, change: Callable[[Variable], VarSpec], device: torch.device | None = None) -> None:
         """Lays the same variables out anew, with other dtypes, room or device; every handle follows.

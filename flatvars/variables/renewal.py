@@ -12,11 +12,11 @@ from .claims import owner_of
 from .following import Mover, spec_of, take_in, why_unheld
 from .variable import Variable, overlaps
 
-Tensors = dict[Variable, Tensor]
+Standing = dict[Variable, Tensor]
 
 
 @torch.no_grad()
-def renew(registry: Mover, buffers: Iterable[Variable]) -> Tensors:
+def renew(registry: Mover, buffers: Iterable[Variable]) -> Standing:
     """Makes what modules hold instead of buffers the variables': values, and another shape or dtype as well.
 
     A buffer that is nowhere any more keeps its values. One whose place holds another variable's tensor by now, tied to
@@ -46,9 +46,9 @@ def renew(registry: Mover, buffers: Iterable[Variable]) -> Tensors:
     return refused
 
 
-def replaced(registry: Mover, buffers: Iterable[Variable]) -> Tensors:
+def replaced(registry: Mover, buffers: Iterable[Variable]) -> Standing:
     """What modules hold instead of buffers, and buffers whose own memory was replaced."""
-    found: Tensors = {}
+    found: Standing = {}
     for variable in buffers:
         held = (place.tensor() for place in variable.places)
         tensor = next((tensor for tensor in held if tensor is not None), variable.param)
@@ -59,7 +59,7 @@ def replaced(registry: Mover, buffers: Iterable[Variable]) -> Tensors:
     return found
 
 
-def moved_along(registry: Mover, buffers: Iterable[Variable]) -> Tensors:
+def moved_along(registry: Mover, buffers: Iterable[Variable]) -> Standing:
     """The buffers that were replaced and that a store can hold, wherever they lie: the whole module may have moved."""
     found = replaced(registry, buffers)
     return {v: tensor for v, tensor in found.items() if not why_unheld(tensor) and not _is_tied(v, tensor)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,35 +22,38 @@ class Select:
     Attributes:
         include: Patterns, of which one must match; all variables if there are none.
         exclude: Patterns, of which none may match.
+        missing_ok: Whether patterns may fit nothing.
     """
 
     include: tuple[Pattern, ...] = ()
     exclude: tuple[Pattern, ...] = ()
+    missing_ok: bool = False
 
     def __or__(self, other: Select) -> Select:
         """Variables of either; only for selections without exclusions, which would not add up."""
         if self.exclude or other.exclude:
             raise ValueError("selections with exclude= cannot be joined; write one select(..., exclude=...)")
-        return Select(self.include + other.include)
+        return Select(self.include + other.include, missing_ok=self.missing_ok or other.missing_ok)
 
 
 Selector = Pattern | Select | Sequence[Pattern] | None
 
 
-def select(*patterns: Pattern, exclude: Pattern | Iterable[Pattern] = ()) -> Select:
+def select(*patterns: Pattern, exclude: Pattern | Iterable[Pattern] = (), missing_ok: bool = False) -> Select:
     """Names, globs, regular expressions or predicates; a variable matches if any does, and none of `exclude`.
 
     Args:
         patterns: A string is an exact name or a glob over the whole name ("encoder.*"); a compiled regular expression
             is searched for in the name; a function gets the Variable.
         exclude: Patterns of variables to leave out.
+        missing_ok: Patterns may fit nothing, as "*.bias" in a model without biases; else that is an UnknownNameError.
 
     Example:
         >>> weights = select(re.compile(r"weight$"), exclude=["head.*"])
         >>> matrices = select(lambda variable: len(variable.shape) > 1)
     """
     left_out = (exclude,) if is_pattern(exclude) else tuple(exclude)  # type: ignore[arg-type]
-    return Select(patterns, left_out)  # type: ignore[arg-type]
+    return Select(patterns, left_out, missing_ok)  # type: ignore[arg-type]
 
 
 def is_pattern(item: Any) -> bool:
@@ -86,7 +90,7 @@ def selected(variables: Sequence[Variable], by_name: Mapping[str, Variable], sel
     """
     selector = as_select(selector)
     for pattern in (*selector.include, *selector.exclude):
-        if isinstance(pattern, (str, re.Pattern)):
+        if isinstance(pattern, (str, re.Pattern)) and not selector.missing_ok:
             check_known(pattern, variables, by_name)
     # A string that is a name means that variable alone, though it may be a glob that fits others: "w[0]" fits "w0".
     exact = frozenset(p for p in (*selector.include, *selector.exclude) if isinstance(p, str) and p in by_name)
@@ -124,7 +128,9 @@ def check_known(pattern: Pattern, variables: Sequence[Variable], by_name: Mappin
         return
     if not any(matches(variable, pattern) for variable in variables):
         shown = repr(pattern) if isinstance(pattern, str) else repr(pattern.pattern)  # type: ignore[union-attr]
+        text = pattern if isinstance(pattern, str) else pattern.pattern  # type: ignore[union-attr]
+        near = difflib.get_close_matches(text, by_name, 3, 0.4) or list(by_name)[:3]
         raise UnknownNameError(
-            f"pattern {shown} matches none of the {len(by_name)} names of the store, "
-            f"such as {', '.join(repr(name) for name in list(by_name)[:3])}"
+            f"pattern {shown} matches none of the {len(by_name)} names of the store; the nearest are "
+            f"{', '.join(map(repr, near))}. Where it may match nothing, say fv.select({shown}, missing_ok=True)"
         )

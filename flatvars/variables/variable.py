@@ -86,6 +86,7 @@ class Variable:
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
         places: Where modules hold it.
+        declared: What its tensor was when it was declared; what differs before the first carve, the user changed.
         is_leaf: Whether it is trained as a plain leaf tensor, which is no Parameter.
         group: Param group of optimizers that are made from the store.
         initializer: Of `flatvars.init`, if one wrote its values; `store.reinit` runs it again.
@@ -102,6 +103,7 @@ class Variable:
         self.group = group
         self.initializer: Any = None
         self.is_leaf = False
+        self.declared = described(param)
         # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
         self.frozen = False
         self.state_epoch = 0  # grows when the room for its gradient and state is given up
@@ -263,6 +265,11 @@ class Variable:
                 f"variable {self.name!r} has shape {self.spec.shape}, but a {what} of shape {tuple(tensor.shape)} was "
                 "given; nothing is broadcast: expand it first"
             )
+
+
+def described(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device]:
+    """What of a tensor decides where it lies."""
+    return tensor.dtype, tensor.shape, tensor.stride() if tensor.layout == torch.strided else (), tensor.device
 
 
 def overlaps(left: Tensor, right: Tensor) -> bool:

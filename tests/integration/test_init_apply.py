@@ -93,7 +93,7 @@ def test_again_is_bit_exact() -> None:
     optimizer = fv.optim.SGD(store, lr=1e-3)
     losses = []
     for _ in range(2):
-        INIT.apply_(store, {"*.bias": INIT.constant(0.1), "*": INIT.kaiming_uniform()}, seed=1)
+        INIT.apply_(store, {"1.weight": INIT.ones(), "*.bias": INIT.constant(0.1), "*": INIT.kaiming_uniform()}, seed=1)
         losses.append(model(x).square().sum())
         for _ in range(3):
             optimizer.zero_grad()

@@ -14,7 +14,7 @@ from .training import assert_same, values
 
 INIT = fv.init
 BATCH_NORM = {"*running_mean": INIT.zeros(), "*running_var": INIT.ones(), "*num_batches_tracked": INIT.zeros()}
-RULES = {**BATCH_NORM, "*.bias": INIT.zeros(), "*": INIT.kaiming_uniform()}
+RULES = {**BATCH_NORM, "*bias*": INIT.zeros(), "*norm*.weight": INIT.ones(), "*": INIT.kaiming_uniform()}
 
 
 @pytest.mark.parametrize("buffers", [False, True], ids=["parameters", "with-buffers"])
@@ -57,7 +57,8 @@ def test_what_has_values_keeps_them() -> None:
     [
         ({"*.bias": INIT.zeros()}, 0, "no rule matches 'bn.running_mean'|no rule matches '[a-z.]*weight'"),
         ({"*": None}, 0, "has no values that a rule None could leave alone"),
-        ({"*": INIT.kaiming_uniform()}, 0, "buffer '[a-z0-9.]*running_mean' is on the meta device.*buffers take"),
+        ({"*": INIT.normal()}, 0, "buffer '[a-z0-9.]*running_mean' is on the meta device.*buffers take"),
+        ({**BATCH_NORM, "*": INIT.kaiming_uniform()}, 0, "takes its scale from the widths of a matrix"),
         ({**BATCH_NORM, "*.bias": INIT.eye(), "*": INIT.normal()}, 0, "Only tensors with 2 dimensions"),
         ({**BATCH_NORM, "*": INIT.normal()}, -1, "seed -1 does not fit"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -39,6 +41,26 @@ def test_another_process_writes_the_values_of_the_store() -> None:
     opt.step()
     assert not torch.equal(module.weight.detach(), torch.full((2, 3), 6.0))
     store.check()
+
+
+def step_in_a_child(store: fv.VarStore, opt: torch.optim.Optimizer) -> None:
+    """Never reached with shared memory: what it steps would be a copy."""
+    store["weight"].param.grad = torch.ones(2, 3)
+    opt.step()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("mode", ["gather", "views"])
+def test_a_shared_store_is_not_copied_into_another_process(mode: str) -> None:
+    module, store, opt = adopted(mode)
+    before = values(module)
+    context = torch.multiprocessing.get_context("spawn")
+    store.share_memory_()
+    for sent in ((store, opt), (store, store)):
+        with pytest.raises(fv.FlatvarsError, match=r"shares its memory.*send the module"):
+            context.Process(target=step_in_a_child, args=sent).start()
+    assert_same(values(module), before)
+    copy.deepcopy((module, store, opt))  # copies within a process are meant to be copies
 
 
 def test_a_modules_own_call_is_noticed() -> None:
