@@ -14,6 +14,8 @@ from tests.machine.twins import SHAPES, Lane, Twins
 
 NAMES = st.sampled_from(list(SHAPES))
 SEEDS = st.integers(0, 2**16)
+LOOKS = st.sampled_from(["", "accumulate", "norm", "step"])
+"""What comes first after something that is noticed later: a file is written after every word."""
 NUMBERS = st.integers(0, 3)
 """Of an optimizer, or of a param group: modulo how many there are."""
 
@@ -39,3 +41,15 @@ class Words(RuleBasedStateMachine):
         """Compares, and then takes our rounding over to the plain twin."""
         assert_agree(self.twins)
         self.twins.copy_to_plain()
+
+    def look(self, how: str) -> None:
+        """One of the calls that follow what happened to a module."""
+        if how == "accumulate":
+            self.twins.store.accumulate()
+            self.twins.cycle.accumulate()
+        elif how == "norm":
+            self.twins.store.grad_norm()
+            self.twins.cycle.collect()
+        elif how == "step":
+            self.twins.step(self.twins.lanes[0], None, False)
+            self.after_step()

@@ -7,7 +7,7 @@ import torch
 from hypothesis.stateful import rule
 from torch import nn
 
-from tests.machine.words.common import NAMES, SEEDS, Words, random
+from tests.machine.words.common import LOOKS, NAMES, SEEDS, Words, random
 
 
 class ModuleWords(Words):
@@ -34,6 +34,39 @@ class ModuleWords(Words):
                 ours.copy_(values)
         with torch.no_grad():
             theirs.copy_(values)
+
+    @rule(name=NAMES, seed=SEEDS, look=LOOKS)
+    def move_memory(self, name: str, seed: int, look: str) -> None:
+        """`.data =` with nothing else: the store follows."""
+        ours, theirs = self.twins.pair(name)
+        values = random(ours.shape, seed, ours.dtype)
+        ours.data = values.clone()
+        with torch.no_grad():
+            theirs.copy_(values)
+        self.look(look)
+
+    @rule(rows=st.integers(1, 40), seed=SEEDS, graded=st.booleans(), look=LOOKS)
+    def reshape(self, rows: int, seed: int, graded: bool, look: str) -> None:
+        """A Parameter of another shape takes the place of one, which begins anew, in the groups as well."""
+        twins, cycle, name = self.twins, self.twins.cycle, "w_tile"
+        ours, theirs = twins.pair(name)
+        values = random((rows, 30), seed, ours.dtype)
+        if values.shape == ours.shape:
+            return
+        fresh, twin = (nn.Parameter(values.clone(), ours.requires_grad) for _ in range(2))
+        cycle.zero([name])
+        cycle.masks.pop(name, None)
+        setattr(twins.module, name, fresh)
+        setattr(twins.plain, name, twin)
+        if graded and ours.requires_grad:
+            fresh.grad, twin.grad = values.clone(), values.clone()
+        for lane in twins.lanes:
+            lane.theirs.state.pop(theirs, None)
+            for group in lane.theirs.param_groups:
+                group["params"] = [twin if param is theirs else param for param in group["params"]]
+        twins.store.rebind()
+        assert twins.store[name].param is fresh
+        self.look(look)
 
     @rule(how=st.sampled_from(["assign", "in place"]))
     def move_the_statistics(self, how: str) -> None:

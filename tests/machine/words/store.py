@@ -9,7 +9,7 @@ import torch
 from hypothesis.stateful import precondition, rule
 from torch import Tensor, nn
 
-from tests.machine.words.common import SEEDS, Words, random
+from tests.machine.words.common import LOOKS, SEEDS, Words, random
 
 
 class StoreWords(Words):
@@ -36,15 +36,20 @@ class StoreWords(Words):
         assert self.twins.store.to(self.twins.store.device) is self.twins.store
         assert self.twins.store["bias"].param is before
 
-    @rule(dtype=st.sampled_from([torch.float64, torch.float32]), how=st.sampled_from(["store", "module"]))
-    def convert(self, dtype: torch.dtype, how: str) -> None:
-        """Values, gradients and state; or the module alone, and the store takes it in."""
+    @rule(
+        dtype=st.sampled_from([torch.float64, torch.float32]),
+        how=st.sampled_from(["store", "module", "followed"]),
+        look=LOOKS,
+    )
+    def convert(self, dtype: torch.dtype, how: str, look: str) -> None:
+        """Values, gradients and state; or the module alone, and the store takes it in, asked or not."""
         twins = self.twins
         if how == "store":
             twins.store.set_dtype(dtype)
         else:
             twins.module.to(dtype)
-            twins.store.rebind()
+            if how == "module":
+                twins.store.rebind()
         twins.plain.to(dtype)
         if not twins.buffers:
             twins.module.running = twins.module.running.to(dtype)
@@ -54,6 +59,7 @@ class StoreWords(Words):
                     if isinstance(value, Tensor) and key != "step":
                         state[key] = value.to(dtype)
         twins.cycle.sums = {name: grad.to(dtype) for name, grad in twins.cycle.sums.items()}
+        self.look(look)
 
     @rule(dtype=st.sampled_from([torch.bfloat16, torch.float64, torch.float32]))
     def set_default_dtype(self, dtype: torch.dtype) -> None:
