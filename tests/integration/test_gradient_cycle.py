@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import flatvars as fv
+from flatvars.checkpoint.training import Training
 from flatvars.gradients.attached import gradients_of
 from flatvars.gradients.cycle import State
 from tests.parity.pairs import MODES, assert_close
@@ -254,7 +255,7 @@ def saved_gradients(store: fv.VarStore, optimizers: Any) -> list[str]:
     assert snapshot.training is not None
     file = io.BytesIO()
     store.save(file, optimizers)
-    content = snapshot.training.saved["gradients"]
+    content = snapshot.training.describe()["gradients"]
     assert content["spent"] is False
     names = sorted([*content["touched"], *content["pending"]])
     numel = sum(store[name].spec.numel for name in names)
@@ -322,7 +323,9 @@ def test_a_gradient_put_in_its_place_is_open() -> None:
 
 
 @pytest.mark.parametrize("spent", [False, True])
-def test_old_files_that_hold_spent_gradients_are_read(spent: bool, tmp_path: Path) -> None:
+def test_old_files_that_hold_spent_gradients_are_read(
+    spent: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file once said of the whole stream that a step had used it, and held it all the same."""
     twins = Twins()
     opt = fv.optim.SGD(twins.store, lr=0.1)
@@ -330,10 +333,16 @@ def test_old_files_that_hold_spent_gradients_are_read(spent: bool, tmp_path: Pat
     twins.store.accumulate()
     twins.backward("c")
     snapshot = twins.store.snapshot(opt)
-    training = snapshot.image().training
-    assert training is not None
-    training.saved["gradients"]["spent"] = spent
+    describe = Training.describe
+
+    def described(training: Training) -> dict[str, Any]:
+        content = describe(training)
+        content["gradients"]["spent"] = spent
+        return content
+
+    monkeypatch.setattr(Training, "describe", described)
     snapshot.save(tmp_path / "old.safetensors", wait=True)
+    monkeypatch.undo()
     kept = twins.store["c"].grad.clone()
     twins.store.zero_grad()
     twins.store.load(tmp_path / "old.safetensors", opt)

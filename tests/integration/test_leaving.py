@@ -112,7 +112,8 @@ def test_memory_is_flat_over_new_heads(mode: str, tmp_path: Path) -> None:
         del head
         gc.collect()
         assert gone() is None
-    assert len(sizes) == len(rows) == len(files) == 1
+    assert len(sizes) == len(rows) == 1
+    assert max(files) - min(files) < 16  # a step count has more digits by and by
     assert list(store) == ["weight", "bias"]
 
 

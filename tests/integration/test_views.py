@@ -188,7 +188,7 @@ def test_files_hold_open_gradients_alone() -> None:
     def held() -> list[str]:
         image = store.snapshot(opt).image()
         assert image.training is not None
-        return image.training.saved["gradients"]["touched"]
+        return image.training.describe()["gradients"]["touched"]
 
     for _ in range(2):
         opt.zero_grad()
