@@ -145,11 +145,12 @@ def plan_reset(
 
 def keeping(module: nn.Module, write: Callable[[], object]) -> Callable[[], object]:
     """The same call, after which everything that had values when this one was made has them again."""
-    real = [(t, t.detach().clone()) for t in (*module.parameters(), *module.buffers()) if not t.is_meta]
+    real = [tensor for tensor in (*module.parameters(), *module.buffers()) if not tensor.is_meta]
 
     def kept() -> None:
+        before = [(tensor, tensor.detach().clone()) for tensor in real]
         write()
-        for tensor, values in real:
+        for tensor, values in before:
             tensor.copy_(values)
 
     return kept

@@ -79,7 +79,7 @@ def test_adoption_changes_no_bit(name: str, mode: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in module.state_dict().items())
     assert all(module.get_parameter(key) is param for key, param in params.items())
     assert all(param.stride() == strides[key] for key, param in params.items())
-    assert list(store) == list(params)
+    assert [name for name in store if name in params] == list(params)
 
 
 def test_a_checkpoint_moves_between_plain_and_adopted_models() -> None:
