@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import FlatvarsError
 from .kernels import fills
-from .kernels.addresses import all_in_memory_order, in_memory_order
+from .kernels.addresses import Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
@@ -29,7 +29,13 @@ from .kernels.rules import (
     AMSGRADW,
     ASGD,
     GRAMS,
+    LAMB,
+    LARS,
     LION,
+    MARS,
+    MUON,
+    MUON_APPLY,
+    MUON_DIRECTION,
     NADAM,
     RADAM,
     RMSPROP,
@@ -41,13 +47,17 @@ from .kernels.rules import (
     SCHEDULE_FREE_SGD,
     SGD,
     SGD_MOMENTUM,
+    STABLE_ADAMW,
     TO_X,
     TO_Y,
     VALUE,
     Rule,
     Scalars,
+    Statistics,
+    cautious_updates,
     rule,
     scalars,
+    statistics,
     with_decay,
 )
 from .kernels.segments import Segments, round_up
@@ -65,7 +75,13 @@ __all__ = [
     "AMSGRADW",
     "ASGD",
     "GRAMS",
+    "LAMB",
+    "LARS",
     "LION",
+    "MARS",
+    "MUON",
+    "MUON_APPLY",
+    "MUON_DIRECTION",
     "NADAM",
     "RADAM",
     "RMSPROP",
@@ -77,6 +93,7 @@ __all__ = [
     "SCHEDULE_FREE_SGD",
     "SGD",
     "SGD_MOMENTUM",
+    "STABLE_ADAMW",
     "TO_X",
     "TO_Y",
     "VALUE",
@@ -85,8 +102,11 @@ __all__ = [
     "Rule",
     "Scalars",
     "Segments",
+    "Sources",
+    "Statistics",
     "all_in_memory_order",
     "backend_for",
+    "cautious_updates",
     "fill_",
     "fills",
     "in_memory_order",
@@ -94,6 +114,7 @@ __all__ = [
     "round_up",
     "rule",
     "scalars",
+    "statistics",
     "use_backend",
     "with_decay",
 ]

@@ -80,12 +80,12 @@ class HyperTable:
             if all(row.holds(rule, limit, group) for row, group in zip(rows, groups, strict=True)):
                 return self._table
             pairs = zip(rows, groups, strict=True)
-            self._rows = [
-                row if row.holds(rule, limit, group) else _Row(rule, limit, group, check) for row, group in pairs
-            ]
+            rows = [row if row.holds(rule, limit, group) else _Row(rule, limit, group, check) for row, group in pairs]
         else:
-            self._rows = [_Row(rule, limit, group, check) for group in groups]
-        return self._write([row.numbers for row in self._rows], torch.float64 if rule.wide else self.dtype)
+            rows = [_Row(rule, limit, group, check) for group in groups]
+        table = self._write([row.numbers for row in rows], torch.float64 if rule.wide else self.dtype)
+        self._rows = rows  # not before: what could not be written is written by the next call
+        return table
 
     def _write(self, rows: list[Numbers], dtype: torch.dtype) -> Tensor:
         shape = (len(rows), len(rows[0]))

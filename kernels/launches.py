@@ -76,6 +76,8 @@ class StepInputs:
         skipped: int32 [] in/out: steps that were skipped, counted where `count_skips`.
         grad_scale, found_inf: float32 [] or None: divide gradients by the one, change nothing if the other is not 0.
         own: float32 [slots] in/out of each scalar that the rule's variables keep, at the slots of `steps`.
+        keys: int64 [1 + slots]: seed, then the key of each variable's name, for the states that the rule rounds at
+            random; None rounds all to nearest.
     """
 
     hyper: Tensor
@@ -89,6 +91,7 @@ class StepInputs:
     grad_scale: Tensor | None
     found_inf: Tensor | None
     own: tuple[Tensor, ...] = ()
+    keys: Tensor | None = None
 
 
 class Launches(Protocol):
@@ -118,6 +121,14 @@ class Launches(Protocol):
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """Writes the norms of every variable, [variables, 2]: of its value and its gradient; 0 where not given."""
+
+    def statistics(
+        self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+    ) -> None:
+        """Takes the sums that the rule's step needs of every variable that has a source; `step` must run next.
+
+        Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either.
+        """
 
     def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
         """Updates values and states of all variables that have a source, and counts their steps.

@@ -37,6 +37,13 @@ class Plan:
         self.addresses = AddressTable(self.segments, self.device)
         self._hyper = HyperTable(self.segments.compute_dtype, self.device)
 
+    def companion(self) -> Plan:
+        """Another plan of the same variables, by the same kernels and scratch, with addresses and numbers of its own.
+
+        For a launch that follows one of this plan's, and reads something else in the place of gradients.
+        """
+        return Plan(self.launches, self.out.norm, self.out.sums, self.out.slot)
+
     def write_norm_to(self, norm: Tensor) -> None:
         """From the next launch on, norms go to this tensor, like the one before."""
         self.out = replace(self.out, norm=norm)
@@ -103,9 +110,10 @@ class Plan:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         own: Sequence[Tensor] = (),
+        keys: Tensor | None = None,
         check: Check = anything,
     ) -> None:
-        """Updates values and states of all variables that have a source. One launch.
+        """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
 
         Args:
             groups: Param groups, in the order of the segments' group numbers.
@@ -117,6 +125,8 @@ class Plan:
             grad_scale, found_inf: A GradScaler's, float32 [] on the device: divide gradients by the one, leave
                 everything as it is when the other is not 0.
             own: float32 [slots] each: the scalars that the rule's variables keep, in the rule's order.
+            keys: int64 [1 + slots] on the device: a seed, then the key of each variable's name. With it, the states
+                that the rule says are rounded at random in bfloat16; without, to nearest.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
         """
         self._note_capture()
@@ -132,7 +142,10 @@ class Plan:
             grad_scale,
             found_inf,
             tuple(own),
+            keys,
         )
+        if rule.statistics is not None:
+            self.launches.statistics(sources, rule, values, states, inputs)
         self.launches.step(sources, rule, values, states, inputs)
 
     def _note_capture(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..gradients.attached import gradients_of
-from ..gradients.cycle import PENDING
+from ..gradients.cycle import PENDING, GradientSnapshot
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, VALUES, Stream
 from ..optim.record import OptimizerRecord
 from ..variables.registry import Registry
@@ -85,11 +85,11 @@ def _capture_training(registry: Registry, image: Image, optimizers: Any, schedul
     owners = [_capture(registry, image, number, one) for number, one in enumerate(as_list(optimizers))]
     scheduled = as_list(schedulers)
     states = [{"class": type(one).__name__, "state": encode(one.state_dict(), type(one).__name__)} for one in scheduled]
-    gradients = _capture_gradients(registry, image) if owners else NO_GRADIENTS
+    gradients = _capture_gradients(registry, image) if owners else None
     random, loose = capture_random(registry.device, rng) if rng else (None, {})
     image.loose.update(loose)
-    saved = {"schedulers": states, "gradients": {"mode": registry.gradients.mode, **gradients}, "random": random}
-    image.training = Training(image.catalog.names, owners, scheduled, saved)
+    names, mode = image.catalog.names, registry.gradients.mode
+    image.training = Training(names, owners, scheduled, states, mode, gradients, random)
 
 
 def _capture(registry: Registry, image: Image, number: int, optimizer: Any) -> OptimizerImage:
@@ -139,10 +139,7 @@ def _hyper(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-NO_GRADIENTS = {"touched": [], "spent": False, "fresh": False, "pending": []}
-
-
-def _capture_gradients(registry: Registry, image: Image) -> dict[str, Any]:
+def _capture_gradients(registry: Registry, image: Image) -> GradientSnapshot:
     found = gradients_of(registry).snapshot()
     for variable in found.pending:
         grad = variable.param.grad
@@ -156,5 +153,4 @@ def _capture_gradients(registry: Registry, image: Image) -> dict[str, Any]:
     touched = {v.id for v in found.open}
     if touched:
         image.add(registry, GRADS, GRADS, lambda records, _: [r for r in records if r.id in touched])
-    names, pending = [v.name for v in found.open], [v.name for v in found.pending]
-    return {"touched": names, "pending": pending, "spent": False, "fresh": found.norm}
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from .contents import Row, Table, tables_of
 from .description import Description
 from .header import CODE_OF
 from .records import Catalog, Record
-from .source import Source, Tensors
 from .training import Training
 
 Pieces = Callable[[Row], Iterable[memoryview]]
@@ -111,17 +110,3 @@ class Image:
             streams=list(dict.fromkeys(labels)),
             training=None if self.training is None else self.training.describe(),
         )
-
-    def source(self, name: str) -> Source:
-        """What a file of this image would be to those who load it, without a file.
-
-        Args:
-            name: For errors.
-        """
-        (table,) = self.tables(2**63)
-        tensors = {
-            row.key: self.loose[row.key] if row.record is None else self.planes[row.plane].held.read(row.record.span)
-            for row in table.rows
-        }
-        variables = {record.name: record.describe() for record in self.catalog.records}
-        return Tensors(tensors, name, replace(self.describe(), variables=variables))

@@ -124,20 +124,17 @@ class Resuming:
             torch.tensor(list(steps.values()), dtype=torch.float32),
             {key: row for row, key in enumerate(steps)},
             torch.tensor(saved["skipped"], dtype=torch.int32),
-            loose={
-                self.found[name].id: self._loose(name, each) for name, each in _loose_of(saved) if name in self.found
-            },
+            loose={self.found[name].id: self._loose(each) for name, each in _loose_of(saved) if name in self.found},
             scalars={
                 name: torch.tensor([decode_number(kept.get(of[key], 0.0), name) for key in steps], dtype=torch.float32)
                 for name, kept in saved.get("scalars", {}).items()
             },
         )
 
-    def _loose(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    def _loose(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """What lay in no stream of a variable."""
-        device = self.found[name].param.device
         return {
-            state: self.source.whole(value[FILE]).to(device) if is_in_file(value) else decode(value)
+            state: self.source.whole(value[FILE]) if is_in_file(value) else decode(value)
             for state, value in content.items()
         }
 

@@ -16,7 +16,7 @@ OPTIMIZER: Schema = {
     "class": str,
     "states": [str],
     "groups": [{"hyper": {"*": None}, "variables": [str]}],
-    "steps": {"*": COUNT},
+    "steps": {"*": (COUNT, {-0.0})},  # -0.0: no step was taken, and the state was set
     "skipped": COUNT,
     "?scalars": {"*": {"*": None}},
     "?loose": {"*": {"*": None}},
@@ -46,7 +46,7 @@ def has_form(value: Any, schema: Schema) -> bool:
     if isinstance(schema, range):
         return type(value) is int and value in schema
     if isinstance(schema, set):
-        return isinstance(value, str) and value in schema
+        return any(type(value) is type(allowed) and value == allowed for allowed in schema)
     if isinstance(schema, tuple):
         return any(has_form(value, one) for one in schema)
     if isinstance(schema, list):

@@ -17,8 +17,8 @@ from ..variables.registry import HasRegistry, Registry
 from .background import Writer, writer_of
 from .capture import capture
 from .image import Image
-from .load import Loading, Options
 from .opening import PathOrStream
+from .rollback import Rollback
 from .save import SHARD_SIZE, check_target, write
 
 Key = tuple[str, torch.dtype]
@@ -102,42 +102,29 @@ def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: S
     writer.raise_failure()
     image = capture(registry, optimizer, schedulers, rng)
     memory = reuse._give_up() if reuse is not None else {}
-    planes = []
+    planes, copies = [], {}
     for plane in image.planes:
         old = memory.get((plane.stream, plane.region))
         held = plane.held
         fits = old is not None and old.shape == held.buffer.shape and old.dtype == held.buffer.dtype
         copy = Stream(to_host(held.buffer, old if fits else None), held.base)
+        copies[id(held)] = copy
         planes.append(dataclasses.replace(plane, held=copy))
     image.planes = planes
     image.loose = {key: to_host(tensor) for key, tensor in image.loose.items()}
     for one in image.training.optimizers if image.training is not None else []:
-        one.copy(to_host)
+        one.copy(to_host, copies)
     return Snapshot(registry, image, rng, writer)
 
 
-@torch.no_grad()
 def restore(registry: Registry, snapshot: Snapshot) -> None:
     """See `VarStore.restore`."""
     image = snapshot.image()
-    registry.settle()
     if snapshot._registry() is not registry:
         raise MismatchError("the snapshot is of another store; save it, and load the file here")
-    records, training = image.catalog.records, image.training
-    if [record.id for record in records] != [v.id for v in registry.variables]:
-        raise MismatchError(
-            f"the snapshot holds {len(records)} variables, the store now {len(registry.variables)}; save the snapshot "
-            "and load it with load_partial"
-        )
-    names = {record.name: v.name for record, v in zip(records, registry.variables, strict=True)}
-    optimizers = [] if training is None else [one.optimizer for one in training.optimizers]
-    schedulers = [] if training is None else training.schedulers
-    options = Options(optimizers, schedulers, snapshot._rng, dtype="file", rename=names, verify=False)
-    loading = Loading(registry, image.source("the snapshot"), options)
-    loading.check()
-    for region in registry.layout.regions:
-        registry.streams.values(region.dtype).zero_()  # what was written between variables is undone as well
-    loading.apply()
+    rollback = Rollback(registry, image, snapshot._rng)
+    rollback.check()
+    rollback.apply()
 
 
 class SnapshotRing:

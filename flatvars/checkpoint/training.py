@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..gradients.cycle import GradientSnapshot
 from ..memory.streams import Stream
 from ..optim.record import OptimizerRecord
 from ..variables.registry import Registry
-from .plain import encode
+from .plain import decode, encode
 from .records import Record
 
 LOOSE = "loose"
@@ -49,8 +51,8 @@ class OptimizerImage:
     loose: Mapping[str, Any]
 
     @cached_property
-    def counts(self) -> dict[int, int]:
-        """Steps taken by each variable that took any, by id; waits for the device."""
+    def counts(self) -> dict[int, float]:
+        """See `OptimizerRecord.counts`."""
         return self.record.counts()
 
     def choose(self, state: str) -> Callable[[list[Record], Stream], list[Record]]:
@@ -62,8 +64,12 @@ class OptimizerImage:
             r for r in records if r.id in self.counts and r.id not in without and r.span.spec.has_room
         ]
 
-    def copy(self, to_host: Callable[[Tensor], Tensor]) -> None:
-        """Lets go of all that the optimizer may change."""
+    def copy(self, to_host: Callable[[Tensor], Tensor], streams: Mapping[int, Stream]) -> None:
+        """Lets go of all that the optimizer may change.
+
+        Args:
+            streams: Copies of its streams, by the identities of those.
+        """
         record = self.record
         steps, skipped = to_host(record.steps), to_host(record.skipped)
         groups = [
@@ -78,10 +84,20 @@ class OptimizerImage:
             skipped=skipped,
             groups=groups,
             slots=dict(record.slots),
-            streams={},
+            streams={key: streams[id(stream)] for key, stream in record.streams.items()},
             scalars={name: to_host(scalar) for name, scalar in record.scalars.items()},
-            loose={},
+            loose={key: {name: _own(value) for name, value in each.items()} for key, each in record.loose.items()},
         )
+
+    def as_record(self) -> OptimizerRecord:
+        """What the optimizer restores."""
+        groups = [
+            dataclasses.replace(
+                group, hyper={k: v if isinstance(v, Tensor) else decode(v) for k, v in group.hyper.items()}
+            )
+            for group in self.record.groups
+        ]
+        return dataclasses.replace(self.record, groups=groups)
 
     def describe(self, names: Mapping[int, str]) -> dict[str, Any]:
         """As JSON, by names."""
@@ -110,23 +126,42 @@ class OptimizerImage:
         }
 
 
+def _own(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+
+
 @dataclass
 class Training:
     """Everything of a training run that is no stream.
 
     Attributes:
         names: Of variables, by id.
-        saved: Schedulers, gradients and generators as JSON.
+        scheduled: Class and state of each scheduler, as JSON.
+        mode: How gradients are kept.
+        gradients: Those that no step has used; None without an optimizer.
+        random: Of the generators, as JSON; None if they were not asked for.
     """
 
     names: Mapping[int, str]
     optimizers: list[OptimizerImage]
     schedulers: list[Any]
-    saved: dict[str, Any]
+    scheduled: list[dict[str, Any]]
+    mode: str
+    gradients: GradientSnapshot | None
+    random: dict[str, Any] | None
 
     def describe(self) -> dict[str, Any]:
         """As JSON, by names."""
-        return {"optimizers": [one.describe(self.names) for one in self.optimizers], **self.saved}
+        found = self.gradients or GradientSnapshot(self.mode, ())
+        touched, pending = ([self.names[v.id] for v in each] for each in (found.open, found.pending))
+        gradients = {"mode": self.mode, "touched": touched, "pending": pending, "spent": False, "fresh": found.norm}
+        optimizers = [one.describe(self.names) for one in self.optimizers]
+        return {
+            "optimizers": optimizers,
+            "schedulers": self.scheduled,
+            "gradients": gradients,
+            "random": self.random,
+        }
 
 
 def check_optimizer(registry: Registry, optimizer: Any) -> None:

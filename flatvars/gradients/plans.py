@@ -22,34 +22,40 @@ from .receipts import Receipt
 
 @dataclass(frozen=True)
 class Part:
-    """One region's share: which of the variables it covers, in the order of its plan."""
+    """One region's share, or one kind's in it: which of the variables it covers, in the order of its plan."""
 
     region: torch.dtype
     order: list[int]
     plan: Any
     in_order: bool
+    kind: Any = None
 
     def pick(self, items: Sequence[Any]) -> Sequence[Any]:
         """Items of all variables, reduced to this region's and put in its order."""
         return items if self.in_order else [items[i] for i in self.order]
 
 
-def checked(plans_of: Callable[[], PlanSet]) -> PlanSet:
+def checked(plans_of: Callable[[], PlanSet], stepping: bool = False) -> PlanSet:
     """Plans over variables that lie in their store: looking may carve anew, which takes other plans.
 
     Raises:
         AliasError: see `AliasGuard.check`.
     """
     plans = plans_of()
-    plans.guard.check()
+    plans.guard.check(stepping)
     if plans.generation != plans.registry.generation:
         plans = plans_of()
-        plans.guard.check()
+        plans.guard.check(stepping)
     return plans
 
 
 class PlanSet:
     """Plans over some trainable variables, one per region, sharing one norm.
+
+    Args:
+        groups: Row of each variable in the numbers that a step reads.
+        slots: Row of each variable in the counts of steps.
+        kinds: Of each variable; those of one region and different kinds get a plan each.
 
     Attributes:
         norm: Of the gradients, a device scalar; float64 where a region is.
@@ -62,6 +68,7 @@ class PlanSet:
         variables: Sequence[Variable],
         groups: Sequence[int] | None = None,
         slots: Sequence[int] | None = None,
+        kinds: Sequence[Any] | None = None,
     ) -> None:
         # Weak: the registry keeps these plans through its gradients, and buffers must go with the last handle.
         self._registry = weakref.ref(registry)
@@ -80,10 +87,12 @@ class PlanSet:
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
-        sums = torch.zeros(len(regions), dtype=torch.float64, device=registry.device)
+        marks = [None] * len(self.variables) if kinds is None else kinds
+        shares = list(dict.fromkeys((v.dtype, kind) for v, kind in zip(self.variables, marks, strict=True)))
+        sums = torch.zeros(max(len(shares), 1), dtype=torch.float64, device=registry.device)
         self.parts: list[Part] = []
-        for slot, region in enumerate(regions if self.variables else []):
-            members = [k for k, v in enumerate(self.variables) if v.dtype == region]
+        for slot, (region, kind) in enumerate(shares):
+            members = [k for k, v in enumerate(self.variables) if v.dtype == region and marks[k] is kind]
             position = {self.variables[k].index: k for k in members}
             rows = [0 if groups is None else groups[k] for k in members]
             counts = None if slots is None else [slots[k] for k in members]
@@ -92,7 +101,7 @@ class PlanSet:
             frozen = registry.streams.find(FROZEN_ELEMENTS, region)
             mask = None if frozen is None else frozen.buffer
             plan = make_plan(segments, registry.device, self.norm, sums, slot, mask)
-            self.parts.append(Part(region, order, plan, order == list(range(len(self.variables)))))
+            self.parts.append(Part(region, order, plan, order == list(range(len(self.variables))), kind))
 
     @property
     def registry(self) -> Registry:

@@ -149,11 +149,10 @@ class Views(Gradients):
     def before_carve(self) -> None:
         super().before_carve()
         for variable in self.registry.variables:
-            view, grad = self._views.get(variable.id), variable.param.grad
-            if view is not None and grad is not None and not variable.frozen and not self._is_there(variable):
-                stream = self.stream(variable.dtype)
-                if (grad.dtype, grad.device) != (stream.dtype, stream.device):
-                    # Converted with its Parameter, which the carve is about to follow: exact in `.grad`, not here.
+            if variable.id in self._views and not variable.frozen:
+                stream, param = self.stream(variable.dtype), variable.param
+                if (param.dtype, param.device) != (stream.dtype, stream.device):
+                    # The carve is about to follow a Parameter of another dtype: its gradient is exact in `.grad` alone.
                     if self._is_bare(variable):
                         variable.param.grad = None
                     del self._views[variable.id]

@@ -12,6 +12,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defin
 
 from ..backend import round_up
 from .layout import Layout, Span
+from .pages import paged_zeros
 
 VALUES = "values"
 GRADS = "grads"
@@ -53,6 +54,10 @@ class Stream:
     @property
     def cover(self) -> Cover:
         return self.base, self.base + len(self.buffer)
+
+    def covers(self, span: Span) -> bool:
+        """Whether it holds all of a variable."""
+        return self.base <= span.offset and span.stop <= self.base + len(self.buffer)
 
     def view(self, span: Span) -> Tensor:
         """The variable's own shape over the stream, in its memory order."""
@@ -107,7 +112,7 @@ class Streams:
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
         with normal_tensors():
-            return torch.zeros(numel, dtype=dtype, device=self.device)
+            return paged_zeros(numel, dtype, self.device)
 
     def _values(self, buffer: Tensor) -> Stream:
         if self._shared:

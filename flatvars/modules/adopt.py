@@ -11,12 +11,13 @@ import weakref
 import torch
 from torch import nn
 
+from ..errors import FlatvarsError
 from ..variables.places import Place
-from ..variables.registry import Registry
+from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
-from .keep import keep_for
+from .keep import keep_for, let_go
 from .meta import Init, leave_meta, materialize_buffers, plan_values, renew_references
-from .tensors import check_memory, find_tensors, make_spec
+from .tensors import Found, check_memory, find_tensors, make_spec
 
 
 def adopt(
@@ -28,13 +29,19 @@ def adopt(
     buffers: bool = False,
     init: Init | None = None,
 ) -> None:
-    """Moves a module's tensors into the registry; see `VarStore.from_module`. Nothing changes if it raises."""
+    """Moves a module's tensors into the registry; see `VarStore.from_module`. Nothing changes if it raises.
+
+    A store that held nothing but these tensors gives them up, so that a cell of a notebook may be run again.
+    """
     found = find_tensors(module, prefix, buffers)
     specs = [make_spec(entry, dtype) for entry in found]
-    check_memory(found)
+    former = whole_store(registry, found)
+    check_memory(found, former)
     on_meta = [entry for entry in found if entry.tensor.is_meta]
     initialize = plan_values(registry, module, list(zip(found, specs, strict=True)), prefix, init)
     registry.check_names([name for entry in found for name in entry.names])
+    if former is not None:
+        release_all(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
     for entry in on_meta:
         if weakref.getweakrefcount(entry.tensor):
             leave_meta(entry, registry.device)
@@ -47,6 +54,39 @@ def adopt(
         materialize_buffers(module, registry.device)
         with torch.no_grad():
             initialize()
+
+
+def whole_store(registry: Registry, found: list[Found]) -> Registry | None:
+    """Another store whose variables are all among these tensors: to adopt them anew is to give it up."""
+    owners = [variable_of(entry.tensor) for entry in found]
+    former = next((owner[0] for owner in owners if owner is not None), None)
+    if former is None or former is registry:
+        return None
+    ids = {owner[1].id for owner in owners if owner is not None and owner[0] is former}
+    return former if ids == {variable.id for variable in former.variables} else None
+
+
+def release_all(registry: Registry, reason: str) -> None:
+    """See `VarStore.release`."""
+    registry.release(reason)
+    let_go(registry)
+
+
+def registry_of(module: nn.Module) -> Registry:
+    """The one registry that holds a module's tensors.
+
+    Raises:
+        FlatvarsError: there is none, or there are several.
+    """
+    owners = [variable_of(tensor) for tensor in (*module.parameters(), *module.buffers())]
+    found = list({id(owner[0]): owner[0] for owner in owners if owner is not None}.values())
+    if len(found) != 1:
+        who = "no store holds" if not found else f"{len(found)} stores hold"
+        raise FlatvarsError(
+            f"the store of a {type(module).__name__} was asked for, but {who} its parameters and buffers; adopt it "
+            "with VarStore.from_module(module), or ask for a submodule's"
+        )
+    return found[0]
 
 
 def own(registry: Registry, variable: Variable, module: nn.Module, attribute: str) -> None:

@@ -145,6 +145,7 @@ class Declarations:
             spec = dataclasses.replace(make_spec(found, None), has_room=trainable)
             check_memory([found])
             if isinstance(tensor, nn.Parameter):
+                check_unshared(registry, name, tensor)
                 param: Tensor = tensor.requires_grad_(trainable)
             else:
                 values = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=registry.device)
@@ -154,6 +155,16 @@ class Declarations:
 
     def _name(self, name: str) -> str:
         return self.registry.free_name(name) if self.on_duplicate == "suffix" else name
+
+
+def check_unshared(registry: Registry, name: str, param: nn.Parameter) -> None:
+    """Raises SpecError for a Parameter that is a view of a variable: in the store, the two would come apart."""
+    other = registry.sharing(param)
+    if other is not None and not other.frozen:  # what is frozen was, maybe, reparametrized away: it keeps its values
+        raise SpecError(
+            f"{name!r} shares memory with variable {other.name!r} but is another object, so they would come apart in "
+            "the store; give one Parameter to both modules, or a clone() of it"
+        )
 
 
 def check_part(part: str, what: str) -> str:

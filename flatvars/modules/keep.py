@@ -24,7 +24,7 @@ class Anchor:
     __slots__ = ("__weakref__", "registry")
 
     def __init__(self, registry: Registry) -> None:
-        self.registry = registry
+        self.registry: Registry | None = registry
 
     def __reduce__(self) -> Any:
         return set, ()
@@ -49,3 +49,9 @@ def hand_over(registry: Registry, former: Iterable[Registry]) -> None:
         for anchor in list(_anchors.pop(other, ())):
             anchor.registry = registry
             mine.add(anchor)
+
+
+def let_go(registry: Registry) -> None:
+    """No module keeps the registry alive any more."""
+    for anchor in list(_anchors.pop(registry, ())):
+        anchor.registry = None

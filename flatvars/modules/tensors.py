@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-def
 from ..errors import SpecError
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
 from ..variables.places import Place
-from ..variables.registry import variable_of
+from ..variables.registry import Registry, variable_of
 from ..variables.variable import byte_range
 
 
@@ -67,15 +67,20 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
     return VarSpec(name, shape, kind, stride, has_room=tensor.requires_grad)
 
 
-def check_memory(found: list[Found]) -> None:
-    """Raises where a tensor belongs to a store already, or two share memory without being one object."""
+def check_memory(found: list[Found], former: Registry | None = None) -> None:
+    """Raises where a tensor belongs to a store already, or two share memory without being one object.
+
+    Args:
+        former: A store that gives up all it holds.
+    """
     ranges: list[tuple[int, int, int, str]] = []
     for entry in found:
         owner = variable_of(entry.tensor)
-        if owner is not None:
+        if owner is not None and owner[0] is not former:
             raise SpecError(
                 f"{entry.names[0]!r} belongs to a store already, as {owner[1].name!r}; one parameter lies in one "
-                "buffer: use that store, or adopt a deepcopy of the module"
+                "buffer: use that store (VarStore.of(module)), let it go first (VarStore.of(module).release()), or "
+                "adopt a deepcopy of the module"
             )
         tensor = entry.tensor
         if isinstance(tensor, UninitializedTensorMixin) or tensor.layout != torch.strided:

@@ -1,6 +1,6 @@
 """Optimizers with torch.optim's names and arguments; one fused step over a store, whatever the number of variables."""
 
-from ..backend import VALUE, Rule, rule, scalars
+from ..backend import VALUE, Rule, rule, scalars, statistics
 from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
@@ -11,7 +11,12 @@ from .adopt import ADOPT
 from .asgd import ASGD
 from .base import Optimizer
 from .grams import Grams
+from .lamb import LAMB
+from .lars import LARS
 from .lion import Lion
+from .mars import MARS
+from .muon import Muon
+from .muon_settings import muon_settings
 from .nadam import NAdam
 from .own_rule import RuleOptimizer
 from .radam import RAdam
@@ -19,10 +24,14 @@ from .rmsprop import RMSprop
 from .rprop import Rprop
 from .schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
+from .stable_adamw import StableAdamW
 
 __all__ = [
     "ADOPT",
     "ASGD",
+    "LAMB",
+    "LARS",
+    "MARS",
     "SGD",
     "VALUE",
     "AdEMAMix",
@@ -34,6 +43,7 @@ __all__ = [
     "Adan",
     "Grams",
     "Lion",
+    "Muon",
     "NAdam",
     "Optimizer",
     "RAdam",
@@ -43,6 +53,9 @@ __all__ = [
     "RuleOptimizer",
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
+    "StableAdamW",
+    "muon_settings",
     "rule",
     "scalars",
+    "statistics",
 ]

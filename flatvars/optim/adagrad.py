@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backend import ADAGRAD, Rule
+from ..errors import FlatvarsError
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least
@@ -83,3 +84,14 @@ class Adagrad(Optimizer):
 
     def rule(self) -> Rule:
         return ADAGRAD
+
+    def share_memory(self) -> None:
+        """torch's moves the sums into shared memory. Here they lie in streams of the store.
+
+        Raises:
+            FlatvarsError: always, and says what to do.
+        """
+        raise FlatvarsError(
+            "the sums of this Adagrad lie in streams of its store, which processes do not share; share the values by "
+            "store.share_memory_(), and let each process keep sums of its own"
+        )

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule, with_decay
 from ..variables.registry import HasRegistry
 from .base import Optimizer
+from .caution import with_caution
 from .checks import check_at_least, check_betas
-from .decay import with_caution
 from .flags import refuse_differentiable
 
 # By (decays a group its values alone, uses a group the running maximum).
@@ -22,8 +22,8 @@ _RULES = {(False, False): ADAM, (False, True): AMSGRAD, (True, False): ADAMW, (T
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or acts on the value alone if decoupled.
 
-    Arguments are torch.optim.Adam's, those of `Optimizer`, and `cautious_decay`, as of `AdamW`. `foreach`, `fused` and
-    `capturable` are accepted and change nothing: the step is fused, and capturable, always.
+    Arguments are torch.optim.Adam's, those of `Optimizer`, and `cautious_decay` and `cautious`, as of `AdamW`.
+    `foreach`, `fused` and `capturable` are accepted and change nothing: the step is fused, and capturable, always.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -48,6 +48,7 @@ class Adam(Optimizer):
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         cautious_decay: bool = False,
+        cautious: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -67,6 +68,7 @@ class Adam(Optimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
             "cautious_decay": cautious_decay,
+            "cautious": cautious,
         }
         super().__init__(
             params,
@@ -80,9 +82,10 @@ class Adam(Optimizer):
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
         check_at_least(0.0, **{name: numbers[name] for name in ("lr", "eps", "weight_decay")})
         check_betas(numbers["betas"])
-        if numbers.get("cautious_decay") and not numbers["decoupled_weight_decay"]:
+        if (numbers.get("cautious_decay") or numbers.get("cautious")) and not numbers["decoupled_weight_decay"]:
             raise ValueError(
-                "cautious_decay=True is for decoupled decay; use AdamW, or pass decoupled_weight_decay=True as well"
+                "cautious_decay=True and cautious=True are for decoupled decay; use AdamW, or pass "
+                "decoupled_weight_decay=True as well"
             )
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
@@ -93,6 +96,11 @@ class Adam(Optimizer):
         amsgrad = any(group["amsgrad"] for group in self.param_groups)
         rule = _RULES[decoupled == {True}, amsgrad]
         if len(decoupled) == 2:
+            if any(group.get(name) for group in self.param_groups for name in ("cautious_decay", "cautious")):
+                raise ValueError(
+                    "cautious_decay and cautious are for optimizers whose groups all have decoupled decay, and some "
+                    "here have decoupled_weight_decay=False; make two optimizers, or give those decoupled decay as well"
+                )
             return with_decay(rule, "either")
         return with_caution(rule, self.param_groups)
 
@@ -100,8 +108,9 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """AdamW (Loshchilov and Hutter 2019): weight decay acts on the value alone.
 
-    Arguments are torch.optim.AdamW's and those of `Optimizer`, and `cautious_decay`: decay only what the step moves
-    towards zero (Chen et al. 2025, arXiv 2510.12402). Param groups may differ in it.
+    Arguments are torch.optim.AdamW's, those of `Optimizer`, and two in which param groups may differ: `cautious_decay`,
+    decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402), and `cautious`, move no element
+    against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv 2411.16085; one more launch).
     """
 
     def __init__(
@@ -119,6 +128,7 @@ class AdamW(Adam):
         differentiable: bool = False,
         fused: bool | None = None,
         cautious_decay: bool = False,
+        cautious: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -138,6 +148,7 @@ class AdamW(Adam):
             fused=fused,
             decoupled_weight_decay=True,
             cautious_decay=cautious_decay,
+            cautious=cautious,
             store=store,
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,

@@ -9,18 +9,19 @@ and `capture` and `restore` hand it over as a whole (`record.py`).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from ..backend import VALUE, Rule
+from ..backend import VALUE, Rule, Sources
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
-from ..gradients.plans import PlanSet, checked
+from ..gradients.plans import Part, PlanSet, checked
+from ..memory.streams import Stream
 from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
@@ -48,7 +49,8 @@ class Optimizer(Conveniences):
         max_norm: Clip the norm over all gradients of this optimizer to it, inside the step: gradients are not
             rewritten.
         skip_nonfinite: Change nothing, not even step counts, when that norm is NaN or infinite; `skipped` counts it.
-        state_dtype: Of the state streams; the variables' own if not given, as in torch.optim.
+        state_dtype: Of the state streams; the variables' own if not given, as in torch.optim. In bfloat16, averages of
+            squares are rounded at random (`stochastic_rounding`).
 
     Raises:
         ForeignParameterError: a parameter of no store, or of two.
@@ -60,6 +62,14 @@ class Optimizer(Conveniences):
 
     known_states: tuple[str, ...] = ()
     """Names of all states that optimizers of this class may have, whatever their numbers; a rule's own if empty."""
+
+    several = False
+    """Whether param groups may have a rule each."""
+
+    stochastic_rounding = True
+    """Whether slow averages that are stored in bfloat16, such as those of squares, are rounded at random: to nearest,
+    as torch.optim does it, they never decay. The draws depend on the store's seed, the variable's name, its step and
+    the position alone. Set it to False on an optimizer to compare with torch's."""
 
     lengths: Mapping[str, int] = LENGTHS
     """Entries of a param group that are several numbers, and how many."""
@@ -104,6 +114,8 @@ class Optimizer(Conveniences):
         self._homeless = False
         self.registry = registry
         self.states = States(registry, self.state_dtype)
+        if self.several:
+            self.states.names_of = _NamesOf(weakref.ref(self))
         self.param_groups: list[dict[str, Any]] = []
         self.membership = Membership(registry)
         self.entries = Entries(self)
@@ -111,6 +123,8 @@ class Optimizer(Conveniences):
         self._plans: PlanSet | None = None
         self._planned = -1  # version of the membership that the plans are for
         self._frozen: list[Tensor] = []
+        self._last_rules: dict[int, Rule] = {}
+        self._kinds: tuple[Rule, ...] = ()  # of the param groups, when plans were made
         self._counted: Any = None  # what `_count` has looked at
         self._counting: dict[int, bool] = {}  # whether steps of a variable counted, by id
         self._norm: Tensor | None = None
@@ -124,9 +138,26 @@ class Optimizer(Conveniences):
         """The mathematics of the step, given the param groups as they are."""
         raise NotImplementedError
 
+    def rule_of(self, group: Mapping[str, Any]) -> Rule:
+        """That of a param group, where `several`; each rule is a launch of its own, over the tiles of its groups."""
+        return self.rule()
+
+    def rules(self) -> list[Rule]:
+        """Those of all param groups."""
+        return list(dict.fromkeys(map(self.rule_of, self.param_groups))) if self.several else [self.rule()]
+
+    def rule_for(self, variable: Variable) -> Rule:
+        """That of a variable: of its param group, or of the one it was in last."""
+        if not self.several:
+            return self.rule()
+        group = self.membership.group_of.get(variable.id)
+        if group is not None:
+            self._last_rules[variable.id] = self.rule_of(group)
+        return self._last_rules.get(variable.id) or self.rule()
+
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The states that a param group has: torch keeps no momentum buffer for a group without momentum."""
-        return self.rule().states
+        return self.rule_of(group).states
 
     def counts_steps(self, group: Mapping[str, Any]) -> bool:
         """Whether steps of a group count as steps of its variables."""
@@ -157,13 +188,18 @@ class Optimizer(Conveniences):
 
         A schedule may carry a learning rate past zero, by rounding or on purpose; torch.optim steps with it.
         """
-        names = [name for name in self.number_names(self.defaults) if name in group]
+        defaults = self.defaults_of(group)
+        names = [name for name in self.number_names(defaults) if name in group]
         check_kinds(group, names, self.lengths, waits, self.optional)
         if waits or not any(holds_tensor(group[name]) for name in names if name != "lr"):
-            self.check_numbers({**self.defaults, **group, "lr": 0.0})
+            self.check_numbers({**defaults, **group, "lr": 0.0})
 
     def after_load(self) -> None:
         """Called when a state dict's groups are in place, before its states are."""
+
+    def defaults_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """What a param group must have, and its values where a new one does not say."""
+        return self.defaults
 
     # Groups -----------------------------------------------------------------------------------------------------------
 
@@ -175,12 +211,13 @@ class Optimizer(Conveniences):
         selector = group["params"] if is_selector(group["params"]) else None
         taken = {id(param) for other in self.param_groups for param in params_of(other)}
         group = resolved(group, self.registry, taken)
-        check_group_keys(group, self.defaults, type(self).__name__)
+        defaults = self.defaults_of(group)
+        check_group_keys(group, defaults, type(self).__name__)
         for param in tensors_of(group):
             found = variable_of(param)
             if found is None or found[0] is not self.registry:
                 explain_foreign(param, self.registry, "the group was not added")
-        self.check_entries({**self.defaults, **group}, self.number_names(self.defaults))
+        self.check_entries({**defaults, **group}, self.number_names(defaults))
         super().add_param_group(group)
         if selector is not None:
             self.membership.select(self.param_groups[-1], selector)
@@ -202,12 +239,12 @@ class Optimizer(Conveniences):
         if not variable.spec.has_room:
             return ()
         group = self.membership.group_of.get(variable.id)
-        return self.rule().states if group is None else self.state_names(group)
+        return self.rule_for(variable).states if group is None else self.state_names(group)
 
     def first_value(self, variable: Variable, name: str) -> Any:
         """What a state or a scalar of a variable begins with: a tensor or a number."""
         group = self.membership.group_of.get(variable.id, self.defaults)
-        first = self.rule().first_value(name, group)
+        first = self.rule_for(variable).first_value(name, group)
         return variable.param.detach() if first == VALUE else first
 
     def follow(self) -> None:
@@ -251,7 +288,8 @@ class Optimizer(Conveniences):
         plans = self._plans
         if plans is not None and plans.generation == self.registry.generation:
             if not any(param.requires_grad for param in self._frozen):
-                return plans if self._planned == self.membership.version else self._make_plans()
+                known = self._planned == self.membership.version and self._kinds == self._kinds_now()
+                return plans if known else self._make_plans()
             follow_flags(self.registry)
         elif any(v.requires_grad and not v.trains for v in self.members()):
             follow_flags(self.registry)
@@ -260,6 +298,7 @@ class Optimizer(Conveniences):
 
     def _make_plans(self) -> PlanSet:
         members = by_rows(self.membership.groups)
+        self._kinds = self._kinds_now()
         self._plans = self._plans_over([member for member in members if member[0].trains])
         self._planned = self.membership.version
         self._frozen = [v.param for v, _ in members if not v.trains]
@@ -269,19 +308,37 @@ class Optimizer(Conveniences):
         """Plans of some variables with the numbers of their groups."""
         members = sorted(members, key=lambda m: m[0].index)
         slots = [self.states.slots[v.id] for v, _ in members]
-        return PlanSet(self.registry, [v for v, _ in members], [g for _, g in members], slots)
+        kinds = [self._kinds[g] for _, g in members] if self.several else None
+        return PlanSet(self.registry, [v for v, _ in members], self.rows_of(members), slots, kinds)
+
+    def _kinds_now(self) -> tuple[Rule, ...]:
+        return tuple(map(self.rule_of, self.param_groups)) if self.several else ()
+
+    def rows_of(self, members: Sequence[tuple[Variable, int]]) -> list[int]:
+        """Row of each variable, given with the number of its group, in its launch's table of numbers."""
+        rows = [self._kinds[:number].count(kind) for number, kind in enumerate(self._kinds)]
+        return [rows[number] if self.several else number for _, number in members]
+
+    def groups_of(self, part: Part) -> list[dict[str, Any]]:
+        """Param groups whose numbers a launch reads, in the order of its rows."""
+        return [group for group in self.param_groups if part.kind is None or self.rule_of(group) is part.kind]
 
     @torch.no_grad()
-    def apply_once(self, rule: Rule) -> None:
+    def apply_once(self, rule: Rule, groups: Collection[int]) -> None:
         """Runs a rule that reads no gradient over all variables with room, frozen or not; no step is counted.
 
         Args:
             rule: Its states must be some of this optimizer's own.
+            groups: Numbers of the param groups whose variables they are.
         """
-        self._current_plans()  # what moved or flipped is followed
+
+        def chosen() -> PlanSet:
+            self._current_plans()  # what moved or flipped is followed
+            members = by_rows(self.membership.groups)
+            return self._plans_over([m for m in members if m[0].spec.has_room and m[1] in groups])
+
+        plans = checked(chosen)
         self.entries.settle(strict=True)
-        plans = self._plans_over([m for m in by_rows(self.membership.groups) if m[0].spec.has_room])
-        plans.guard.check()
         steps = self.states.steps.clone()
         for part in plans.parts:
             states, values = self.states.streams(part.region, rule.states), plans.values(part)
@@ -320,7 +377,7 @@ class Optimizer(Conveniences):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plans = checked(self._current_plans)
+        plans = checked(self._current_plans, stepping=True)
         gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched
@@ -361,25 +418,38 @@ class Optimizer(Conveniences):
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
         if self.max_norm is not None or self.skip_nonfinite:
             self._norm = norm
-        rule = self.rule()
         for part, source in zip(plans.parts, collected.sources, strict=True):
-            states = self.states.streams(part.region, rule.states)
-            part.plan.step_(
-                source,
-                rule,
-                plans.values(part),
-                [held.buffer for held in states],
-                self.param_groups,
-                steps=self.states.steps,
-                base=states[0].base if states else 0,
-                norm=norm,
-                max_norm=self.max_norm,
-                skip=self.skip_nonfinite,
-                skipped=self.states.skipped,
-                own=self.states.scalars(rule.own),
-                check=self.check_changed,
-                **scaling,
-            )
+            self.launch_part(plans, part, source, norm, scaling)
+
+    def launch_part(
+        self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    ) -> None:
+        """The step of the variables of one region, and where there are several rules, of one rule."""
+        rule = self.rule() if part.kind is None else part.kind
+        states = self.states.streams(part.region, rule.states)
+        part.plan.step_(
+            source,
+            rule,
+            plans.values(part),
+            [held.buffer for held in states],
+            self.groups_of(part),
+            steps=self.states.steps,
+            base=states[0].base if states else 0,
+            norm=norm,
+            max_norm=self.max_norm,
+            skip=self.skip_nonfinite,
+            skipped=self.states.skipped,
+            own=self.states.scalars(rule.own),
+            keys=self._keys_for(rule, states),
+            check=self.check_changed,
+            **scaling,
+        )
+
+    def _keys_for(self, rule: Rule, states: Sequence[Stream]) -> Tensor | None:
+        """What states are rounded at random by, where any is."""
+        if not self.stochastic_rounding or not rule.stochastic:
+            return None
+        return self.states.keys() if any(held.buffer.dtype == torch.bfloat16 for held in states) else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
@@ -410,7 +480,12 @@ class Optimizer(Conveniences):
         self.entries.settle(strict=True)
         self._count()
         for part in plans.parts:
-            part.plan.upload_hyper(self.rule(), self.param_groups, self.max_norm, self.check_changed)
+            self.upload_part(part)
+
+    def upload_part(self, part: Part) -> None:
+        """The same for one launch."""
+        rule = self.rule() if part.kind is None else part.kind
+        part.plan.upload_hyper(rule, self.groups_of(part), self.max_norm, self.check_changed)
 
     # State --------------------------------------------------------------------------------------------------------
 
@@ -480,6 +555,17 @@ class Optimizer(Conveniences):
             f"a shallow copy of {type(self).__name__} would share its state streams, and both would step them; use "
             "copy.deepcopy((model, store, optimizer)), or make a second optimizer and load state_dict() into it"
         )
+
+
+class _NamesOf:
+    """The states of a variable, as long as its optimizer is there; its states must not keep it."""
+
+    def __init__(self, optimizer: weakref.ref[Optimizer]) -> None:
+        self._optimizer = optimizer
+
+    def __call__(self, variable: Variable) -> tuple[str, ...]:
+        optimizer = self._optimizer()
+        return () if optimizer is None else optimizer.rule_for(variable).states
 
 
 class _Hook:

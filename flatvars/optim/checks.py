@@ -78,7 +78,8 @@ def check_kinds(
         if name not in numbers or (value is None and name in optional):
             continue
         if name in FLAGS:
-            if not isinstance(value, (Integral, np.bool_, Tensor, type(None))):
+            one = isinstance(value, Tensor) and value.numel() == 1
+            if not one and not isinstance(value, (Integral, np.bool_, type(None))):
                 raise TypeError(f"{name}={value!r} is a {type(value).__name__}; give True or False")
         elif name not in lengths:
             check_number(name, value, waits)

@@ -20,9 +20,13 @@ LEFT_OUT = {
     "_following",
     "_frozen",
     "_homeless",
+    "_kinds",
+    "_last_rules",
     "_norm",
     "_planned",
     "_plans",
+    "_rows",
+    "_steps",
     "entries",
     "found_inf",
     "grad_scale",
@@ -82,7 +86,7 @@ def _states_of(record: OptimizerRecord, variable: Variable) -> dict[str, Tensor]
     pieces = {}
     for name in record.states:
         stream = record.streams.get((name, variable.dtype))
-        if stream is not None:
+        if stream is not None and stream.base <= variable.span.offset and variable.span.stop <= stream.cover[1]:
             pieces[name] = stream.piece(variable.span)
     return pieces
 

@@ -7,7 +7,6 @@ can: the state of a variable that has no room yet, or of a parameter that the st
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, Protocol
@@ -20,7 +19,7 @@ from ..gradients.attached import gradients_of
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
-from .states import States
+from .states import States, is_set
 
 
 class Keeper(Protocol):
@@ -30,8 +29,13 @@ class Keeper(Protocol):
     states: States
     param_groups: list[dict[str, Any]]
 
+    several: bool
+
     def rule(self) -> Rule:
         """The mathematics of its step."""
+
+    def rule_for(self, variable: Variable) -> Rule:
+        """That of a variable, which may be another for every param group where there are `several`."""
 
     def names_of(self, variable: Variable) -> tuple[str, ...]:
         """The states that a variable has in its param group."""
@@ -85,12 +89,20 @@ class Entries(MutableMapping[Any, Any]):
     def __setitem__(self, key: Any, state: Any) -> None:
         variable = self._variable(key)
         if variable is None:
+            self._free(state)
             self._others[_identity(key)] = key, state
         elif self._entries.get(variable.id) is not state:
             content = dict(state)
             self._take_out(variable, keep=True)
             self.replace({variable: content})
             self._attached(variable)  # an empty one, too
+
+    def _free(self, state: Any) -> None:
+        """Gives tensors memory of their own that lie in the optimizer's, which may be another variable's by and by."""
+        if isinstance(state, MutableMapping):
+            for name, value in state.items():
+                if isinstance(value, Tensor) and self._optimizer.states.holds(value):
+                    state[name] = value.clone()
 
     def __delitem__(self, key: Any) -> None:
         if key not in self:
@@ -174,27 +186,28 @@ class Entries(MutableMapping[Any, Any]):
 
     def _has_stepped(self, variable: Variable) -> bool:
         optimizer = self._optimizer
-        if variable.id in self._dropped or not (optimizer.names_of(variable) or optimizer.rule().keeps_step):
+        rule = optimizer.rule_for(variable)
+        if variable.id in self._dropped or not (optimizer.names_of(variable) or rule.keeps_step):
             return False
-        return optimizer.rule().early or bool(optimizer.states.steps[optimizer.states.slots[variable.id]] > 0)
+        return rule.early or is_set(float(optimizer.states.steps[optimizer.states.slots[variable.id]]))
 
     def _present(self) -> list[Variable]:
         """Variables with an entry: those of the param groups first. Waits for the device, once."""
         optimizer = self._optimizer
         optimizer.follow()
-        states, rule = optimizer.states, optimizer.rule()
+        states, common = optimizer.states, None if optimizer.several else optimizer.rule()
         counts = states.steps.tolist()
         ordered = {v.id: v for v in (*optimizer.members(), *states.variables)}
-        return [
-            v
-            for v in ordered.values()
-            if v.id in self._entries
-            or (
-                (rule.early or counts[states.slots[v.id]] > 0)
+
+        def stepped(v: Variable) -> bool:
+            rule = common or optimizer.rule_for(v)
+            return (
+                (rule.early or is_set(counts[states.slots[v.id]]))
                 and v.id not in self._dropped
                 and (rule.keeps_step or bool(optimizer.names_of(v)))
             )
-        ]
+
+        return [v for v in ordered.values() if v.id in self._entries or stepped(v)]
 
     # Entries --------------------------------------------------------------------------------------------------------
 
@@ -216,9 +229,9 @@ class Entries(MutableMapping[Any, Any]):
         names = optimizer.names_of(variable)
         if not variable.spec.has_room:
             return
-        if optimizer.rule().keeps_step and STEP not in entry:
+        if optimizer.rule_for(variable).keeps_step and STEP not in entry:
             entry.show(STEP, optimizer.states.step_of(variable))
-        rule = optimizer.rule()
+        rule = optimizer.rule_for(variable)
         if rule.init:
             self._begin(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
@@ -233,27 +246,30 @@ class Entries(MutableMapping[Any, Any]):
         """Shows the initial values of a variable that took no step, and whose state nobody has set."""
         optimizer, states = self._optimizer, self._optimizer.states
         count = float(states.steps[states.slots[variable.id]])
-        if count or math.copysign(1.0, count) < 0.0:
+        if is_set(count):
             return
-        rule = optimizer.rule()
+        rule = optimizer.rule_for(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in rule.init:
                 stream.view(variable.span).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
         for name in rule.own:
             states.scalar_of(variable, name).copy_(torch.as_tensor(optimizer.first_value(variable, name)))
+        states.note_set([variable])  # whoever looks may write
 
     def _streams(self, variable: Variable) -> Any:
-        return self._optimizer.states.streams(variable.dtype, self._optimizer.rule().states)
+        return self._optimizer.states.streams(variable.dtype, self._optimizer.rule_for(variable).states)
 
     def shown(self) -> dict[int, StateEntry]:
         """All entries, by variable id; one that was asked for before the variable's first step is empty, as torch's."""
         found = {}
-        present, states, early = self._present(), self._optimizer.states, self._optimizer.rule().early
+        optimizer, present, states = self._optimizer, self._present(), self._optimizer.states
+        common = None if optimizer.several else optimizer.rule()
         counts = states.steps.tolist()
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
-            has_state = early or counts[states.slots[variable.id]] > 0
+            early = (common or optimizer.rule_for(variable)).early
+            has_state = early or is_set(counts[states.slots[variable.id]])
             if missing and variable.id not in self._dropped and has_state:
                 self._show(entry, variable)
         return found
@@ -280,7 +296,7 @@ class Entries(MutableMapping[Any, Any]):
         if variable.id in self._dropped:
             value = value.clone() if isinstance(value, Tensor) else value  # it may be what is dropped
             self._erase()
-        rule = self._optimizer.rule()
+        rule = self._optimizer.rule_for(variable)
         keeps_step = rule.keeps_step
         self._emptied.get(variable.id, (variable, set()))[1].difference_update((name,) if keeps_step else (name, STEP))
         if name == STEP and keeps_step and variable.spec.has_room:
@@ -296,7 +312,7 @@ class Entries(MutableMapping[Any, Any]):
 
     def _place(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
         """Writes a value into the stream of its name, or else keeps it in the dict alone; whether there is a stream."""
-        names = self._optimizer.rule().states
+        names = self._optimizer.rule_for(variable).states
         if not variable.spec.has_room or name not in names or not (value is None or is_state_of(value, variable)):
             entry.keep(name, value)
             return False
@@ -308,7 +324,7 @@ class Entries(MutableMapping[Any, Any]):
     def _place_scalar(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
         """Writes one of the scalars that the variable keeps, if it is one; whether it was."""
         states = self._optimizer.states
-        if name not in self._optimizer.rule().own or not variable.spec.has_room or not is_scalar(value):
+        if name not in self._optimizer.rule_for(variable).own or not variable.spec.has_room or not is_scalar(value):
             return False
         states.scalar_of(variable, name).copy_(torch.as_tensor(value).reshape(()))
         entry.show(name, states.scalar_of(variable, name))
@@ -321,7 +337,7 @@ class Entries(MutableMapping[Any, Any]):
         if name not in entry.loose:
             names = self._emptied.setdefault(variable.id, (variable, set()))[1]
             names.add(name)
-            if not self._optimizer.rule().keeps_step or len(entry) == 1:
+            if not self._optimizer.rule_for(variable).keeps_step or len(entry) == 1:
                 names.add(STEP)
         entry.hide(name)
 
@@ -337,7 +353,7 @@ class Entries(MutableMapping[Any, Any]):
 
     def _replace(self, variable: Variable, content: Mapping[Any, Any]) -> float:
         """All but the count, which is returned."""
-        rule, content = self._optimizer.rule(), dict(content)
+        rule, content = self._optimizer.rule_for(variable), dict(content)
         self._take_out(variable)
         entry = self._attached(variable)
         if not variable.spec.has_room:
@@ -354,7 +370,7 @@ class Entries(MutableMapping[Any, Any]):
         ]
         if rule.keeps_step and STEP in content:
             entry.show(STEP, self._optimizer.states.step_of(variable))
-            return float(content[STEP]) or (-0.0 if rule.init and any(placed) else 0.0)
+            return float(content[STEP]) or (-0.0 if any(placed) else 0.0)
         return float(any(placed))
 
     def _take_out(self, variable: Variable, keep: bool = False) -> None:
@@ -431,12 +447,12 @@ class Entries(MutableMapping[Any, Any]):
                 _own(entry)
 
     def _gather_loose(self, strict: bool) -> None:
-        rule = self._optimizer.rule()
-        names = (*rule.states, *rule.own)
         for entry in [entry for entry in self._entries.values() if entry.loose]:
             variable = entry.variable
             if variable is None or not variable.spec.has_room:
                 continue
+            rule = self._optimizer.rule_for(variable)
+            names = (*rule.states, *rule.own)
             waiting = {name: entry[name] for name in (STEP, *names) if name in entry.loose}
             fits = {name: is_scalar(x) if name in rule.own else is_state_of(x, variable) for name, x in waiting.items()}
             wrong = [name for name in waiting if name != STEP and not fits[name]]
@@ -459,7 +475,7 @@ class Entries(MutableMapping[Any, Any]):
             variable = entry.variable
             assert variable is not None
             for name in [name for name in entry if name not in entry.loose]:
-                is_scalar_name = name == STEP or name in self._optimizer.rule().own
+                is_scalar_name = name == STEP or name in self._optimizer.rule_for(variable).own
                 held = None if is_scalar_name else states.covering(name, variable)
                 if name == STEP:
                     entry.show(name, states.step_of(variable))

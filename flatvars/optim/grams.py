@@ -11,8 +11,8 @@ from torch import Tensor
 from ..backend import GRAMS, Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
+from .caution import with_caution
 from .checks import check_at_least, check_betas
-from .decay import with_caution
 
 
 class Grams(Optimizer):
@@ -26,6 +26,8 @@ class Grams(Optimizer):
         weight_decay: Decoupled.
         maximize: Ascend.
         cautious_decay: Decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402).
+        cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
+            2411.16085); one more launch.
         store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:
@@ -44,6 +46,7 @@ class Grams(Optimizer):
         *,
         maximize: bool = False,
         cautious_decay: bool = False,
+        cautious: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -56,6 +59,7 @@ class Grams(Optimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
             "cautious_decay": cautious_decay,
+            "cautious": cautious,
         }
         super().__init__(
             params,

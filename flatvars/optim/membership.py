@@ -40,7 +40,7 @@ class Membership:
         self._known: list[list[Tensor]] = []
         self._params: dict[int, Tensor] = {}  # of each variable that is or was a member, when last looked at
         self._generation = -1
-        self._seen = len(registry.variables)
+        self._seen = registry._next_id
 
     def members(self) -> list[Variable]:
         """Of all groups."""
@@ -70,7 +70,7 @@ class Membership:
         moved = self._generation != self.registry.generation
         if moved:
             self._renew(groups)
-        if self._seen != len(self.registry.variables):
+        if self._seen != self.registry._next_id:
             self._join(groups, add_group)
         if not moved and self._is_known(groups):
             return []
@@ -87,8 +87,14 @@ class Membership:
         return True
 
     def _renew(self, groups: Groups) -> None:
-        """A Parameter that was assigned to a module, and taken in by the store, takes the place of the old one."""
-        stale = {id(self._params[v.id]): v for v in self.members() if v.param is not self._params[v.id]}
+        """A Parameter that the store took in takes the place of the old one; one that the store gave away leaves."""
+        gone = {id(self._params[v.id]) for v in self.members() if v.index < 0}
+        if gone:
+            for group in groups:
+                group["params"] = [param for param in params_of(group) if id(param) not in gone]
+        stale = {
+            id(self._params[v.id]): v for v in self.members() if v.index >= 0 and v.param is not self._params[v.id]
+        }
         if not stale:
             return
         listed = {id(param) for group in groups for param in params_of(group)}
@@ -101,8 +107,8 @@ class Membership:
 
     def _join(self, groups: Groups, add_group: Callable[[dict[str, Any]], None]) -> None:
         """Takes up the variables that were declared since the last time; groups they number are made of defaults."""
-        new = self.registry.variables[self._seen :]
-        self._seen = len(self.registry.variables)
+        new = [variable for variable in self.registry.variables if variable.id >= self._seen]
+        self._seen = self.registry._next_id
         listed = {id(param) for group in groups for param in params_of(group)}
         for variable in new:
             if not isinstance(variable.param, nn.Parameter) or id(variable.param) in listed:

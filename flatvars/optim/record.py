@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..memory.streams import Stream
 from ..variables.variable import Variable
+from .states import is_set
 
 FetchState = Callable[[str, Variable, Tensor], bool]
 """Writes one state of one variable into a tensor of its shape; False where there is none, which means zeros."""
@@ -62,10 +63,14 @@ class OptimizerRecord:
         """Of all groups."""
         return [variable for group in self.groups for variable in group.variables]
 
-    def counts(self) -> dict[int, int]:
-        """Steps taken by each variable that took any, by id. Waits for the device."""
+    def counts(self) -> dict[int, float]:
+        """Steps taken by each variable that has a state, by id: -0.0 where it was set and no step taken since.
+
+        Waits for the device.
+        """
         taken = self.steps.tolist()
-        return {key: int(taken[row]) for key, row in self.slots.items() if taken[row]}
+        known = [(key, taken[row]) for key, row in self.slots.items()]
+        return {key: int(count) or -0.0 for key, count in known if is_set(count)}
 
     def scalars_of(self) -> dict[str, dict[int, float]]:
         """What variables that took a step keep, by name and id. Waits for the device."""

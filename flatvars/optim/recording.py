@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from ..backend import Rule
 from ..errors import MismatchError
 from ..memory.streams import Stream
 from ..variables.variable import Variable
@@ -23,6 +24,12 @@ class Recorded(Keeper, Protocol):
     membership: Membership
     entries: Entries
 
+    def rule_of(self, group: Any) -> Rule:
+        """The mathematics of a param group."""
+
+    def rules(self) -> list[Rule]:
+        """Those of all param groups."""
+
     def state_names(self, group: Any) -> tuple[str, ...]:
         """The states of a param group."""
 
@@ -37,18 +44,24 @@ def capture_record(optimizer: Recorded) -> OptimizerRecord:
     """See `Optimizer.capture`."""
     optimizer.follow()
     optimizer.entries.settle()
-    states, names = optimizer.states, optimizer.rule().states
+    states, rules = optimizer.states, optimizer.rules()
+    names = _all_of(rule.states for rule in rules)
     pairs = zip(optimizer.param_groups, optimizer.membership.groups, strict=True)
     groups = [GroupRecord(hyper_of(group), variables, optimizer.state_names(group)) for group, variables in pairs]
     regions = [region.dtype for region in optimizer.registry.layout.regions]
     found = {(name, dtype): states.find(name, dtype) for name in names for dtype in regions}
     streams = {key: stream for key, stream in found.items() if stream is not None}
     kind, loose = type(optimizer).__name__, optimizer.entries.loose()
-    rows, own = len(states.slots), optimizer.rule().own
+    rows, own = states.taken, _all_of(rule.own for rule in rules)
     scalars = {name: scalar[:rows] for name, scalar in zip(own, states.scalars(own), strict=True)}
     return OptimizerRecord(
-        kind, names, groups, states.steps[:rows], states.slots, states.skipped, streams, loose, scalars
+        kind, names, groups, states.steps[:rows], dict(states.slots), states.skipped, streams, loose, scalars
     )
+
+
+def _all_of(names: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """Names of several rules, each once."""
+    return tuple(dict.fromkeys(name for some in names for name in some))
 
 
 def hyper_of(group: dict[str, Any]) -> dict[str, Any]:
@@ -66,19 +79,27 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
     optimizer.entries.settle()
     known = optimizer.states.variables  # also those that are in no group any more
     # The groups came first: they say which rule, and so which states there are.
-    for dtype in dict.fromkeys(v.dtype for v in known if v.spec.has_room):
-        chosen = [v for v in known if v.dtype == dtype and v.spec.has_room]
-        names = optimizer.rule().states
-        for name, stream in zip(names, optimizer.states.streams(dtype, names), strict=True):
-            if fetch is None:
-                _copy(stream, record.streams.get((name, dtype)), chosen)
-            else:
-                _fetch(fetch, name, stream, chosen)
+    shares: dict[tuple[torch.dtype, tuple[str, ...]], list[Variable]] = {}
+    for variable in known:
+        if variable.spec.has_room:
+            shares.setdefault((variable.dtype, optimizer.rule_for(variable).states), []).append(variable)
+    holders: dict[tuple[str, torch.dtype], list[Variable]] = {}  # rules may share a state
+    for (dtype, names), chosen in shares.items():
+        optimizer.states.streams(dtype, names)
+        for name in names:
+            holders.setdefault((name, dtype), []).extend(chosen)
+    for (name, dtype), chosen in holders.items():
+        held = optimizer.states.find(name, dtype)
+        assert held is not None
+        if fetch is None:
+            _copy(held, record.streams.get((name, dtype)), chosen)
+        else:
+            _fetch(fetch, name, held, chosen)
     _set_counts(optimizer, record)
     _set_scalars(optimizer, record)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
     optimizer.entries.forget(known)
-    _restore_loose(optimizer, {v: record.loose[v.id] for v in known if v.id in record.loose})
+    _restore_loose(optimizer, {v: _own(v, record.loose[v.id]) for v in known if v.id in record.loose})
     optimizer.entries.refresh()
 
 
@@ -95,7 +116,7 @@ def record_problems(optimizer: Recorded, record: OptimizerRecord) -> list[str]:
         optimizer.param_groups = [{**group, **saved.hyper} for group, saved in zip(kept, record.groups, strict=True)]
         for group in optimizer.param_groups:
             optimizer.check_changed(group, waits=True)
-        optimizer.rule()
+        optimizer.rules()
     except (TypeError, ValueError) as error:
         return [str(error)]
     finally:
@@ -124,6 +145,15 @@ def _restore_loose(optimizer: Recorded, contents: Mapping[Variable, Mapping[str,
                 entry[name] = value
 
 
+def _own(variable: Variable, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Loose state in memory of its own: a record may be restored again. Counts stay where they are, as in torch."""
+    device = variable.param.device
+    return {
+        name: value.to(device if value.numel() > 1 else value.device, copy=True) if isinstance(value, Tensor) else value
+        for name, value in content.items()
+    }
+
+
 def _fetch(fetch: FetchState, name: str, stream: Stream, variables: list[Variable]) -> None:
     for variable in variables:
         if not fetch(name, variable, stream.view(variable.span)):
@@ -137,14 +167,13 @@ def _copy(stream: Stream, saved: Stream | None, variables: list[Variable]) -> No
         return
     stream.buffer.zero_()
     for variable in variables:
-        span = variable.span
-        if saved is not None and saved.base <= span.offset and span.stop <= saved.cover[1]:
-            stream.write(span, saved.read(span))
+        if saved is not None and saved.covers(variable.span):
+            stream.write(variable.span, saved.read(variable.span))
 
 
 def _set_scalars(optimizer: Recorded, record: OptimizerRecord) -> None:
     """Of the variables that the record knows."""
-    states, names = optimizer.states, optimizer.rule().own
+    states, names = optimizer.states, _all_of(rule.own for rule in optimizer.rules())
     known = [v for v in states.variables if v.id in record.slots]
     rows = torch.tensor([record.slots[v.id] for v in known], dtype=torch.int64)
     for name, scalar in zip(names, states.scalars(names), strict=True):

@@ -51,10 +51,16 @@ class ScheduleFree(Optimizer):
             self.eval()
 
     def _exchange(self, train_mode: bool, rule: Rule) -> None:
-        if any(group["train_mode"] is not train_mode for group in self.param_groups):
-            self.apply_once(rule)
-            for numbers in (self.defaults, *self.param_groups):
-                numbers["train_mode"] = train_mode
+        others = [i for i, group in enumerate(self.param_groups) if bool(group["train_mode"]) is not train_mode]
+        if others:
+            self.apply_once(rule, others)
+        for numbers in (self.defaults, *self.param_groups):
+            numbers["train_mode"] = train_mode
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As `Optimizer`'s; the values are taken to be in the form of those that are there, if nothing else is said."""
+        forms = [group["train_mode"] for group in self.param_groups]
+        super().add_param_group({"train_mode": forms[0], **param_group} if forms else param_group)
 
 
 def check_momentum(name: str, number: float) -> None:

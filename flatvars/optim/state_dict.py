@@ -23,6 +23,11 @@ class Saved(Recorded, Protocol):
 
     known_states: tuple[str, ...]
     needs_step: bool
+    several: bool
+
+    def defaults_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """What a param group must have."""
+
     defaults: dict[str, Any]
 
     def after_load(self) -> None:
@@ -85,9 +90,9 @@ def load_state_dict(optimizer: Saved, state_dict: Mapping[str, Any]) -> None:
     by_param = {id(v.param): v for v in optimizer.members()}
     pairs = [pair for some in states for pair in some]
     found = {by_param[id(param)]: state for param, state in pairs if id(param) in by_param}
-    rule = optimizer.rule()
-    kept = (*rule.states, *rule.own)
-    optimizer.entries.replace({v: with_own_tensors(v, state, kept) for v, state in found.items()})
+    rules = {variable: optimizer.rule_for(variable) for variable in found}
+    kept = {variable: (*rule.states, *rule.own) for variable, rule in rules.items()}
+    optimizer.entries.replace({v: with_own_tensors(v, state, kept[v]) for v, state in found.items()})
     for param, state in pairs:
         if id(param) not in by_param and state:
             optimizer.entries[param] = deepcopy(dict(state))
@@ -149,15 +154,15 @@ def check_sizes(mine: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None
 def check_groups(optimizer: Saved, saved: list[dict[str, Any]]) -> None:
     """Raises ValueError for groups without a number that the class needs, or TypeError, with a number that is none."""
     kind = type(optimizer).__name__
-    for number, group in enumerate(saved):
-        for key, value in optimizer.defaults.items():
+    for number, (mine, group) in enumerate(zip(optimizer.param_groups, saved, strict=True)):
+        for key, value in optimizer.defaults_of({**mine, **group}).items():
             if key not in group and not isinstance(value, bool) and value is not None:
                 raise ValueError(
                     f"the loaded state dict is no {kind}'s: its param group {number} has no {key!r}, but "
                     f"{', '.join(map(repr, (k for k in group if k != 'params')))}; nothing was changed"
                 )
         try:
-            optimizer.check_changed(group, waits=True)
+            optimizer.check_changed({**mine, **group} if optimizer.several else group, waits=True)
         except (TypeError, ValueError) as error:
             raise type(error)(f"param group {number} of the loaded state dict: {error}; nothing was changed") from None
 
@@ -185,10 +190,10 @@ def check_value(about: str, name: Any, value: Any, shape: tuple[int, ...] | None
 def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[SavedStates]) -> None:
     """Raises ValueError for states of another optimizer's, or of other shapes."""
     kind = type(optimizer).__name__
-    rule = optimizer.rule()
-    known = {*optimizer.known_states, *rule.states, *rule.own}
     names = {v.param: v.name for v in optimizer.members()}
     for group, theirs, pairs in zip(optimizer.param_groups, saved, states, strict=True):
+        rule = optimizer.rule_of({**group, **theirs})
+        known = {*(() if optimizer.several else optimizer.known_states), *rule.states, *rule.own}
         needed = (*optimizer.state_names({**group, **theirs}), *rule.own)
         for param, state in pairs:
             if not isinstance(state, Mapping):
@@ -200,7 +205,8 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
                 if strange := [name for name in state if name in foreign and name not in known]:
                     raise ValueError(f"{about}: {strange[0]!r} is a state of {owner}; nothing was changed")
             missing = [name for name in needed if name not in state]
-            missing += [STEP] if optimizer.needs_step and STEP not in state else []
+            needs_step = rule.keeps_step if optimizer.several else optimizer.needs_step
+            missing += [STEP] if needs_step and STEP not in state else []
             if missing:
                 raise ValueError(f"{about}: it has no {missing[0]!r}, but {list(state)}; nothing was changed")
             for name in {*known, STEP} & set(state):

@@ -6,16 +6,19 @@ streams for as long as the optimizer lives, whichever param group it is in, or n
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..init.fills import name_key
 from ..memory.streams import Cover, Stream, hull, normal_tensors, own_storage, same_dtype
 from ..variables.registry import Registry
-from ..variables.variable import Variable
+from ..variables.variable import Variable, overlaps
 
 # Rows of counts that are made at a time: a captured graph knows where the counts lie, so that they move seldom.
 ROWS = 256
@@ -48,13 +51,18 @@ class States:
             self.steps = torch.zeros(0, dtype=torch.float32, device=registry.device)
             self.skipped = torch.zeros((), dtype=torch.int32, device=registry.device)
         self.slots: dict[int, int] = {}
+        self._free: list[int] = []  # rows of variables that were removed
         self.version = 0
         self._variables: dict[int, Variable] = {}
         self._epochs: dict[int, int] = {}
         self._paused: Tensor | None = None
         self._scalars: dict[str, Tensor] = {}
+        self._keys: Tensor | None = None
         self._streams: dict[tuple[torch.dtype, tuple[str, ...]], list[Stream]] = {}
         self._generation = -1
+        # Where there are several rules: the states of a variable, whose streams then cover those variables alone.
+        self.names_of: Callable[[Variable], tuple[str, ...]] | None = None
+        self.from_start: frozenset[str] = frozenset()  # states whose streams begin where their regions do
         self._key = registry.register_optimizer()
         weakref.finalize(self, _release, weakref.ref(registry), self._key)
 
@@ -66,10 +74,10 @@ class States:
         if not new:
             return
         for variable in new:
-            self.slots[variable.id] = len(self.slots)
+            self.slots[variable.id] = self._free.pop() if self._free else len(self.slots)
             self._variables[variable.id] = variable
             self._epochs[variable.id] = variable.state_epoch
-        self._streams = {}
+        self._streams, self._keys = {}, None
         if len(self.slots) > len(self.steps):
             rows = max(-(-len(self.slots) // ROWS) * ROWS, 2 * len(self.steps))
             self.steps = _longer(self.steps, rows)
@@ -77,6 +85,11 @@ class States:
                 self._paused = _longer(self._paused, rows)
             self._scalars = {name: _longer(scalar, rows) for name, scalar in self._scalars.items()}
             self.version += 1
+
+    @property
+    def taken(self) -> int:
+        """Rows up to the last that a variable has or had."""
+        return len(self.slots) + len(self._free)
 
     @property
     def variables(self) -> list[Variable]:
@@ -94,10 +107,14 @@ class States:
             self.steps, self.skipped = self.steps.to(device), self.skipped.to(device)
             self._paused = None if self._paused is None else self._paused.to(device)
             self._scalars = {name: scalar.to(device) for name, scalar in self._scalars.items()}
+            self._keys = None
         self.version += 1
         lost = self.lost()
         self.set_steps(lost, [0.0] * len(lost))
         self._epochs.update((v.id, v.state_epoch) for v in lost)
+        for variable in [v for v in lost if v.index < 0]:
+            self._free.append(self.slots.pop(variable.id))
+            del self._variables[variable.id], self._epochs[variable.id]
 
     def rows(self, variables: Iterable[Variable]) -> Tensor:
         """int64 [variables] on the device."""
@@ -109,6 +126,13 @@ class States:
         row = self.slots[variable.id]
         with normal_tensors():
             return own_storage(self.steps[row : row + 1]).view(())
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in the counts or in a state stream."""
+        buffers = [self.steps, *self._scalars.values()]
+        buffers += [held.buffer for streams in self._streams.values() for held in streams]
+        plain = tensor.layout == torch.strided and not tensor.is_meta
+        return plain and any(overlaps(tensor, buffer) for buffer in buffers)
 
     @torch.no_grad()
     def set_steps(self, variables: Sequence[Variable], counts: Sequence[float | Tensor] | Tensor) -> None:
@@ -129,6 +153,17 @@ class States:
         rows = self.rows(variables)
         counts = self.steps[rows]
         self.steps[rows] = torch.where(counts == 0.0, -0.0, counts)
+
+    def keys(self) -> Tensor:
+        """int64 [1 + rows] on the device: seed of the store, then the key of each variable's name, at its row."""
+        if self._keys is None:
+            words = np.zeros(1 + len(self.steps), dtype=np.uint64)
+            words[0] = self.registry.seed
+            for variable in self._variables.values():
+                words[1 + self.slots[variable.id]] = name_key(variable.name)
+            with normal_tensors():
+                self._keys = torch.from_numpy(words.view(np.int64)).to(self.steps.device)
+        return self._keys
 
     def scalars(self, names: Sequence[str]) -> list[Tensor]:
         """float32 [rows] each: scalars that every variable keeps, at its row; anything before its first step."""
@@ -176,7 +211,7 @@ class States:
             self._streams, self._generation = {}, self.registry.generation
         key = (region, names)
         if key not in self._streams:
-            cover = self._cover(region)
+            cover = self._cover(region, names)
             dtype_of = same_dtype if self.dtype is None else partial(always, self.dtype)
             streams = self.registry.streams
             before = [self.find(name, region) for name in names]
@@ -185,24 +220,31 @@ class States:
             self._streams[key] = made
         return self._streams[key]
 
-    def _cover(self, region: torch.dtype) -> Cover:
-        """From the first to the last variable that has room for state, and all that is covered already."""
-        streams = self.registry.streams
-        found = [streams.find(name, region) for name in streams.names() if name.startswith(f"{self._key}.")]
+    def _cover(self, region: torch.dtype, names: tuple[str, ...]) -> Cover:
+        """From the first to the last variable that has room for such state, and all that is covered already."""
+        variables = [v for v in self._variables.values() if v.dtype == region and v.spec.has_room]
+        if self.names_of is None:
+            prefix = f"{self._key}."
+            related = {name.removeprefix(prefix) for name in self.registry.streams.names() if name.startswith(prefix)}
+        else:
+            # The streams of one rule cover the same range, and so do those of rules that share a state.
+            kinds, related = {self.names_of(v) for v in variables} | {names}, set(names)
+            while more := {name for kind in kinds if related.intersection(kind) for name in kind} - related:
+                related |= more
+            variables = [v for v in variables if related.intersection(self.names_of(v))]
+        found = [self.find(name, region) for name in related]
         ranges = [held.cover for held in found if held is not None]
-        spans = [v.span for v in self._variables.values() if v.dtype == region and v.spec.has_room]
-        if spans:
-            ranges.append(hull(spans))
+        if variables:
+            ranges.append(hull(v.span for v in variables))
         if not ranges:
             return 0, 0
-        return min(start for start, _ in ranges), max(stop for _, stop in ranges)
+        start = 0 if self.from_start.intersection(related) else min(start for start, _ in ranges)
+        return start, max(stop for _, stop in ranges)
 
     def covering(self, name: str, variable: Variable) -> Stream | None:
         """The stream of a state where it covers a variable."""
-        held, span = self.find(name, variable.dtype), variable.span
-        if held is None or not (held.base <= span.offset and span.stop <= held.cover[1]):
-            return None
-        return held
+        held = self.find(name, variable.dtype)
+        return held if held is not None and held.covers(variable.span) else None
 
     @torch.no_grad()
     def erase(self, variables: Sequence[Variable]) -> None:
@@ -229,3 +271,8 @@ def _longer(counts: Tensor, rows: int) -> Tensor:
         longer = torch.zeros(rows, dtype=counts.dtype, device=counts.device)
     longer[: len(counts)] = counts
     return longer
+
+
+def is_set(count: float) -> bool:
+    """Whether a variable has a state: from its first step on, or from when somebody set one, which counts as -0.0."""
+    return count > 0.0 or math.copysign(1.0, count) < 0.0

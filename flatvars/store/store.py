@@ -6,6 +6,7 @@ Carving is the registry's, modules are those of `modules/`, gradients those of `
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,17 +28,20 @@ from ..gradients import freezing, norms
 from ..gradients.attached import gradients_of, make_registry, masks_of
 from ..gradients.cycle import Gradients
 from ..memory.layout import Region
-from ..modules.adopt import adopt, watch
+from ..modules.adopt import adopt, registry_of, release_all, watch
 from ..modules.capture import building
 from ..modules.declare import Declarations
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
+from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from ..variables.variable import Variable
 from . import transfer
 from .devices import concrete, device_of
 from .looking import check_layout, only_region, summary
+
+_stores: weakref.WeakKeyDictionary[Registry, weakref.ref[VarStore]] = weakref.WeakKeyDictionary()
 
 
 class VarStore:
@@ -74,8 +78,12 @@ class VarStore:
         on_duplicate: str = "suffix",
         on_moved: str = "follow",
     ) -> None:
-        self.registry = make_registry(concrete(device), grads, seed, on_moved)
-        self._declarations = Declarations(self.registry, dtype, on_duplicate)
+        self._hold(make_registry(concrete(device), grads, seed, on_moved), dtype, on_duplicate)
+
+    def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: str) -> None:
+        self.registry = registry
+        self._declarations = Declarations(registry, dtype, on_duplicate)
+        _stores[registry] = weakref.ref(self)
 
     @property
     def device(self) -> torch.device:
@@ -119,6 +127,9 @@ class VarStore:
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
 
+        A store that held the module before, and nothing else, gives it up: it and its optimizers say so when they are
+        used. So a cell of a notebook may be run again.
+
         Args:
             module: Any module. Its Parameter objects, hooks and names stay; their memory moves, one by one, so that the
                 peak is the model twice, and once from the meta device.
@@ -134,8 +145,8 @@ class VarStore:
             on_moved: As for `VarStore`.
 
         Raises:
-            SpecError: a lazy, sparse, complex or subclassed parameter, one that another store holds, two that share
-                memory, or meta modules without an initializer. The module is unchanged then.
+            SpecError: a lazy, sparse, complex or subclassed parameter, one that a store of more than this module holds,
+                two that share memory, or meta modules without an initializer. The module is unchanged then.
             InitError: rules that do not match, or do not fit. The module is unchanged then.
 
         Example:
@@ -148,6 +159,54 @@ class VarStore:
         store = cls(device, dtype or torch.float32, seed, grads=grads, on_moved=on_moved)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
+
+    @classmethod
+    def of(cls, module: nn.Module) -> VarStore:
+        """The store that holds a module's parameters, however it was made and whoever kept it.
+
+        Raises:
+            FlatvarsError: no store holds any of them, or several do.
+
+        Example:
+            >>> model = nn.Linear(4, 2)
+            >>> VarStore.from_module(model) is VarStore.of(model)
+            True
+        """
+        registry = registry_of(module)
+        held = _stores.get(registry)
+        store = None if held is None else held()
+        if store is None:  # the modules kept the variables, and nobody the handle
+            store = cls.__new__(cls)
+            store._hold(registry, torch.float32, "suffix")
+        return store
+
+    def release(self) -> None:
+        """Gives all variables away: modules work on with the same Parameters, each in memory of its own.
+
+        They may be adopted anew. This store and its optimizers are of no use any more, and say so. Gradients are left
+        in `.grad`; optimizer state is gone (take `optimizer.state_dict()` before).
+        """
+        release_all(self.registry, "this store has released its variables; adopt the module into a new one")
+
+    def remove(self, selector: Selector) -> list[str]:
+        """Takes variables out: their names are free, and their memory, gradients and state are given back.
+
+        Their Parameters are the same objects, with values in memory of their own, and leave all optimizers of the
+        store. One re-carve.
+
+        Args:
+            selector: Names, globs, regular expressions, predicates: see `flatvars.select`.
+
+        Returns:
+            Names of the variables that were removed.
+
+        Raises:
+            UnknownNameError: a pattern matches nothing. Nothing has changed then.
+        """
+        chosen = self.registry.matching(selector)
+        names = [variable.name for variable in chosen]
+        self.registry.remove(chosen)
+        return names
 
     def add_module(
         self,

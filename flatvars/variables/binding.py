@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ def describe_stray(variable: Variable, reason: str) -> str:
 def bind(variable: Variable, view: Tensor) -> None:
     """Makes a parameter's memory the view, keeping the object: optimizers, hooks and modules hold on to it."""
     param = variable.param
+    variable.memory = weakref.ref(view.untyped_storage())
     grad = param.grad if param.is_leaf else None  # a buffer may be a result
     if param.is_meta or param.is_inference():  # one that inference mode made would never count versions
         fresh = nn.Parameter(view, param.requires_grad) if isinstance(param, nn.Parameter) else view

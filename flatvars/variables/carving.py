@@ -16,7 +16,7 @@ from .binding import bind, describe_stray, is_bound
 from .claims import Claims
 from .following import take_back, tell
 from .guard import AliasGuard
-from .variable import GradientAccess, Variable
+from .variable import GradientAccess, Variable, byte_range, overlaps
 
 FOLLOW, ERROR = "follow", "error"
 
@@ -53,6 +53,7 @@ class Carving:
         self._guard: AliasGuard | None = None
         self._guarded = (0, 0)  # generation and number of variables it was made for
         self._carved = 0  # variables that lie in the streams; those behind are declared only
+        self._storages: dict[int, list[Variable]] = {}  # of those, by the address of the storage they brought along
         self._announcing: int | None = None  # the thread that tells of a carve
         self._retired: str | None = None
         self._side_by_side: set[int] = set()  # ids
@@ -102,6 +103,7 @@ class Carving:
             for variable in self.variables[old : len(specs)]:
                 self.move_in(variable, variable.param)
             self._carved = len(specs)
+            self._storages = {}
             self._notify()
 
     def recarve(self, change: Callable[[Variable], VarSpec], device: torch.device | None = None) -> None:
@@ -126,6 +128,27 @@ class Carving:
             for variable in fresh:
                 variable.state_epoch += 1
             self._carve(specs, device, {i: i for i in range(len(specs)) if i not in begin}, self.variables)
+            self._notify()
+
+    def give_away(self, leaving: Sequence[Variable]) -> None:
+        """Takes variables out: each Parameter is the same object, with values in memory of its own; the rest closes up.
+
+        What was made for them (gradients, state) must be gone or left behind by then.
+        """
+        with self.lock, normal_tensors():
+            self.settle()
+            gone = {v.index for v in leaving}
+            source = dict(enumerate(i for i in range(len(self.variables)) if i not in gone))
+            for variable in leaving:
+                bind(variable, variable.param.detach().clone(memory_format=torch.preserve_format))
+                variable.index, variable._span = -1, None
+                variable.state_epoch += 1
+            self.variables[:] = [self.variables[old] for old in source.values()]
+            for index, variable in enumerate(self.variables):
+                variable.index = index
+                self.claims.add(variable)
+            self._carved = len(self.variables)
+            self._carve([v.spec for v in self.variables], self.device, source, self.variables)
             self._notify()
 
     def lay_side_by_side(self, variables: Iterable[Variable]) -> None:
@@ -254,6 +277,21 @@ class Carving:
     def is_bound(self, variable: Variable, param: Tensor) -> bool:
         """Whether a tensor is the variable's span."""
         return is_bound(param, self.view(VALUES, variable))
+
+    def note_memory(self, variable: Variable) -> None:
+        """Notes where a variable lies that is declared only."""
+        if not variable.param.is_meta and variable.spec.numel:
+            self._storages.setdefault(variable.param.untyped_storage().data_ptr(), []).append(variable)
+
+    def sharing(self, tensor: Tensor) -> Variable | None:
+        """A variable whose memory a tensor shares, in part at least."""
+        if tensor.is_meta or not tensor.numel():
+            return None
+        first, stop = byte_range(tensor)
+        nearby = self._storages.get(tensor.untyped_storage().data_ptr(), [])
+        if any(begin < stop and first < end for begin, end in self.spread()):
+            nearby = [*nearby, *self.variables[: self._carved]]
+        return next((v for v in nearby if overlaps(v.param, tensor)), None)
 
     def spread(self) -> list[tuple[int, int]]:
         """Addresses of the first byte and behind the last byte of the values of each region."""

@@ -44,6 +44,9 @@ class Mover(Protocol):
 def take_back(registry: Mover, moved: Mapping[Variable, Tensor]) -> None:
     """Takes in tensors that stand where variables did: a copy of each, or one re-carve where dtypes or devices changed.
 
+    Or where somebody still looks at the memory that the variable had, as who keeps `p.data`, assigns other values for
+    an evaluation and puts it back: that memory must stay as it is.
+
     Args:
         moved: Variables whose memory is not their span any more, with the tensors that modules use instead: mostly the
             variable's own.
@@ -56,7 +59,8 @@ def take_back(registry: Mover, moved: Mapping[Variable, Tensor]) -> None:
         if reason := why_not(variable, tensor):
             raise AliasError(describe_stray(variable, reason))
     check_apart(registry, moved)
-    if all(spec_of(v, tensor) == v.spec and tensor.device == registry.device for v, tensor in moved.items()):
+    same = all(spec_of(v, tensor) == v.spec and tensor.device == registry.device for v, tensor in moved.items())
+    if same and not any(map(is_held, moved)):
         for variable, tensor in moved.items():
             if overlaps(tensor, registry.view(VALUES, variable)):  # its own, in another order
                 variable.param.data = tensor.detach().clone()
@@ -164,6 +168,15 @@ def check_apart(registry: Mover, moved: Mapping[Variable, Tensor]) -> None:
                 "would come apart. Assign the one Parameter to both modules and call store.rebind(), or assign a "
                 "clone() of the values"
             )
+
+
+def is_held(variable: Variable) -> bool:
+    """Whether anybody looks at the memory that a variable's Parameter was bound to, and is not now.
+
+    Plain views of a buffer, as those of a shared store, are not told from it: they count as let go.
+    """
+    storage = None if variable.memory is None else variable.memory()
+    return storage is not None and storage.nbytes() == variable.spec.numel * variable.dtype.itemsize
 
 
 def within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:

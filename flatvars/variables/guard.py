@@ -17,7 +17,7 @@ from ..errors import AliasError
 from .claims import owner_of
 from .following import why_not
 from .places import Place, Watch, follow_path, places_below
-from .variable import Variable
+from .variable import GradientAccess, Variable
 
 _address = torch.Tensor.data_ptr
 _stride = torch.Tensor.stride
@@ -27,6 +27,9 @@ class Carver(Protocol):
     """What a guard asks of the registry."""
 
     device: torch.device
+
+    @property
+    def gradients(self) -> GradientAccess: ...
 
     def is_bound(self, variable: Variable, param: Tensor) -> bool: ...
 
@@ -78,8 +81,11 @@ class AliasGuard:
             self._registry.take_back({variable: variable.param for variable in strays})
         self._note()
 
-    def check(self) -> None:
+    def check(self, stepping: bool = False) -> None:
         """The same, and that modules use the parameters: else they would be trained for nothing.
+
+        Args:
+            stepping: A step is next, whose gradients are there: Parameters of a module that is gone must have some.
 
         Raises:
             AliasError: a parameter left the store, or another one took its place in a module.
@@ -87,6 +93,8 @@ class AliasGuard:
         self.check_memory()
         if self._watch is None or not self._watch.intact():
             self._follow(reads=False)
+            if stepping:
+                self._check_orphans()
 
     def check_values(self) -> None:
         """The same for who reads the values of all variables: one that modules do not use any more has stale values.
@@ -115,6 +123,19 @@ class AliasGuard:
             return False
         self._registry.move_in(variable, found)
         return True
+
+    def _check_orphans(self) -> None:
+        """Raises where an adopted module is gone, all of it, and nothing that is stepped has a gradient.
+
+        Its Parameters train for nobody, then: without a module they may be used all the same, but that shows.
+        """
+        for variable in self.variables:
+            gone = [place.root() is None and place.owner() is None for place in variable.places]
+            if gone and all(gone) and variable.trains and variable.requires_grad:
+                if all(self._registry.gradients.of(each) is None for each in self.variables):
+                    self._watch = None  # look again next time
+                    _explain_orphan(variable)
+                return
 
     def _converted(self, variable: Variable) -> Tensor | None:
         """What modules hold instead of a buffer, if it is that in another dtype or on another device."""
@@ -155,6 +176,15 @@ def _only(variable: Variable) -> Tensor | None:
 def holds(tensor: Tensor) -> bool:
     """Whether a tensor is a variable's, of any store."""
     return owner_of(tensor) is not None
+
+
+def twin_of(variable: Variable) -> Variable | None:
+    """Another variable of the same store that modules hold wherever this one was: the two were tied."""
+    missing = [place for place in variable.places if place.tensor() is not variable.param]
+    if not missing or len(missing) < len(variable.places) or _search(variable.param, missing, {}):
+        return None
+    owner, mine = (owner_of(tensor) if (tensor := _only(variable)) is not None else None), owner_of(variable.param)
+    return None if owner is None or mine is None or owner[0] is not mine[0] else owner[1]
 
 
 def current_param(variable: Variable) -> Tensor:
@@ -246,8 +276,16 @@ def _explain_replaced(variable: Variable, place: Place, tensor: Tensor) -> NoRet
 def _explain_tied(variable: Variable, place: Place) -> NoReturn:
     raise AliasError(
         f"variable {variable.name!r} is no longer used, and its values are stale: {_label(place)} holds the tensor of "
-        f"another variable, tied to it after adoption. Adopt the tied module into a new store; or call "
-        f"store.freeze({variable.name!r}) if the stale values may be kept"
+        f"another variable, tied to it after adoption. Call store.rebind() to make them one variable with both names"
+    )
+
+
+def _explain_orphan(variable: Variable) -> NoReturn:
+    raise AliasError(
+        f"no variable has a gradient, {variable.name!r} among them, and the module it was adopted with is gone, so "
+        "that nobody knows what took its place. Adopt the whole model, in which replaced modules are noticed; or call "
+        f"store.remove({variable.name!r}) and store.add_module(module, prefix) for the new one, or "
+        f"store.freeze({variable.name!r}) to keep it as it is"
     )
 
 

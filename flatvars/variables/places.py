@@ -103,6 +103,7 @@ class Watch:
     """
 
     def __init__(self, held: Iterable[tuple[Place, Tensor]]) -> None:
+        held = list(held)
         homes: dict[int, tuple[dict[str, Any], dict[str, Tensor]]] = {}
         children: dict[int, tuple[ModuleRef, dict[str, nn.Module | None]]] = {}
         for place, tensor in held:
@@ -121,10 +122,16 @@ class Watch:
         self._parents = [parent for parent, _ in there]
         self._names = [_getter(names) for _, names in there]
         self._children = [weakref.ref(child) for _, names in there for child in _doubled(list(names.values()))]
+        # A module that nobody holds any more leaves its dicts behind. Its end is told, so that looking costs nothing.
+        self._ended: list[ModuleRef] = []
+        roots = {id(root): root for place, _ in held if (root := place.root()) is not None}
+        self._roots = [weakref.ref(root, self._ended.append) for root in roots.values()]
         self._absent = [(ref, n) for ref, names in children.values() for n, child in names.items() if child is None]
 
     def intact(self) -> bool:
         """Whether everything stands where it stood."""
+        if self._ended:
+            return False
         try:
             tensors = chain.from_iterable(map(_get, self._attributes, self._homes))
             if not all(map(operator.is_, tensors, self._tensors)):

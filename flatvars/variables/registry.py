@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import NameTakenError
 from ..memory.spec import VarSpec
+from .binding import bind
 from .carving import Carving
 from .claims import owner_of
 from .selectors import Selector, selected
@@ -43,7 +44,7 @@ class Registry(Carving):
         super().__init__(device)
         self.by_name: dict[str, Variable] = {}
         self.seed = seed
-        self._next_id = 0
+        self._next_id = 0  # of the variable declared next; ids are never used again
         self._optimizers = 0
         self.gradients = gradients(self)
         self.masks = masks(self)
@@ -64,6 +65,7 @@ class Registry(Carving):
             self.variables.append(variable)
             self.by_name.update(dict.fromkeys(names, variable))
             self.claims.add(variable)
+            self.note_memory(variable)
             return variable
 
     def retract(self, count: int) -> None:
@@ -96,6 +98,36 @@ class Registry(Carving):
             copy.frozen, copy.initializer = variable.frozen, variable.initializer
             self.masks.take(copy, self.masks.of(variable))
             return copy
+
+    def remove(self, variables: Sequence[Variable]) -> None:
+        """Takes variables out of the store: names, memory, gradients, masks; see `VarStore.remove`."""
+        with self.lock:
+            self.check_usable()
+            self.settle()
+            self.guard.check_memory()
+            self.gradients.release(variables)
+            for variable in variables:
+                for name in variable.names:
+                    del self.by_name[name]
+            self.give_away(variables)
+
+    def absorb(self, variable: Variable, twin: Variable) -> None:
+        """Makes one variable of two that a module has tied: the twin, which gets the names and places of the other."""
+        with self.lock:
+            names = list(variable.names)
+            self.remove([variable])
+            twin.names += names
+            self.by_name.update(dict.fromkeys(names, twin))
+            twin.places += [place for place in variable.places if place not in twin.places]
+
+    def release(self, reason: str) -> None:
+        """Gives all variables away, each Parameter with memory of its own; who still uses this gets `reason`."""
+        with self.lock:
+            self.settle()
+            self.gradients.release(self.variables)
+            for variable in self.variables:
+                bind(variable, variable.param.detach().clone(memory_format=torch.preserve_format))
+            self.retire(reason)
 
     def retire(self, reason: str) -> None:
         """Gives all variables away; whatever still uses this registry gets `reason` as an error."""

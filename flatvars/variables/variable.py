@@ -81,7 +81,7 @@ class Variable:
 
     Attributes:
         id: Unique in the store and never used again; stays when the variable is renamed, moved or converted.
-        index: Position in creation order.
+        index: Position in creation order; negative once it was removed from its store.
         spec: Name, shape, dtype and memory order.
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
@@ -105,6 +105,8 @@ class Variable:
         self.state_epoch = 0  # grows when the room for its gradient and state is given up
         self.places: list[Place] = []
         self._span: Span | None = None
+        # The memory that its Parameter was bound to last: gone unless somebody else looks at it as well.
+        self.memory: weakref.ref[torch.UntypedStorage] | None = None
         # Weak: the registry holds its variables, and buffers must go with the last handle of the store.
         self._reference = weakref.ref(registry)
 

@@ -7,6 +7,7 @@ from numba.core.errors import NumbaError
 
 from ..errors import RuleError
 from ..rules import Rule
+from .statistics import updater as statistics_updater
 from .step import updater
 
 
@@ -20,6 +21,8 @@ def check(rule: Rule) -> None:
         name = np.dtype(dtype).name
         try:
             updater(rule, name, (name,) * len(rule.states), dtype, False)
+            if rule.statistics is not None:
+                statistics_updater(rule, name, (name,) * len(rule.states), dtype, False)
         except NumbaError as error:
             line = getattr(getattr(error, "loc", None), "line", None)
             said = " ".join(str(error).split())

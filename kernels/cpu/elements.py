@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -9,8 +10,9 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
-from .formats import Format
-from .memory import load_raw, pointer, store_raw
+from .formats import FORMATS, I16, Format, round_at_random
+from .gradients import TILE
+from .memory import load_raw, mark, pointer, store_raw
 
 _RAW = {"float32": types.float32, "float64": types.float64}
 _INDEX = ir.IntType(64)
@@ -23,12 +25,18 @@ class Elements:
         formats: Of the values, then of each state.
         compute: Numba's float32 or float64.
         masked: Whether `store` keeps what was loaded where it is told to.
+        draws: For each state, which of the draws of a tile rounds it at random, or -1.
+        terms: Rows of numbers that are written beside, for sums.
     """
 
-    def __init__(self, formats: list[Format], compute: Any, masked: bool) -> None:
+    def __init__(
+        self, formats: list[Format], compute: Any, masked: bool, draws: Sequence[int] = (), terms: int = 0
+    ) -> None:
         self.formats, self.compute, self.masked = formats, compute, masked
         self.count = len(formats) - 1
-        self.streams = len(formats) + 1
+        self.draws = (-1, *(draws or [-1] * self.count))
+        # Values and states, gradients, draws, and terms.
+        self.gradient, self.streams = len(formats), len(formats) + 2 + terms
         self.stored = types.Tuple([_RAW.get(format_.name, types.int16) for format_ in formats])
         self.addresses = types.UniTuple(types.int64, self.count) if self.count else types.Tuple(())
         self.states = types.UniTuple(compute, self.count) if self.count else types.Tuple(())
@@ -85,12 +93,28 @@ class Elements:
 
         return widen
 
-    def storer(self) -> Any:
-        """`store(values, index, states, state index, p, state, stored, kept)`: rounds; where `kept`, what was there."""
+    def storer(self, values: bool = True, states: bool = True) -> Any:
+        """`store(values, index, states, state index, p, state, stored, kept, draws, lane)`: rounds what it stores.
+
+        Where `kept`, it stores what was there. `draws` is the address of those of a tile, `lane` the place in it.
+
+        Args:
+            values, states: Whether these are stored, or stay as they are.
+        """
 
         @intrinsic
         def store(
-            typing: Any, values: Any, index: Any, states: Any, state_index: Any, p: Any, state: Any, old: Any, kept: Any
+            typing: Any,
+            values: Any,
+            index: Any,
+            states: Any,
+            state_index: Any,
+            p: Any,
+            state: Any,
+            old: Any,
+            kept: Any,
+            drawn: Any,
+            lane: Any,
         ) -> Any:
             given = tuple(state) if isinstance(state, types.BaseTuple) else (state,)
             if p != self.compute or given != (self.compute,) * self.count:
@@ -100,17 +124,55 @@ class Elements:
                 )
 
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                p, state, old, kept = arguments[4:]
+                p, state, old, kept, drawn, lane = arguments[4:]
                 new = [p, *(builder.extract_value(state, i) for i in range(self.count))]
                 for i, place in enumerate(self._places(builder, *arguments[:4])):
-                    raw = self.formats[i].round(builder, new[i])
+                    if not (states if i else values):
+                        continue
+                    raw = self._rounded(builder, i, new[i], drawn, lane)
                     if self.masked:
                         raw = builder.select(kept, builder.extract_value(old, i), raw)
                     store_raw(builder, raw, *place, self.streams, i)
                 return context.get_dummy_value()
 
-            arguments = (types.int64, types.int64, self.addresses, types.int64, p, state, self.stored, types.boolean)
-            return types.void(*arguments), generate
+            places = (types.int64, types.int64, self.addresses, types.int64)
+            numbers = (p, state, self.stored, types.boolean, types.int64, types.int64)
+            return types.void(*places, *numbers), generate
+
+        return store
+
+    def _rounded(self, builder: Any, i: int, number: Any, drawn: Any, lane: Any) -> Any:
+        if self.draws[i] < 0:
+            return self.formats[i].round(builder, number)
+        place = builder.add(lane, _INDEX(self.draws[i] * TILE))
+        draw = builder.load(pointer(builder, drawn, I16, place))
+        mark(builder, draw, self.streams, self.gradient + 1)
+        return round_at_random(builder, number, draw)
+
+    def term_storer(self, count: int) -> Any:
+        """`store(memory, index, terms, kept)`: `count` numbers, each in a row of `TILE`; zeros where `kept`.
+
+        The rows are the streams behind those of gradients and draws.
+        """
+        plain, compute = FORMATS["float64" if self.compute == types.float64 else "float32"], self.compute
+
+        @intrinsic
+        def store(typing: Any, memory: Any, index: Any, terms: Any, kept: Any) -> Any:
+            if tuple(terms) != (compute,) * count:
+                raise TypingError(f"the statistics return {terms}; they must return a tuple of {count} of {compute}")
+
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                memory, index, terms, kept = arguments
+                zero = ir.Constant(context.get_value_type(compute), 0.0)
+                for i in range(count):
+                    raw = builder.extract_value(terms, i)
+                    if self.masked:
+                        raw = builder.select(kept, zero, raw)
+                    place = builder.add(memory, _INDEX(i * TILE * plain.size))
+                    store_raw(builder, raw, place, index, self.streams, self.streams - count + i)
+                return context.get_dummy_value()
+
+            return types.void(types.int64, types.int64, terms, types.boolean), generate
 
         return store
 

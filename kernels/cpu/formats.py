@@ -60,6 +60,18 @@ class Format:
         return _to_float16(builder, value) if self.name == "float16" else value
 
 
+def round_at_random(builder: Any, value: Any, draw: Any) -> Any:
+    """A computed number as bfloat16, up as often as what is cut off is large; `draw` is an i16. See `stochastic.py`."""
+    if _is_double(value.type):
+        value = builder.fptrunc(value, _like(value.type, F32))
+    wide = _like(value.type, I32)
+    bits = builder.bitcast(value, wide)
+    exponent = builder.and_(bits, _constant(wide, 0x7F800000))
+    is_finite = builder.icmp_unsigned("!=", exponent, _constant(wide, 0x7F800000))
+    cut = builder.lshr(builder.add(bits, builder.zext(draw, wide)), _constant(wide, 16))
+    return builder.select(is_finite, builder.trunc(cut, _like(value.type, I16)), _to_bfloat16(builder, value))
+
+
 FORMATS = {
     "float32": Format("float32", 4, 0),
     "bfloat16": Format("bfloat16", 2, 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from ..addresses import Sources
 from ..launches import NormSlot, StepInputs, Tables
 from ..rules import Rule
 from ..segments import Segments
-from . import accumulate, norms, step
+from . import accumulate, norms, statistics, step
 from .fill import fill
 from .gradients import TILE
 from .squares import units_of
@@ -33,6 +34,7 @@ class CpuLaunches:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
         self._units = units_of(tables)
+        self._sums: dict[int, step.Measures] = {}
         self._written = torch.zeros(len(tables.segments), dtype=torch.uint8)
 
     def written(self) -> Tensor:
@@ -57,6 +59,26 @@ class CpuLaunches:
         """See `Launches.norms`."""
         norms.launch(self.tables, values, sources, order, out)
 
+    def _measures(self, count: int) -> step.Measures:
+        """Scratch of so many sums of every variable."""
+        found = self._sums.get(count)
+        if found is None:
+            units, sums = self._units, np.zeros((len(self.tables.segments), count))
+            scratch = np.zeros_like(units.squares, shape=(count, len(units.squares)))
+            found = self._sums[count] = step.Measures(sums, units.firsts, scratch)
+        return found
+
+    def statistics(
+        self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+    ) -> None:
+        """See `Launches.statistics`."""
+        assert rule.statistics is not None
+        written = self._written if sources.viewed else None
+        measures = self._measures(len(rule.statistics.names))
+        statistics.launch(self.tables, sources, rule, values, states, inputs, written, measures)
+
     def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
         """See `Launches.step`."""
-        step.launch(self.tables, sources, rule, values, states, inputs, self._written if sources.viewed else None)
+        measures = None if rule.statistics is None else self._measures(len(rule.statistics.names))
+        written = self._written if sources.viewed else None
+        step.launch(self.tables, sources, rule, values, states, inputs, written, measures)

@@ -21,10 +21,6 @@ from .memory import pointer
 
 _F32, _F64, _I64 = ir.FloatType(), ir.DoubleType(), ir.IntType(64)
 
-ARGUMENTS = ("row", "step", "fresh", "own_table", "slot", "kept")
-"""What `reader` wants: addresses of a group's row, of the addresses of the variables' scalars, and of where new ones
-go; the number of the step, and whether it is the variable's first."""
-
 
 def _load(builder: Any, address: Any, type_: Any, index: Any) -> Any:
     return builder.load(pointer(builder, address, type_, _I64(index) if isinstance(index, int) else index))
@@ -114,36 +110,68 @@ def _keeper(kept: Sequence[int]) -> Any:
     return keep
 
 
-def reader(rule: Rule, dtype: type) -> Any:
-    """`read(row, step, fresh, own_table, slot, kept)`: the rule's `hyper`, in the precision of the arithmetic.
+def reader(rule: Rule, dtype: type, measuring: bool = False) -> Any:
+    """`read(row, step, fresh, own_table, slot, kept, sums)`: the rule's `hyper`, in the precision of the arithmetic.
 
     What the variable keeps goes to `kept`, float32 in a row: all tiles of a variable put the same there.
+
+    Args:
+        measuring: For the rule's statistics, which know no sums.
     """
     number = float_type(dtype)
-    result = named(rule.given.type, number)
-    if rule.scalars is None:
+    fields = rule.measured if measuring else rule.given
+    result = named(fields.type, number)
+    if not rule.wide:
         plain = tuple_reader(result, number)
 
         @compiled
-        def read_plain(row: Any, step: Any, fresh: Any, own_table: Any, slot: Any, kept: Any) -> Any:
+        def read_plain(row: Any, step: Any, fresh: Any, own_table: Any, slot: Any, kept: Any, sums: Any) -> Any:
             return plain(row)
 
         return read_plain
     of_group = tuple_reader(uniform(types.float64, len(rule.numbers._fields)), types.float64)
-    of_variable = _own_reader(rule.own_starts)
-    know = picker(named(rule.known.type, types.float64), rule.known.picks)
-    give, function = picker(result, rule.given.picks), twin(rule.scalars.function, np.float64)
-    join, keep, keeps = joiner(), _keeper(rule.kept), bool(rule.own)
+    of_variable, join = _own_reader(rule.own_starts), joiner()
+    first, second = _stage(rule, "known"), _stage(rule, "summed")
+    measured = rule.statistics is not None and not measuring
+    of_sums = tuple_reader(uniform(types.float64, len(rule.statistics.names) if rule.statistics else 0), types.float64)
+    keep, keeps, give = _keeper(rule.kept), bool(rule.own), picker(result, fields.picks)
 
     @compiled
-    def read(row: Any, step: Any, fresh: Any, own_table: Any, slot: Any, kept: Any) -> Any:
-        numbers, own = of_group(row), of_variable(row, own_table, slot, fresh)
-        results = function(know(numbers, own), np.float64(step))
+    def read(row: Any, step: Any, fresh: Any, own_table: Any, slot: Any, kept: Any, sums: Any) -> Any:
+        at = np.float64(step)
+        numbers = join(of_group(row), of_variable(row, own_table, slot, fresh))
+        results = first(numbers, at)
         if keeps:
             keep(kept, results)
-        return give(join(numbers, own), results)
+        gathered = join(numbers, results)
+        if measured:
+            with_sums = join(gathered, of_sums(sums))
+            return give(join(with_sums, second(with_sums, at)), ())
+        return give(gathered, ())
 
     return read
+
+
+def _stage(rule: Rule, what: str) -> Any:
+    """`run(numbers, step)`: the results of the rule's scalars, or of those of its statistics; () without any."""
+    fields = rule.known if what == "known" else rule.summed
+    scalars = rule.scalars
+    if what == "summed":
+        scalars = None if rule.statistics is None else rule.statistics.scalars
+    if scalars is None:
+
+        @compiled
+        def nothing(numbers: Any, step: Any) -> Any:
+            return ()
+
+        return nothing
+    know, function = picker(named(fields.type, types.float64), fields.picks), twin(scalars.function, np.float64)
+
+    @compiled
+    def run(numbers: Any, step: Any) -> Any:
+        return function(know(numbers, ()), step)
+
+    return run
 
 
 def joiner() -> Any:

@@ -22,25 +22,44 @@ def _product(builder: Any, x: Any, factor: int) -> tuple[Any, Any]:
     return builder.trunc(builder.lshr(wide, _I128(64)), _I64), builder.trunc(wide, _I64)
 
 
+def _words(builder: Any, counter: list[Any], k0: Any, k1: Any) -> list[Any]:
+    """The four words of a counter."""
+    c0, c1, c2, c3 = counter
+    for _ in range(ROUNDS):
+        high_a, low_a = _product(builder, c0, ROUND_A)
+        high_b, low_b = _product(builder, c2, ROUND_B)
+        c0, c1 = builder.xor(builder.xor(high_b, c1), k0), low_b
+        c2, c3 = builder.xor(builder.xor(high_a, c3), k1), low_a
+        k0, k1 = builder.add(k0, _I64(KEY_A)), builder.add(k1, _I64(KEY_B))
+    return [c0, c1, c2, c3]
+
+
 @intrinsic
 def write_words(typing: Any, target: Any, seed: Any, key: Any, block: Any) -> Any:
     """Writes the four words of a block, int64 numbers all, to `target`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, k0, k1, block = arguments
-        zero = _I64(0)
-        c0, c1, c2, c3 = builder.add(block, _I64(1)), zero, zero, zero
-        for _ in range(ROUNDS):
-            high_a, low_a = _product(builder, c0, ROUND_A)
-            high_b, low_b = _product(builder, c2, ROUND_B)
-            c0, c1 = builder.xor(builder.xor(high_b, c1), k0), low_b
-            c2, c3 = builder.xor(builder.xor(high_a, c3), k1), low_a
-            k0, k1 = builder.add(k0, _I64(KEY_A)), builder.add(k1, _I64(KEY_B))
-        for i, word in enumerate((c0, c1, c2, c3)):
+        counter = [builder.add(block, _I64(1)), _I64(0), _I64(0), _I64(0)]
+        for i, word in enumerate(_words(builder, counter, k0, k1)):
             builder.store(word, pointer(builder, target, _I64, _I64(i)))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def write_draws(typing: Any, target: Any, seed: Any, key: Any, block: Any, step: Any, purpose: Any, which: Any) -> Any:
+    """The same of the counter (block + 1, step, purpose, which): 16 numbers of 16 bits, in their order."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, k0, k1, block, *rest = arguments
+        counter = [builder.add(block, _I64(1)), *rest]
+        for i, word in enumerate(_words(builder, counter, k0, k1)):
+            builder.store(word, pointer(builder, target, _I64, _I64(i)))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), generate
 
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()

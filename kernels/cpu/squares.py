@@ -56,6 +56,11 @@ def halved(builder: Any, x: Any) -> Any:
 
 def unit_squares(compute: Any) -> Any:
     """`store(address, count, out)`: the sums of squares of the units of a tile; one, of zero, of an empty tile."""
+    return unit_sums(compute, True)
+
+
+def unit_sums(compute: Any, squared: bool = False) -> Any:
+    """The same of the numbers themselves, if not `squared`."""
 
     @intrinsic
     def store(typing: Any, address: Any, count: Any, out: Any) -> Any:
@@ -69,7 +74,8 @@ def unit_squares(compute: Any) -> Any:
             def take(place: Any, unit: Any) -> None:
                 x = builder.load(place)
                 x.align = size
-                x = builder.fmul(x, x)
+                if squared:
+                    x = builder.fmul(x, x)
                 while x.type.count > 1:
                     x = halved(builder, x)
                 builder.store(builder.extract_element(x, _I32(0)), pointer(builder, out, element, unit))
@@ -162,6 +168,22 @@ def total_of(dtype: type) -> Any:
             for i in range(count, GROUP):
                 write_double(group, i, 0.0)
             write_double(lanes, k % GROUP, read_double(lanes, k % GROUP) + whole_sum(group))
+        return whole_sum(lanes)
+
+    return total
+
+
+def variable_sum(dtype: type) -> Any:
+    """`total(units, count)`: the units of a variable, unit i in lane i % `GROUP`, lanes by neighbors."""
+    read, room = read_double if dtype is np.float64 else read_float, stack(_BYTES)
+
+    @compiled
+    def total(units: Any, count: Any) -> Any:
+        lanes = room()
+        for i in range(GROUP):
+            write_double(lanes, i, 0.0)
+        for i in range(count):
+            write_double(lanes, i % GROUP, read_double(lanes, i % GROUP) + np.float64(read(units, i)))
         return whole_sum(lanes)
 
     return total

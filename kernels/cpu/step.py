@@ -7,7 +7,8 @@
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
 where elements are masked. A gradient of another dtype is converted tile by tile, in the first-level cache.
 Numerics: float32 inside (float64 for float64 regions), every operation rounded on its own, in the order of the rule;
-stores round to nearest even: the bits of Triton's interpreter, for any number of threads.
+stores round to nearest even, those of some states to bfloat16 at random (`triton/stochastic.py`): the bits of Triton's
+interpreter, for any number of threads.
 Aliasing: values, states and steps in place; padding is not touched. A variable whose source is 0 is untouched. With a
 skip, nothing changes but `skipped`. Where `frozen` is not 0, what was read is written back.
 """
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from numba import types
 from torch import Tensor
@@ -44,6 +47,7 @@ from .memory import (
     write_int32,
 )
 from .numbers import reader, starter
+from .philox import write_draws
 from .record import DONE, NEXT, RecordLayout, address_of
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
@@ -75,9 +79,16 @@ LAYOUT = RecordLayout(
     "base",  # element of the region at which the states begin
     "frozen",  # address of uint8 [numel]
     "states",  # address of the addresses of the state streams, in/out
+    "keys",  # address of int64 [1 + slots]: seed, then keys of the variables' names; read by updaters that draw
+    "sums",  # address of float64 [variables, sum_count], of rules with statistics
+    "sum_count",
+    "firsts",  # address of int32 [tiles + 1]: first unit of each tile; read where sums are taken
+    "units",  # address of [sum_count, unit_count] scratch
+    "unit_count",
 )
 word = LAYOUT.reader()
 ONE = np.float32(1.0)
+STATE_DRAWS = 2  # third word of the counter, as in `triton/stochastic.py`
 
 
 def clip_coefficient(dtype: type) -> Any:
@@ -136,16 +147,21 @@ def count_step(record: Any) -> None:
 
 
 @functools.cache
-def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool) -> Any:
+def updater(
+    rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool, draws: tuple[int, ...] = ()
+) -> Any:
     """Machine code of the loop over the elements of a tile, for one rule over streams of these formats.
 
     What does not change from one element to the next, LLVM moves before the loop: bias corrections, step sizes.
     """
-    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked)
+    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked, draws)
+    kinds = 1 + max(draws, default=-1)
+    draw, room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
-    begins = any(start != -1 for start in rule.starts)
-    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.streams - 1)
-    load, widen, store = elements.loader(), elements.widener(), elements.storer()
+    moved = rule.statistics is not None and rule.statistics.moves
+    begins = any(start != -1 for start in rule.starts) and not moved
+    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
+    load, widen, store = elements.loader(), elements.widener(), elements.storer(states=not moved)
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype)
     read_first, start_states = starter(rule, dtype)
 
@@ -165,9 +181,17 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
         own_table: Any,
         slot: Any,
         kept_scalars: Any,
+        sums: Any,
+        units: Any,
+        unit_count: Any,
+        keys: Any,
+        local: Any,
     ) -> None:
-        hyper, addresses = read_numbers(row, step, fresh, own_table, slot, kept_scalars), read_addresses(state_table)
+        hyper = read_numbers(row, step, fresh, own_table, slot, kept_scalars, sums)
+        addresses = read_addresses(state_table)
         is_new, first = fresh != 0, read_first(row)
+        drawn = room()
+        draw(drawn, keys, slot, local, count, step)
         for i in range(count):
             g = load_gradient(gradients, i) * unscale * clip
             stored = load(values, start + i, addresses, state_start + i)
@@ -176,19 +200,37 @@ def updater(rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked
                 state = start_states(is_new, p, state, first)
             kept = masked and read_byte(frozen, start + i) != 0
             p, state = function(p, g, state, hyper, step)
-            store(values, start + i, addresses, state_start + i, p, state, stored, kept)
+            store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
 
-    return native(update, types.void(*_updater_arguments(number)))
+    return native(update, types.void(*updater_arguments(number)))
 
 
-def _updater_arguments(number: Any) -> list[Any]:
+def updater_arguments(number: Any) -> list[Any]:
     word = types.int64
-    return [word, word, number, number, word, word, word, word, word, word, number, word, word, word, word]
+    return [word, word, number, number, *[word] * 6, number, *[word] * 9]
+
+
+def drawer(kinds: int) -> Any:
+    """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw."""
+
+    @compiled
+    def draw(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
+        for which in range(kinds):
+            seed, key = read_int(keys, 0), read_int(keys, 1 + slot)
+            for block in range((count + 15) // 16):
+                place = target + 2 * TILE * which + 32 * block
+                write_draws(place, seed, key, local // 16 + block, np.int64(step), np.int64(STATE_DRAWS), which)
+
+    return draw
 
 
 @functools.cache
-def kernel(dtype: type) -> Any:
+def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> Any:
     """Machine code of `(record, leader) -> finished`, for every rule.
+
+    Args:
+        finish: `(record)`: what the leader does when all tiles are done.
+        measuring: Whether the updater takes sums, and wants to know the units of its tile.
 
     Threads call it on one record and take tiles until none is left. The leader then waits a moment for the others,
     and counts the steps if all tiles are done; if not, it returns 0, and is called once more when they are.
@@ -196,7 +238,7 @@ def kernel(dtype: type) -> Any:
     source, coefficient, update = (
         tile_source(dtype),
         clip_coefficient(dtype),
-        caller(_updater_arguments(float_type(dtype))),
+        caller(updater_arguments(float_type(dtype))),
     )
     read = read_double if dtype is np.float64 else read_float
     size, one = np.dtype(dtype).itemsize, dtype(1.0)
@@ -209,6 +251,9 @@ def kernel(dtype: type) -> Any:
         values, base, frozen = word(record, "values"), word(record, "base"), word(record, "frozen")
         states, updater, grad_scale = word(record, "states"), word(record, "updater"), word(record, "grad_scale")
         own, own_count, kept = word(record, "own"), word(record, "own_count"), word(record, "kept")
+        keys = word(record, "keys")
+        sums, sum_count, firsts = word(record, "sums"), word(record, "sum_count"), word(record, "firsts")
+        units, unit_count = word(record, "units"), word(record, "unit_count")
         wide = word(record, "wide") != 0
         width = 8 if wide else size
         unscale = one
@@ -245,6 +290,11 @@ def kernel(dtype: type) -> Any:
                 own,
                 slot,
                 kept + 4 * own_count * variable,
+                sums + 8 * sum_count * variable,
+                units + (size * read_int32(firsts, tile) if measuring else 0),
+                unit_count,
+                keys,
+                local,
             )
 
     def run(record: Any, leader: Any) -> Any:
@@ -261,10 +311,25 @@ def kernel(dtype: type) -> Any:
                 first = fetch_add(record + 8 * NEXT, chunk)
         if leader == 0 or not wait(record, count):
             return 0
-        count_step(record)
+        finish(record)
         return 1
 
     return native(run, types.int64(types.int64, types.int64))
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Sums of a rule's statistics, and what is needed to take them.
+
+    Attributes:
+        sums: float64 [variables, sums].
+        firsts: int32 [tiles + 1]: first unit of each tile.
+        units: [sums, units] scratch.
+    """
+
+    sums: npt.NDArray[np.float64]
+    firsts: npt.NDArray[np.int32]
+    units: npt.NDArray[Any]
 
 
 def launch(
@@ -275,11 +340,37 @@ def launch(
     states: Sequence[Tensor],
     inputs: StepInputs,
     written: Tensor | None,
+    measures: Measures | None,
 ) -> None:
-    """See `Launches.step`; `written` is uint8 [variables], of viewed sources."""
+    """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics."""
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
-    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None)
+    moved = rule.statistics is not None and rule.statistics.moves
+    draws = () if moved else draws_of(rule, states, inputs)
+    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
+    run(kernel(dtype), update, tables, sources, rule, values, states, inputs, written, measures)
+
+
+def draws_of(rule: Rule, states: Sequence[Tensor], inputs: StepInputs) -> tuple[int, ...]:
+    """See `Rule.draws`; empty where no state is rounded at random."""
+    draws = rule.draws([inputs.keys is not None and state.dtype == torch.bfloat16 for state in states])
+    return draws if max(draws, default=-1) >= 0 else ()
+
+
+def run(
+    code: Any,
+    update: Any,
+    tables: Tables,
+    sources: Sources,
+    rule: Rule,
+    values: Tensor,
+    states: Sequence[Tensor],
+    inputs: StepInputs,
+    written: Tensor | None,
+    measures: Measures | None,
+) -> None:
+    """Runs an updater over all tiles."""
+    dtype = DTYPES[tables.compute_dtype]
     addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
     own = np.array([scalar.data_ptr() for scalar in inputs.own], dtype=np.int64)
     kept = np.empty((len(tables.segments), len(own)), dtype=np.float32)
@@ -313,5 +404,11 @@ def launch(
         base=inputs.base,
         frozen=address_of(tables.frozen),
         states=addresses.ctypes.data,
+        keys=address_of(inputs.keys),
+        sums=0 if measures is None else measures.sums.ctypes.data,
+        sum_count=0 if measures is None else measures.sums.shape[1],
+        firsts=0 if measures is None else measures.firsts.ctypes.data,
+        units=0 if measures is None else measures.units.ctypes.data,
+        unit_count=0 if measures is None else measures.units.shape[1],
     )
-    POOL.launch(callable_of(kernel(dtype)), record, threads)
+    POOL.launch(callable_of(code), record, threads)

@@ -1,9 +1,10 @@
-"""Threads of our own: each launch is one function that several threads call at once, which share out its tiles.
+"""Threads: each launch is one function that several threads call at once, which share out its tiles.
 
-Numba's `prange` is a trap for a library: on GNU OpenMP a forked child that enters a parallel region is terminated, and
-Numba's own scheduler aborts the process when two Python threads use it. Here the thread that launches never depends on
-another one: it takes tiles until none is left, and then waits for those that others have taken. A thread that wakes too
-late finds nothing to do, and looks at nothing but the counter.
+They are torch's where a launch wants all of them (`team.py`), else our own. Numba's `prange` is a trap for a library:
+on GNU OpenMP a forked child that enters a parallel region is terminated, and Numba's own scheduler aborts the process
+when two Python threads use it. With our own, the thread that launches never depends on another one: it takes tiles
+until none is left, and then waits for those that others have taken. A thread that wakes too late finds nothing to do,
+and looks at nothing but the counter.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from . import team
 from .compile import compiled
 from .memory import fetch_add
 from .record import DONE, Words
@@ -51,6 +53,9 @@ class Pool:
     def launch(self, function: Any, record: Words, threads: int) -> None:
         """Calls `function(record, 1)` here and `function(record, 0)` on others, until all of its tiles are done."""
         address = record.ctypes.data
+        if threads > 1 and team.launch(function, record, threads):
+            function(address, 1)
+            return
         helpers = self._helpers(threads - 1) if threads > 1 else 0
         if not helpers:
             function(address, 1)

@@ -8,9 +8,14 @@ from .adan import ADAN
 from .ademamix import ADEMAMIX
 from .adopt import ADOPT
 from .asgd import ASGD
+from .caution import cautious_updates
 from .decay import OPTIONS, with_decay
 from .grams import GRAMS
+from .lamb import LAMB
+from .lars import LARS
 from .lion import LION
+from .mars import MARS
+from .muon import MUON, MUON_APPLY, MUON_DIRECTION
 from .nadam import NADAM
 from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
@@ -18,7 +23,8 @@ from .rprop import RPROP
 from .rule import VALUE, Rule, rule
 from .schedule_free import SCHEDULE_FREE_ADAMW, SCHEDULE_FREE_SGD, TO_X, TO_Y
 from .sgd import SGD, SGD_MOMENTUM
-from .stages import Scalars, scalars
+from .stable_adamw import STABLE_ADAMW
+from .stages import Scalars, Statistics, scalars, statistics
 
 __all__ = [
     "ADADELTA",
@@ -33,7 +39,13 @@ __all__ = [
     "AMSGRADW",
     "ASGD",
     "GRAMS",
+    "LAMB",
+    "LARS",
     "LION",
+    "MARS",
+    "MUON",
+    "MUON_APPLY",
+    "MUON_DIRECTION",
     "NADAM",
     "OPTIONS",
     "RADAM",
@@ -46,12 +58,16 @@ __all__ = [
     "SCHEDULE_FREE_SGD",
     "SGD",
     "SGD_MOMENTUM",
+    "STABLE_ADAMW",
     "TO_X",
     "TO_Y",
     "VALUE",
     "Rule",
     "Scalars",
+    "Statistics",
+    "cautious_updates",
     "rule",
     "scalars",
+    "statistics",
     "with_decay",
 ]

@@ -38,4 +38,13 @@ def adadelta_numbers(group: Mapping[str, Any]) -> AdadeltaNumbers:
     return AdadeltaNumbers(group["lr"], rho, 1.0 - rho, group["eps"])
 
 
-ADADELTA = coupled(Rule("Adadelta", adadelta, ("square_avg", "acc_delta"), AdadeltaNumbers, adadelta_numbers))
+ADADELTA = coupled(
+    Rule(
+        "Adadelta",
+        adadelta,
+        ("square_avg", "acc_delta"),
+        AdadeltaNumbers,
+        adadelta_numbers,
+        stochastic=("square_avg", "acc_delta"),
+    )
+)

@@ -49,5 +49,6 @@ ADAGRAD = coupled(
         init={"sum": "initial_accumulator_value"},
         scalars=adagrad_scalars,
         early=True,
+        stochastic=("sum",),
     )
 )

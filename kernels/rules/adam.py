@@ -87,8 +87,9 @@ def adam_numbers(group: Mapping[str, Any]) -> AdamNumbers:
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _MOMENTS_MAX = (*MOMENTS, "max_exp_avg_sq")
+_SLOW = ("exp_avg_sq",)
 
-ADAM = coupled(Rule("Adam", adam, MOMENTS, AdamNumbers, adam_numbers))
-ADAMW = decoupled(Rule("AdamW", adam, MOMENTS, AdamNumbers, adam_numbers, decaying=decaying_adam))
-AMSGRAD = coupled(Rule("Adam(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers))
-AMSGRADW = decoupled(Rule("AdamW(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers))
+ADAM = coupled(Rule("Adam", adam, MOMENTS, AdamNumbers, adam_numbers, stochastic=_SLOW))
+ADAMW = decoupled(Rule("AdamW", adam, MOMENTS, AdamNumbers, adam_numbers, stochastic=_SLOW, decaying=decaying_adam))
+AMSGRAD = coupled(Rule("Adam(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers, stochastic=_SLOW))
+AMSGRADW = decoupled(Rule("AdamW(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers, stochastic=_SLOW))

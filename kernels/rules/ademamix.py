@@ -83,4 +83,14 @@ def ademamix_numbers(group: Mapping[str, Any]) -> AdEMAMixNumbers:
 
 _STATES = ("exp_avg_fast", "exp_avg_slow", "exp_avg_sq")
 
-ADEMAMIX = decoupled(Rule("AdEMAMix", ademamix, _STATES, AdEMAMixNumbers, ademamix_numbers, scalars=ademamix_scalars))
+ADEMAMIX = decoupled(
+    Rule(
+        "AdEMAMix",
+        ademamix,
+        _STATES,
+        AdEMAMixNumbers,
+        ademamix_numbers,
+        scalars=ademamix_scalars,
+        stochastic=("exp_avg_slow", "exp_avg_sq"),
+    )
+)

@@ -53,6 +53,7 @@ ASGD = coupled(
         asgd_numbers,
         init={"eta": "lr", "mu": 1.0},
         own=("eta", "mu"),
+        stochastic=("ax",),
         scalars=asgd_scalars,
     )
 )

@@ -115,6 +115,20 @@ def check_scalars(function: Callable[..., Any], names: tuple[str, ...]) -> None:
             raise RuleError(function, node.lineno, found, f"return ({', '.join(names)},)")
 
 
+def check_statistics(function: Callable[..., Any]) -> None:
+    """Refuses statistics that say what a compiler does not take.
+
+    Raises:
+        RuleError: with the line, and what to write there.
+    """
+    _check_arguments(function, ARGUMENTS)
+    try:
+        tree = source_of(function)
+    except RuleError:
+        return
+    _check_body(function, tree)
+
+
 def _check_arguments(function: Callable[..., Any], wanted: tuple[str, ...]) -> tuple[str, ...]:
     given = tuple(inspect.signature(function).parameters)
     if len(given) != len(wanted):

@@ -23,6 +23,7 @@ from typing import Any
 
 from ..lang import device_function, div_rn, where
 from .rule import Rule
+from .stages import Statistics
 
 # Closures: a compiler reads what it finds in their cells as it reads a global.
 
@@ -72,8 +73,8 @@ def _either(function: Any, rate: Any) -> Any:
 def _cautious(function: Any, rate: Any) -> Any:
     @device_function
     def cautious_step(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
-        # From zero, a rule returns its move: beside a large p a small one would be lost, and its sign with it.
-        move, state = function(where(p == p, 0.0, p), hyper.ascent * g, state, hyper, step)
+        # From zeros, a rule returns its move: beside a large p a small one would be lost, and its sign with it.
+        move, state = function(where(g == g, 0.0, 0.0), hyper.ascent * g, state, hyper, step)
         towards = ((move <= 0.0) & (p >= 0.0)) | ((move >= 0.0) & (p <= 0.0))
         share = rate(hyper, step)
         always = where(hyper.cautious_decay == 0.0, share, 0.0)
@@ -102,6 +103,19 @@ def _ascending(function: Any, rate: Any) -> Any:
     return ascending_step
 
 
+def _measured(statistics: Statistics | None) -> Statistics | None:
+    """Statistics see the gradient as the rule does, but for its decay."""
+    if statistics is None:
+        return None
+    function = statistics.function
+
+    @device_function
+    def ascending_statistics(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
+        return function(p, hyper.ascent * g, state, hyper, step)
+
+    return replace(statistics, function=ascending_statistics)
+
+
 def _option(wrap: Callable[[Any, Any], Any], *entries: str) -> Callable[[Rule], Rule]:
     """A way from rule to rule; `entries` of a param group become numbers, if the rule has not got them."""
 
@@ -118,7 +132,15 @@ def _option(wrap: Callable[[Any, Any], Any], *entries: str) -> Callable[[Rule], 
         apart = rule.decaying if wrap is _decoupled else None
         function = wrap(rule.function, _rate(rule.idle)) if apart is None else apart
         names = None if rule.names is None else tuple(dict.fromkeys((*rule.names, *entries)))
-        return replace(rule, function=function, numbers=numbers, hyper=row, names=names, made=(option, (rule,)))
+        return replace(
+            rule,
+            function=function,
+            numbers=numbers,
+            hyper=row,
+            names=names,
+            statistics=_measured(rule.statistics),
+            made=(option, (rule,)),
+        )
 
     return option
 
@@ -127,7 +149,7 @@ def _entry(group: Mapping[str, Any], name: str) -> Any:
     if name == "ascent":
         return -1.0 if group.get("maximize", False) else 1.0
     value = group[name] if name == "weight_decay" else group.get(name, False)
-    return float(value) if isinstance(value, bool) else value
+    return float(value) if isinstance(value, bool) else 0.0 if value is None else value
 
 
 coupled = _option(_coupled, "weight_decay")

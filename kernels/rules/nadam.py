@@ -77,5 +77,6 @@ NADAM = either(
         init={"mu_product": 1.0},
         own=("mu_product",),
         scalars=nadam_scalars,
+        stochastic=("exp_avg_sq",),
     )
 )

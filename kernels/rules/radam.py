@@ -56,4 +56,6 @@ def radam_numbers(group: Mapping[str, Any]) -> RAdamNumbers:
     return RAdamNumbers(group["lr"], 1.0 - beta1, log_of(beta1), beta2, 1.0 - beta2, log_of(beta2), group["eps"])
 
 
-RADAM = either(Rule("RAdam", radam, MOMENTS, RAdamNumbers, radam_numbers, scalars=radam_scalars))
+RADAM = either(
+    Rule("RAdam", radam, MOMENTS, RAdamNumbers, radam_numbers, scalars=radam_scalars, stochastic=("exp_avg_sq",))
+)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..lang import device_function
 from .check import check_compiled, check_function, check_init, check_names
-from .stages import Fields, Scalars, gathered
+from .stages import Fields, Scalars, Statistics, gathered
 
 VALUE = "the variable's value"
 """What a state may begin with, beside a number and the name of one."""
@@ -39,7 +39,10 @@ class Rule:
             `numbers`, or `VALUE`; 0 if not said.
         own: Names of scalars that every variable keeps from step to step, float32; `scalars` returns them anew.
         scalars: Numbers that are the same for all elements of a variable, computed once a tile in float64.
+        statistics: Sums over the variable, taken before the step in a launch of their own.
         early: Whether a variable has state before its first step, as torch's Adagrad makes it.
+        stochastic: Names of states that are rounded at random where they are stored in bfloat16: those that change by
+            less than half its last bit, as averages of squares do, and would stay where they are if rounded to nearest.
         idle: Steps at the beginning in which the rule gathers alone: no decoupled decay acts in them.
         decaying: The same function with decoupled decay in it, of the same bits: where a value decays only when it is
             moved, fewer registers of a GPU are taken. Without one, decoupled decay comes before `function`.
@@ -56,7 +59,9 @@ class Rule:
     init: Mapping[str, float | str] = field(default_factory=dict)
     own: tuple[str, ...] = ()
     scalars: Scalars | None = None
+    statistics: Statistics | None = None
     early: bool = False
+    stochastic: tuple[str, ...] = ()
     idle: int = 0
     decaying: Any = None
     made: tuple[Callable[[Rule], Rule], tuple[Rule]] | None = None
@@ -66,7 +71,7 @@ class Rule:
     @cached_property
     def wide(self) -> bool:
         """Whether the numbers of a group go to the device in float64, for `scalars` to compute with."""
-        return self.scalars is not None
+        return self.scalars is not None or self.statistics is not None
 
     @cached_property
     def _constants(self) -> tuple[float, ...]:
@@ -101,19 +106,46 @@ class Rule:
         return len(self.numbers._fields) + self._constants.index(float(first))
 
     @cached_property
+    def _parts(self) -> tuple[tuple[str, ...], ...]:
+        """Names in the order in which numbers are gathered: of the group, the variable's own, of each stage."""
+        sums = self.statistics
+        after = () if sums is None or sums.scalars is None else sums.scalars.names
+        of_scalars = () if self.scalars is None else self.scalars.names
+        return self.numbers._fields, self.own, of_scalars, () if sums is None else sums.names, after
+
+    @cached_property
     def known(self) -> Fields:
-        """What `scalars` gets: the numbers of the group, then the variable's own."""
-        return gathered(self.numbers._fields, self.own)
+        """What `scalars` gets; of a name that comes twice, the last one counts, here and below."""
+        return gathered(*self._parts[:2])
+
+    @cached_property
+    def measured(self) -> Fields:
+        """What the function of `statistics` gets as `hyper`."""
+        return gathered(*self._parts[:3])
+
+    @cached_property
+    def summed(self) -> Fields:
+        """What the scalars of `statistics` get."""
+        return gathered(*self._parts[:4])
 
     @cached_property
     def given(self) -> Fields:
-        """What `function` gets as `hyper`: the same with the results of `scalars`, the last of a name."""
-        return gathered(self.numbers._fields, self.own, () if self.scalars is None else self.scalars.names)
+        """What `function` gets as `hyper`."""
+        return gathered(*self._parts)
 
     @cached_property
     def kept(self) -> tuple[int, ...]:
         """Which results of `scalars` the variable keeps, in the order of `own`."""
         return () if self.scalars is None else tuple(self.scalars.names.index(name) for name in self.own)
+
+    def draws(self, halves: Sequence[bool]) -> tuple[int, ...]:
+        """For each state, which of the rule's draws rounds it at random; -1 where it is rounded to nearest.
+
+        Args:
+            halves: Which of the states are stored in bfloat16.
+        """
+        places = [self.stochastic.index(name) if name in self.stochastic else -1 for name in self.states]
+        return tuple(place if half else -1 for place, half in zip(places, halves, strict=True))
 
     def first_value(self, name: str, group: Group) -> Any:
         """What a state or a scalar begins with: a number, a tensor [], or `VALUE`."""
@@ -158,6 +190,8 @@ def rule(
     init: Mapping[str, float | str] | None = None,
     own: Sequence[str] = (),
     scalars: Scalars | None = None,
+    stochastic: Sequence[str] = (),
+    statistics: Statistics | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Turns a function into a `Rule` that the fused, masked, multi-tensor step runs.
 
@@ -167,6 +201,9 @@ def rule(
         init: What states and scalars begin with, by name: a number, a name of `hyper`, or `VALUE`; else 0.
         own: Names of scalars that every variable keeps from step to step; `scalars` must return them.
         scalars: Made by the decorator of that name: numbers that `hyper` holds as well.
+        stochastic: States that are rounded at random where they are stored in bfloat16, and not to nearest: slow
+            averages, which would not move there.
+        statistics: Made by the decorator of that name: sums over the variable that `hyper` holds as well.
 
     Returns:
         A decorator. The function is `(p, g, state, hyper, step) -> (p, state)`; see `device_function` for what its
@@ -185,6 +222,9 @@ def rule(
     names, begins = tuple(hyper), dict(init or {})
     check_names(names, tuple(states))
     returned = () if scalars is None else scalars.names
+    strange = [name for name in stochastic if name not in states]
+    if strange:
+        raise ValueError(f"stochastic={tuple(stochastic)!r}: {strange[0]!r} is none of the states {tuple(states)!r}")
     check_init(begins, names, tuple(states), tuple(own), returned, VALUE)
 
     def decorate(function: Callable[..., Any]) -> Rule:
@@ -204,6 +244,8 @@ def rule(
             init=begins,
             own=tuple(own),
             scalars=scalars,
+            stochastic=tuple(stochastic),
+            statistics=statistics,
         )
         check_function(function, made.given.names, tuple(states), check_unused=not made.wide)
         return made

@@ -113,6 +113,7 @@ def _rule(name: str, function: Any, states: tuple[str, ...]) -> Rule:
             init={"z": VALUE},
             own=("weight_sum", "lr_max"),
             scalars=schedule_free_scalars,
+            stochastic=tuple(name for name in states if name == "exp_avg_sq"),
         )
     )
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from ..lang import device_function
-from .check import check_names, check_scalars
+from .check import check_names, check_scalars, check_statistics
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,59 @@ class Scalars:
 
     function: Any
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over all elements of a variable that train, taken in a launch of their own before the step.
+
+    Attributes:
+        function: Device function `(p, g, state, hyper, step) -> terms`, a tuple of a number for each element, of which
+            the sums are taken; `-> (terms, state)` if it `moves`.
+        names: Of the sums.
+        scalars: What is made of the sums, in float64, for the step: its `hyper` holds them, and the numbers of the
+            group, the variable's own and those of the rule's scalars.
+        moves: Whether it updates the states; the step then leaves them as they are.
+    """
+
+    function: Any
+    names: tuple[str, ...]
+    scalars: Scalars | None = None
+    moves: bool = False
+
+
+def statistics(
+    *names: str, scalars: Scalars | None = None, moves: bool = False
+) -> Callable[[Callable[..., Any]], Statistics]:
+    """Turns a function into the `Statistics` of a rule: sums over a variable that its step depends on.
+
+    They are taken in one launch before the step, in a fixed order that depends on no layout, and of elements that train
+    alone: a term of 1 counts them. The rule, and `scalars`, read the sums as `hyper.name`.
+
+    Args:
+        names: Of the sums.
+        scalars: Made by the decorator of that name: numbers that follow from the sums.
+        moves: The function updates the states and returns `(terms, state)`; the rule returns states as they are.
+
+    Returns:
+        A decorator. The function is `(p, g, state, hyper, step) -> (terms)`, a tuple of as many terms as names.
+
+    Raises:
+        RuleError: a construct that a rule may not use, with its line.
+        ValueError: a name that cannot be one.
+
+    Example:
+        >>> @statistics("squares", "count")
+        ... def measured(p, g, state, hyper, step):
+        ...     return g * g, g * 0.0 + 1.0
+    """
+    check_names(names, (), "statistics")
+
+    def decorate(function: Callable[..., Any]) -> Statistics:
+        check_statistics(function)
+        return Statistics(device_function(function), names, scalars, moves)
+
+    return decorate
 
 
 def scalars(*names: str) -> Callable[[Callable[..., Any]], Scalars]:

@@ -19,8 +19,9 @@ from .fill import fill_ as fill
 from .handles import Handles
 from .launch import Launch, on, program_limit, tile_for
 from .norms import ORDER_INF, ORDER_OTHER, variable_norms_kernel
-from .numbers import constants_of
+from .numbers import constants_of, statistics_constants_of
 from .squares import GROUP_UNITS
+from .statistics import statistics_kernel
 from .step import step_kernel
 from .tiles import DTYPES
 
@@ -56,6 +57,7 @@ class TritonLaunches:
         self._squares = torch.zeros(self._units, dtype=tables.compute_dtype, device=device)
         self._groups = torch.zeros(groups, dtype=torch.float64, device=device)
         self._arrived = torch.zeros(groups + 1, dtype=torch.int32, device=device)
+        self._measures: dict[int, tuple[Tensor, Tensor]] = {}
         self._variables_arrived = torch.zeros(len(tables.segments), dtype=torch.int32, device=device)
 
     @cached_property
@@ -158,11 +160,73 @@ class TritonLaunches:
                 (table, stream, partials, out),
             )
 
+    def _sums(self, count: int) -> tuple[Tensor, Tensor]:
+        """Scratch of so many sums of every variable: [count, units], and [variables, count] float64."""
+        found = self._measures.get(count)
+        if found is None:
+            tables = self.tables
+            units = torch.zeros((count, self._units), dtype=tables.compute_dtype, device=tables.device)
+            sums = torch.zeros((len(tables.segments), count), dtype=torch.float64, device=tables.device)
+            found = self._measures[count] = units, sums
+        return found
+
+    def statistics(
+        self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+    ) -> None:
+        """See `Launches.statistics`."""
+        tables, norm = self.tables, inputs.norm
+        scale = norm if inputs.grad_scale is None else inputs.grad_scale
+        found = norm if inputs.found_inf is None else inputs.found_inf
+        assert rule.statistics is not None
+        units, sums = self._sums(len(rule.statistics.names))
+        keys = self.tables.tiles if inputs.keys is None else inputs.keys
+        args = (
+            tables.tiles,
+            tables.variables,
+            self._firsts,
+            sources.table,
+            self._written if sources.viewed else self._arrived,
+            inputs.hyper,
+            inputs.steps,
+            self._variables_arrived,
+            norm,
+            scale,
+            found,
+            values,
+            tuple(states),
+            inputs.own,
+            keys,
+            units,
+            sums,
+            tables.frozen,
+            self._units,
+            inputs.base,
+        )
+        options = self._options_of(sources, inputs)
+        constants = {**statistics_constants_of(rule), "DRAWS": _draws(rule, states, inputs), **options}
+        changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, values, *states, *inputs.own, keys)
+        with on(tables.device):
+            programs = len(tables.tiles)
+            self._handles.launch(statistics_kernel, programs, args, constants, self._options, changing, inputs.base)
+
+    def _options_of(self, sources: Sources, inputs: StepInputs) -> dict[str, object]:
+        return {
+            "CLIP": inputs.clip,
+            "SKIP": inputs.skip,
+            "SCALED": inputs.grad_scale is not None,
+            "FOUND_INF": inputs.found_inf is not None,
+            "VIEWED": sources.viewed,
+            "SOURCE": _triton_dtype(sources),
+            "COMPUTE": self._compute,
+            "BLOCK": self.tables.block,
+        }
+
     def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
         """See `Launches.step`."""
         tables, norm = self.tables, inputs.norm
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
         found = norm if inputs.found_inf is None else inputs.found_inf
+        keys = tables.tiles if inputs.keys is None else inputs.keys
         args = (
             tables.tiles,
             tables.variables,
@@ -178,11 +242,14 @@ class TritonLaunches:
             values,
             tuple(states),
             inputs.own,
+            keys,
+            self._groups if rule.statistics is None else self._sums(len(rule.statistics.names))[1],
             tables.frozen,
             inputs.base,
         )
         constants = {
             **constants_of(rule),
+            "DRAWS": _draws(rule, states, inputs),
             "CLIP": inputs.clip,
             "SKIP": inputs.skip,
             "SCALED": inputs.grad_scale is not None,
@@ -194,10 +261,14 @@ class TritonLaunches:
             "BLOCK": tables.block,
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped, values, *states)
-        changing += inputs.own
+        changing += (*inputs.own, keys)
         with on(tables.device):
             programs = len(tables.tiles)
             self._handles.launch(step_kernel, programs, args, constants, self._options, changing, inputs.base)
+
+
+def _draws(rule: Rule, states: Sequence[Tensor], inputs: StepInputs) -> tuple[int, ...]:
+    return rule.draws([inputs.keys is not None and state.dtype == torch.bfloat16 for state in states])
 
 
 def _triton_dtype(sources: Sources) -> object:

@@ -19,19 +19,46 @@ from .compile import twin
 @functools.cache
 def constants_of(rule: Rule) -> dict[str, Any]:
     """What the step kernel is compiled for, of a rule."""
-    staged = rule.scalars is not None
+    sums = rule.statistics
+    after = None if sums is None else sums.scalars
     return {
         "RULE": twin(rule.function),
         "NUMBERS": rule.given.type,
+        "PICKS": rule.given.picks if rule.wide else None,
+        **_stages(rule),
+        "SUMS": 0 if sums is None else len(sums.names),
+        "AFTER": None if after is None else twin(after.function),
+        "SUMMED": None if after is None else rule.summed.type,
+        "SUMMED_PICKS": None if after is None else rule.summed.picks,
+        "KEPT": rule.kept if rule.own else None,
+        **({"MOVED": True, "STARTS": None} if sums is not None and sums.moves else {"MOVED": False}),
+    }
+
+
+@functools.cache
+def statistics_constants_of(rule: Rule) -> dict[str, Any]:
+    """The same for the statistics kernel."""
+    sums = rule.statistics
+    assert sums is not None
+    return {
+        "STATISTICS": twin(sums.function),
+        "NUMBERS": rule.measured.type,
+        "PICKS": rule.measured.picks,
+        **_stages(rule),
+        "SUMS": len(sums.names),
+        "MOVES": sums.moves,
+    }
+
+
+def _stages(rule: Rule) -> dict[str, Any]:
+    return {
         "COLUMNS": 1 + rule.columns,
         "FIELDS": len(rule.numbers._fields),
         "STARTS": rule.starts if any(start != -1 for start in rule.starts) else None,
-        "SCALARS": twin(rule.scalars.function) if rule.scalars is not None else None,
-        "KNOWN": rule.known.type if staged else None,
-        "KNOWN_PICKS": rule.known.picks if staged else None,
-        "PICKS": rule.given.picks if staged else None,
+        "SCALARS": None if rule.scalars is None else twin(rule.scalars.function),
+        "KNOWN": None if rule.scalars is None else rule.known.type,
+        "KNOWN_PICKS": None if rule.scalars is None else rule.known.picks,
         "OWN_STARTS": rule.own_starts if rule.own else None,
-        "KEPT": rule.kept if rule.own else None,
     }
 
 
@@ -104,3 +131,12 @@ def load_own(own_ptr, slot, fresh, row, STARTS: tl.constexpr):
 def store_own(own_ptr, slot, results, KEPT: tl.constexpr):
     for i in tl.static_range(len(KEPT)):
         tl.store(own_ptr[i] + slot, results[KEPT[i]].to(tl.float32))
+
+
+@triton.jit
+def load_sums(sums_ptr, variable, SUMS: tl.constexpr):
+    """What the statistics kernel left of a variable, float64."""
+    found = ()
+    for i in tl.static_range(SUMS):
+        found = found + (tl.load(sums_ptr + variable * SUMS + i),)
+    return found

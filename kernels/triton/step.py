@@ -7,7 +7,7 @@
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
 where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements.
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
-even.
+even, those of the states in DRAWS to bfloat16 at random (`stochastic.py`).
 Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. A variable whose
 source is 0 is untouched, and so is a VIEWED one that was not written: no byte of it is read or written, its count
 stays. With SKIP and a norm that is not finite, or with FOUND_INF and a `found_inf` that is not 0, nothing changes but
@@ -24,7 +24,8 @@ import triton
 import triton.language as tl
 
 from .compile import div_rn
-from .numbers import first_of, is_fresh, load_own, load_row, narrowed, picked, started, store_own
+from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed, picked, started, store_own
+from .stochastic import draw_bits, round_at_random
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, source_address, tile_row
 
 
@@ -66,6 +67,19 @@ def to_store(tile, real, DTYPE: tl.constexpr):
     return round_to(tl.where(real, tile, 0.0), DTYPE)
 
 
+@triton.jit
+def state_to_store(
+    state, real, DTYPE: tl.constexpr, keys_ptr, slot, step, local, DRAW: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The same of a state that may be rounded at random: by the rule's draw number DRAW, or to nearest if it is -1."""
+    if DRAW >= 0:
+        bits = draw_bits(tl.load(keys_ptr), tl.load(keys_ptr + 1 + slot), step.to(tl.int64), DRAW, local, BLOCK)
+        stored = round_at_random(tl.where(real, state, 0.0), bits)
+    else:
+        stored = to_store(state, real, DTYPE)
+    return stored
+
+
 @triton.jit(do_not_specialize=["base"], do_not_specialize_on_alignment=["frozen_ptr"])
 def step_kernel(
     tiles_ptr,  # [tiles, 5] int64
@@ -82,19 +96,27 @@ def step_kernel(
     values_ptr,  # [numel] in/out
     states_ptr,  # tuple of [numel of their range] in/out
     own_ptr,  # tuple of [slots] float32 in/out: scalars of the variables
+    keys_ptr,  # [1 + slots] int64, read with DRAWS: seed, then keys of the variables' names
+    sums_ptr,  # [variables, SUMS] float64, of the statistics kernel
     frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
     base,  # element of the region at which the states begin, a multiple of 128
     RULE: tl.constexpr,
     NUMBERS: tl.constexpr,
+    PICKS: tl.constexpr,
     COLUMNS: tl.constexpr,
     FIELDS: tl.constexpr,
     STARTS: tl.constexpr,
     SCALARS: tl.constexpr,
     KNOWN: tl.constexpr,
     KNOWN_PICKS: tl.constexpr,
-    PICKS: tl.constexpr,
     OWN_STARTS: tl.constexpr,
+    SUMS: tl.constexpr,
+    AFTER: tl.constexpr,
+    SUMMED: tl.constexpr,
+    SUMMED_PICKS: tl.constexpr,
     KEPT: tl.constexpr,
+    DRAWS: tl.constexpr,
+    MOVED: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
     SCALED: tl.constexpr,
@@ -140,14 +162,20 @@ def step_kernel(
         grad = grad * div_rn(tl.full([], 1.0, COMPUTE), grad_scale)
     if CLIP:
         grad = grad * clip_coefficient(norm, max_norm)
-    if SCALARS is not None:
-        numbers = first_of(row, FIELDS)
+    numbers = first_of(row, FIELDS)
+    if PICKS is not None:
         if OWN_STARTS is not None:
             numbers = numbers + load_own(own_ptr, slot, is_fresh(count), row, OWN_STARTS)
-        results = SCALARS(KNOWN(*picked(numbers, KNOWN_PICKS)), step.to(tl.float64))
-        hyper = NUMBERS(*narrowed(picked(numbers + results, PICKS), COMPUTE))
+        if SCALARS is not None:
+            results = SCALARS(KNOWN(*picked(numbers, KNOWN_PICKS)), step.to(tl.float64))
+            numbers = numbers + results
+        if SUMS:
+            numbers = numbers + load_sums(sums_ptr, variable, SUMS)
+        if AFTER is not None:
+            numbers = numbers + AFTER(SUMMED(*picked(numbers, SUMMED_PICKS)), step.to(tl.float64))
+        hyper = NUMBERS(*narrowed(picked(numbers, PICKS), COMPUTE))
     else:
-        hyper = NUMBERS(*first_of(row, FIELDS))
+        hyper = NUMBERS(*numbers)
     states = widened(old_states, COMPUTE)
     if STARTS is not None:
         states = started(states, old_value.to(COMPUTE), is_fresh(count), row, STARTS)
@@ -159,8 +187,8 @@ def step_kernel(
         frozen = load_frozen(frozen_ptr, start, lane, mask, old_value.dtype)
         new_value = tl.where(frozen, old_value, new_value)
     tl.store(values_ptr + offset, new_value, mask=mask)
-    for i in tl.static_range(len(states_ptr)):
-        new_state = to_store(states[i], real, old_states[i].dtype)
+    for i in tl.static_range(0 if MOVED else len(states_ptr)):
+        new_state = state_to_store(states[i], real, old_states[i].dtype, keys_ptr, slot, step, local, DRAWS[i], BLOCK)
         if frozen_ptr is not None:
             new_state = tl.where(frozen, old_states[i], new_state)
         tl.store(states_ptr[i] + state_offset, new_state, mask=mask)

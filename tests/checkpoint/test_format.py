@@ -223,11 +223,24 @@ def test_an_empty_store(tmp_path: Path) -> None:
 
 def test_a_parameter_that_left_the_store_is_not_saved_stale(tmp_path: Path) -> None:
     model = nn.Linear(3, 2)
-    store = fv.VarStore.from_module(model)
+    store = fv.VarStore.from_module(model, on_moved="error")
     model.double()
     with pytest.raises(fv.AliasError, match="no longer lies"):
         store.save(tmp_path / "model.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_values_that_left_the_store_are_saved_as_they_are_now(tmp_path: Path) -> None:
+    model = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(model)
+    model.double()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+    with pytest.warns(fv.MovedWarning, match="'weight' and 1 more had left the store"):
+        store.save(tmp_path / "model.safetensors")
+    assert torch.equal(
+        load_file(tmp_path / "model.safetensors")["weight"], torch.full((2, 3), 2.0, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("name", ["100%", "%08x", 'a":,"b', "snow\u2603man", "tab\tname"])
@@ -342,3 +355,27 @@ def test_a_size_of_shards_is_refused_where_there_are_none(size: int | str, tmp_p
         store.snapshot().save(tmp_path / "model.pt", shard_size=size)
     with pytest.raises(ValueError, match="is no size"):
         store.save(tmp_path / "model.safetensors", shard_size="many")
+
+
+@pytest.mark.parametrize("grads", ["gather", "views"])
+@pytest.mark.parametrize("accumulate", [False, True], ids=["left in .grad", "accumulated"])
+@pytest.mark.parametrize("way", ["file", "snapshot"])
+def test_a_gradient_that_a_step_has_used_is_in_no_file(grads: str, accumulate: bool, way: str, tmp_path: Path) -> None:
+    """zero_grad() stands at the top of many loops: what a step has used still lies there when it is saved."""
+    path = tmp_path / "model.safetensors"
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    store = fv.VarStore.from_module(model, grads=grads)
+    optimizer = fv.optim.AdamW(store)
+    for stepped in (True, False):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().mean().backward()
+        if accumulate:
+            store.accumulate()
+        if stepped:
+            optimizer.step()
+        if way == "file":
+            store.save(path, optimizer)
+        else:
+            store.snapshot(optimizer).save(path, wait=True)
+        held = [name for name in load_file(path) if name.startswith(("grads/", "pending/"))]
+        assert len(held) == (0 if stepped else 4), "those that no step has used are"

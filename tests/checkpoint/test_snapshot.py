@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,106 @@ def test_one_copy_per_stream_whatever_the_number_of_variables() -> None:
         assert snapshot.nbytes == 3 * store.values.nbytes
         sizes[count] = len(small)
     assert sizes[3] == sizes[300] <= 2
+
+
+@pytest.mark.parametrize("make", [fv.optim.AdamW, fv.optim.NAdam, partial(fv.optim.SGD, lr=0.1, momentum=0.9)])
+def test_rolling_back_copies_whole_streams_whatever_the_number_of_variables(make: Any) -> None:
+    counts = {}
+    for count in (3, 300):
+        model = nn.ParameterList(nn.Parameter(torch.randn(16)) for _ in range(count))
+        store = fv.VarStore.from_module(model)
+        optimizer = make(store)
+        store.accumulate([torch.ones(16)] * count)
+        optimizer.step()
+        optimizer.zero_grad()
+        snapshot = store.snapshot(optimizer)
+        before = values(store)
+        store.values.zero_()
+        with Copies() as copies:
+            store.restore(snapshot)
+        assert_values(store, before)
+        counts[count] = len(copies.sizes)
+    assert counts[3] == counts[300]
+
+
+def carved(store: fv.VarStore) -> None:
+    """Room is given up, so that others move."""
+    store.freeze("embedding.*")
+    store.compact()
+
+
+def flipped(store: fv.VarStore) -> None:
+    store.freeze("head.*")
+    store["norm.bias"].param.requires_grad_(False)
+    store.unfreeze("norm.weight")
+
+
+def masked(store: fv.VarStore) -> None:
+    store.set_trainable_mask("embedding.weight", torch.arange(11).view(-1, 1) > 4)
+    store.set_trainable_mask("head.bias", torch.tensor([True, False, True, True, True]))
+
+
+def unmasked(store: fv.VarStore) -> None:
+    store.set_trainable_mask("embedding.weight", None)
+
+
+@pytest.mark.parametrize("change", [carved, flipped, masked, unmasked])
+@pytest.mark.parametrize("grads", ["gather", "views"])
+def test_whatever_changed_since_is_rolled_back(change: Callable[[fv.VarStore], None], grads: str) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    store = fv.VarStore.from_module(net, grads=grads)
+    optimizer = fv.optim.AdamW(store, lr=1e-2)
+    store.set_trainable_mask("embedding.weight", torch.arange(11).view(-1, 1) > 2)
+    store.freeze("norm.weight")
+
+    def work() -> None:
+        backward(net, batch())
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def all_of_it() -> str:
+        flags = [(v.requires_grad, v.frozen, v.dtype) for v in store.variables().values()]
+        masks = [store.trainable_mask(name) for name in store.variables()]
+        return repr([{n: v.tolist() for n, v in values(store).items()}, flags, masks, optimizer.state_dict()["state"]])
+
+    work()
+    snapshot, before = store.snapshot(optimizer, rng=True), all_of_it()
+    work()
+    expected = all_of_it()
+    for _ in range(2):
+        change(store)
+        work()
+        store.restore(snapshot)
+        store.check()
+        assert all_of_it() == before
+        work()
+        assert all_of_it() == expected
+
+
+def test_values_alone_go_back_where_variables_train_by_now() -> None:
+    """They have room then that they had not: nothing lies where it lay."""
+    net = Net()
+    net.embedding.requires_grad_(False)
+    store = fv.VarStore.from_module(net)
+    snapshot, before = store.snapshot(), values(store)
+    store.unfreeze("embedding.*")
+    store.values.zero_()
+    store.restore(snapshot)
+    assert_values(store, before)
+    assert store["embedding.weight"].requires_grad
+    store.check()
+
+
+def test_a_snapshot_of_other_groups_changes_nothing() -> None:
+    net, store, optimizer = trained()
+    scheduler = lr_scheduler.StepLR(optimizer, 3)
+    snapshot = store.snapshot(optimizer, scheduler)
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][1:]
+    store.values.zero_()
+    with pytest.raises(fv.MismatchError, match="the snapshot does not fit this store; nothing was changed"):
+        store.restore(snapshot)
+    assert not store.values.any()
 
 
 @pytest.fixture

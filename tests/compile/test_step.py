@@ -14,6 +14,7 @@ from tests.support.rules import CASES
 
 RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsprop-both", "user"]
 RULES += ["adagrad-all", "adadelta", "adamax", "nadam", "radam", "rprop", "asgd"]
+RULES += ["stable-adamw", "lamb", "lars", "mars", "cautious-updates"]
 RULES += ["adamw-cautious-decay", "adopt", "ademamix-warmup", "grams", "adan", "schedule-free-adamw"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
@@ -29,8 +30,10 @@ def wide_accesses(target, *dtypes, tile=TILE):
 
 def check_code(code, case, values, source, states=None):
     streams = [values] + [states or values] * len(case.rule.states)
-    assert code.wide("ld") == wide_accesses(code.target, source, *streams, tile=code.tile)
-    assert code.wide("st") == wide_accesses(code.target, *streams, tile=code.tile)
+    read = [] if case.rule.statistics is not None and case.rule.statistics.moves else [source]
+    assert code.wide("ld") == wide_accesses(code.target, *read, *streams, tile=code.tile)
+    moved = case.rule.statistics is not None and case.rule.statistics.moves
+    assert code.wide("st") == wide_accesses(code.target, *(streams[:1] if moved else streams), tile=code.tile)
     # What else is stored: the variable's count, its counter of programs, how many steps were skipped; its own scalars.
     assert [width for width in code.widths["st"] if width != 16] == [4] * (3 + len(case.rule.own))
     assert code.spilled == 0
@@ -128,6 +131,18 @@ def test_views_cost_two_scalars(target):
 def test_streams_of_different_dtypes(values, source, states, target):
     launch = step_launch(CASES["adamw"], values, source=source, state_dtype=states)
     check_code(compile_for(target, launch), CASES["adamw"], values, source, states)
+
+
+@each_dtype
+@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@pytest.mark.parametrize("name", ["adamw", "adadelta"])
+def test_rounding_at_random(name, target, dtype):
+    """Once a tile for each state that it is for: streams move as before, and nothing spills."""
+    launch = step_launch(CASES[name], dtype, state_dtype=torch.bfloat16, drawn=True)
+    code = compile_for(target, launch)
+    check_code(code, CASES[name], dtype, dtype, torch.bfloat16)
+    if target is not GFX942:
+        check_arithmetic(code, CASES[name])
 
 
 @each_dtype

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from flatvars.kernels.cpu import team
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Two threads a launch, and a step of two million elements, which is worth them. NumPy makes the numbers: a forked child
@@ -36,6 +40,13 @@ def train(made=None):
 def ours():
     return [thread for thread in threading.enumerate() if thread.name.startswith("flatvars-")]
 """
+
+# Where torch's own threads cannot be had: on macOS, say.
+OWN_THREADS = """
+from flatvars.kernels.cpu import team
+team.launch = lambda *_: False
+"""
+BORROWED = team._parallel() is not None
 
 
 def run(program: str, **environment: str) -> str:
@@ -74,9 +85,10 @@ print(before, unused, "numba" in sys.modules, "flatvars.kernels.triton" in sys.m
 
 def test_a_forked_child_trains_as_its_parent() -> None:
     """Threads do not survive a fork: the child makes its own. So do DataLoader's workers, and Hogwild's."""
-    out = run("""
+    out = run(
+        """
 expected = train()
-assert len(ours()) == 1
+print(len(ours()))
 made = prepare()
 read, write = os.pipe()
 pid = os.fork()
@@ -87,8 +99,24 @@ if pid == 0:
 assert os.waitpid(pid, 0)[1] == 0
 assert train() == expected
 print(os.read(read, 100).decode() == repr((expected, 1)))
-""")
-    assert out == "True"
+"""
+    )
+    assert out.split() == ["0" if BORROWED else "1", "True"]
+
+
+def test_a_forked_child_trains_as_its_parent_on_threads_of_our_own() -> None:
+    out = run(
+        OWN_THREADS
+        + """
+expected = train()
+made = prepare()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if (train(made), len(ours())) == (expected, 1) else 1)
+print(os.waitpid(pid, 0)[1], train() == expected, len(ours()))
+"""
+    )
+    assert out == "0 True 1"
 
 
 def test_a_child_forked_in_the_middle_of_a_launch_trains() -> None:
@@ -116,13 +144,34 @@ print(states)
 
 
 def test_one_thread_of_torch_is_one_of_ours() -> None:
-    out = run("""
+    out = run(
+        OWN_THREADS
+        + """
 torch.set_num_threads(1)
 one, threads = train(), len(ours())
 torch.set_num_threads(2)
 print(one == train(), threads, len(ours()))
-""")
+"""
+    )
     assert out == "True 0 1"
+
+
+@pytest.mark.skipif(not BORROWED, reason="torch has no threads of GNU OpenMP here")
+def test_torchs_threads_leave_the_bits_of_our_own() -> None:
+    """A team of another size than torch's is not asked for: GNU OpenMP would end threads of torch."""
+    out = run("""
+from flatvars.kernels.cpu import team
+borrowed, launch = [], team.launch
+team.launch = lambda *given: borrowed.append(launch(*given)) or borrowed[-1]
+found = [train()]
+before = list(borrowed)
+torch.set_num_threads(4)  # what is worth four threads is more than this
+found.append(train())
+team.launch = lambda *_: False
+found.append(train())
+print(set(before), len(set(found)), len(ours()) > 0)
+""")
+    assert out == "{True} 1 True"
 
 
 def test_folders_that_cannot_be_written_to() -> None:

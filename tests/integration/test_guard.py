@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -295,12 +296,68 @@ def test_nothing_keeps_a_module_that_was_replaced() -> None:
     train(module, opt)
 
 
-def test_modules_without_dicts_train() -> None:
+@pytest.mark.parametrize("mode", ["gather", "views"])
+def test_an_adopted_child_that_was_replaced_in_a_parent_nobody_adopted(mode: str) -> None:
+    module = Net()
+    store = fv.VarStore.from_module(module.head, grads=mode)
+    opt = fv.optim.SGD(store, lr=0.1)
+    train(module, opt)
+    module.head = nn.Linear(3, 2)
+    gc.collect()
+    module(torch.ones(1, 3)).sum().backward()
+    opt.zero_grad()
+    for _ in range(2):
+        with pytest.raises(fv.AliasError, match=r"no variable has a gradient, 'weight' among them"):
+            opt.step()
+    assert store.remove("*") == ["weight", "bias"]
+    store.add_module(module.head)
+    before = module.head.weight.detach().clone()
+    train(module, opt)
+    assert not torch.equal(module.head.weight.detach(), before)
+
+
+@pytest.mark.parametrize("mode", ["gather", "views"])
+def test_parameters_whose_module_is_gone_may_be_used_without_it(mode: str) -> None:
+    module = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(module, grads=mode)
+    opt = fv.optim.SGD(store, lr=0.1)
+    params = dict(module.named_parameters())
+    del module
+    gc.collect()
+    for _ in range(2):
+        before = params["weight"].detach().clone()
+        torch.func.functional_call(nn.Linear(3, 2, device="meta"), params, torch.ones(1, 3)).sum().backward()
+        opt.step()
+        opt.zero_grad()
+        assert not torch.equal(params["weight"].detach(), before)
+
+
+@pytest.mark.parametrize("mode", ["gather", "views"])
+@pytest.mark.parametrize("leave", [True, False], ids=["with-the-function", "original"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_parametrization_that_is_removed_leaves_the_parameter_trained(when: str, leave: bool, mode: str) -> None:
+    module = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(module, grads=mode) if when == "after" else None
+    nn.utils.parametrize.register_parametrization(module, "weight", nn.Tanh())
+    store = fv.VarStore.from_module(module, grads=mode) if store is None else store
+    opt = fv.optim.SGD(store, lr=0.1)
+    train(module, opt)
+    nn.utils.parametrize.remove_parametrizations(module, "weight", leave_parametrized=leave)
+    before = module.weight.detach().clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fv.MovedWarning)
+        train(module, opt)
+    assert not torch.equal(module.weight.detach(), before)
+    store.check()
+
+
+@pytest.mark.parametrize("mode", ["gather", "views"])
+def test_modules_without_dicts_train(mode: str) -> None:
     """Scripted and traced ones keep their parameters in C++."""
     for make in (torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(1, 3))):
         with pytest.warns(DeprecationWarning, match=r"torch\.jit"):
             module = make(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)))
-        store = fv.VarStore.from_module(module)
+        store = fv.VarStore.from_module(module, grads=mode)
         opt = fv.optim.SGD(store, lr=0.1)
         before = store["0.weight"].value.clone()
         train(module, opt)

@@ -62,7 +62,10 @@ def test_a_refused_optimizer_leaves_nothing_behind() -> None:
 
 @pytest.mark.parametrize("again", ["from_module", "add_module", "parent", "parameter", "same-store"])
 def test_a_module_belongs_to_one_store(again: str) -> None:
+    """A store that holds nothing else gives it up (`test_leaving.py`); this one does."""
     module, store, opt = adopted()
+    store.add("more", torch.ones(3))
+    opt.step()
     before, address = values(module), module.weight.data_ptr()
     other = fv.VarStore()
     calls: dict[str, Callable[[], object]] = {

@@ -78,6 +78,12 @@ BEYOND: dict[str, tuple[Any, dict[str, Any]]] = {
     "grams": (fv.optim.Grams, {"lr": 0.02}),
     "schedule-free-adamw": (fv.optim.ScheduleFreeAdamW, {"lr": 0.02, "warmup_steps": 3, "weight_decay": 0.1}),
     "schedule-free-sgd": (fv.optim.ScheduleFreeSGD, {"lr": 0.2, "r": 1.0}),
+    "stable-adamw": (fv.optim.StableAdamW, {"lr": 0.02}),
+    "lamb": (fv.optim.LAMB, {"lr": 0.02}),
+    "mars": (fv.optim.MARS, {"lr": 0.02, "weight_decay": 0.1}),
+    "lars": (fv.optim.LARS, {"lr": 0.5, "weight_decay": 0.1}),
+    "adamw-cautious": (fv.optim.AdamW, {"lr": 0.02, "cautious": True, "cautious_decay": True}),
+    "lion-cautious": (fv.optim.Lion, {"lr": 0.02, "weight_decay": 0.1, "cautious": True}),
     "adan": (fv.optim.Adan, {"lr": 0.02, "weight_decay": 0.1}),
 }
 ALL = {**{name: (ours, arguments) for name, (ours, _, arguments) in OPTIMIZERS.items()}, **BEYOND}

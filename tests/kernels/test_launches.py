@@ -56,6 +56,27 @@ def test_step_of_every_optimizer(name, max_norm, device):
     assert launches.operators == []
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        fv.optim.StableAdamW,
+        fv.optim.LAMB,
+        fv.optim.LARS,
+        fv.optim.MARS,
+        lambda params, **options: fv.optim.AdamW(params, cautious=True, **options),
+    ],
+    ids=["stable-adamw", "lamb", "lars", "mars", "cautious"],
+)
+@pytest.mark.parametrize("max_norm", [None, 1.0], ids=["plain", "clip"])
+def test_statistics_are_one_launch_more(make, max_norm, device):
+    store = store_of([(3, i % 4) for i in range(5)], device=device)
+    optimizer = make(groups_of(store, 2), store=store, max_norm=max_norm)
+    set_grads(store)
+    launches = launches_of(optimizer.step)
+    assert launches.kernels == [*([] if max_norm is None else [NORM]), "statistics_kernel", STEP]
+    assert launches.operators == []
+
+
 @pytest.mark.parametrize(("variables", "groups"), COUNTS)
 @pytest.mark.parametrize(
     ("options", "expected"),

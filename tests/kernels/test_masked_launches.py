@@ -67,7 +67,11 @@ def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
     rig.assert_clean()
 
 
-@pytest.mark.parametrize("name", CASES)
+# What is masked is no element of a variable to statistics: a twin with zeros in its place is another variable.
+ALONE = [name for name, case in CASES.items() if case.rule.statistics is None]
+
+
+@pytest.mark.parametrize("name", ALONE)
 def test_every_rule(name, device):
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
@@ -198,3 +202,27 @@ def test_memory_order_of_a_transposed_variable(device):
     moved = (value != before).all(dim=1)
     assert torch.equal(moved, mask[:, 0])
     assert bool((value == before)[~mask].all())
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ALONE])
+def test_statistics_are_of_what_trains(name, device):
+    """A masked variable steps as one that has its trained elements alone; what is masked may be NaN."""
+    case = CASES[name]
+    mask = torch.rand(3000) < 0.6
+    rig = Rig([(17,), (3000,)], rule=case.rule, masks=[None, mask], device=device)
+    few = Rig([(17,), (int(mask.sum()),)], rule=case.rule, device=device)
+    chosen = [torch.ones(17, dtype=torch.bool), mask]
+    for _ in range(2):
+        for ours, theirs in zip([rig.values, *rig.states], [few.values, *few.states], strict=True):
+            for target, span, which in zip(few.spans(theirs.stream), rig.spans(ours.stream), chosen, strict=True):
+                target.copy_(span[which])
+        grads = rig.random_grads()
+        few.step([grad[which].clone() for grad, which in zip(grads, chosen, strict=True)], [case.group])
+        before = rig.spans(rig.values.stream)[1][~mask].clone()
+        rig.step(poisoned(grads, [None, mask]), [case.group])
+        for span, expected, which in zip(
+            rig.spans(rig.values.stream), few.spans(few.values.stream), chosen, strict=True
+        ):
+            torch.testing.assert_close(span[which], expected, rtol=1e-5, atol=1e-6)
+        assert_same_bits(rig.spans(rig.values.stream)[1][~mask], before)
+    rig.assert_clean()

@@ -238,7 +238,7 @@ def test_every_number_is_looked_at_wherever_it_comes_from(kind: Any) -> None:
 def test_every_flag_is_looked_at(kind: Any) -> None:
     defaults = kind(two_layers()[1]).defaults
     for name in [name for name, value in defaults.items() if isinstance(value, bool) or value is None]:
-        if name == "differentiable":
+        if name in ("differentiable", "adjust_lr_fn"):  # refused if true; the name of a function
             continue
         with pytest.raises(TypeError, match=name):
             kind(two_layers()[1], **{name: "yes"})
@@ -332,3 +332,50 @@ def test_decoupled_weight_decay_is_torchs() -> None:
         optimizer.step()
         theirs.step()
         torch.testing.assert_close(module[0].weight, theirs.param_groups[0]["params"][0], rtol=5e-6, atol=1e-6)
+
+
+def test_cautious_decay_beside_a_group_of_coupled_decay_is_refused() -> None:
+    one, other, store = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3)), fv.VarStore()
+    store.add("one", one)
+    store.add("other", other)
+    groups = [{"params": [one], "decoupled_weight_decay": True, "cautious_decay": True}, {"params": [other]}]
+    with pytest.raises(ValueError, match=r"cautious_decay and cautious are for optimizers whose groups all"):
+        fv.optim.Adam(groups, store=store, lr=0.1, weight_decay=0.5).step()
+
+
+@pytest.mark.parametrize("name", ["NAdam", "RAdam", "Adam"])
+def test_a_flag_of_none_is_false_as_with_torch(name: str) -> None:
+    module, twin = nn.Linear(3, 2), nn.Linear(3, 2)
+    twin.load_state_dict(module.state_dict())
+    fv.VarStore.from_module(module)
+    for kind, each in ((fv.optim, module), (torch.optim, twin)):
+        optimizer = getattr(kind, name)(each.parameters(), lr=0.1, weight_decay=0.5)
+        optimizer.param_groups[0]["decoupled_weight_decay"] = None
+        each(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(module.weight, twin.weight, rtol=1e-5, atol=1e-7)
+
+
+def test_a_flag_of_several_numbers_is_refused() -> None:
+    module = nn.Linear(3, 2)
+    optimizer = fv.optim.SGD(fv.VarStore.from_module(module), lr=0.1)
+    optimizer.param_groups[0]["maximize"] = torch.ones(3)
+    module(torch.ones(1, 3)).sum().backward()
+    with pytest.raises(TypeError, match=r"maximize=.*give True or False"):
+        optimizer.step()
+
+
+def test_numbers_that_a_capture_refused_are_uploaded_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Linear(1, 1, bias=False)
+    optimizer = fv.optim.SGD(fv.VarStore.from_module(module), lr=1.0)
+    module.weight.grad = torch.ones(1, 1)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    with monkeypatch.context() as capturing:
+        capturing.setattr("flatvars.kernels.hyper.is_capturing", lambda tensor: True)
+        with pytest.raises(fv.FlatvarsError, match="upload_hyperparameters"):
+            optimizer.step()
+    optimizer.upload_hyperparameters()
+    before = module.weight.item()
+    optimizer.step()
+    assert before - module.weight.item() == pytest.approx(0.5)

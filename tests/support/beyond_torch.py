@@ -123,3 +123,62 @@ def _schedule_free(
     u = u + group["weight_decay"] * p
     y = p + share * (z - p) + rate * (beta1 * (1 - share) - 1) * u
     return y, z - rate * u, (p.new_tensor(total), p.new_tensor(largest))
+
+
+def stable_adamw(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2304.13013, optimi."""
+    g = _signed(g, group)
+    beta1, beta2 = ((beta**step - beta) / (beta**step - 1) for beta in group["betas"])
+    m, v = states[0] + (1 - beta1) * (g - states[0]), beta2 * states[1] + (1 - beta2) * g * g
+    rho = (g * g / v.clamp(min=group["eps"] ** 2)).mean().sqrt()
+    rate = group["lr"] / max(1.0, float(rho))
+    return p * (1 - rate * group["weight_decay"]) - rate * m / (v.sqrt() + group["eps"]), (m, v)
+
+
+def lamb(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 1904.00962, NVIDIA/apex."""
+    g, (beta1, beta2) = _signed(g, group), group["betas"]
+    m = beta1 * states[0] + (1 - beta1 if group["grad_averaging"] else 1.0) * g
+    v = beta2 * states[1] + (1 - beta2) * g * g
+    one, two = (1 - beta1**step, 1 - beta2**step) if group["bias_correction"] else (1.0, 1.0)
+    u = m / one / ((v / two).sqrt() + group["eps"]) + group["weight_decay"] * p
+    ratio = 1.0
+    if (group["weight_decay"] or group["always_adapt"]) and p.norm() > 0 and u.norm() > 0:
+        ratio = float(p.norm() / u.norm())
+    return p - group["lr"] * ratio * u, (m, v)
+
+
+def lars(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 1708.03888; apex's LARC with `trust_clip`."""
+    g, decay, lr = _signed(g, group), group["weight_decay"], group["lr"]
+    ratio = 1.0
+    if p.norm() > 0 and g.norm() > 0:
+        ratio = float(group["trust_coeff"] * p.norm() / (g.norm() + decay * p.norm() + group["eps"]))
+    if group["trust_clip"]:
+        ratio = min(ratio / lr, 1.0)
+    g = (g + decay * p) * ratio
+    b = g if step == 1 else group["momentum"] * states[0] + (1 - group["dampening"]) * g
+    return p - lr * (g + group["momentum"] * b if group["nesterov"] else b), (b,)
+
+
+def cautious_updates(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2411.16085 on AdamW, as kyleliang919/C-Optim's mask."""
+    g, (beta1, beta2) = _signed(g, group), group["betas"]
+    m, v = _adam(g, states, group)
+    u = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + group["eps"])
+    agrees = (u * g > 0).double()
+    if group["cautious"]:
+        u = u * agrees / agrees.mean().clamp(min=1e-3)
+    return p * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * u, (m, v)
+
+
+def mars(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2411.10438, AGI-Arena/MARS: `mars-adamw`, approximate; AdamW with gamma 0."""
+    g, (beta1, beta2) = _signed(g, group), group["betas"]
+    c = g
+    if group["gamma"]:
+        c = g + group["gamma"] * beta1 / (1 - beta1) * (g - (torch.zeros_like(g) if step == 1 else states[2]))
+        c = c / max(1.0, float(c.norm()))
+    m, v = _adam(c, states, group)
+    u = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + group["eps"])
+    return p - group["lr"] * (group["weight_decay"] * p + u), (m, v, g)

@@ -10,7 +10,7 @@ import torch
 from flatvars.kernels.fills import CONSTANT, NORMAL, Draw, Fill
 from flatvars.kernels.triton.fill import fill_
 
-from .compiled import Captured, captured
+from .compiled import Captured, captured, captured_all
 from .memory import in_poison
 from .rig import Rig, Shape
 from .rules import Case
@@ -40,7 +40,9 @@ def step_launch(
     masked: bool = False,
     scaled: bool = False,
     viewed: bool = False,
+    drawn: bool = False,
     shapes: Sequence[Shape] = SMALL,
+    statistics: bool = False,
 ) -> Captured:
     """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
 
@@ -49,6 +51,8 @@ def step_launch(
         viewed: From views of the stream.
         masked: Some elements do not train.
         scaled: By a GradScaler.
+        drawn: States in bfloat16 are rounded at random, where the rule says so.
+        statistics: The launch before it, of a rule that has one.
     """
     rig = Rig(
         shapes,
@@ -69,9 +73,15 @@ def step_launch(
         "skipped": rig.skipped,
         "own": rig.own,
     }
+    if drawn:
+        options["keys"] = torch.zeros(1 + len(shapes), dtype=torch.int64)
     if scaled:
         options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}
-    return captured(lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options))
+    launches = captured_all(
+        lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options),
+        1 if case.rule.statistics is None else 2,
+    )
+    return launches[0 if statistics else -1]
 
 
 def accumulate_launch(

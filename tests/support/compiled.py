@@ -49,11 +49,17 @@ def _caught(launches: list[Captured]) -> Iterator[None]:
 
 def captured(launch: Callable[[], object]) -> Captured:
     """The one launch that a call makes; nothing runs."""
+    (only,) = captured_all(launch, 1)
+    return only
+
+
+def captured_all(launch: Callable[[], object], count: int) -> list[Captured]:
+    """The launches that a call makes, in order; nothing runs."""
     launches: list[Captured] = []
     with _caught(launches):
         launch()
-    assert len(launches) == 1, f"{len(launches)} launches instead of one"
-    return launches[0]
+    assert len(launches) == count, f"{len(launches)} launches instead of {count}"
+    return launches
 
 
 def threads(target: GPUTarget, tile: Launch = TILE) -> int:

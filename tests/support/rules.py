@@ -21,7 +21,10 @@ from flatvars.kernels.rules import (
     AMSGRADW,
     ASGD,
     GRAMS,
+    LAMB,
+    LARS,
     LION,
+    MARS,
     NADAM,
     RADAM,
     RMSPROP,
@@ -33,7 +36,9 @@ from flatvars.kernels.rules import (
     SCHEDULE_FREE_SGD,
     SGD,
     SGD_MOMENTUM,
+    STABLE_ADAMW,
     Rule,
+    cautious_updates,
     rule,
     with_decay,
 )
@@ -95,6 +100,21 @@ ADEMAMIX_GROUP = {
 }
 ADAN_GROUP = {"betas": (0.98, 0.92, 0.99), "eps": 1e-8, "no_prox": False}
 SCHEDULE_FREE_GROUP = {"warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0}
+LAMB_GROUP = {
+    **ADAMAX_GROUP,
+    "eps": 1e-6,
+    "grad_averaging": True,
+    "bias_correction": True,
+    "always_adapt": False,
+}
+LARS_GROUP = {
+    "momentum": 0.9,
+    "dampening": 0.0,
+    "nesterov": False,
+    "trust_coeff": 1e-3,
+    "trust_clip": False,
+    "eps": 1e-8,
+}
 ASGD_GROUP = {"lambd": 1e-4, "alpha": 0.75, "t0": 1e6}
 
 
@@ -181,6 +201,36 @@ CASES = {
         SCHEDULE_FREE_SGD,
         group_of(SCHEDULE_FREE_GROUP, lr=0.5, momentum=0.9, r=0.5, warmup_steps=5, maximize=True),
         beyond_torch.schedule_free_sgd,
+    ),
+    "stable-adamw": Case(
+        STABLE_ADAMW,
+        group_of({"betas": (0.9, 0.99), "eps": 1e-6}, weight_decay=0.1, maximize=True),
+        beyond_torch.stable_adamw,
+    ),
+    "lamb": Case(LAMB, group_of(LAMB_GROUP, weight_decay=0.1), beyond_torch.lamb),
+    "lamb-always": Case(
+        LAMB,
+        group_of(LAMB_GROUP, always_adapt=True, grad_averaging=False, bias_correction=False, maximize=True),
+        beyond_torch.lamb,
+    ),
+    "lamb-plain": Case(LAMB, group_of(LAMB_GROUP), beyond_torch.lamb),
+    "mars": Case(
+        MARS, group_of({"betas": (0.95, 0.99), "eps": 1e-8, "gamma": 0.025}, weight_decay=0.1), beyond_torch.mars
+    ),
+    "mars-plain": Case(
+        MARS, group_of({"betas": (0.9, 0.95), "eps": 1e-8, "gamma": 0.0}, maximize=True), beyond_torch.mars
+    ),
+    "lars": Case(LARS, group_of(LARS_GROUP, lr=0.5, weight_decay=0.1), beyond_torch.lars),
+    "larc": Case(
+        LARS,
+        group_of(LARS_GROUP, lr=0.5, trust_coeff=0.5, trust_clip=True, nesterov=True, maximize=True),
+        beyond_torch.lars,
+    ),
+    "cautious-updates": Case(
+        cautious_updates(ADAMW), adam_group(weight_decay=0.1, cautious=True), beyond_torch.cautious_updates
+    ),
+    "cautious-updates-off": Case(
+        cautious_updates(ADAMW), adam_group(weight_decay=0.1, cautious=False), beyond_torch.cautious_updates
     ),
     "user": Case(drift, {"lr": 0.1}, reference.drift),
 }

@@ -22,10 +22,14 @@ RULES = {
     "SGD": (rules.SGD, rules.SGD_MOMENTUM),
     "Adam": (rules.ADAM, rules.AMSGRAD),
     "AdamW": (rules.ADAMW, rules.AMSGRADW),
+    "StableAdamW": (rules.STABLE_ADAMW,) * 2,
     "ScheduleFreeAdamW": (rules.SCHEDULE_FREE_ADAMW,) * 2,
     "ScheduleFreeSGD": (rules.SCHEDULE_FREE_SGD,) * 2,
     "RMSprop": (rules.RMSPROP, rules.RMSPROP_CENTERED_MOMENTUM),
 }
+# Bytes that the launch of the statistics adds: gradient and second moment; value and both moments once more (the step
+# reads no gradient, and moves no moment); value and gradient; both gradients.
+FIRST_LAUNCH = {"StableAdamW": 8, "LAMB": 12, "LARS": 8, "MARS": 8}
 
 
 def test_every_optimizer_has_a_row() -> None:
@@ -35,13 +39,21 @@ def test_every_optimizer_has_a_row() -> None:
 
 @pytest.mark.parametrize(
     ("name", "row"),
-    [(name, row) for row in ROWS for name in re.findall(r"`(\w+)`", row[0]) if name != "RuleOptimizer"],
+    [(name, row) for row in ROWS for name in re.findall(r"`(\w+)`", row[0]) if name not in ("RuleOptimizer", "Muon")],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bytes_follow_from_states(name: str, row: list[str]) -> None:
     few, many = RULES.get(name) or (getattr(rules, name.upper()),) * 2
     numbers = [int(number) for number in re.findall(r"\d+", row[2])]
-    assert numbers == sorted({12 + 8 * len(few.states), 12 + 8 * len(many.states)})
+    more = FIRST_LAUNCH.get(name, 0)
+    assert numbers == sorted({12 + 8 * len(few.states) + more, 12 + 8 * len(many.states) + more})
     assert int(re.findall(r"\d+", row[1])[0]) == len(few.states)
     assert ("scalar" in row[1]) == bool(few.own)
-    assert row[3] == "1"
+    assert row[3] == ("1" if few.statistics is None else "2")
+
+
+def test_bytes_of_muon() -> None:
+    """Gradient, momentum twice, directions in bfloat16 three times, value twice; products apart."""
+    (row,) = (row for row in ROWS if "`Muon`" in row[0])
+    assert row[1] == str(len(rules.MUON.states))
+    assert row[2] == f"{4 + 8 + 3 * 2 + 8} and the products"

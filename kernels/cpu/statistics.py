@@ -1,0 +1,140 @@
+"""Sums over every variable that its step depends on, in one launch before it.
+
+    sums[variable] = sum over the elements that train of STATISTICS(p, g, state, hyper, step)
+
+with the gradient as the step sees it: unscaled and clipped. With `moves`, it also returns the states, which are stored.
+
+Traffic: what the terms are made of, read once, each state written as well with `moves`; terms lie on the stack.
+Numerics: terms in float32 (float64 for float64 regions), added in the order of `kernels/triton/statistics.py`: the same
+bits.
+Aliasing: values and gradients are only read. Untouched variables and skipped steps as in `step.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import types
+from torch import Tensor
+
+from ..addresses import Sources
+from ..launches import StepInputs, Tables
+from ..rules import Rule
+from .compile import DTYPES, compiled, float_type, native, twin
+from .elements import Elements
+from .formats import FORMATS, name_of
+from .gradients import TILE
+from .memory import element_load, read_byte, read_int, read_int32, stack, write_double
+from .numbers import reader, starter
+from .squares import unit_sums, variable_sum
+from .step import Measures, drawer, draws_of, is_skipped, is_untouched, kernel, run, updater_arguments, word
+
+
+@functools.cache
+def updater(
+    rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool, draws: tuple[int, ...] = ()
+) -> Any:
+    """Machine code of the loop over the elements of a tile, and of the sums of its units."""
+    sums, number = rule.statistics, float_type(dtype)
+    assert sums is not None
+    count_of, size, moves = len(sums.names), np.dtype(dtype).itemsize, sums.moves
+    elements = Elements([FORMATS[name] for name in (value, *states)], number, masked, draws, count_of)
+    kinds = 1 + max(draws, default=-1)
+    draw, draw_room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
+    function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
+    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
+    load, widen, store = elements.loader(), elements.widener(), elements.storer(values=False)
+    store_terms, add_units, room = elements.term_storer(count_of), unit_sums(number), stack(count_of * TILE * size)
+    read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype, measuring=True)
+    read_first, start_states = starter(rule, dtype)
+
+    def update(
+        gradients: Any,
+        count: Any,
+        unscale: Any,
+        clip: Any,
+        values: Any,
+        start: Any,
+        state_table: Any,
+        state_start: Any,
+        frozen: Any,
+        row: Any,
+        step: Any,
+        fresh: Any,
+        own_table: Any,
+        slot: Any,
+        kept_scalars: Any,
+        sums: Any,
+        units: Any,
+        unit_count: Any,
+        keys: Any,
+        local: Any,
+    ) -> None:
+        hyper = read_numbers(row, step, fresh, own_table, slot, kept_scalars, sums)
+        addresses, memory = read_addresses(state_table), room()
+        is_new, first = fresh != 0, read_first(row)
+        drawn = draw_room()
+        draw(drawn, keys, slot, local, count, step)
+        for i in range(count):
+            g = load_gradient(gradients, i) * unscale * clip
+            stored = load(values, start + i, addresses, state_start + i)
+            p, state = widen(stored)
+            if begins:
+                state = start_states(is_new, p, state, first)
+            kept = masked and read_byte(frozen, start + i) != 0
+            if moves:
+                terms, state = function(p, g, state, hyper, step)
+                store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
+            else:
+                terms = function(p, g, state, hyper, step)
+            store_terms(memory, i, terms, kept)
+        for k in range(count_of):
+            add_units(memory + k * TILE * size, count, units + k * unit_count * size)
+
+    return native(update, types.void(*updater_arguments(number)))
+
+
+@functools.cache
+def finisher(dtype: type) -> Any:
+    """`(record)`: adds up the units of every variable that was touched."""
+    total, size = variable_sum(dtype), np.dtype(dtype).itemsize
+
+    @compiled
+    def add_up(record: Any) -> None:
+        if is_skipped(record):
+            return
+        variables, firsts, units = word(record, "variables"), word(record, "firsts"), word(record, "units")
+        sums, sum_count, unit_count = word(record, "sums"), word(record, "sum_count"), word(record, "unit_count")
+        for variable in range(word(record, "variable_count")):
+            if not is_untouched(record, variable):
+                tile = read_int(variables, 3 * variable)
+                first = read_int32(firsts, tile)
+                last = read_int32(firsts, tile + read_int(variables, 3 * variable + 1))
+                for k in range(sum_count):
+                    begin = units + size * (k * unit_count + first)
+                    write_double(sums, sum_count * variable + k, total(begin, last - first))
+
+    return add_up
+
+
+def launch(
+    tables: Tables,
+    sources: Sources,
+    rule: Rule,
+    values: Tensor,
+    states: Sequence[Tensor],
+    inputs: StepInputs,
+    written: Tensor | None,
+    measures: Measures,
+) -> None:
+    """See `Launches.statistics`; `written` is uint8 [variables], of viewed sources."""
+    dtype = DTYPES[tables.compute_dtype]
+    formats = tuple(name_of(state.dtype) for state in states)
+    moves = rule.statistics is not None and rule.statistics.moves
+    draws = draws_of(rule, states, inputs) if moves else ()
+    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
+    code = kernel(dtype, finisher(dtype), True)
+    run(code, update, tables, sources, rule, values, states, inputs, written, measures)

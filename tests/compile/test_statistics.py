@@ -1,0 +1,47 @@
+"""The statistics kernel as compiled: full-width streams, what no term needs is not read, no spills, double in the end
+alone."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from tests.support.catch import step_launch
+from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for
+from tests.support.rules import CASES
+
+from .test_step import each_dtype, wide_accesses
+
+TARGETS = {"sm80": SM80, "sm90": SM90, "sm100": SM100, "gfx942": GFX942}
+# Streams that each reads beside the gradient, and that it writes.
+STREAMS = {"stable-adamw": (1, 0), "lamb": (3, 2), "lars": (1, 0), "mars": (1, 0), "cautious-updates": (2, 0)}
+
+
+@each_dtype
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("name", STREAMS)
+def test_statistics(name, masked, target, dtype):
+    code = compile_for(target, step_launch(CASES[name], dtype, masked=masked, statistics=True))
+    reads, writes = STREAMS[name]
+    # The last program of a variable reads its units: on AMD four to a thread, of the first sum, whose row is aligned.
+    units = 1 if target is GFX942 else 0
+    assert code.wide("ld") == wide_accesses(target, *[dtype] * (1 + reads), tile=code.tile) + units
+    assert code.wide("st") == wide_accesses(target, *[dtype] * writes, tile=code.tile)
+    assert code.spilled == 0
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_no_element_is_computed_in_double(name):
+    code = compile_for(SM90, step_launch(CASES[name], torch.float32, statistics=True))
+    before, arrived, _ = code.ttir.partition("tt.atomic_rmw")
+    assert arrived
+    assert re.findall(r"arith\.\w+f [^\n]*xf64", before) == []
+    assert "fma." not in code.assembly
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_warp_has_stored_its_units_before_the_program_arrives(name):
+    assert compile_for(SM90, step_launch(CASES[name], statistics=True)).arrivals() == [True]

@@ -1,0 +1,166 @@
+"""States in bfloat16 that are rounded at random: by draws of the name, the step and the position alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from flatvars.init import name_key
+from flatvars.kernels.lang import tl  # noqa: F401 - the interpreter looks for it here
+from flatvars.kernels.rules import rule
+from tests.support.rig import Rig
+from tests.support.rules import CASES
+from tests.support.tolerances import assert_same_bits
+
+SEED = 2**63 + 42
+SHAPES = [(), (0,), (17,), (3, 5), (128,), (2049,), (70, 70)]
+KEYS = [name_key(f"v{i}") for i in range(len(SHAPES))]
+
+
+@rule(states=("plain", "first", "second"), hyper=(), stochastic=("second", "first"))
+def keeping(p, g, state, hyper, step):
+    """States that are the gradient."""
+    return p, (g, g, g)
+
+
+def draws(seed, key, step, purpose, which, count):
+    """The specification, by NumPy: its generator raises the counter before it draws."""
+    generator = np.random.Philox(key=np.array([seed, key], np.uint64), counter=[0, step, purpose, which])
+    words = generator.random_raw(-(-count // 4) or 1)
+    return words.view(np.uint16)[:count].astype(np.uint32)
+
+
+def cut(x, random):
+    bits = x.view(np.uint32)
+    halves = np.where(np.isfinite(x), (bits + random) >> 16, bits >> 16)
+    return np.where(np.isnan(x), 0x7FC0, halves).astype(np.uint16)
+
+
+def test_the_specification():
+    """Golden numbers, of values at step 7."""
+    key = name_key("layer1.weight")
+    assert key == 0x12FEF922F95DD999
+    random = draws(42, key, 7, 1, 0, 10)
+    assert " ".join(f"{r:04X}" for r in random) == "DFB3 F1B1 8DC2 C126 4DBB 850E A98B 1DFA 517F BF04"
+    x = np.array([1.0, 1.001, -1.001, 3.1415927, -0.1, 0.33333334, 1e-3, 1e-40, 3.4e38, np.nan], dtype=np.float32)
+    assert " ".join(f"{h:04X}" for h in cut(x, random)) == "3F80 3F81 BF80 4049 BDCD 3EAB 3A83 0001 7F80 7FC0"
+
+
+def keys_of(device):
+    return torch.from_numpy(np.array([SEED, *KEYS], dtype=np.uint64).view(np.int64)).to(device)
+
+
+def one_step(backend, device, *, masks=None, keys=True, dtype=torch.float32):
+    """A step, the fourth of each variable; with what the gradients were."""
+    torch.manual_seed(0)
+    rig = Rig(SHAPES, dtype, rule=keeping, state_dtype=torch.bfloat16, masks=masks, backend=backend, device=device)
+    rig.steps.fill_(3.0)
+    grads = rig.random_grads()
+    for grad in grads:
+        numbers = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 3.39e38, 1e-40], dtype=dtype)[: grad.numel()]
+        grad.view(-1)[: len(numbers)] = numbers.to(device)
+    rig.plan.step_(
+        rig.plan.scattered(grads),
+        keeping,
+        rig.values.stream,
+        [state.stream for state in rig.states],
+        [{}],
+        steps=rig.steps,
+        norm=rig.norm,
+        max_norm=None,
+        skip=False,
+        skipped=rig.skipped,
+        keys=keys_of(device) if keys else None,
+    )
+    return rig, grads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_states_are_rounded_by_their_draws(dtype, backend, device):
+    rig, grads = one_step(backend, device, dtype=dtype)
+    for which, state in ((1, rig.states[1]), (0, rig.states[2])):
+        for key, grad, span in zip(KEYS, grads, rig.spans(state.stream), strict=True):
+            x = grad.flatten().cpu().float().numpy()
+            wanted = cut(x, draws(SEED, key, 4, 2, which, len(x)))
+            np.testing.assert_array_equal(span.cpu().view(torch.int16).numpy().view(np.uint16), wanted)
+    assert not torch.equal(rig.states[1].stream[16:], rig.states[2].stream[16:])
+
+
+def test_others_are_rounded_to_nearest(backend, device):
+    rig, grads = one_step(backend, device)
+    without, _ = one_step(backend, device, keys=False)
+    assert_same_bits(rig.states[0].stream, without.states[0].stream)
+    for state in without.states[1:]:
+        assert_same_bits(state.stream, without.states[0].stream)
+    span = rig.spans(rig.states[0].stream)[-1]
+    assert_same_bits(span[6:].cpu(), grads[-1].flatten()[6:].cpu().to(torch.bfloat16))
+
+
+def test_masked_elements_stay(backend, device):
+    torch.manual_seed(1)
+    masks = [torch.rand(shape) < 0.5 for shape in SHAPES]
+    rig, _ = one_step(backend, device, masks=masks)
+    torch.manual_seed(0)
+    before = Rig(SHAPES, rule=keeping, state_dtype=torch.bfloat16, masks=masks, backend=backend, device=device)
+    plain, _ = one_step(backend, device)
+    for state, old, free in zip(rig.states, before.states, plain.states, strict=True):
+        spans = zip(*(rig.spans(x.stream) for x in (state, old, free)), masks, strict=True)
+        for now, was, trained, mask in spans:
+            keep = mask.flatten().to(device)
+            assert_same_bits(now[~keep], was[~keep])
+            assert_same_bits(now[keep], trained[keep])
+
+
+def test_the_mean_is_exact(backend, device):
+    """Of a number between two, 1.001, over 4,900 draws: the error of such a mean is 1.6e-5 on average."""
+    rig, _ = one_step(backend, device)
+    grads = [torch.full(shape, 1.001, device=device) for shape in SHAPES]
+    rig.plan.step_(
+        rig.plan.scattered(grads),
+        keeping,
+        rig.values.stream,
+        [state.stream for state in rig.states],
+        [{}],
+        steps=rig.steps,
+        norm=rig.norm,
+        max_norm=None,
+        skip=False,
+        skipped=rig.skipped,
+        keys=keys_of(device),
+    )
+    nearest, first = (rig.spans(state.stream)[-1].double() for state in rig.states[:2])
+    assert set(first.tolist()) == {1.0, 1.0078125}
+    assert abs(float(first.mean()) - 1.001) < 2e-4
+    assert float(nearest.mean()) == 1.0
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw", "adadelta"])
+def test_rules_store_the_same_bits_on_both(name, device):
+    """LAMB's states are stored by the launch before its step."""
+    if device.type != "cpu":
+        pytest.skip("the cpu backend works on host memory")
+    case, found = CASES[name], []
+    for compiler in ("triton", "cpu"):
+        torch.manual_seed(0)
+        rig = Rig(SHAPES, rule=case.rule, state_dtype=torch.bfloat16, backend=compiler)
+        for keys in (keys_of(device), None):
+            grads = rig.random_grads()
+            rig.plan.step_(
+                rig.plan.scattered(grads),
+                case.rule,
+                rig.values.stream,
+                [state.stream for state in rig.states],
+                [case.group],
+                steps=rig.steps,
+                norm=rig.norm,
+                max_norm=None,
+                skip=False,
+                skipped=rig.skipped,
+                own=rig.own,
+                keys=keys,
+            )
+            found.append([state.stream.clone() for state in rig.states])
+    (drawn, nearest), (drawn_cpu, nearest_cpu) = found[:2], found[2:]
+    for one, other in zip(drawn + nearest, drawn_cpu + nearest_cpu, strict=True):
+        assert_same_bits(one, other)
