@@ -90,7 +90,7 @@ class Gathered(Gradients):
             self._lying(variable).add_(grad.to(self.registry.device))
             self._norm.forget()
             return
-        own = grad.detach().to(variable.param.device, variable.dtype, copy=True)
+        own = grad.detach().to(variable.param.device, variable.param.dtype, copy=True)
         if variable.param.grad is None:
             variable.param.grad = own
         else:

@@ -64,12 +64,19 @@ class Views(Gradients):
     def _settle(self) -> None:
         """Takes in what lies elsewhere, of all variables: one may hold the view of another."""
         mine = [v for v in self.registry.variables if v.id in self._views and not v.frozen]
+        if any(map(self._is_converted, mine)):  # no view of this stream can be their `.grad`: the carve makes another
+            self.registry.guard.check_memory()
+            mine = [v for v in self.registry.variables if v.id in self._views and not v.frozen]
         away = [v for v in mine if not self._is_there(v)]
         strays = [(v, None if self._is_bare(v) else v.param.grad) for v in away]
         for variable in away:
             if variable.param.grad is self._views[variable.id]:  # whose own memory was replaced
                 self._views[variable.id] = self.registry.view(GRADS, variable)
         self._take_in(strays)
+
+    def _is_converted(self, variable: Variable) -> bool:
+        """Whether a module converted the Parameter, and the store has not followed yet."""
+        return (variable.param.dtype, variable.param.device) != (variable.spec.dtype, self.registry.device)
 
     def _is_bare(self, variable: Variable) -> bool:
         """Whether a variable has no elements that could say so, and nobody wrote its view, wherever that lies now."""
@@ -163,7 +170,8 @@ class Views(Gradients):
                 if old is not None and variable.param.grad is old:
                     variable.param.grad = None  # it would keep the old stream
             elif old is None:
-                fresh.append(variable)
+                if not self._is_converted(variable):  # its gradient waits in `.grad` until the store follows
+                    fresh.append(variable)
             else:
                 moved = old._version != self._versions[variable.id]
                 self._views[variable.id] = view = self.registry.view(GRADS, variable)
@@ -187,7 +195,7 @@ class Views(Gradients):
 
     @torch.no_grad()
     def add(self, variable: Variable, grad: Tensor) -> None:
-        own = grad.detach().to(variable.param.device, variable.dtype)
+        own = grad.detach().to(variable.param.device, variable.param.dtype)
         if variable.param.grad is None:
             variable.param.grad = own.clone()
         else:
@@ -254,7 +262,7 @@ class Views(Gradients):
             self._settle()
             self._write_zeros([v for v in chosen if v.id in self._views and not v.frozen])
         elif plans is not None and plans.covers(chosen):
-            self._zero_plans(plans)
+            self._zero_plans(plans, chosen)
         else:
             self._settle()
             for variable in chosen:
@@ -264,9 +272,12 @@ class Views(Gradients):
             self._zeroed.update(v.id for v in chosen)
             self._look_again()
 
-    def _zero_plans(self, plans: PlanSet) -> None:
+    def _zero_plans(self, plans: PlanSet, variables: Sequence[Variable]) -> None:
         """The same without a turn for each variable but where `.grad` is no view."""
         views = self._settle_plans(plans)
+        if not plans.covers(variables):  # the store followed a conversion, and carved
+            self.zero(True, variables)
+            return
         self._fill(plans.stretches)
         plans.zeroed, plans.versions = True, plans.latest
         for k in plans.empty:

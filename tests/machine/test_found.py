@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -169,3 +170,50 @@ def test_state_of_what_is_in_no_group_any_more_stays(how: str) -> None:
     state = optimizer.state[module.weight]
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[key], value) for key, value in expected.items())
+
+
+BEFORE_A_STEP: dict[str, Callable[[fv.VarStore, fv.optim.AdamW], object]] = {
+    "zero_grad of the optimizer": lambda store, optimizer: optimizer.zero_grad(),
+    "zero_grad of the store": lambda store, optimizer: store.zero_grad(),
+    "zeros by the optimizer": lambda store, optimizer: optimizer.zero_grad(set_to_none=False),
+    "zeros by the store": lambda store, optimizer: store.zero_grad(set_to_none=False),
+    "set_grad": lambda store, optimizer: store["weight"].set_grad(torch.ones(2, 3)),
+    "look": lambda store, optimizer: store["weight"].grad,
+    "freeze": lambda store, optimizer: store.freeze("bias"),
+    "growth": lambda store, optimizer: (store.add("late", torch.ones(3)), store.regions),
+}
+
+
+@pytest.mark.filterwarnings("ignore::flatvars.MovedWarning")
+@pytest.mark.parametrize("mode", ["gather", "views"])
+@pytest.mark.parametrize("call", BEFORE_A_STEP)
+def test_calls_between_a_conversion_by_the_module_and_the_step_that_follows_it(call: str, mode: str) -> None:
+    """A gradient of the stream's dtype was given to a Parameter of another, which torch refuses."""
+    module = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(module, grads=mode)
+    optimizer = fv.optim.AdamW(store, lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        module(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+    module.double()
+    BEFORE_A_STEP[call](store, optimizer)
+    before = module.weight.detach().clone()
+    optimizer.step()
+    zeroed = call.startswith("zero_grad")
+    assert (store.gradient_names() == []) == zeroed
+    assert torch.equal(module.weight, before) == zeroed
+    assert module.weight.dtype == torch.float64
+    store.check()
+
+
+@pytest.mark.filterwarnings("ignore::flatvars.MovedWarning")
+def test_a_look_at_gradients_after_their_module_converted_them() -> None:
+    module = nn.ParameterDict({"empty": torch.empty(0, 3), "w": torch.ones(2), "b": torch.ones(3)})
+    store = fv.VarStore.from_module(module, grads="views")
+    module["w"].grad.fill_(2.0)
+    module.double()
+    assert store.gradient_names() == ["w"]
+    assert store["w"].grad.tolist() == [2.0, 2.0]
+    store.accumulate()
+    assert store.gradient_names() == ["w"]

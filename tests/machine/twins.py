@@ -156,8 +156,10 @@ class Twins:
         """One step of both; gradients are what they were before."""
         grads = self.cycle.collect(self.members(lane))
         norm = self.cycle.norm(grads)
-        if lane.kind in ("amsgrad", "adamax") and not torch.isfinite(norm):
-            skip = True  # torch's own operators do not agree on the larger of a number and NaN
+        # torch's own operators do not agree on the larger of a number and NaN; and the sign of NaN, which is NaN to us,
+        # is 0 to torch.
+        if lane.kind in ("amsgrad", "adamax", "lion") and not torch.isfinite(norm):
+            skip = True
         lane.ours.max_norm, lane.ours.skip_nonfinite = max_norm, skip
         lane.ours.step()
         if max_norm is not None or skip:
