@@ -61,6 +61,7 @@ def take_back(registry: Mover, moved: Mapping[Variable, Tensor], buffers: Mappin
             raise AliasError(describe_stray(variable, reason))
     check_apart(registry, moved)
     moved = {**moved, **buffers}
+    leave_behind(moved)
     same = all(spec_of(v, tensor) == v.spec and tensor.device == registry.device for v, tensor in moved.items())
     if same and not any(map(is_held, moved)):
         for variable, tensor in moved.items():
@@ -179,6 +180,13 @@ def is_held(variable: Variable) -> bool:
     """
     storage = None if variable.memory is None else variable.memory()
     return storage is not None and storage.nbytes() == variable.spec.numel * variable.dtype.itemsize
+
+
+def leave_behind(moved: Mapping[Variable, Tensor]) -> None:
+    """Gives tensors that were replaced values in memory of their own: who kept one goes on seeing what it held."""
+    for variable, tensor in moved.items():
+        if tensor is not variable.param:
+            variable.param.data = variable.param.detach().clone(memory_format=torch.preserve_format)
 
 
 def within(inner: tuple[int, int], outer: tuple[int, int]) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..memory.streams import VALUES
 from .claims import owner_of
-from .following import Mover, spec_of, take_in, why_unheld
+from .following import Mover, is_held, leave_behind, spec_of, take_in, why_unheld
 from .variable import Variable, overlaps
 
 Standing = dict[Variable, Tensor]
@@ -34,7 +34,9 @@ def renew(registry: Mover, buffers: Iterable[Variable]) -> Standing:
                 variable.param.copy_(tensor)
             else:
                 refused[variable] = tensor
-    if all(spec_of(variable, tensor) == variable.spec for variable, tensor in taken.items()):
+    leave_behind(taken)
+    same = all(spec_of(variable, tensor) == variable.spec for variable, tensor in taken.items())
+    if same and not any(map(is_held, taken)):
         for variable, tensor in taken.items():
             if overlaps(tensor, registry.view(VALUES, variable)):  # its own, in another order
                 tensor.data = tensor.detach().clone()

@@ -63,3 +63,21 @@ def test_memory_that_nobody_kept_is_written_again() -> None:
         store.check()
     assert store.registry.generation == generation
     assert module.weight.data_ptr() == address
+
+
+@pytest.mark.parametrize("keep", [lambda buffer: buffer, lambda buffer: buffer[:1]], ids=["itself", "part"])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_buffer_that_was_replaced_keeps_its_values_for_who_kept_it(
+    keep: Callable[[torch.Tensor], torch.Tensor], call: str, tmp_path: Path
+) -> None:
+    module = nn.BatchNorm1d(2)
+    store = fv.VarStore.from_module(module)
+    store.check()
+    kept = keep(module.running_mean)
+    module.running_mean = module.running_mean + 5.0
+    CALLS[call](store, tmp_path)
+    store.check()
+    assert (kept == 0.0).all()
+    assert torch.equal(store["running_mean"].value, torch.full((2,), 5.0))
+    module.running_mean.add_(1.0)
+    assert torch.equal(store["running_mean"].value, torch.full((2,), 6.0))
