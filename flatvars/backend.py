@@ -13,6 +13,7 @@ from .errors import FlatvarsError
 from .kernels import fills
 from .kernels.addresses import Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
+from .kernels.formats import STATE_FORMATS, Format, Stored
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
 from .kernels.plan import Plan
@@ -60,7 +61,7 @@ from .kernels.rules import (
     statistics,
     with_decay,
 )
-from .kernels.segments import Segments, round_up
+from .kernels.segments import UNIT, Segments, round_up
 
 __all__ = [
     "ADADELTA",
@@ -94,16 +95,20 @@ __all__ = [
     "SGD",
     "SGD_MOMENTUM",
     "STABLE_ADAMW",
+    "STATE_FORMATS",
     "TO_X",
     "TO_Y",
+    "UNIT",
     "VALUE",
     "Draw",
     "Fill",
+    "Format",
     "Rule",
     "Scalars",
     "Segments",
     "Sources",
     "Statistics",
+    "Stored",
     "all_in_memory_order",
     "backend_for",
     "cautious_updates",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backend import ADADELTA, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .checks import check_at_least
 from .flags import refuse_differentiable
 
@@ -48,6 +48,7 @@ class Adadelta(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -67,6 +68,7 @@ class Adadelta(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backend import ADAM, ADAMW, AMSGRAD, AMSGRADW, Rule, with_decay
 from ..variables.registry import HasRegistry
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .caution import with_caution
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
@@ -53,6 +53,7 @@ class Adam(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -77,6 +78,7 @@ class Adam(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -133,6 +135,7 @@ class AdamW(Adam):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         super().__init__(
             params,
@@ -153,6 +156,7 @@ class AdamW(Adam):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def after_load(self) -> None:

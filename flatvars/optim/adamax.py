@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backend import ADAMAX, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
 
@@ -50,6 +50,7 @@ class Adamax(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -69,6 +70,7 @@ class Adamax(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backend import ADOPT as ADOPT_RULE
 from ..backend import Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .checks import check_at_least, check_betas
 
 
@@ -55,6 +55,7 @@ class ADOPT(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -72,6 +73,7 @@ class ADOPT(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backend import LAMB as LAMB_RULE
 from ..backend import Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .checks import check_at_least, check_betas
 
 
@@ -56,6 +56,7 @@ class LAMB(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -74,6 +75,7 @@ class LAMB(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

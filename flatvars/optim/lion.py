@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backend import LION, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .caution import with_caution
 from .checks import check_at_least, check_betas
 
@@ -47,6 +47,7 @@ class Lion(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -63,6 +64,7 @@ class Lion(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from ..memory.streams import FROZEN_ELEMENTS
 from ..variables.registry import HasRegistry, Registry
 from ..variables.selectors import Selector, names
 from ..variables.variable import Variable
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .checks import LENGTHS, check_at_least, check_betas, check_kinds
 from .matrices import MatrixShape, MatrixStep
 from .membership import by_rows
@@ -106,6 +106,7 @@ class Muon(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -145,6 +146,7 @@ class Muon(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
         self._arrange()
 

@@ -32,7 +32,7 @@ class RuleOptimizer(Optimizer):
 
     lengths: Mapping[str, int] = MappingProxyType({})
 
-    _options = ("store", "max_norm", "skip_nonfinite", "state_dtype")
+    _options = ("store", "max_norm", "skip_nonfinite", "state_dtype", "state_format")
 
     def __init__(self, params: Any, rule: Rule, **defaults: Any) -> None:
         options = {name: defaults.pop(name) for name in self._options if name in defaults}

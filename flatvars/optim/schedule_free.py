@@ -17,7 +17,7 @@ from torch import Tensor
 from ..backend import SCHEDULE_FREE_ADAMW, SCHEDULE_FREE_SGD, TO_X, TO_Y, Rule
 from ..errors import FlatvarsError
 from ..variables.registry import HasRegistry
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .checks import check_at_least, check_betas
 
 
@@ -106,6 +106,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -125,6 +126,7 @@ class ScheduleFreeAdamW(ScheduleFree):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -171,6 +173,7 @@ class ScheduleFreeSGD(ScheduleFree):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -189,6 +192,7 @@ class ScheduleFreeSGD(ScheduleFree):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..backend import SGD as SGD_RULE
 from ..backend import SGD_MOMENTUM, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer
+from .base import Optimizer, StateFormat
 from .checks import check_at_least, check_kinds
 from .flags import refuse_differentiable
 
@@ -45,6 +45,7 @@ class SGD(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -68,6 +69,7 @@ class SGD(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -88,8 +88,9 @@ def adam_numbers(group: Mapping[str, Any]) -> AdamNumbers:
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _MOMENTS_MAX = (*MOMENTS, "max_exp_avg_sq")
 _SLOW = ("exp_avg_sq",)
+_SIGNS: dict[str, tuple[str, ...]] = {"stochastic": _SLOW, "nonnegative": ("exp_avg_sq", "max_exp_avg_sq")}
 
-ADAM = coupled(Rule("Adam", adam, MOMENTS, AdamNumbers, adam_numbers, stochastic=_SLOW))
-ADAMW = decoupled(Rule("AdamW", adam, MOMENTS, AdamNumbers, adam_numbers, stochastic=_SLOW, decaying=decaying_adam))
-AMSGRAD = coupled(Rule("Adam(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers, stochastic=_SLOW))
-AMSGRADW = decoupled(Rule("AdamW(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers, stochastic=_SLOW))
+ADAM = coupled(Rule("Adam", adam, MOMENTS, AdamNumbers, adam_numbers, **_SIGNS))
+ADAMW = decoupled(Rule("AdamW", adam, MOMENTS, AdamNumbers, adam_numbers, **_SIGNS, decaying=decaying_adam))
+AMSGRAD = coupled(Rule("Adam(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers, **_SIGNS))
+AMSGRADW = decoupled(Rule("AdamW(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers, **_SIGNS))
