@@ -224,8 +224,8 @@ class Gradients(ABC):
         """What the stream holds of each variable after a `flush`, to be written in place; None where it has none."""
 
     @abstractmethod
-    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
-        """Runs an elementwise operation on all gradients of the stream, in place."""
+    def rewrite(self, operation: Callable[[Sequence[Tensor]], object]) -> None:
+        """Runs an operation on the elements of the streams of all regions, in place."""
 
     @abstractmethod
     def rewritten(self) -> None:

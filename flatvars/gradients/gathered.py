@@ -249,11 +249,11 @@ class Gathered(Gradients):
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         return [None if self.state(v) is State.EMPTY else self._lying(v) for v in variables]
 
-    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
+    def rewrite(self, operation: Callable[[Sequence[Tensor]], object]) -> None:
         plans = self.plans()
-        for part in plans.parts:
-            stream = self.stream(part.region)
-            operation(stream)
+        streams = [self.stream(part.region) for part in plans.parts]
+        operation(streams)
+        for part, stream in zip(plans.parts, streams, strict=True):
             # NaN times zero is NaN between variables as well, and that counts in no norm.
             stream.index_fill_(0, plans.padding[part.region], 0.0)
         self.rewritten()

@@ -290,8 +290,11 @@ class Views(Gradients):
 
     def _write_zeros(self, variables: Sequence[Variable]) -> None:
         """Makes zeros of gradients; those that are none stay none."""
-        for dtype, start, stop in self.registry.layout.stretches(variable.index for variable in variables):
-            keep_marks(self.stream(dtype)[start:stop], Tensor.zero_)
+        stretches = self.registry.layout.stretches(variable.index for variable in variables)
+        keep_marks([self.stream(dtype)[start:stop] for dtype, start, stop in stretches], torch._foreach_zero_)
+        # The stream counts for itself: whoever knows the gradients by their versions must see that these are others.
+        views = [(self._views[variable.id], self._versions[variable.id]) for variable in variables]
+        torch.autograd.graph.increment_version([view for view, version in views if view._version != version])
 
     # The stream ---------------------------------------------------------------------------------------------------
 
@@ -306,9 +309,8 @@ class Views(Gradients):
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         return [self._views.get(variable.id) for variable in variables]
 
-    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
-        for part in self.plans().parts:
-            keep_marks(self.stream(part.region), operation)
+    def rewrite(self, operation: Callable[[Sequence[Tensor]], object]) -> None:
+        keep_marks([self.stream(part.region) for part in self.plans().parts], operation)
 
     def rewritten(self) -> None:
         """No norm is kept here, and what has no gradient says so itself."""
