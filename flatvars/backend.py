@@ -13,7 +13,7 @@ from .errors import FlatvarsError
 from .kernels import fills
 from .kernels.addresses import Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
-from .kernels.formats import STATE_FORMATS, Format, Stored
+from .kernels.formats import STATE_FORMATS, Format, Part, Stored, state_format_of
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
 from .kernels.plan import Plan
@@ -103,6 +103,7 @@ __all__ = [
     "Draw",
     "Fill",
     "Format",
+    "Part",
     "Rule",
     "Scalars",
     "Segments",
@@ -119,6 +120,7 @@ __all__ = [
     "round_up",
     "rule",
     "scalars",
+    "state_format_of",
     "statistics",
     "use_backend",
     "with_decay",

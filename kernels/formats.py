@@ -157,8 +157,15 @@ SPLIT = Format(
     decode_split,
 )
 
+
 STATE_FORMATS = {"root8": (ROOT8, ROOT8_SQUARES)}
 """By name: the format of states, and that of those that are never negative."""
+
+
+def state_format_of(dtypes: Sequence[torch.dtype]) -> Format | None:
+    """The format of states whose parts are of these dtypes."""
+    known = [format_ for pair in STATE_FORMATS.values() for format_ in pair]
+    return next((one for one in known if [part.dtype for part in one.parts] == list(dtypes)), None)
 
 
 class Stored(NamedTuple):

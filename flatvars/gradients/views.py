@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import compress
 from operator import attrgetter, is_, ne
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ..memory.streams import GRADS
 from ..variables.binding import is_bound
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot
+from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot, Mode
 from .given import aligned
 from .masks import clear_masked
 from .plans import PlanSet, checked
@@ -34,7 +35,7 @@ _address = Tensor.data_ptr
 class Views(Gradients):
     """See above."""
 
-    mode = "views"
+    mode: ClassVar[Mode] = "views"
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
@@ -308,7 +309,7 @@ class Views(Gradients):
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         return [self._views.get(variable.id) for variable in variables]
 
-    def rewrite(self, operation: Callable[[Sequence[Tensor]], object]) -> None:
+    def rewrite(self, operation: Callable[[list[Tensor]], object]) -> None:
         keep_marks([self.stream(part.region) for part in self.plans().parts], operation)
 
     def rewritten(self) -> None:

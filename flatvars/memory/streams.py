@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
-from ..backend import Format, Stored, round_up
+from ..backend import UNIT, Format, Part, Stored, round_up
 from .layout import Layout, Span
 from .pages import paged_zeros
 
@@ -101,28 +101,51 @@ class Stream:
     def nbytes(self) -> int:
         return self.buffer.nbytes + sum(buffer.nbytes for buffer in self.beside)
 
-    def parts(self, span: Span) -> list[Tensor]:
-        """What each buffer of the format holds of a variable, in memory order."""
+    def named(self) -> list[tuple[Part, Tensor]]:
+        """All its buffers."""
+        if self.format is None:
+            return [(Part("", self.buffer.dtype), self.buffer)]
+        return list(zip(self.format.parts, (self.buffer, *self.beside), strict=True))
+
+    def is_encoded(self, span: Span) -> bool:
+        """Whether a variable is stored in the format; one without room is as the dtype of the buffer says."""
+        return self.format is not None and span.spec.has_room
+
+    def dtype_of(self, span: Span) -> torch.dtype:
+        """What `read` returns of a variable."""
+        return torch.float32 if self.is_encoded(span) else self.buffer.dtype
+
+    def parts(self, span: Span, first: int = 0, stop: int | None = None) -> list[Tensor]:
+        """What each buffer of the format holds of a variable, in memory order.
+
+        Args:
+            first, stop: Of its elements in memory order, the first a multiple of 128; all if not given.
+        """
         assert self.format is not None
-        first = span.unit - self.unit
-        found = [self.flat(span)]
-        for part, buffer in zip(self.format.parts[1:], self.beside, strict=True):
-            start = first if part.units else span.offset - self.base
-            found.append(buffer[start : start + part.items(span.numel)])
+        numel = (span.numel if stop is None else stop) - first
+        found = []
+        for part, buffer in self.named():
+            start = span.unit - self.unit + first // UNIT if part.units else span.offset - self.base + first
+            found.append(buffer[start : start + part.items(numel)])
         return found
+
+    def decoded(self, span: Span, first: int, stop: int) -> Tensor:
+        """Some of a variable's elements in memory order, float32; `first` is a multiple of 128."""
+        assert self.format is not None
+        return self.format.decode(self.parts(span, first, stop))
 
     def read(self, span: Span) -> Tensor:
         """What the stream holds of a variable, [shape], as state dicts, files and copies see it.
 
         In place, but for a stream of a format: of that, numbers in memory of their own.
         """
-        if self.format is None:
+        if self.format is None or not self.is_encoded(span):
             return self.view(span)
         return self.format.decode(self.parts(span)).as_strided(span.spec.shape, span.spec.stride)
 
     def write(self, span: Span, tensor: Tensor | None) -> None:
         """Replaces what it holds of a variable by a tensor, [shape], or by zeros."""
-        if self.format is None:
+        if self.format is None or not self.is_encoded(span):
             view = self.view(span)
             view.zero_() if tensor is None else view.copy_(tensor)
             return
@@ -134,18 +157,23 @@ class Stream:
 
     def room(self, span: Span) -> Tensor:
         """Where to put what `write` is then given of a variable, [shape]: in place, or anew for a format."""
-        if self.format is None:
+        if not self.is_encoded(span):
             return self.view(span)
         return torch.empty_strided(span.spec.shape, span.spec.stride, dtype=torch.float32, device=self.buffer.device)
 
     def take(self, span: Span, other: Stream, origin: Span) -> None:
         """Writes what another stream holds of a variable, as it is where both store it alike."""
-        alike = self.format is not None and self.format == other.format and span.spec.stride == origin.spec.stride
-        if not alike:
+        both = self.is_encoded(span) and other.is_encoded(origin) and self.format == other.format
+        if not both or span.spec.stride != origin.spec.stride:
             self.write(span, other.read(origin))
             return
         for mine, theirs in zip(self.parts(span), other.parts(origin), strict=True):
             mine.copy_(theirs)
+
+    def clear(self) -> None:
+        """Makes all of it zero, what lies between variables too."""
+        for buffer in (self.buffer, *self.beside):
+            buffer.zero_()
 
     def replace(self, other: Stream) -> None:
         """Writes all that another stream holds, which covers the same range in the same format."""
@@ -250,6 +278,10 @@ class Streams:
     def nbytes(self) -> int:
         """Bytes of all buffers, padding included."""
         return sum(stream.nbytes for stream in self._streams.values())
+
+    def items(self) -> list[tuple[str, Stream]]:
+        """All streams with their names, one for each region that they are over."""
+        return [(name, stream) for (name, _), stream in self._streams.items()]
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for name, _ in self._streams))

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..backend import ADADELTA, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 
 class Adadelta(Optimizer):
@@ -25,8 +26,9 @@ class Adadelta(Optimizer):
         eps: Inside both roots.
         weight_decay: Coupled: added to the gradient.
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

@@ -11,9 +11,10 @@ from torch import Tensor
 from ..backend import ADAGRAD, Rule
 from ..errors import FlatvarsError
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 
 class Adagrad(Optimizer):
@@ -30,8 +31,9 @@ class Adagrad(Optimizer):
         initial_accumulator_value: What the sum of squares begins with.
         eps: Added to the root.
         maximize: Ascend.
-        foreach, fused: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        foreach, fused: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

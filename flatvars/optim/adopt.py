@@ -11,8 +11,9 @@ from torch import Tensor
 from ..backend import ADOPT as ADOPT_RULE
 from ..backend import Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class ADOPT(Optimizer):
@@ -31,7 +32,7 @@ class ADOPT(Optimizer):
         clip_exponent: Divided gradients stay within (t - 1)^clip_exponent at step t; None does not clip. It stands for
             the function `clip_lambda` of the authors' class.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

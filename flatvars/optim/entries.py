@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backend import Rule
 from ..gradients.attached import gradients_of
+from ..memory.streams import Stream, normal_tensors
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
@@ -33,6 +34,9 @@ class Keeper(Protocol):
 
     def rule(self) -> Rule:
         """The mathematics of its step."""
+
+    def rules(self) -> list[Rule]:
+        """Those of all param groups."""
 
     def rule_for(self, variable: Variable) -> Rule:
         """That of a variable, which may be another for every param group where there are `several`."""
@@ -236,7 +240,7 @@ class Entries(MutableMapping[Any, Any]):
             self._begin(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in names and dict.get(entry, name) is None:
-                entry.show(name, stream.piece(variable.span))
+                show(entry, name, stream, variable)
         for name in rule.own:
             if name not in entry:
                 entry.show(name, optimizer.states.scalar_of(variable, name))
@@ -251,7 +255,7 @@ class Entries(MutableMapping[Any, Any]):
         rule = optimizer.rule_for(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in rule.init:
-                stream.view(variable.span).copy_(wide(optimizer.first_value(variable, name)))
+                stream.write(variable.span, wide(optimizer.first_value(variable, name)))
         for name in rule.own:
             states.scalar_of(variable, name).copy_(wide(optimizer.first_value(variable, name)))
         states.note_set([variable])  # whoever looks may write
@@ -318,7 +322,9 @@ class Entries(MutableMapping[Any, Any]):
             return False
         stream = self._streams(variable)[names.index(name)]
         stream.write(variable.span, value)
-        entry.show(name, None if value is None else stream.piece(variable.span))
+        entry.show(name, None)
+        if value is not None:
+            show(entry, name, stream, variable)
         return True
 
     def _place_scalar(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
@@ -399,8 +405,40 @@ class Entries(MutableMapping[Any, Any]):
             ValueError: if `strict`, a state of another shape than its variable; nothing has changed then.
         """
         self._erase()
+        self._take_lent()
         self._gather_loose(strict)
         self.refresh()
+        self._mark_counts(stepping=strict)
+
+    def _mark_counts(self, stepping: bool) -> None:
+        """A count that somebody made 0 is still that of a state: where there is none, a rule begins anew.
+
+        Args:
+            stepping: Only for rules that begin with other values than 0, and what was written through its view: a step
+                is not to pay for more.
+        """
+        if stepping and not any(rule.init or rule.own for rule in self._optimizer.rules()):
+            return
+        entries = self._entries.values()
+        found = [entry for entry in entries if (entry.is_recounted if stepping else entry.shows_count)]
+        if found:
+            self._optimizer.states.note_set([entry.variable for entry in found if entry.variable is not None])
+        for entry in found:
+            entry.counted = entry[STEP]._version
+
+    @torch.no_grad()
+    def _take_lent(self) -> None:
+        """Numbers that were decoded for somebody to look at: what was written to them is stored, and they are let go.
+
+        The next step makes others of them; who looks then, gets those.
+        """
+        for entry in [entry for entry in self._entries.values() if entry.lent]:
+            variable = entry.variable
+            assert variable is not None
+            for name, numbers in entry.taken_back():
+                held = self._optimizer.states.covering(name, variable)
+                if held is not None:
+                    held.write(variable.span, numbers)
 
     def adopt(self) -> None:
         """State that was set for parameters before the store held them, or before they were in a group."""
@@ -482,7 +520,17 @@ class Entries(MutableMapping[Any, Any]):
                 elif is_scalar_name:
                     entry.show(name, states.scalar_of(variable, name))
                 elif held is not None and entry[name] is not None:
-                    entry.show(name, held.piece(variable.span))
+                    show(entry, name, held, variable)
+        self._mark_counts(stepping=False)  # new views have seen nothing yet
+
+
+def show(entry: StateEntry, name: str, stream: Stream, variable: Variable) -> None:
+    """Puts what a stream holds of a variable into its entry: in place, or decoded."""
+    if stream.format is None:
+        entry.show(name, stream.piece(variable.span))
+    else:
+        with normal_tensors():
+            entry.lend(name, stream.read(variable.span))
 
 
 def is_state_of(value: Any, variable: Variable) -> bool:

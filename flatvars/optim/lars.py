@@ -11,8 +11,9 @@ from torch import Tensor
 from ..backend import LARS as LARS_RULE
 from ..backend import Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least
+from .formats import StateFormat
 
 
 class LARS(Optimizer):
@@ -30,7 +31,7 @@ class LARS(Optimizer):
         eps: Added to the gradient's norm.
         trust_clip: No variable steps by more than `lr`, as LARC.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

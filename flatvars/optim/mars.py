@@ -11,8 +11,9 @@ from torch import Tensor
 from ..backend import MARS as MARS_RULE
 from ..backend import Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class MARS(Optimizer):
@@ -29,7 +30,7 @@ class MARS(Optimizer):
         weight_decay: Decoupled.
         gamma: Strength of the correction; 0 makes AdamW of it.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

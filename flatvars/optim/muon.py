@@ -17,13 +17,14 @@ from ..memory.streams import FROZEN_ELEMENTS
 from ..variables.registry import HasRegistry, Registry
 from ..variables.selectors import Selector, names
 from ..variables.variable import Variable
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import LENGTHS, check_at_least, check_betas, check_kinds
+from .formats import StateFormat
 from .matrices import MatrixShape, MatrixStep
 from .membership import by_rows
 from .muon_choice import HiddenMatrices, not_hidden
-from .muon_settings import adjustment, check_adjustment
-from .newton_schulz import KELLER, newton_schulz_of
+from .muon_settings import Adjustment, adjustment, check_adjustment
+from .newton_schulz import KELLER, CoefficientSet, newton_schulz_of
 
 REST: Mapping[str, Any] = {
     "lr": 1e-3,
@@ -71,7 +72,7 @@ class Muon(Optimizer):
         add_eps: Add `eps` to the norm.
         cautious_decay: Decay only what the step moves towards zero.
         convolutions: Take tensors of more axes as matrices [out, all others].
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`; the norm is that of all groups.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`; the norm is that of all groups.
 
     Raises:
         ValueError: a number out of range, or a parameter of Muon's that is no matrix.
@@ -89,10 +90,10 @@ class Muon(Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: Any = KELLER,
+        ns_coefficients: CoefficientSet | Sequence[float] | Sequence[Sequence[float]] = KELLER,
         eps: float = 1e-7,
         ns_steps: int | None = 5,
-        adjust_lr_fn: str | None = None,
+        adjust_lr_fn: Adjustment | None = None,
         *,
         muon: Selector = None,
         rest: Mapping[str, Any] | None = None,

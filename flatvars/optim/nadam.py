@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..backend import NADAM, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 
 class NAdam(Optimizer):
@@ -29,8 +30,9 @@ class NAdam(Optimizer):
         decoupled_weight_decay: See above; param groups may differ.
         momentum_decay: How fast the momentum grows to betas[0].
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..backend import RADAM, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 
 class RAdam(Optimizer):
@@ -26,8 +27,9 @@ class RAdam(Optimizer):
         weight_decay: Added to the gradient; with `decoupled_weight_decay`, of the value alone, as AdamW's.
         decoupled_weight_decay: See above; param groups may differ.
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..backend import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 # By (is a group centered, has a group momentum).
 _RULES = {
@@ -26,8 +27,20 @@ _RULES = {
 class RMSprop(Optimizer):
     """RMSprop (Tieleman and Hinton 2012), with momentum and centered (Graves 2013).
 
-    Arguments are torch.optim.RMSprop's, and those of `Optimizer`. The streams of momentum and of the average gradient
-    exist only where a group has them.
+    The streams of momentum and of the average gradient exist only where a group has them.
+
+    Args:
+        params: As for `Optimizer`.
+        lr: Learning rate.
+        alpha: Of the average of squares.
+        eps: Added to the root.
+        weight_decay: Coupled: added to the gradient.
+        momentum: Share of the buffer that each step keeps.
+        centered: Divide by the deviation from an average gradient, which is one more state.
+        capturable, foreach: Accepted, and change nothing: the step is fused always.
+        maximize: Ascend.
+        differentiable: Refused where True.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..backend import RPROP, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 
 class Rprop(Optimizer):
@@ -27,8 +28,9 @@ class Rprop(Optimizer):
         etas: What a step size is multiplied with when the sign changed, and when it stayed.
         step_sizes: The smallest and the largest.
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

@@ -17,8 +17,9 @@ from torch import Tensor
 from ..backend import SCHEDULE_FREE_ADAMW, SCHEDULE_FREE_SGD, TO_X, TO_Y, Rule
 from ..errors import FlatvarsError
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class ScheduleFree(Optimizer):
@@ -84,7 +85,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         r: Weights of later steps in the average grow with t^r.
         weight_lr_power: And with the largest rate so far to this power.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -152,7 +153,7 @@ class ScheduleFreeSGD(ScheduleFree):
         r: Weights of later steps in the average grow with t^r.
         weight_lr_power: And with the largest rate so far to this power.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..backend import STABLE_ADAMW, Rule
 from ..variables.registry import HasRegistry
-from .base import Optimizer, StateFormat
+from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class StableAdamW(Optimizer):
@@ -27,7 +28,7 @@ class StableAdamW(Optimizer):
         eps: Added to the root, and the least that a gradient is divided by.
         weight_decay: Decoupled, by the rate of the variable.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

@@ -6,6 +6,7 @@ streams of float32, and what it made of them is stored, largest magnitude first.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +18,9 @@ from numba.extending import intrinsic
 from .. import formats
 from ..formats import Stored
 from ..segments import UNIT
-from .compile import compiled, twin
+from .compile import compiled, native, twin
 from .formats import FORMATS, I32, Format, name_of
-from .memory import I8, pointer, read_float, read_int, write_float
+from .memory import I8, caller, pointer, read_float, read_int, write_float
 from .split import load_split, store_split
 from .words import word_of
 
@@ -75,6 +76,27 @@ larger = word_of(types.int32, [types.int32, types.int32], _larger)
 float_of = word_of(types.float32, [types.int32], lambda builder, bits: builder.bitcast(bits, F32))
 
 
+@functools.cache
+def _unit_functions(kind: str) -> tuple[int, int]:
+    """Addresses of `load` and `store` of a unit: `(buffer, beside, more, start, unit, count, row)`.
+
+    Functions of their own: compiled into every updater, they would take longer than all the rest of it.
+    """
+    load, store = (load_split, store_split) if kind == SPLIT else _root(kind == ROOT)
+    return int(_machine_code(load).address), int(_machine_code(store).address)
+
+
+_ARGUMENTS = [types.int64] * 7
+_call = caller(_ARGUMENTS)
+
+
+def _machine_code(function: Any) -> Any:
+    def run(buffer: Any, beside: Any, more: Any, start: Any, unit: Any, count: Any, row: Any) -> None:
+        function(buffer, beside, more, start, unit, count, row)
+
+    return native(run, types.void(*_ARGUMENTS))
+
+
 def _root(signed: bool) -> tuple[Any, Any]:
     encode, decode = (
         (formats.root_code, formats.root_number) if signed else (formats.root_code_of_square, formats.root_square)
@@ -106,27 +128,25 @@ def nothing(values: Any, low: Any, prints: Any, table: Any, scales: Any, places:
     """What is to load or store of no stream."""
 
 
-def _then(before: Any, work: Any, number: int) -> Any:
-    """Both, of which the second is about one of the states."""
+def _of_values(address: int) -> Any:
+    @compiled
+    def move(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any) -> None:
+        _call(address, values, low, prints, places[0], places[1], places[4], memory)
+
+    return move
+
+
+def _then(before: Any, address: int, number: int) -> Any:
+    """What comes before, and the same of one of the states."""
     offset = ROW * (number + 1)
 
     @compiled
     def both(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any) -> None:
         before(values, low, prints, table, scales, places, memory)
         codes, beside = read_int(table, number), read_int(scales, number)
-        work(codes, beside, beside, places[2], places[3], places[4], memory + offset)
+        _call(address, codes, beside, beside, places[2], places[3], places[4], memory + offset)
 
     return both
-
-
-@compiled
-def _load_values(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any) -> None:
-    load_split(values, low, prints, places[0], places[1], places[4], memory)
-
-
-@compiled
-def _store_values(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any) -> None:
-    store_split(values, low, prints, places[0], places[1], places[4], memory)
 
 
 def movers(kinds: Sequence[str], values: bool = True, states: bool = True) -> tuple[Any, Any]:
@@ -139,12 +159,15 @@ def movers(kinds: Sequence[str], values: bool = True, states: bool = True) -> tu
         kinds: Of the values, then of each state.
         values, states: Whether those are stored.
     """
-    load, store = (_load_values, _store_values if values else nothing) if kinds[0] == SPLIT else (nothing, nothing)
+    load, store = nothing, nothing
+    if kinds[0] == SPLIT:
+        addresses = _unit_functions(SPLIT)
+        load, store = _of_values(addresses[0]), _of_values(addresses[1]) if values else nothing
     for number, kind in enumerate(kinds[1:]):
-        if kind in (ROOT, ROOT_SQUARES):
-            one = _root(kind == ROOT)
-            load = _then(load, one[0], number)
-            store = _then(store, one[1], number) if states else store
+        if kind in UNIT_KINDS:
+            addresses = _unit_functions(kind)
+            load = _then(load, addresses[0], number)
+            store = _then(store, addresses[1], number) if states else store
     return load, store
 
 
@@ -161,7 +184,7 @@ def row_addresses(kinds: Sequence[str], addresses: Any) -> Any:
             given, memory = arguments
             found = [
                 builder.add(memory, ir.IntType(64)(ROW * (i + 1)))
-                if kind in (ROOT, ROOT_SQUARES)
+                if kind in UNIT_KINDS
                 else builder.extract_value(given, i)
                 for i, kind in enumerate(kinds[1:])
             ]

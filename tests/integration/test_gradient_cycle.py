@@ -394,7 +394,8 @@ def test_a_gradient_that_clipping_takes_to_zero_is_one(each: bool) -> None:
     c = twins.store["c"].grad
     assert c is not None
     assert c.item() == 0.0
-    assert twins.store["a"].grad is None and twins.store["d"].grad is None
+    assert twins.store["a"].grad is None
+    assert twins.store["d"].grad is None
     before = {name: param.detach().clone() for name, param in twins.ours.named_parameters()}
     twins.opts[1].step()
     assert twins.opts[1].state[twins.ours.c]["step"].item() == 1.0
