@@ -19,6 +19,7 @@ from .errors import (
 )
 from .memory.spec import VarSpec
 from .modules.path import Entry, Path
+from .optim import EMA
 from .store import VarStore, copies
 from .variables.selectors import Select, select
 from .variables.variable import Variable
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 copies.register()
 
 __all__ = [
+    "EMA",
     "AliasError",
     "CheckpointError",
     "DamagedFileError",
