@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from ..backend import UNIT, Format, Part, Stored, round_up
+from ..errors import FlatvarsError
 from .layout import Layout, Span
 from .pages import paged_zeros
 
@@ -65,6 +66,14 @@ class Stream:
     @property
     def cover(self) -> Cover:
         return self.base, self.base + len(self.buffer)
+
+    def from_base(self, base: int) -> Stream:
+        """The same memory from an element of the region on."""
+        if base == self.base:
+            return self
+        if self.format is not None:
+            raise FlatvarsError("a stream of a format is not cut: its units begin where variables do")
+        return Stream(self.buffer[base - self.base :], base, self.shared)
 
     def covers(self, span: Span) -> bool:
         """Whether it holds all of a variable."""

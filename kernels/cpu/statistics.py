@@ -50,12 +50,17 @@ def updater(
     draw, draw_room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
-    load, widen, store = elements.loader(), elements.widener(), elements.storer(values=False)
+    load, widen, store = (
+        elements.loader(),
+        elements.widener(),
+        elements.storer(False, range(rule.beside, len(rule.states))),
+    )
     store_terms, add_units, room = elements.term_storer(count_of), unit_sums(number), stack(count_of * TILE * size)
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype, measuring=True)
-    read_first, start_states = starter(rule, dtype)
+    read_first, start_states = starter(rule, rule.starts, dtype)
+    keep = elements.keeper(rule.starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
-    load_units, store_units = movers(kinds_of, values=False, states=moves)
+    load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0))
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
 
     @compiled
@@ -83,6 +88,8 @@ def updater(
             p, state = widen(stored)
             if begins:
                 state = start_states(is_new, p, state, first)
+                if masked:
+                    stored = keep(is_new, state, stored)
             kept = masked and read_byte(frozen, start + i) != 0
             if moves:
                 terms, state = function(p, g, state, hyper, step)
@@ -183,7 +190,7 @@ def launch(
     """See `Launches.statistics`; `written` is uint8 [variables], of viewed sources."""
     dtype = DTYPES[tables.compute_dtype]
     moves = rule.statistics is not None and rule.statistics.moves
-    draws = draws_of(rule, states, inputs) if moves else ()
+    draws = draws_of(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
     update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
     code = kernel(dtype, finisher(dtype), True)
     run(code, update, tables, sources, rule, values, states, inputs, written, measures)

@@ -149,7 +149,7 @@ def _then(before: Any, address: int, number: int) -> Any:
     return both
 
 
-def movers(kinds: Sequence[str], values: bool = True, states: bool = True) -> tuple[Any, Any]:
+def movers(kinds: Sequence[str], values: bool, states: range) -> tuple[Any, Any]:
     """`load` and `store` of a unit of all streams of a format: `(values, low, prints, table, scales, places, memory)`.
 
     `places` are element and unit of the values, element and unit of the states, and the number of elements; `memory`
@@ -157,7 +157,8 @@ def movers(kinds: Sequence[str], values: bool = True, states: bool = True) -> tu
 
     Args:
         kinds: Of the values, then of each state.
-        values, states: Whether those are stored.
+        values: Whether those are stored.
+        states: Which of them are.
     """
     load, store = nothing, nothing
     if kinds[0] == SPLIT:
@@ -167,7 +168,7 @@ def movers(kinds: Sequence[str], values: bool = True, states: bool = True) -> tu
         if kind in UNIT_KINDS:
             addresses = _unit_functions(kind)
             load = _then(load, addresses[0], number)
-            store = _then(store, addresses[1], number) if states else store
+            store = _then(store, addresses[1], number) if number in states else store
     return load, store
 
 

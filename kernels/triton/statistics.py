@@ -77,6 +77,7 @@ def statistics_kernel(
     OWN_STARTS: tl.constexpr,
     SUMS: tl.constexpr,
     MOVES: tl.constexpr,
+    BESIDE: tl.constexpr,
     DRAWS: tl.constexpr,
     SPLIT: tl.constexpr,
     FORMATS: tl.constexpr,
@@ -133,14 +134,13 @@ def statistics_kernel(
     if SCALARS is not None:
         numbers = numbers + SCALARS(KNOWN(*picked(numbers, KNOWN_PICKS)), step.to(tl.float64))
     hyper = NUMBERS(*narrowed(picked(numbers, PICKS), COMPUTE))
-    kept_states = numbers_of(old_states, scales, FORMATS, COMPUTE, BLOCK)
-    states = kept_states
+    begun = numbers_of(old_states, scales, FORMATS, COMPUTE, BLOCK)
     if STARTS is not None:
-        states = started(states, value, is_fresh(count), row, STARTS)
+        begun = started(begun, value, is_fresh(count), row, STARTS)
     if MOVES:
-        terms, states = STATISTICS(value, grad, states, hyper, step.to(COMPUTE))
+        terms, states = STATISTICS(value, grad, begun, hyper, step.to(COMPUTE))
     else:
-        terms = STATISTICS(value, grad, states, hyper, step.to(COMPUTE))
+        terms = STATISTICS(value, grad, begun, hyper, step.to(COMPUTE))
     counts = real
     frozen = None
     if frozen_ptr is not None:
@@ -148,8 +148,9 @@ def statistics_kernel(
         counts = real & (frozen == 0)
     if MOVES:
         store_states(
-            states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, kept_states, old_states, frozen, real,
-            length, mask, keys_ptr, slot, step, local, FORMATS, DRAWS, BLOCK,
+            states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, begun, old_states, frozen, value, row,
+            is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, BESIDE,
+            len(states_ptr), COMPUTE, BLOCK,
         )  # fmt: skip
     first = tl.load(firsts_ptr + tile)
     for i in tl.static_range(SUMS):

@@ -95,7 +95,7 @@ def step_kernel(
     SUMMED: tl.constexpr,
     SUMMED_PICKS: tl.constexpr,
     KEPT: tl.constexpr,
-    MOVED: tl.constexpr,
+    STORED: tl.constexpr,
     DRAWS: tl.constexpr,
     SPLIT: tl.constexpr,
     FORMATS: tl.constexpr,
@@ -171,11 +171,10 @@ def step_kernel(
         before = joined(upper, lower)
     else:
         before = old_value.to(COMPUTE)
-    kept_states = numbers_of(old_states, scales, FORMATS, COMPUTE, BLOCK)
-    states = kept_states
+    begun = numbers_of(old_states, scales, FORMATS, COMPUTE, BLOCK)
     if STARTS is not None:
-        states = started(states, before, is_fresh(count), row, STARTS)
-    value, states = RULE(before, grad, states, hyper, step.to(COMPUTE))
+        begun = started(begun, before, is_fresh(count), row, STARTS)
+    value, states = RULE(before, grad, begun, hyper, step.to(COMPUTE))
     frozen = None
     if frozen_ptr is not None:
         frozen = load_frozen(frozen_ptr, start, lane, mask, old_value.dtype)
@@ -191,11 +190,11 @@ def step_kernel(
         if frozen is not None:
             new_value = tl.where(frozen, old_value, new_value)
         tl.store(values_ptr + offset, new_value, mask=mask)
-    if not MOVED:
-        store_states(
-            states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, kept_states, old_states, frozen, real,
-            length, mask, keys_ptr, slot, step, local, FORMATS, DRAWS, BLOCK,
-        )  # fmt: skip
+    store_states(
+        states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, begun, old_states, frozen, before, row,
+        is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, 0, STORED, COMPUTE,
+        BLOCK,
+    )  # fmt: skip
     # One thread arrives for all warps, so all must have read the count first: the last program raises it at once.
     tl.debug_barrier()
     tiles = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)

@@ -99,15 +99,30 @@ def state_to_store(
 
 
 @triton.jit
+def unmoved(old, value, row, fresh, COMPUTE: tl.constexpr, i: tl.constexpr, STARTS: tl.constexpr):
+    """What a masked element keeps of a state: what is stored, or its initial value, which may never have been."""
+    kept = old
+    if STARTS is not None:
+        if STARTS[i] == -2:
+            kept = tl.where(fresh, round_to(value.to(COMPUTE), old.dtype), old)
+        elif STARTS[i] >= 0:
+            kept = tl.where(fresh, round_to(row[STARTS[i]].to(COMPUTE), old.dtype), old)
+    return kept
+
+
+@triton.jit
 def store_states(
     states_ptr,
     scales_ptr,
     offset,  # of the elements in the states' streams
     first,  # unit of the tile in the scales' streams
     states,  # what the rule made of them
-    before,  # as numbers, before the rule
+    begun,  # as numbers, before the rule
     old,  # as they are stored
     frozen,  # where they stay; None where all train
+    value,  # before the rule
+    row,
+    fresh,
     real,
     length,
     mask,
@@ -115,21 +130,26 @@ def store_states(
     slot,
     step,
     local,
+    STARTS: tl.constexpr,
     FORMATS: tl.constexpr,
     DRAWS: tl.constexpr,
+    FIRST: tl.constexpr,
+    STOP: tl.constexpr,
+    COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    for i in tl.static_range(len(states_ptr)):
+    """Stores the states from FIRST to STOP."""
+    for i in tl.static_range(FIRST, STOP):
         if FORMATS[i] == PLAIN:
             new = state_to_store(states[i], real, old[i].dtype, keys_ptr, slot, step, local, DRAWS[i], BLOCK)
             # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep a NaN's bits.
             if frozen is not None:
-                new = tl.where(frozen, old[i], new)
+                new = tl.where(frozen, unmoved(old[i], value, row, fresh, COMPUTE, i, STARTS), new)
             tl.store(states_ptr[i] + offset, new, mask=mask)
         else:
             state = states[i]
             if frozen is not None:
-                state = tl.where(frozen, before[i], state)
+                state = tl.where(frozen, begun[i], state)
             state = tl.where(real, state, 0.0)
             scale = largest(state, BLOCK)
             if FORMATS[i] == ROOT:
