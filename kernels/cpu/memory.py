@@ -94,8 +94,8 @@ def stack(size: int) -> Any:
     return memory
 
 
-def caller(arguments: list[Any]) -> Any:
-    """`call(address, arguments...)`: machine code of another function, by its address; it returns nothing.
+def caller(arguments: list[Any], result: Any = types.void) -> Any:
+    """`call(address, arguments...)`: machine code of another function, by its address.
 
     Compiled into every launch that needs it, it would take longer than the launch itself.
     """
@@ -108,11 +108,12 @@ def caller(arguments: list[Any]) -> Any:
                 context.cast(builder, builder.extract_value(values[1], i), is_, wanted)
                 for i, (is_, wanted) in enumerate(zip(packed, arguments, strict=True))
             ]
-            type_ = ir.FunctionType(ir.VoidType(), [value.type for value in found])
-            builder.call(builder.inttoptr(values[0], type_.as_pointer()), found)
-            return context.get_dummy_value()
+            returned = ir.VoidType() if result == types.void else context.get_value_type(result)
+            type_ = ir.FunctionType(returned, [value.type for value in found])
+            answer = builder.call(builder.inttoptr(values[0], type_.as_pointer()), found)
+            return context.get_dummy_value() if result == types.void else answer
 
-        return types.void(types.int64, types.StarArgTuple(given)), generate
+        return result(types.int64, types.StarArgTuple(given)), generate
 
     return call
 
