@@ -172,6 +172,10 @@ class Streams:
         """Bytes of all buffers, padding included."""
         return sum(stream.buffer.nbytes for stream in self._streams.values())
 
+    def items(self) -> list[tuple[str, Stream]]:
+        """All streams with their names, one for each region that they are over."""
+        return [(name, stream) for (name, _), stream in self._streams.items()]
+
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for name, _ in self._streams))
 

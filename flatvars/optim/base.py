@@ -34,6 +34,7 @@ from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
 from .recording import capture_record, record_problems, restore_record
 from .scaling import read_scaling
+from .showing import show
 from .state_dict import load_state_dict, state_dict
 from .states import States
 
@@ -549,6 +550,10 @@ class Optimizer(Conveniences):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         set_state(self, state)
+
+    def __repr__(self) -> str:
+        options = {name: getattr(self, name) for name in ("max_norm", "skip_nonfinite", "state_dtype")}
+        return show(self, self.registry, options)
 
     def __copy__(self) -> NoReturn:
         raise TypeError(

@@ -22,8 +22,8 @@ from .checks import LENGTHS, check_at_least, check_betas, check_kinds
 from .matrices import MatrixShape, MatrixStep
 from .membership import by_rows
 from .muon_choice import HiddenMatrices, not_hidden
-from .muon_settings import adjustment, check_adjustment
-from .newton_schulz import KELLER, newton_schulz_of
+from .muon_settings import Adjustment, adjustment, check_adjustment
+from .newton_schulz import KELLER, CoefficientSet, newton_schulz_of
 
 REST: Mapping[str, Any] = {
     "lr": 1e-3,
@@ -89,10 +89,10 @@ class Muon(Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: Any = KELLER,
+        ns_coefficients: CoefficientSet | Sequence[float] | Sequence[Sequence[float]] = KELLER,
         eps: float = 1e-7,
         ns_steps: int | None = 5,
-        adjust_lr_fn: str | None = None,
+        adjust_lr_fn: Adjustment | None = None,
         *,
         muon: Selector = None,
         rest: Mapping[str, Any] | None = None,

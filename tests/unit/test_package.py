@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import flatvars as fv
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -77,6 +79,10 @@ def test_a_wheel_holds_every_file_once(tmp_path: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == library | kernels
     assert len(names) == len(set(names))
     assert "flatvars/py.typed" in names
+    (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+    with zipfile.ZipFile(wheel) as file:
+        assert "flatvars = flatvars.cli:main" in file.read(entry_points).decode()
+    assert wheel.name.startswith(f"flatvars-{fv.__version__}-")
 
 
 def printed(example: str, capsys: pytest.CaptureFixture[str]) -> str:
