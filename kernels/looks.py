@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,6 @@ from torch import Tensor, nn
 
 FEWEST = 64
 """Tensors that are worth it: for fewer, compiling these functions takes longer than ten thousand steps save."""
-
-_version = attrgetter("_version")
 
 ADDRESS, AXES = 0, 1
 """First columns of a row of looks: all that follows the address is how a tensor lies, and what it is."""
@@ -48,31 +45,29 @@ class Looks:
         self._functions = _looks() if plain else None
         self._noted: npt.NDArray[np.int64] | None = None
         if self._functions is not None:
-            from .cpu.looks import NAMES, words_of
+            from .cpu.looks import MOST_AXES, NAMES, words_of
 
             self._words = words_of(self._tensors)
-            self._width = NAMES + max(map(Tensor.dim, self._tensors))
+            self._width = NAMES + min(max(map(Tensor.dim, self._tensors)), MOST_AXES)
 
     def look(self) -> npt.NDArray[np.int64] | None:
         """A row each, or None where that cannot be told."""
         if self._functions is None:
             return None
         rows = np.zeros((len(self._words), self._width), dtype=np.int64)
-        place = self._words.ctypes.data
-        told = self._functions.describe(place, len(rows), self._of_grad, rows.ctypes.data, self._width)
-        return rows if told else None
+        return rows if self._functions.describe(*self._question(rows)) else None
+
+    def _question(self, rows: npt.NDArray[np.int64]) -> tuple[int, ...]:
+        return self._words.ctypes.data, len(rows), self._of_grad, rows.ctypes.data, self._width
 
     def note(self) -> None:
         """Keeps in mind how they look now."""
         self._noted = self.look()
 
-    def forget(self) -> None:
-        self._noted = None
+    def moved(self) -> npt.NDArray[np.int64] | None:
+        """Where they lie now, if they look as noted in all but that, and notes it; None if not.
 
-    def changed(self) -> npt.NDArray[np.int64] | None:
-        """None if they do not look as noted but for their addresses; else the addresses.
-
-        0 for those that lie nowhere, and for gradients that are not there now nor were.
+        0 of tensors without elements, and of gradients that are not there.
         """
         if self._noted is None:
             return None
@@ -84,22 +79,20 @@ class Looks:
 
     def unchanged(self) -> bool:
         """Whether they look as noted, in all that is looked at."""
-        if self._noted is None:
-            return False
-        rows = self.look()
-        return rows is not None and np.array_equal(rows, self._noted)
+        return self._noted is not None and self._functions.compare(*self._question(self._noted)) == 1
 
-    def versions(self) -> npt.NDArray[np.int64]:
-        """Of each tensor, its version counter."""
-        if self._functions is None:
-            return np.fromiter(map(_version, self._tensors), dtype=np.int64, count=len(self._tensors))
-        counts = np.empty(len(self._words), dtype=np.int64)
-        self._functions.versions(self._words.ctypes.data, len(counts), counts.ctypes.data)
-        return counts
+    def hold(self, others: Looks, addresses: npt.NDArray[np.int64], versions: npt.NDArray[np.int64] | None) -> bool:
+        """Whether what lies in `.grad` of each of these is the other's tensor, and lies at its address.
 
-    def hold(self, others: Looks) -> bool:
-        """Whether what lies in `.grad` of each of these is the other's tensor; False where that cannot be told."""
+        Args:
+            versions: Is given the version of each of the others' tensors.
+
+        Returns:
+            False also where it cannot be told; `versions` holds anything then.
+        """
         if self._functions is None or others._functions is None:
             return False
-        found: int = self._functions.hold(self._words.ctypes.data, len(self._words), others._words.ctypes.data)
+        counts = 0 if versions is None else versions.ctypes.data
+        words = self._words.ctypes.data, len(self._words), others._words.ctypes.data
+        found: int = self._functions.hold(*words, addresses.ctypes.data, counts)
         return found == 1

@@ -24,7 +24,7 @@ from numba import types
 from torch import Tensor, nn
 
 from .compile import compiled, native
-from .memory import caller, read_int, read_int32, stack, write_int
+from .memory import caller, prefetch, read_int, read_int32, stack, write_int
 
 HEAD = 16
 """Bytes of a Python object before its own first word: the count of references and the type."""
@@ -33,12 +33,18 @@ NAMES = 4
 """Words of a row before the strides: address, number of axes; of a gradient, dtype as libtorch numbers it and number of
 elements, which a tensor that was looked at before keeps."""
 
+MOST_AXES = 60
+"""That tensors may have; torch allows 64, and these functions are not asked of more."""
+
 ABSENT = -1
 """In the place of the number of axes, where a parameter has no gradient."""
 
 _SHIM = ("get_layout", "get_data_ptr", "get_dtype", "get_numel", "get_dim", "get_strides")
 _GRAD = "_ZNK3c1010TensorImpl4gradEv"
 _VERSION, _IS_NEG = "_ZN2at4_ops8_version4callERKNS_6TensorE", "_ZN2at4_ops6is_neg4callERKNS_6TensorE"
+
+AHEAD = 6
+"""Tensors that are asked for before they are needed."""
 
 Function = Callable[..., int]
 
@@ -51,13 +57,15 @@ class Looks(NamedTuple):
             or of what lies in its `.grad`; returns whether all could be told: not of sparse gradients, which have no
             address, nor of negative views without axes (all others show in their strides, which are even), nor of
             tensors with more axes than there is room for.
-        hold: `(tensors, count, others)`: whether what lies in `.grad` of each of these tensors is the other one.
-        versions: `(tensors, count, out)`: writes the version of each, int64.
+        compare: The same arguments: whether `describe` would write what is there.
+        hold: `(tensors, count, others, addresses, versions)`: whether what lies in `.grad` of each of these tensors is
+            the other one, which lies at its address; writes the versions of the others, int64, if there is an address
+            to write them to.
     """
 
     describe: Function
+    compare: Function
     hold: Function
-    versions: Function
 
 
 def load() -> Looks | None:
@@ -74,7 +82,7 @@ def load() -> Looks | None:
     undefined = _undefined(grad)
     if undefined is None:
         return None
-    looks = Looks(_describe(shim, grad, is_neg, undefined), _hold(grad), _versions(version))
+    looks = Looks(*_describers(shim, grad, is_neg, undefined), _hold(grad, shim[1], version))
     return looks if _is_right(looks) else None
 
 
@@ -98,8 +106,9 @@ def _samples() -> list[Tensor]:
     plain = torch.zeros(4, 3)
     found = [plain, plain[1:], plain.T, plain.detach(), nn.Parameter(plain[2]), torch.zeros(0, 2), torch.tensor(1.0)]
     found += [nn.Parameter(torch.zeros(5, 2, dtype=dtype)) for dtype in (torch.bfloat16, torch.float16, torch.float64)]
-    for param in found[-2:]:
+    for param in found[-3:]:
         param.grad = torch.ones_like(param)
+    torch._foreach_add_([found[-2].grad], 1)  # another version
     found[-1].grad = None  # there was one
     return found
 
@@ -120,10 +129,10 @@ def _undefined(grad: int) -> int | None:
     return found[0] if found[0] == found[1] and found[2] == having.grad._cdata else None  # type: ignore[attr-defined]
 
 
-def _describe(shim: list[int], grad: int, is_neg: int, undefined: int) -> Function:
+def _describers(shim: list[int], grad: int, is_neg: int, undefined: int) -> tuple[Function, Function]:
     layout, data_ptr, dtype, numel, dim, strides = shim
     ask, ask_grad, room = caller([types.int64, types.int64], types.int32), caller([types.int64], types.int64), stack(8)
-    ask_whether = caller([types.int64], types.boolean)
+    ask_whether, row_room = caller([types.int64], types.boolean), stack(8 * (NAMES + MOST_AXES))
     axes, absent, strided = NAMES, ABSENT, _layout(layout)
 
     @compiled
@@ -152,24 +161,52 @@ def _describe(shim: list[int], grad: int, is_neg: int, undefined: int) -> Functi
         write_int(row, 3, read_int(answer, 0))
         return True
 
+    @compiled
+    def describe_one(tensor: Any, of_grad: Any, row: Any, width: Any, answer: Any) -> Any:
+        for i in range(axes):
+            write_int(row, i, 0)
+        if of_grad != 0:
+            tensor = ask_grad(grad, read_int(tensor, 0))
+            if read_int(tensor, 0) == undefined:
+                write_int(row, 1, absent)
+                return True
+            if not describe_kind(tensor, row, answer):
+                return False
+        told = describe_place(tensor, row, width, answer)
+        return told and (of_grad == 0 or read_int(row, 1) != 0 or not ask_whether(is_neg, tensor))
+
     def describe(tensors: Any, count: Any, of_grad: Any, rows: Any, width: Any) -> Any:
         answer = room()
         for i in range(count):
-            tensor, row = read_int(tensors, i), rows + 8 * width * i
-            if of_grad != 0:
-                tensor = ask_grad(grad, read_int(tensor, 0))
-                if read_int(tensor, 0) == undefined:
-                    write_int(row, 1, absent)
-                    continue
-                if not describe_kind(tensor, row, answer):
-                    return 0
-            if not describe_place(tensor, row, width, answer):
-                return 0
-            if of_grad != 0 and read_int(row, 1) == 0 and ask_whether(is_neg, tensor):
+            look_ahead(tensors, i, count)
+            if not describe_one(read_int(tensors, i), of_grad, rows + 8 * width * i, width, answer):
                 return 0
         return 1
 
-    return _function(describe, 5)
+    def compare(tensors: Any, count: Any, of_grad: Any, rows: Any, width: Any) -> Any:
+        answer, found = room(), row_room()
+        for i in range(count):
+            look_ahead(tensors, i, count)
+            if not describe_one(read_int(tensors, i), of_grad, found, width, answer):
+                return 0
+            known = rows + 8 * width * i
+            for word in range(axes + max(0, read_int(found, 1))):
+                if read_int(found, word) != read_int(known, word):
+                    return 0
+        return 1
+
+    return _function(describe, 5), _function(compare, 5)
+
+
+@compiled
+def look_ahead(tensors: Any, i: Any, count: Any) -> None:
+    """Asks for what the next tensors are: they lie all over memory, and each would be waited for."""
+    if i + 2 * AHEAD < count:
+        prefetch(read_int(tensors, i + 2 * AHEAD))
+    if i + AHEAD < count:
+        tensor = read_int(read_int(tensors, i + AHEAD), 0)
+        for line in range(3):
+            prefetch(tensor + 64 * line)
 
 
 def _layout(layout: int) -> int:
@@ -181,28 +218,24 @@ def _layout(layout: int) -> int:
     return answer.value
 
 
-def _hold(grad: int) -> Function:
-    ask_grad = caller([types.int64], types.int64)
+def _hold(grad: int, data_ptr: int, version: int) -> Function:
+    ask_word, ask, room = caller([types.int64], types.int64), caller([types.int64] * 2, types.int32), stack(8)
 
-    def hold(tensors: Any, count: Any, others: Any) -> Any:
+    def hold(tensors: Any, count: Any, others: Any, addresses: Any, versions: Any) -> Any:
+        answer = room()
         for i in range(count):
+            look_ahead(tensors, i, count)
+            look_ahead(others, i, count)
             tensor, other = read_int(tensors, i), read_int(others, i)
-            if read_int(ask_grad(grad, read_int(tensor, 0)), 0) != read_int(other, 0):
+            if read_int(ask_word(grad, read_int(tensor, 0)), 0) != read_int(other, 0):
                 return 0
+            if ask(data_ptr, other, answer) != 0 or read_int(answer, 0) != read_int(addresses, i):
+                return 0
+            if versions != 0:
+                write_int(versions, i, ask_word(version, other))
         return 1
 
-    return _function(hold, 3)
-
-
-def _versions(version: int) -> Function:
-    ask = caller([types.int64], types.int64)
-
-    def versions(tensors: Any, count: Any, out: Any) -> Any:
-        for i in range(count):
-            write_int(out, i, ask(version, read_int(tensors, i)))
-        return 1
-
-    return _function(versions, 3)
+    return _function(hold, 5)
 
 
 def _function(code: Callable[..., Any], arguments: int) -> Function:
@@ -233,12 +266,13 @@ def _is_right(looks: Looks) -> bool:
                 expected = [tensor.data_ptr(), tensor.dim(), *kind, *strides]
             if row != expected:
                 return False
-    counts = np.zeros(len(samples), dtype=np.int64)
-    looks.versions(words.ctypes.data, len(words), counts.ctypes.data)
-    if counts.tolist() != [sample._version for sample in samples]:
-        return False
-    grads = [sample.grad if sample.grad is not None else sample for sample in samples]
-    having = [k for k, sample in enumerate(samples) if sample.grad is not None]
-    others = words_of(grads)
-    held = [looks.hold(words[k:].ctypes.data, 1, others[k:].ctypes.data) for k in range(len(samples))]
-    return held == [int(k in having) for k in range(len(samples))]
+    having = [sample for sample in samples if sample.grad is not None]
+    grads = [sample.grad for sample in having if sample.grad is not None]
+    places = np.array([grad.data_ptr() for grad in grads])
+    versions = np.zeros(len(grads), dtype=np.int64)
+    others, moved, swapped = words_of(grads), places + 1, words_of(grads[::-1])
+    answers = [
+        looks.hold(words_of(having).ctypes.data, len(having), others.ctypes.data, at.ctypes.data, versions.ctypes.data)
+        for others, at in ((others, moved), (swapped, places), (others, places))
+    ]
+    return answers == [0, 0, 1] and versions.tolist() == [grad._version for grad in grads]

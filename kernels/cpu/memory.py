@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .formats import Format
@@ -62,6 +63,20 @@ write_int = _writer(I64, types.int64)
 write_int32 = _writer(ir.IntType(32), types.int32)
 write_float = _writer(ir.FloatType(), types.float32)
 write_double = _writer(ir.DoubleType(), types.float64)
+
+
+@intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Asks for the cache line of an address, which may be any, and waits for nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, i32 = pointer(builder, arguments[0], I8), ir.IntType(32)
+        type_ = ir.FunctionType(ir.VoidType(), [place.type, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, type_, "llvm.prefetch.p0")
+        builder.call(function, [place, i32(0), i32(3), i32(1)])  # to read, to stay, of data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @intrinsic
