@@ -79,7 +79,10 @@ class Looks:
 
     def unchanged(self) -> bool:
         """Whether they look as noted, in all that is looked at."""
-        return self._noted is not None and self._functions.compare(*self._question(self._noted)) == 1
+        if self._functions is None or self._noted is None:
+            return False
+        found: int = self._functions.compare(*self._question(self._noted))
+        return found == 1
 
     def hold(self, others: Looks, addresses: npt.NDArray[np.int64], versions: npt.NDArray[np.int64] | None) -> bool:
         """Whether what lies in `.grad` of each of these is the other's tensor, and lies at its address.

@@ -108,7 +108,7 @@ def _samples() -> list[Tensor]:
     found += [nn.Parameter(torch.zeros(5, 2, dtype=dtype)) for dtype in (torch.bfloat16, torch.float16, torch.float64)]
     for param in found[-3:]:
         param.grad = torch.ones_like(param)
-    torch._foreach_add_([found[-2].grad], 1)  # another version
+    found[-2].grad = torch.ones_like(found[-2]).add_(1)  # another version
     found[-1].grad = None  # there was one
     return found
 
