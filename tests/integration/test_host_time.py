@@ -46,8 +46,8 @@ def test_the_counter_sees_a_call_per_variable(mode: str) -> None:
     assert calls_of(lambda: list(map(id, stepping.params))) < 10
 
 
-# In units of one reading of `.grad` of all variables; 5 to 7 and 4 to 7 on two cores that others used, and 12 with loops
-# of Python's builtins over tensors, which remain where libtorch is not asked.
+# In units of one reading of `.grad` of all variables; 5 to 7 and 4 to 7 on two cores that others used, and 12 with
+# loops of Python's builtins over tensors, which remain where libtorch is not asked.
 LIMITS = {"step and zero_grad": 10.0, "as views": 10.0}
 
 
