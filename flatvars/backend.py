@@ -16,6 +16,7 @@ from .kernels.fills import Draw, Fill
 from .kernels.formats import STATE_FORMATS, Format, Part, Stored, state_format_of
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
+from .kernels.looks import Looks
 from .kernels.plan import Plan
 from .kernels.rules import (
     ADADELTA,
@@ -120,6 +121,7 @@ __all__ = [
     "Draw",
     "Fill",
     "Format",
+    "Looks",
     "Part",
     "Rule",
     "Scalars",
