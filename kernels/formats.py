@@ -27,7 +27,7 @@ from .lang import QUIET, absolute, device_function, div_rn, sqrt_rn, where
 from .segments import UNIT
 
 
-class Part(NamedTuple):
+class FormatPart(NamedTuple):
     """One buffer of a format.
 
     Attributes:
@@ -57,7 +57,7 @@ class Format:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    parts: tuple[FormatPart, ...]
     encode: Callable[[Tensor], list[Tensor]] = field(compare=False)
     decode: Callable[[Sequence[Tensor]], Tensor] = field(compare=False)
 
@@ -147,12 +147,12 @@ def _int16(words: Tensor) -> Tensor:
 ONE_127TH, ONE_255TH = 0.007874015718698502, 0.003921568859368563
 """1 / 127 and 1 / 255 in float32: 127 and 255 times them are 1."""
 
-_SCALE = Part("scale", torch.float32, units=True)
-ROOT8 = Format("root8", (Part("", torch.int8), _SCALE), encode_root, decode_root)
-ROOT8_SQUARES = Format("root8", (Part("", torch.uint8), _SCALE), encode_root_of_squares, decode_root_of_squares)
+_SCALE = FormatPart("scale", torch.float32, units=True)
+ROOT8 = Format("root8", (FormatPart("", torch.int8), _SCALE), encode_root, decode_root)
+ROOT8_SQUARES = Format("root8", (FormatPart("", torch.uint8), _SCALE), encode_root_of_squares, decode_root_of_squares)
 SPLIT = Format(
     "split",
-    (Part("", torch.bfloat16), Part("low", torch.int16), Part("print", torch.int32, units=True)),
+    (FormatPart("", torch.bfloat16), FormatPart("low", torch.int16), FormatPart("print", torch.int32, units=True)),
     encode_split,
     decode_split,
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..backend import Part
+from ..backend import FormatPart
 from ..memory.layout import Layout
 from ..memory.streams import Stream
 from ..variables.registry import Registry
@@ -47,10 +47,10 @@ class Plane:
         names = [part.name for part in self._parts().values()] if self.label else []
         return [f"{self.label}.{name}" if name else self.label for name in names]
 
-    def _parts(self) -> dict[int, Part]:
+    def _parts(self) -> dict[int, FormatPart]:
         """What of its stream goes into files: values as numbers, all else as it is stored."""
         if self.held.format is not None and not self.label:
-            return {DECODED: Part("", torch.float32)}
+            return {DECODED: FormatPart("", torch.float32)}
         return {number: part for number, (part, _) in enumerate(self.held.named())}
 
     def rows(self, number: int, records: list[Record]) -> list[Row]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
-from ..backend import UNIT, Format, Part, Stored, round_up
+from ..backend import UNIT, Format, FormatPart, Stored, round_up
 from ..errors import FlatvarsError
 from .layout import Layout, Span
 from .pages import paged_zeros
@@ -110,10 +110,10 @@ class Stream:
     def nbytes(self) -> int:
         return self.buffer.nbytes + sum(buffer.nbytes for buffer in self.beside)
 
-    def named(self) -> list[tuple[Part, Tensor]]:
+    def named(self) -> list[tuple[FormatPart, Tensor]]:
         """All its buffers."""
         if self.format is None:
-            return [(Part("", self.buffer.dtype), self.buffer)]
+            return [(FormatPart("", self.buffer.dtype), self.buffer)]
         return list(zip(self.format.parts, (self.buffer, *self.beside), strict=True))
 
     def is_encoded(self, span: Span) -> bool:

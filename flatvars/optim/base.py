@@ -30,7 +30,7 @@ from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_t
 from .conveniences import Conveniences
 from .copies import get_state, set_state
 from .entries import Entries
-from .formats import StateFormat, check_format, check_states, form_of
+from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved, tensors_of
 from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
@@ -115,7 +115,7 @@ class Optimizer(Averaging, Conveniences):
         self._following = False
         self._follow()
         if self.param_groups:
-            check_states(state_format, self.rules(), self.known_states, type(self).__name__)
+            check_formats(state_format, self.rules(), self.known_states, type(self).__name__)
 
     _following = False  # or being made: groups come one after the other, and are looked at when they are all there
 

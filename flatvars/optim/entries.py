@@ -240,7 +240,7 @@ class Entries(MutableMapping[Any, Any]):
             self._begin(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in names and dict.get(entry, name) is None:
-                show(entry, name, stream, variable)
+                show_state(entry, name, stream, variable)
         for name in rule.own:
             if name not in entry:
                 entry.show(name, optimizer.states.scalar_of(variable, name))
@@ -324,7 +324,7 @@ class Entries(MutableMapping[Any, Any]):
         stream.write(variable.span, value)
         entry.show(name, None)
         if value is not None:
-            show(entry, name, stream, variable)
+            show_state(entry, name, stream, variable)
         return True
 
     def _place_scalar(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
@@ -525,11 +525,11 @@ class Entries(MutableMapping[Any, Any]):
                 elif is_scalar_name:
                     entry.show(name, states.scalar_of(variable, name))
                 elif held is not None and entry[name] is not None:
-                    show(entry, name, held, variable)
+                    show_state(entry, name, held, variable)
         self._mark_counts(stepping=False)  # new views have seen nothing yet
 
 
-def show(entry: StateEntry, name: str, stream: Stream, variable: Variable) -> None:
+def show_state(entry: StateEntry, name: str, stream: Stream, variable: Variable) -> None:
     """Puts what a stream holds of a variable into its entry: in place, or decoded."""
     if stream.format is None:
         entry.show(name, stream.piece(variable.span))

@@ -28,7 +28,7 @@ def check_format(given: StateFormat) -> None:
             )
 
 
-def check_states(given: StateFormat, rules: Sequence[Rule], known: Collection[str], kind: str) -> None:
+def check_formats(given: StateFormat, rules: Sequence[Rule], known: Collection[str], kind: str) -> None:
     """Raises ValueError for states that a class does not have, or that no format may hold.
 
     Args:
