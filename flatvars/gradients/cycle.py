@@ -224,7 +224,7 @@ class Gradients(ABC):
         """What the stream holds of each variable after a `flush`, to be written in place; None where it has none."""
 
     @abstractmethod
-    def rewrite(self, operation: Callable[[Sequence[Tensor]], object]) -> None:
+    def rewrite(self, operation: Callable[[list[Tensor]], object]) -> None:
         """Runs an operation on the elements of the streams of all regions, in place."""
 
     @abstractmethod

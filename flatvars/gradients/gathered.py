@@ -249,7 +249,7 @@ class Gathered(Gradients):
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         return [None if self.state(v) is State.EMPTY else self._lying(v) for v in variables]
 
-    def rewrite(self, operation: Callable[[Sequence[Tensor]], object]) -> None:
+    def rewrite(self, operation: Callable[[list[Tensor]], object]) -> None:
         plans = self.plans()
         streams = [self.stream(part.region) for part in plans.parts]
         operation(streams)

@@ -7,7 +7,7 @@ writes is not -0.0 in every element, but for a gradient that is: that one counts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def is_written(tensor: Tensor) -> bool:
     return not bool(is_unwritten(tensor).all())
 
 
-def keep_marks(streams: Sequence[Tensor], operation: Callable[[Sequence[Tensor]], object]) -> None:
+def keep_marks(streams: list[Tensor], operation: Callable[[list[Tensor]], object]) -> None:
     """Runs an operation on the elements of streams, in place, after which the mark is where it was before.
 
     Elements that are the mark stay it, though NaN times -0.0 is NaN; others do not become it, though a negative number

@@ -309,7 +309,7 @@ class Views(Gradients):
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         return [self._views.get(variable.id) for variable in variables]
 
-    def rewrite(self, operation: Callable[[Sequence[Tensor]], object]) -> None:
+    def rewrite(self, operation: Callable[[list[Tensor]], object]) -> None:
         keep_marks([self.stream(part.region) for part in self.plans().parts], operation)
 
     def rewritten(self) -> None:

@@ -34,6 +34,9 @@ class Keeper(Protocol):
     def rule(self) -> Rule:
         """The mathematics of its step."""
 
+    def rules(self) -> list[Rule]:
+        """Those of all param groups."""
+
     def rule_for(self, variable: Variable) -> Rule:
         """That of a variable, which may be another for every param group where there are `several`."""
 
@@ -401,6 +404,23 @@ class Entries(MutableMapping[Any, Any]):
         self._erase()
         self._gather_loose(strict)
         self.refresh()
+        self._mark_counts(stepping=strict)
+
+    def _mark_counts(self, stepping: bool) -> None:
+        """A count that somebody made 0 is still that of a state: where there is none, a rule begins anew.
+
+        Args:
+            stepping: Only for rules that begin with other values than 0, and what was written through its view: a step
+                is not to pay for more.
+        """
+        if stepping and not any(rule.init or rule.own for rule in self._optimizer.rules()):
+            return
+        entries = self._entries.values()
+        found = [entry for entry in entries if (entry.is_recounted if stepping else entry.shows_count)]
+        if found:
+            self._optimizer.states.note_set([entry.variable for entry in found if entry.variable is not None])
+        for entry in found:
+            entry.counted = entry[STEP]._version
 
     def adopt(self) -> None:
         """State that was set for parameters before the store held them, or before they were in a group."""
@@ -483,6 +503,7 @@ class Entries(MutableMapping[Any, Any]):
                     entry.show(name, states.scalar_of(variable, name))
                 elif held is not None and entry[name] is not None:
                     entry.show(name, held.piece(variable.span))
+        self._mark_counts(stepping=False)  # new views have seen nothing yet
 
 
 def is_state_of(value: Any, variable: Variable) -> bool:

@@ -27,9 +27,6 @@ class Recorded(Keeper, Protocol):
     def rule_of(self, group: Any) -> Rule:
         """The mathematics of a param group."""
 
-    def rules(self) -> list[Rule]:
-        """Those of all param groups."""
-
     def state_names(self, group: Any) -> tuple[str, ...]:
         """The states of a param group."""
 
