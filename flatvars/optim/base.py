@@ -30,7 +30,7 @@ from .conveniences import Conveniences
 from .copies import get_state, set_state
 from .entries import Entries
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
-from .homes import Given, forget_leavers, given_in, take_in
+from .homes import GivenParam, admit, forget_leavers, given_in
 from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
 from .recording import capture_record, record_problems, restore_record
@@ -224,7 +224,7 @@ class Optimizer(Conveniences):
             self.membership.select(self.param_groups[-1], selector)
         self._follow()
 
-    def _take_in(self, given: Sequence[Given], consequence: str) -> None:
+    def _take_in(self, given: Sequence[GivenParam], consequence: str) -> None:
         """Takes parameters into a store that was made for optimizers.
 
         Raises:
@@ -236,7 +236,7 @@ class Optimizer(Conveniences):
                 continue
             if found is not None or not self.registry.made_for_optimizer:
                 explain_foreign(one.tensor, self.registry, consequence)
-        take_in(self.registry, [one for one, found in zip(given, owners, strict=True) if found is None])
+        admit(self.registry, [one for one, found in zip(given, owners, strict=True) if found is None])
 
     def _move_to(self, registry: Registry | None) -> None:
         """To the store of the first parameter."""
@@ -324,7 +324,7 @@ class Optimizer(Conveniences):
 
     def _take_in_foreign(self) -> None:
         """Takes in what users put into `param_groups`, and lets go of what they took out for it."""
-        self._take_in([Given(None, param) for param in self.membership.foreign], "nothing was stepped")
+        self._take_in([GivenParam(None, param) for param in self.membership.foreign], "nothing was stepped")
         self.membership.look_again()
         self.follow()
         hooks = [hook for hook in self.registry.after_carve if isinstance(hook, _Hook)]

@@ -22,26 +22,26 @@ from ..variables.registry import Registry, variable_of
 from .membership import explain_foreign
 
 
-class Given(NamedTuple):
+class GivenParam(NamedTuple):
     """A parameter as an optimizer was given it, with its name if it has one."""
 
     name: str | None
     tensor: Tensor
 
 
-def given_in(group: Mapping[str, Any]) -> list[Given]:
+def given_in(group: Mapping[str, Any]) -> list[GivenParam]:
     """The parameters of a group, which may be pairs with their names."""
     params = group["params"]
     found = []
     for item in [params] if isinstance(params, Tensor) else params:
         if isinstance(item, Tensor):
-            found.append(Given(None, item))
+            found.append(GivenParam(None, item))
         elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor):
-            found.append(Given(str(item[0]), item[1]))
+            found.append(GivenParam(str(item[0]), item[1]))
     return found
 
 
-def home_of(given: Sequence[Given]) -> Registry | None:
+def home_of(given: Sequence[GivenParam]) -> Registry | None:
     """The registry that holds parameters, a new one if none does; None without any.
 
     Those that have no home join the others in theirs, if that was made for an optimizer.
@@ -62,11 +62,11 @@ def home_of(given: Sequence[Given]) -> Registry | None:
             home.made_for_optimizer = True
         elif not home.made_for_optimizer:
             explain_foreign(homeless[0].tensor, home, "no optimizer was made")
-        take_in(home, homeless)
+        admit(home, homeless)
     return home
 
 
-def take_in(registry: Registry, given: Iterable[Given]) -> None:
+def admit(registry: Registry, given: Iterable[GivenParam]) -> None:
     """Declares parameters that no store holds, each once.
 
     Raises:
