@@ -19,6 +19,7 @@ from .errors import (
 )
 from .memory.spec import VarSpec
 from .modules.path import Entry, Path
+from .optim import EMA
 from .store import VarStore, copies
 from .variables.selectors import Select, select
 from .variables.variable import Variable
@@ -35,6 +36,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "EMA",
     "AliasError",
     "CheckpointError",
     "DamagedFileError",

@@ -55,6 +55,10 @@ class Stream:
     def cover(self) -> Cover:
         return self.base, self.base + len(self.buffer)
 
+    def from_base(self, base: int) -> Stream:
+        """The same memory from an element of the region on."""
+        return self if base == self.base else Stream(self.buffer[base - self.base :], base, self.shared)
+
     def covers(self, span: Span) -> bool:
         """Whether it holds all of a variable."""
         return self.base <= span.offset and span.stop <= self.base + len(self.buffer)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backend import Rule
 from ..gradients.attached import gradients_of
+from ..memory.streams import Stream
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
@@ -31,8 +32,8 @@ class Keeper(Protocol):
 
     several: bool
 
-    def rule(self) -> Rule:
-        """The mathematics of its step."""
+    def kept_rule(self, group: Mapping[str, Any] | None = None) -> Rule:
+        """The mathematics of its step, and what it keeps beside."""
 
     def rules(self) -> list[Rule]:
         """Those of all param groups."""
@@ -198,7 +199,7 @@ class Entries(MutableMapping[Any, Any]):
         """Variables with an entry: those of the param groups first. Waits for the device, once."""
         optimizer = self._optimizer
         optimizer.follow()
-        states, common = optimizer.states, None if optimizer.several else optimizer.rule()
+        states, common = optimizer.states, None if optimizer.several else optimizer.kept_rule()
         counts = states.steps.tolist()
         ordered = {v.id: v for v in (*optimizer.members(), *states.variables)}
 
@@ -254,7 +255,7 @@ class Entries(MutableMapping[Any, Any]):
         rule = optimizer.rule_for(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in rule.init:
-                stream.view(variable.span).copy_(wide(optimizer.first_value(variable, name)))
+                write_first(optimizer, variable, name, stream)
         for name in rule.own:
             states.scalar_of(variable, name).copy_(wide(optimizer.first_value(variable, name)))
         states.note_set([variable])  # whoever looks may write
@@ -266,7 +267,7 @@ class Entries(MutableMapping[Any, Any]):
         """All entries, by variable id; one that was asked for before the variable's first step is empty, as torch's."""
         found = {}
         optimizer, present, states = self._optimizer, self._present(), self._optimizer.states
-        common = None if optimizer.several else optimizer.rule()
+        common = None if optimizer.several else optimizer.kept_rule()
         counts = states.steps.tolist()
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
@@ -365,7 +366,12 @@ class Entries(MutableMapping[Any, Any]):
             return 0.0
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if not is_state_of(content.get(name), variable):
-                stream.write(variable.span, None)
+                write_first(self._optimizer, variable, name, stream)
+        for name in rule.own:
+            if not is_scalar(content.get(name)):
+                self._optimizer.states.scalar_of(variable, name).copy_(
+                    wide(self._optimizer.first_value(variable, name))
+                )
         placed = [
             self._place_scalar(entry, variable, name, value)
             or (self._place(entry, variable, name, value) and value is not None)
@@ -504,6 +510,12 @@ class Entries(MutableMapping[Any, Any]):
                 elif held is not None and entry[name] is not None:
                     entry.show(name, held.piece(variable.span))
         self._mark_counts(stepping=False)  # new views have seen nothing yet
+
+
+def write_first(optimizer: Keeper, variable: Variable, name: str, stream: Stream) -> None:
+    """Writes what a state of a variable begins with."""
+    first = optimizer.first_value(variable, name)
+    stream.write(variable.span, wide(first).expand(variable.shape))
 
 
 def is_state_of(value: Any, variable: Variable) -> bool:

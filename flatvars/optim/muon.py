@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import ADAMW, AMSGRADW, MUON, Rule, Sources
+from ..backend import ADAMW, AMSGRADW, MUON, MUON_APPLY, Rule, Sources
 from ..errors import SpecError
 from ..gradients.plans import Part, PlanSet
 from ..memory.batches import matrix_of, split_block
@@ -261,8 +261,17 @@ class Muon(Optimizer):
             return
         (momentum,) = self.states.streams(part.region, MUON.states)
         frozen = self.registry.streams.find(FROZEN_ELEMENTS, part.region)
-        common = {
+        rule = self.with_average(MUON_APPLY)
+        states = self.states.streams(part.region, (*rule.states, *MUON.states))[: len(rule.states)]
+        last = {
+            "rule": rule,
+            "states": [held.buffer for held in states],
             "steps": self.states.steps,
+            "base": states[0].base if states else 0,
+            "own": self.states.scalars(rule.own),
+            "keys": self._keys_for(rule, states),
+        }
+        common = {
             "norm": norm,
             "max_norm": self.max_norm,
             "skip": self.skip_nonfinite,
@@ -270,14 +279,15 @@ class Muon(Optimizer):
             "check": self.check_changed,
         }
         step, groups = self._step_of(plans, part), self.groups_of(part)
-        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling)
+        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling, last)
 
     def upload_part(self, part: Part) -> None:
         if part.kind is not MUON:
             super().upload_part(part)
             return
         assert self._plans is not None
-        self._step_of(self._plans, part).upload(self.groups_of(part), self.max_norm)
+        rule = self.with_average(MUON_APPLY)
+        self._step_of(self._plans, part).upload(rule, self.groups_of(part), self.max_norm)
 
     # State --------------------------------------------------------------------------------------------------------
 
