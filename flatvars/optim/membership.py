@@ -161,10 +161,9 @@ class Membership:
         self._params.update((v.id, v.param) for v in members)
         return exchanged
 
-    def check(self) -> None:
-        """Raises ForeignParameterError where the groups hold a tensor that is no variable of the store."""
-        if self.foreign:
-            explain_foreign(self.foreign[0], self.registry, "nothing was stepped")
+    def look_again(self) -> None:
+        """Makes the next `follow` find the variables of all groups anew: a store took in what was foreign."""
+        self._known = []
 
 
 def params_of(group: dict[str, Any]) -> list[Tensor]:
