@@ -50,7 +50,7 @@ from .memory import (
 )
 from .numbers import reader, starter
 from .philox import write_draws
-from .record import DONE, NEXT, RecordLayout, address_of
+from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, row_addresses
 
@@ -367,8 +367,11 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
             skipped = is_skipped(record)
             while first < count:
                 last = min(first + chunk, count)
-                if not skipped:
+                if not skipped and measuring:
                     tiles_between(record, first, last, memory)
+                elif not skipped:
+                    # From the end: the gradients that the norm, or the sums, read last are still in the cache.
+                    tiles_between(record, count - last, count - first, memory)
                 fetch_add(record + 8 * DONE, last - first)
                 first = fetch_add(record + 8 * NEXT, chunk)
         if leader == 0 or not wait(record, count):
@@ -432,18 +435,18 @@ def run(
 ) -> None:
     """Runs an updater over all tiles."""
     dtype = DTYPES[tables.compute_dtype]
-    addresses = np.array([state.buffer.data_ptr() for state in states], dtype=np.int64)
-    scales = np.array([address_of(*state.beside[:1] or (None,)) for state in states], dtype=np.int64)
+    buffers = [state.buffer for state in states]
+    addresses, own = (row_of([*map(Tensor.data_ptr, tensors)]) for tensors in (buffers, inputs.own))
+    by_units = bool(values.beside) or any(state.beside for state in states)
+    scales = row_of([state.beside[0].data_ptr() if state.beside else 0 for state in states] if by_units else [])
     low, prints = values.beside or (None, None)
-    by_units = any(stream.beside for stream in (values, *states))
-    own = np.array([scalar.data_ptr() for scalar in inputs.own], dtype=np.int64)
-    kept = np.empty((len(tables.segments), len(own)), dtype=np.float32)
-    size = 2 * sum(stream.buffer.element_size() for stream in (values, *states)) + 4
+    kept = np.empty((len(tables.segments), len(own)), dtype=np.float32) if own else None
+    size = 2 * sum(buffer.element_size() for buffer in (values.buffer, *buffers)) + 4
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
-        count=len(tables.tiles),
-        chunk=chunk_of(len(tables.tiles), threads),
+        count=tables.count,
+        chunk=chunk_of(tables.count, threads),
         variables=tables.variables.data_ptr(),
         variable_count=len(tables.segments),
         sources=sources.table.data_ptr(),
@@ -454,9 +457,9 @@ def run(
         columns=inputs.hyper.shape[1],
         wide=rule.wide,
         steps=inputs.steps.data_ptr(),
-        own=own.ctypes.data,
+        own=address_of_row(own),
         own_count=len(own),
-        kept=kept.ctypes.data,
+        kept=0 if kept is None else kept.ctypes.data,
         norm=inputs.norm.data_ptr(),
         norm_is_double=inputs.norm.dtype == torch.float64,
         clip=inputs.clip,
@@ -467,13 +470,13 @@ def run(
         values=values.buffer.data_ptr(),
         base=inputs.base,
         frozen=address_of(tables.frozen),
-        states=addresses.ctypes.data,
+        states=address_of_row(addresses),
         keys=address_of(inputs.keys),
         unit_starts=tables.units.data_ptr() if by_units else 0,
         unit_base=inputs.unit,
         low=address_of(low),
         prints=address_of(prints),
-        scales=scales.ctypes.data,
+        scales=address_of_row(scales),
         sums=0 if measures is None else measures.sums.ctypes.data,
         sum_count=0 if measures is None else measures.sums.shape[1],
         firsts=0 if measures is None else measures.firsts.ctypes.data,
