@@ -68,6 +68,7 @@ class Loading:
             unused=partial(fits_name, selector=as_select(options.select)) if strict else None,
             partial=options.partial,
             dtype=options.dtype,
+            dtype_of=registry.number_dtype,
         )
         if source.description is not None:
             check_names(source.description, source.entries, source.name)
@@ -115,7 +116,11 @@ class Loading:
         self.resuming.apply_flags()
         chosen = [(self.variables[i], key) for i, key in self.match.pairs.items()]
         for variable, key in sorted(chosen, key=lambda pair: (self.source.entries[pair[1]].start, pair[1])):
-            fetch(key, self.registry.view(VALUES, variable))
+            held = self.registry.streams.get(VALUES, variable.dtype)
+            room = held.room(variable.span)
+            fetch(key, room)
+            if held.is_encoded(variable.span):
+                held.write(variable.span, room)
         # Values were written behind autograd's back, as a step does.
         torch.autograd.graph.increment_version([variable.param for variable, _ in chosen])
         self.resuming.apply(fetch)
@@ -123,7 +128,8 @@ class Loading:
     def _lay_out(self) -> None:
         """Takes the file's dtypes over, if that was asked for; and makes room for the state it holds."""
         pairs = self.match.pairs.items() if self.options.dtype == "file" else ()
-        dtypes = {self.variables[i].id: self.source.entries[key].dtype for i, key in pairs}
+        found = [(self.variables[i], self.source.entries[key].dtype) for i, key in pairs]
+        dtypes = {v.id: dtype for v, dtype in found if dtype != self.registry.number_dtype(v)}
         rooms = self.resuming.rooms()
 
         def change(variable: Variable) -> VarSpec:

@@ -77,6 +77,7 @@ def match(
     unused: Callable[[str], bool] | None,
     partial: bool,
     dtype: str,
+    dtype_of: Callable[[Variable], torch.dtype],
 ) -> Match:
     """Compares.
 
@@ -89,6 +90,7 @@ def match(
         partial: Missing variables are no problem.
         dtype: "store" converts floating values to the variable's dtype, "file" takes the file's, "exact" refuses
             others.
+        dtype_of: Of a variable's numbers.
     """
     result = Match()
     keys = _renamed((*offered, *unread), rename, result)
@@ -108,7 +110,7 @@ def match(
         if len(found) > 1:
             result.tied.append((i, found))
         for key in found:
-            result.problems += _differences(one, key, offered[key], dtype)
+            result.problems += _differences(one, key, offered[key], dtype, dtype_of(one))
     known = {name for one in wanted for name in one.names}
     free = {name: key for name, key in keys.items() if name not in known}
     prefixed = [] if partial else _prefix_problem(result.missing, free)
@@ -134,12 +136,12 @@ def _renamed(offered: Iterable[str], rename: Callable[[str], str], result: Match
     return keys
 
 
-def _differences(one: Variable, key: str, entry: TensorInfo, dtype: str) -> list[str]:
+def _differences(one: Variable, key: str, entry: TensorInfo, dtype: str, mine: torch.dtype) -> list[str]:
     name = one.names[0] if key == one.names[0] else f"{one.names[0]} (from {key})"
     if entry.shape != one.spec.shape:
         return [f"{name!r} has shape {one.spec.shape} in the store and {entry.shape} in the file"]
-    if dtype == "exact" and entry.dtype != one.dtype:
-        return [f"{name!r} is {one.dtype} in the store and {entry.dtype} in the file; dtype='store' converts"]
+    if dtype == "exact" and entry.dtype != mine:
+        return [f"{name!r} is {mine} in the store and {entry.dtype} in the file; dtype='store' converts"]
     if dtype == "file":
         if one.requires_grad and not entry.dtype.is_floating_point:
             return [f"{name!r} is {entry.dtype} in the file and cannot be trained in that dtype; freeze it first"]

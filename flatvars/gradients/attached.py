@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
+from ..backend import SPLIT, Format
 from ..variables.carving import ERROR, FOLLOW, OnMoved
 from ..variables.registry import Registry
 from .cycle import Gradients, Mode
@@ -11,15 +14,21 @@ from .gathered import Gathered
 from .masks import ElementMasks
 from .views import Views
 
+ValueFormat = Literal["split"]
+VALUE_FORMATS: dict[ValueFormat, Format] = {"split": SPLIT}
+
 MODES: dict[Mode, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
 
 
-def make_registry(device: torch.device, mode: Mode, seed: int = 0, on_moved: OnMoved = FOLLOW) -> Registry:
+def make_registry(
+    device: torch.device, mode: Mode, seed: int = 0, on_moved: OnMoved = FOLLOW, values: ValueFormat | None = None
+) -> Registry:
     """An empty registry with gradients and element masks.
 
     Args:
         mode: "gather" or "views".
         on_moved: "follow" or "error".
+        values: "split" or None: how bfloat16 values are stored.
     """
     if on_moved not in (FOLLOW, ERROR):
         raise ValueError(f"on_moved={on_moved!r} is not known; use 'follow' or 'error'")
@@ -27,7 +36,18 @@ def make_registry(device: torch.device, mode: Mode, seed: int = 0, on_moved: OnM
         raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
     registry = Registry(device, MODES[mode], ElementMasks, seed)
     registry.on_moved = on_moved
+    if values is not None and values not in VALUE_FORMATS:
+        raise ValueError(
+            f"values={values!r} is no format of values; use {', '.join(map(repr, VALUE_FORMATS))}, or None"
+        )
+    if values is not None:
+        registry.store_values_as(VALUE_FORMATS[values])
     return registry
+
+
+def values_of(registry: Registry) -> ValueFormat | None:
+    """How bfloat16 values of a registry are stored, as `make_registry` is told it."""
+    return next((name for name, format_ in VALUE_FORMATS.items() if format_ == registry.value_format), None)
 
 
 def gradients_of(registry: Registry) -> Gradients:

@@ -236,11 +236,15 @@ class PlanSet:
         """The values of a part's region, as launches want them."""
         return self.registry.streams.get(VALUES, part.region).stored
 
+    def _numbers(self, part: Part) -> Tensor:
+        held = self.registry.streams.get(VALUES, part.region)
+        return held.numbers(self.variables[k].span for k in part.order)
+
     def variable_norms(self, sources: Sequence[Any] | None, order: float, values: bool) -> tuple[Tensor, Tensor]:
         """Norms of every variable's value and gradient, [variables] each: one launch a region."""
         out = torch.zeros((len(self.variables), 2), dtype=self.norm.dtype, device=self.norm.device)
         for k, part in enumerate(self.parts):
-            stream = self.values(part).buffer if values else None
+            stream = self._numbers(part) if values else None
             norms = part.plan.variable_norms(stream, None if sources is None else sources[k], order)
             if part.in_order:
                 out = norms.to(out.dtype)

@@ -12,7 +12,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defin
 
 from ..backend import UNIT, Format, FormatPart, Stored, round_up
 from ..errors import FlatvarsError
-from .layout import Layout, Span
+from .layout import Layout, Region, Span
 from .pages import paged_zeros
 
 VALUES = "values"
@@ -170,6 +170,15 @@ class Stream:
             return self.view(span)
         return torch.empty_strided(span.spec.shape, span.spec.stride, dtype=torch.float32, device=self.buffer.device)
 
+    def numbers(self, spans: Iterable[Span]) -> Tensor:
+        """All of it as numbers, [elements of the range]: in place, or decoded, with zeros between these variables."""
+        if self.format is None:
+            return self.buffer
+        found = torch.zeros(len(self.buffer), dtype=torch.float32, device=self.buffer.device)
+        for span in spans:
+            found[span.offset - self.base :][: span.numel] = self.decoded(span, 0, span.numel)
+        return found
+
     def take(self, span: Span, other: Stream, origin: Span) -> None:
         """Writes what another stream holds of a variable, as it is where both store it alike."""
         both = self.is_encoded(span) and other.is_encoded(origin) and self.format == other.format
@@ -201,32 +210,50 @@ class Streams:
 
     Args:
         shared: Values lie where other processes can use them, here and after every re-carve.
+        values: The format of the values of variables with room, in regions of its dtype; None for none.
     """
 
-    def __init__(self, layout: Layout, device: torch.device, shared: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, device: torch.device, shared: bool = False, values: Format | None = None
+    ) -> None:
         self.layout = layout
         self.device = device
         self._shared = shared
+        self._format = values
         self._streams: dict[tuple[str, torch.dtype], Stream] = {}
         self._form_of: dict[str, FormOf] = {}
         self._partial: set[str] = set()  # streams that cover what they were asked for, and not a whole trainable part
         for region in layout.regions:
-            self._streams[VALUES, region.dtype] = self._values(self._zeros(region.numel, region.dtype))
+            self._streams[VALUES, region.dtype] = self._values(region, self._zeros(region.numel, region.dtype))
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
         with normal_tensors():
             return paged_zeros(numel, dtype, self.device)
 
-    def _values(self, buffer: Tensor) -> Stream:
+    def _values(self, region: Region, buffer: Tensor) -> Stream:
         if self._shared:
             buffer.share_memory_()  # type: ignore[no-untyped-call]  # which memory of a GPU need not be moved for
-        return Stream(buffer, shared=self._shared)
+        format_ = self._format
+        if format_ is None or format_.parts[0].dtype != region.dtype:
+            return Stream(buffer, shared=self._shared)
+        sizes = [region.trainable_units if part.units else region.trainable_numel for part in format_.parts]
+        beside = [self._zeros(n, part.dtype) for n, part in zip(sizes[1:], format_.parts[1:], strict=True)]
+        return Stream(buffer, format=format_, beside=tuple(beside))
 
     def share(self) -> None:
-        """Moves the values to where other processes can use them; pieces made before are of other memory."""
+        """Moves the values to where other processes can use them; pieces made before are of other memory.
+
+        Raises:
+            FlatvarsError: values are of a format.
+        """
+        if self._format is not None:
+            raise FlatvarsError(
+                f"values={self._format.name!r} keeps a part of every value where no other process would see it; share "
+                "a store of plain values"
+            )
         self._shared = True
         for region in self.layout.regions:
-            self._streams[VALUES, region.dtype] = self._values(self.values(region.dtype))
+            self._streams[VALUES, region.dtype] = self._values(region, self.values(region.dtype))
 
     def __contains__(self, key: tuple[str, torch.dtype]) -> bool:
         return key in self._streams
@@ -307,7 +334,7 @@ class Streams:
         Returns:
             New streams. What has no predecessor is zero.
         """
-        new = Streams(layout, device, self._shared)
+        new = Streams(layout, device, self._shared, self._format)
         new._partial = {name for name, _ in self._streams} & self._partial
         for (name, region), old in self._streams.items():
             pairs = [(layout.spans[to], self.layout.spans[origin]) for to, origin in source.items()]

@@ -619,7 +619,8 @@ class _FormOf:
     def __call__(self, name: str) -> FormOf:
         optimizer = self._optimizer()
         assert optimizer is not None  # it asks for its streams itself
-        return form_of(optimizer.state_format, optimizer.state_dtype, optimizer.rules(), name)
+        values = optimizer.registry.value_format
+        return form_of(optimizer.state_format, optimizer.state_dtype, optimizer.rules(), name, values)
 
 
 class _Hook:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from ..memory.streams import Stream
 from .averaging import check_average
 from .base import Optimizer
 from .exchange import apply_once
+from .formats import number_dtype
 
 Schedule = Literal["constant", "warmup", "tensorflow", "power"]
 
@@ -141,7 +143,8 @@ class EMA:
         optimizer, registry = self.optimizer, self.optimizer.registry
         optimizer.follow()
         regions = {region.dtype for region in registry.layout.regions}
-        alike = {dtype for dtype in regions if optimizer.state_dtype in (None, dtype)}
+        number = partial(number_dtype, registry.value_format)
+        alike = {dtype for dtype in regions if optimizer.state_dtype in (None, number(dtype))}
         apply_once(optimizer, EXCHANGE, numbers=[{}], regions=alike)
         if regions == alike:
             return
@@ -155,8 +158,9 @@ class EMA:
         """The averages of a region, and the values kept beside them, in their own dtype."""
         states = self.optimizer.states
         (average,) = states.streams(part.region, (AVERAGE,))
-        streams = self.optimizer.registry.streams
-        aside = streams.get(states.key_of(ASIDE), part.region, cover=average.cover)
+        registry = self.optimizer.registry
+        form_of = partial(number_dtype, registry.value_format)
+        aside = registry.streams.get(states.key_of(ASIDE), part.region, form_of, average.cover)
         return [average, aside]
 
     @torch.no_grad()

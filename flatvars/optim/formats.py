@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 import torch
 
-from ..backend import STATE_FORMATS, Rule
+from ..backend import STATE_FORMATS, Format, Rule
 from ..errors import FlatvarsError
-from ..memory.streams import Form, FormOf, same_dtype
+from ..memory.streams import Form, FormOf
 
 FormatName = Literal["root8"]
 StateFormat = FormatName | Mapping[str, FormatName] | None
@@ -57,16 +57,24 @@ def check_formats(given: StateFormat, rules: Sequence[Rule], known: Collection[s
             )
 
 
-def form_of(given: StateFormat, dtype: torch.dtype | None, rules: Sequence[Rule], name: str) -> FormOf:
+def form_of(
+    given: StateFormat, dtype: torch.dtype | None, rules: Sequence[Rule], name: str, values: Format | None
+) -> FormOf:
     """How the stream of a state is stored, by the dtype of its region.
 
     Args:
-        dtype: Of states without a format; that of the region if None.
+        dtype: Of states without a format; that of the variables' numbers if None.
+        values: The format of those.
     """
     format_ = given.get(name) if isinstance(given, Mapping) else given
     if format_ is not None and not any(name in rule.exact for rule in rules):
         return partial(_in_format, format_, any(name in rule.nonnegative for rule in rules))
-    return same_dtype if dtype is None else partial(_always, dtype)
+    return partial(number_dtype, values) if dtype is None else partial(_always, dtype)
+
+
+def number_dtype(values: Format | None, region: torch.dtype) -> torch.dtype:
+    """Of the numbers of variables with room in a region, whose values are of a format, or of none."""
+    return torch.float32 if values is not None and values.parts[0].dtype == region else region
 
 
 def _always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:

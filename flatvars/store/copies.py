@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FlatvarsError
-from ..gradients.attached import make_registry
+from ..gradients.attached import ValueFormat, make_registry, values_of
 from ..gradients.cycle import Mode
 from ..memory.spec import VarSpec
 from ..variables.carving import OnMoved
 from ..variables.places import Place
 from ..variables.registry import Adopted, Registry
 from ..variables.variable import Variable
+from .transfer import exactly
 
 
 class Handle:
@@ -79,7 +80,8 @@ def reduce_registry(registry: Registry) -> Any:
     registry.check_usable()
     registry.check_aliases()
     records = [record(registry, variable) for variable in registry.variables]
-    home = (registry.device, registry.gradients.mode, registry.seed, registry.on_moved, registry.made_for_optimizer)
+    mode, values, made = registry.gradients.mode, values_of(registry), registry.made_for_optimizer
+    home = (registry.device, mode, registry.seed, registry.on_moved, values, made)
     return restore_registry, (home, registry._next_id, records, AdoptedHandle(dict(registry.adopted)))
 
 
@@ -94,20 +96,21 @@ def record(registry: Registry, variable: Variable) -> dict[str, Any]:
         "leaf": variable.is_leaf,
         "numbered": variable.is_numbered,
         "mask": registry.masks.of(variable),
+        "exact": exactly(registry, variable),
         "handle": Handle(variable.param, variable.places),
     }
 
 
 def restore_registry(
-    home: tuple[torch.device, Mode, int, OnMoved, bool],
+    home: tuple[torch.device, Mode, int, OnMoved, ValueFormat | None, bool],
     next_id: int,
     records: Sequence[dict[str, Any]],
     adopted: AdoptedHandle,
 ) -> Registry:
     """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
     params = [entry["handle"].param for entry in records]
-    device, mode, seed, on_moved, made = home
-    registry = make_registry(params[0].device if params else device, mode, seed, on_moved)
+    device, mode, seed, on_moved, values, made = home
+    registry = make_registry(params[0].device if params else device, mode, seed, on_moved, values)
     registry.made_for_optimizer = made
     for entry, param in zip(records, params, strict=True):
         spec: VarSpec = entry["spec"]
@@ -121,6 +124,8 @@ def restore_registry(
     registry.settle()
     for variable, entry in zip(registry.variables, records, strict=True):
         registry.masks.take(variable, entry["mask"])
+        if entry["exact"] is not None:
+            registry.write(variable, entry["exact"])
     return registry
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FlatvarsError, NameTakenError, SpecError, UnknownNameError
+from ..memory.streams import VALUES
 from ..modules.keep import hand_over
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -23,10 +24,10 @@ def copy_(target: Registry, source: Registry) -> None:
     pairs = pair_by_name(target, source)
     if same_places(target, source):
         for region in target.layout.regions:
-            target.streams.values(region.dtype).copy_(source.streams.values(region.dtype))
+            target.streams.get(VALUES, region.dtype).replace(source.streams.get(VALUES, region.dtype))
     else:
         for to, origin in pairs:
-            to.value.copy_(origin.value)
+            target.write(to, source.read(origin))
     torch.autograd.graph.increment_version([to.param for to, _ in pairs])
 
 
@@ -34,12 +35,15 @@ def copy_(target: Registry, source: Registry) -> None:
 def lerp_(target: Registry, source: Registry, weight: float) -> None:
     """See `VarStore.lerp_`."""
     pairs = pair_by_name(target, source)
-    if same_places(target, source):
+    if same_places(target, source) and target.value_format is None:
         for region in target.layout.regions:
             mix(target.streams.values(region.dtype), source.streams.values(region.dtype), weight)
     else:
         for to, origin in pairs:
-            mix(to.value, origin.value, weight)
+            numbers = target.read(to)
+            mix(numbers, source.read(origin), weight)
+            if target.is_encoded(to):
+                target.write(to, numbers)
     torch.autograd.graph.increment_version([to.param for to, _ in pairs])
 
 
@@ -81,7 +85,9 @@ def differ(left: Variable, right: Variable) -> bool:
 
 def same_places(left: Registry, right: Registry) -> bool:
     """Whether every variable has the same place, memory order and dtype in both, on one device."""
-    if left.device != right.device or len(left.variables) != len(right.variables):
+    if left.value_format != right.value_format or left.device != right.device:
+        return False
+    if len(left.variables) != len(right.variables):
         return False
     spans = zip(left.layout.spans, right.layout.spans, strict=True)
     return all(a.offset == b.offset and places(a.spec) == places(b.spec) for a, b in spans)
@@ -103,6 +109,8 @@ def clone_into(target: Registry, source: Registry) -> None:
     target.settle()
     for copy, variable in zip(target.variables, source.variables, strict=True):
         target.masks.take(copy, source.masks.of(variable))
+        if source.is_encoded(variable):
+            target.write(copy, source.read(variable))
     target._next_id = source._next_id
 
 
@@ -124,6 +132,7 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
         registry.settle()
     moved = [(variable, prefix, variable.grad) for registry, prefix in sources for variable in registry.variables]
     masks = [registry.masks.of(variable) for registry, _ in sources for variable in registry.variables]
+    exact = [exactly(registry, variable) for registry, _ in sources for variable in registry.variables]
     for registry, prefix in sources:
         for module, adopted in registry.adopted.items():
             target.adopted[module] = adopted._replace(prefix=_joined(prefix, adopted.prefix))
@@ -138,9 +147,16 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
         # A copy: it may be a view of the gradient stream that goes with the old store.
         variable.param.grad = None if grad is None else grad.to(variable.dtype, copy=True)
     target.settle()
-    for variable, mask in zip(target.variables, masks, strict=True):
+    for variable, mask, numbers in zip(target.variables, masks, exact, strict=True):
         target.masks.take(variable, mask)
+        if numbers is not None:
+            target.write(variable, numbers)
     hand_over(target, [registry for registry, _ in sources])
+
+
+def exactly(registry: Registry, variable: Variable) -> Tensor | None:
+    """The numbers of a variable whose Parameter does not show all of them."""
+    return registry.read(variable) if registry.is_encoded(variable) else None
 
 
 def _joined(prefix: str, inner: str) -> str:
@@ -169,7 +185,7 @@ def check_merge(device: torch.device, sources: Sequence[tuple[Registry, str]]) -
 def ravel(registry: Registry) -> Tensor:
     """See `VarStore.ravel`."""
     registry.check_aliases()
-    values = [v.value.reshape(-1) for v in registry.variables]
+    values = [registry.read(v).reshape(-1) for v in registry.variables]
     if not values:
         return torch.zeros(0, dtype=torch.float32, device=registry.device)
     dtype = values[0].dtype
@@ -187,4 +203,7 @@ def unravel(registry: Registry, vector: Tensor) -> dict[str, Tensor]:
             f"{sum(sizes)} elements: give what ravel() returns, [{sum(sizes)}]"
         )
     pieces = torch.split(vector, sizes)
-    return {v.name: piece.view(v.spec.shape).to(v.dtype) for v, piece in zip(registry.variables, pieces, strict=True)}
+    dtype_of = registry.number_dtype
+    return {
+        v.name: piece.view(v.spec.shape).to(dtype_of(v)) for v, piece in zip(registry.variables, pieces, strict=True)
+    }

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..backend import Format
 from ..errors import AliasError, FlatvarsError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
@@ -37,6 +38,7 @@ class Carving:
         before_carve: Called while everything still lies where it was, with no argument.
         after_carve: Called after spans moved.
         claims: Which tensors are its variables'.
+        value_format: Of values of its dtype; None where the dtype says it all.
         on_moved: What is done about memory that left the streams: "follow" or "error".
         gradients: Of the variables, wherever they lie; whoever is a registry has them.
     """
@@ -53,6 +55,7 @@ class Carving:
         self.before_carve: list[Callable[[], None]] = []
         self.after_carve: list[Callable[[], None]] = []
         self._layout: Layout = plan_layout([])
+        self.value_format: Format | None = None
         self._streams = Streams(self._layout, device)
         self.claims = Claims(self)
         self._guard: AliasGuard | None = None
@@ -86,8 +89,14 @@ class Carving:
             self._retired = reason
             self.variables, self._carved = [], 0
             self._layout = plan_layout([])
-            self._streams = Streams(self._layout, self.device)
+            self._streams = Streams(self._layout, self.device, values=self.value_format)
             self.generation += 1
+
+    def store_values_as(self, format_: Format | None) -> None:
+        """Values of its dtype are of a format from now on, or of none. For a registry without variables."""
+        assert not self.variables
+        self.value_format = format_
+        self._streams = Streams(self._layout, self.device, values=format_)
 
     # Carving --------------------------------------------------------------------------------------------------------
 
@@ -242,7 +251,8 @@ class Carving:
         """Copies a tensor's values into the variable's span, and makes it the variable's; its memory is released."""
         view = self.piece(variable)
         if not param.is_meta and param.shape == view.shape:  # from meta there are no values, maybe not even a shape
-            view.copy_(param.detach())
+            assert variable._span is not None
+            self._streams.get(VALUES, variable.dtype).write(variable._span, param.detach())
         variable.param = param
         self.claims.add(variable)
         bind(variable, view)
@@ -274,6 +284,31 @@ class Carving:
         """
         span = variable.span  # carves, where that is still to do
         return self._streams.get(stream, variable.dtype).view(span).data
+
+    def is_encoded(self, variable: Variable) -> bool:
+        """Whether a variable's values are of a format, so that its Parameter does not show all of them."""
+        span = variable.span  # carves, where that is still to do
+        return self._streams.get(VALUES, variable.dtype).is_encoded(span)
+
+    def number_dtype(self, variable: Variable) -> torch.dtype:
+        """Of the numbers that a variable stands for."""
+        span = variable.span
+        return self._streams.get(VALUES, variable.dtype).dtype_of(span)
+
+    def read(self, variable: Variable) -> Tensor:
+        """The numbers of a variable, [shape]: in place, or decoded."""
+        if not self.is_encoded(variable):
+            return variable.value
+        return self._streams.get(VALUES, variable.dtype).read(variable.span)
+
+    @torch.no_grad()
+    def write(self, variable: Variable, numbers: Tensor) -> None:
+        """Replaces the numbers of a variable by a tensor's, [shape]."""
+        if variable._span is None or not self.is_encoded(variable):
+            variable.param.copy_(numbers)
+            return
+        self._streams.get(VALUES, variable.dtype).write(variable.span, numbers)
+        torch.autograd.graph.increment_version([variable.param])
 
     def piece(self, variable: Variable) -> Tensor:
         """The variable's values as its Parameter holds them: in the buffer, with a storage of its own."""

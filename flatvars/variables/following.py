@@ -37,6 +37,8 @@ class Mover(Protocol):
 
     def view(self, stream: str, variable: Variable) -> Tensor: ...
 
+    def write(self, variable: Variable, numbers: Tensor) -> None: ...
+
     def spread(self) -> list[tuple[int, int]]: ...
 
 
@@ -105,7 +107,7 @@ def take_in(registry: Mover, tensors: Sequence[Tensor]) -> list[str]:
             registry.hold(variable, tensor)
     registry.lay_out(specs, devices.pop(), fresh)
     for index, values in strayed.items():
-        variables[index].value.copy_(values)
+        registry.write(variables[index], values)
     for variable, grad in grads:
         if grad is not None and tuple(grad.shape) == variable.spec.shape:
             variable.param.grad = grad

@@ -122,6 +122,9 @@ class Registry(Carving):
             copy = self.declare(dataclasses.replace(variable.spec, name=name), param, [name], variable.group)
             copy.frozen, copy.initializer = variable.frozen, variable.initializer
             self.masks.take(copy, self.masks.of(variable))
+            if self.is_encoded(variable):
+                self.settle()
+                self.write(copy, self.read(variable))
             return copy
 
     def remove(self, variables: Sequence[Variable]) -> None:

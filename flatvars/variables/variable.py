@@ -66,6 +66,12 @@ class Home(Protocol):
     def clone(self, variable: Variable, name: str | None) -> Variable:
         """Declares a copy of a variable."""
 
+    def read(self, variable: Variable) -> Tensor:
+        """The numbers of a variable."""
+
+    def write(self, variable: Variable, numbers: Tensor) -> None:
+        """Replaces the numbers of a variable."""
+
 
 class View(NamedTuple):
     """A variable's value and gradient (None if it has none) in another shape; both share memory with the variable."""
@@ -185,6 +191,8 @@ class Variable:
     def set_value(self, value: Tensor) -> None:
         """Copies values, [shape], converted to the variable's dtype and device; the gradient stays as it is.
 
+        In a store of `values="split"` it takes float32 as it is.
+
         Raises:
             SpecError: another shape (nothing is broadcast), or a view of the variable's own memory.
         """
@@ -193,11 +201,13 @@ class Variable:
             raise SpecError(
                 f"cannot set variable {self.name!r} to a tensor that is a view of its own memory; pass a clone()"
             )
-        self.param.copy_(value)
+        registry = self._reference()
+        self.param.copy_(value) if registry is None else registry.write(self, value)
 
     def norm(self) -> Tensor:
         """L2 norm of the values, a device scalar."""
-        norm: Tensor = torch.linalg.vector_norm(self.value)
+        registry = self._reference()
+        norm: Tensor = torch.linalg.vector_norm(self.value if registry is None else registry.read(self))
         return norm
 
     def view(self, *shape: int) -> View:
