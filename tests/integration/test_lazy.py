@@ -89,7 +89,6 @@ def test_what_came_before_keeps_gradient_and_state(mode: str) -> None:
     before = optimizer.state[module[1].weight]["exp_avg"].clone(), module[1].weight.detach().clone()
     with torch.no_grad():
         module(torch.randn(4, 5))
-    assert store["1.weight"].index == 0
     store.check()
     assert store["1.weight"].index == 2
     assert torch.equal(optimizer.state[module[1].weight]["exp_avg"], before[0])
@@ -113,7 +112,7 @@ def test_files_hold_them_once_they_have_shapes_and_say_so_before() -> None:
     file = io.BytesIO()
     store.save(file)
     value = module[3].weight.detach().clone()
-    store.values.zero_()
+    store.values_of(torch.float32).zero_()
     file.seek(0)
     store.load(file)
     assert torch.equal(module[3].weight, value)
