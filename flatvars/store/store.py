@@ -65,9 +65,6 @@ class VarStore:
             float32, in 4 bytes. Steps read and write all of it; `float32` and `write` do, files and copies too. Who
             writes to a Parameter has written the value. None: the dtype says it all.
 
-    Attributes:
-        registry: The variables and all that was made for them: what optimizers, initializers and layers work with.
-
     Example:
         >>> store = VarStore.from_module(nn.Linear(4, 2))
         >>> store["weight"].shape
@@ -93,9 +90,16 @@ class VarStore:
         self._hold(make_registry(concrete(device), grads, seed, on_moved, values), dtype, on_duplicate)
 
     def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: OnDuplicate) -> None:
-        self.registry = registry
+        self._registry = registry
         self._declarations = Declarations(registry, dtype, on_duplicate)
         _stores[registry] = weakref.ref(self)
+
+    @property
+    def registry(self) -> Registry:
+        """The variables and all that was made for them: what optimizers, initializers and layers work with."""
+        if self._registry.late:
+            self._registry.take_late()
+        return self._registry
 
     @property
     def device(self) -> torch.device:
