@@ -111,6 +111,7 @@ class Plan:
         found_inf: Tensor | None = None,
         own: Sequence[Tensor] = (),
         keys: Tensor | None = None,
+        observed: Tensor | None = None,
         check: Check = anything,
     ) -> None:
         """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
@@ -127,6 +128,7 @@ class Plan:
             own: float32 [slots] each: the scalars that the rule's variables keep, in the rule's order.
             keys: int64 [1 + slots] on the device: a seed, then the key of each variable's name. With it, the states
                 that the rule says are rounded at random in bfloat16; without, to nearest.
+            observed: float64 [slots, sums] on the device: written with sums over every variable that is stepped.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
         """
         self._note_capture()
@@ -143,6 +145,7 @@ class Plan:
             found_inf,
             tuple(own),
             keys,
+            observed,
         )
         if rule.statistics is not None:
             self.launches.statistics(sources, rule, values, states, inputs)

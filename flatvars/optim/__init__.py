@@ -26,6 +26,7 @@ from .rprop import Rprop
 from .schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
 from .stable_adamw import StableAdamW
+from .stats import Stats
 
 __all__ = [
     "ADOPT",
@@ -56,6 +57,7 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
     "StableAdamW",
+    "Stats",
     "muon_settings",
     "rule",
     "scalars",

@@ -37,7 +37,7 @@ class Adam(Optimizer):
             decoupled decay.
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch, needs decoupled decay.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -67,6 +67,7 @@ class Adam(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        stats: bool | int = False,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -91,6 +92,7 @@ class Adam(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -136,7 +138,7 @@ class AdamW(Adam):
             may differ.
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch; param groups may differ.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -165,6 +167,7 @@ class AdamW(Adam):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        stats: bool | int = False,
     ) -> None:
         super().__init__(
             params,
@@ -185,6 +188,7 @@ class AdamW(Adam):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            stats=stats,
         )
 
     def after_load(self) -> None:

@@ -14,6 +14,7 @@ from .recording import Recorded, hyper_of
 
 # What is made anew, and what torch.optim leaves behind as well: hooks, and a scheduler's wrapper of `step`.
 LEFT_OUT = {
+    "_calls",
     "_counted",
     "_counting",
     "_enrolled",
@@ -31,6 +32,7 @@ LEFT_OUT = {
     "found_inf",
     "grad_scale",
     "membership",
+    "observations",
     "param_groups",
     "registry",
     "states",

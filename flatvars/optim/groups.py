@@ -14,7 +14,7 @@ from ..variables.selectors import is_selector
 from ..variables.variable import Variable
 from .membership import explain_foreign
 
-OPTIONS = ("store", "max_norm", "skip_nonfinite", "state_dtype")
+OPTIONS = ("store", "max_norm", "skip_nonfinite", "state_dtype", "stats")
 """Arguments of an optimizer that hold for all of its groups."""
 
 

@@ -71,7 +71,7 @@ class Muon(Optimizer):
         add_eps: Add `eps` to the norm.
         cautious_decay: Decay only what the step moves towards zero.
         convolutions: Take tensors of more axes as matrices [out, all others].
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`; the norm is that of all groups.
+        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`; the norm is that of all groups.
 
     Raises:
         ValueError: a number out of range, or a parameter of Muon's that is no matrix.
@@ -106,6 +106,7 @@ class Muon(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -145,6 +146,7 @@ class Muon(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            stats=stats,
         )
         self._arrange()
 
@@ -279,7 +281,7 @@ class Muon(Optimizer):
             "check": self.check_changed,
         }
         step, groups = self._step_of(plans, part), self.groups_of(part)
-        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling, last)
+        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling, last, self.observed()[::-1])
 
     def upload_part(self, part: Part) -> None:
         if part.kind is not MUON:

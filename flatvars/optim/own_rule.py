@@ -20,7 +20,7 @@ class RuleOptimizer(Optimizer):
     Args:
         params: As for `Optimizer`.
         rule: Made with `flatvars.optim.rule`.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`.
         numbers: Values of what the rule reads from `hyper`, by name.
 
     Raises:
@@ -46,6 +46,7 @@ class RuleOptimizer(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        stats: bool | int = False,
         **numbers: Any,
     ) -> None:
         unknown = [name for name in numbers if rule.names is not None and name not in rule.names]
@@ -62,6 +63,7 @@ class RuleOptimizer(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            stats=stats,
         )
 
     def number_names(self, defaults: Mapping[str, Any]) -> Iterable[str]:

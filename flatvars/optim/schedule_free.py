@@ -85,7 +85,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         r: Weights of later steps in the average grow with t^r.
         weight_lr_power: And with the largest rate so far to this power.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -107,6 +107,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -126,6 +127,7 @@ class ScheduleFreeAdamW(ScheduleFree):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -151,7 +153,7 @@ class ScheduleFreeSGD(ScheduleFree):
         r: Weights of later steps in the average grow with t^r.
         weight_lr_power: And with the largest rate so far to this power.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -172,6 +174,7 @@ class ScheduleFreeSGD(ScheduleFree):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -190,6 +193,7 @@ class ScheduleFreeSGD(ScheduleFree):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..launches import StepInputs, Tables
-from ..rules import Rule
+from ..rules import OBSERVED, Rule, observe
 from .compile import DTYPES, compiled, float_type, native, twin
 from .elements import Elements
 from .formats import FORMATS, name_of
@@ -43,12 +43,14 @@ from .memory import (
     read_int,
     read_int32,
     stack,
+    write_double,
     write_float,
     write_int32,
 )
 from .numbers import reader, starter
 from .philox import write_draws
 from .record import DONE, NEXT, RecordLayout, address_of
+from .squares import unit_sums, variable_sum
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
 LAYOUT = RecordLayout(
@@ -85,6 +87,7 @@ LAYOUT = RecordLayout(
     "firsts",  # address of int32 [tiles + 1]: first unit of each tile; read where sums are taken
     "units",  # address of [sum_count, unit_count] scratch
     "unit_count",
+    "observed",  # address of float64 [slots, sums] out, in launches that observe
 )
 word = LAYOUT.reader()
 ONE = np.float32(1.0)
@@ -148,13 +151,23 @@ def count_step(record: Any) -> None:
 
 @functools.cache
 def updater(
-    rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool, draws: tuple[int, ...] = ()
+    rule: Rule,
+    value: str,
+    states: tuple[str, ...],
+    dtype: type,
+    masked: bool,
+    draws: tuple[int, ...] = (),
+    observes: bool = False,
 ) -> Any:
     """Machine code of the loop over the elements of a tile, for one rule over streams of these formats.
 
     What does not change from one element to the next, LLVM moves before the loop: bias corrections, step sizes.
+
+    Args:
+        observes: Whether it takes the sums of `rules/observe.py`.
     """
-    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked, draws)
+    terms = len(OBSERVED) if observes else 0
+    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked, draws, terms)
     kinds = 1 + max(draws, default=-1)
     draw, room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
@@ -164,6 +177,10 @@ def updater(
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype)
     read_first, start_states = starter(rule, rule.step_starts, dtype)
     keep = elements.keeper(rule.step_starts)
+
+    size, place = np.dtype(dtype).itemsize, rule.momentum
+    term_room, add_units, tell = stack(max(terms, 1) * TILE * size), unit_sums(number), twin(observe, dtype)
+    store_terms, as_stored, take = elements.term_storer(terms), elements.value_storer(), elements.state_taker(place)
 
     def update(
         gradients: Any,
@@ -192,8 +209,10 @@ def updater(
         is_new, first = fresh != 0, read_first(row)
         drawn = room()
         draw(drawn, keys, slot, local, count, step)
+        memory = term_room()
         for i in range(count):
-            g = load_gradient(gradients, i) * unscale * clip
+            plain = load_gradient(gradients, i) * unscale
+            g = plain * clip
             stored = load(values, start + i, addresses, state_start + i)
             p, state = widen(stored)
             if begins:
@@ -201,10 +220,39 @@ def updater(
                 if masked:
                     stored = keep(is_new, state, stored)
             kept = masked and read_byte(frozen, start + i) != 0
+            old, momentum = p, take(p, state)
             p, state = function(p, g, state, hyper, step)
             store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
+            if observes:
+                store_terms(memory, i, tell(old, p, as_stored(p), plain, momentum), kept)
+        if observes:
+            for k in range(terms):
+                add_units(memory + k * TILE * size, count, units + k * unit_count * size)
 
     return native(update, types.void(*updater_arguments(number)))
+
+
+@functools.cache
+def observer(dtype: type) -> Any:
+    """`(record)`: adds up the units of every variable that was stepped, and counts the steps."""
+    total, size, count = variable_sum(dtype), np.dtype(dtype).itemsize, len(OBSERVED)
+
+    @compiled
+    def observe_and_count(record: Any) -> None:
+        if not is_skipped(record):
+            variables, firsts, units = word(record, "variables"), word(record, "firsts"), word(record, "units")
+            observed, unit_count = word(record, "observed"), word(record, "unit_count")
+            for variable in range(word(record, "variable_count")):
+                if not is_untouched(record, variable):
+                    tile, slot = read_int(variables, 3 * variable), read_int(variables, 3 * variable + 2)
+                    first = read_int32(firsts, tile)
+                    last = read_int32(firsts, tile + read_int(variables, 3 * variable + 1))
+                    for k in range(count):
+                        begin = units + size * (k * unit_count + first)
+                        write_double(observed, count * slot + k, total(begin, last - first))
+        count_step(record)
+
+    return observe_and_count
 
 
 def updater_arguments(number: Any) -> list[Any]:
@@ -343,13 +391,20 @@ def launch(
     inputs: StepInputs,
     written: Tensor | None,
     measures: Measures | None,
+    observed: Measures | None,
 ) -> None:
-    """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics."""
+    """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics.
+
+    Args:
+        observed: Scratch of what `inputs.observed` asks for.
+    """
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
     draws = draws_of(rule, states, inputs, range(rule.stored))
-    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
-    run(kernel(dtype), update, tables, sources, rule, values, states, inputs, written, measures)
+    observes = observed is not None
+    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws, observes)
+    code = kernel(dtype, observer(dtype), True) if observes else kernel(dtype)
+    run(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 
 
 def draws_of(rule: Rule, states: Sequence[Tensor], inputs: StepInputs, stored: range) -> tuple[int, ...]:
@@ -370,8 +425,14 @@ def run(
     inputs: StepInputs,
     written: Tensor | None,
     measures: Measures | None,
+    scratch: Measures | None,
 ) -> None:
-    """Runs an updater over all tiles."""
+    """Runs an updater over all tiles.
+
+    Args:
+        measures: Sums that the rule reads.
+        scratch: Of the sums that this launch takes.
+    """
     dtype = DTYPES[tables.compute_dtype]
     addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
     own = np.array([scalar.data_ptr() for scalar in inputs.own], dtype=np.int64)
@@ -409,8 +470,9 @@ def run(
         keys=address_of(inputs.keys),
         sums=0 if measures is None else measures.sums.ctypes.data,
         sum_count=0 if measures is None else measures.sums.shape[1],
-        firsts=0 if measures is None else measures.firsts.ctypes.data,
-        units=0 if measures is None else measures.units.ctypes.data,
-        unit_count=0 if measures is None else measures.units.shape[1],
+        firsts=0 if scratch is None else scratch.firsts.ctypes.data,
+        units=0 if scratch is None else scratch.units.ctypes.data,
+        unit_count=0 if scratch is None else scratch.units.shape[1],
+        observed=address_of(inputs.observed),
     )
     POOL.launch(callable_of(code), record, threads)

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..launches import NormSlot, StepInputs, Tables
-from ..rules import Rule
+from ..rules import OBSERVED, Rule, observe
 from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
+from .compile import twin
 from .fill import fill_ as fill
 from .handles import Handles
 from .launch import Launch, on, program_limit, tile_for
@@ -170,6 +171,12 @@ class TritonLaunches:
             found = self._measures[count] = units, sums
         return found
 
+    @cached_property
+    def _observed(self) -> Tensor:
+        """Scratch of what a step tells of its variables: [sums, units]."""
+        tables = self.tables
+        return torch.zeros((len(OBSERVED), self._units), dtype=tables.compute_dtype, device=tables.device)
+
     def statistics(
         self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
     ) -> None:
@@ -227,6 +234,7 @@ class TritonLaunches:
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
         found = norm if inputs.found_inf is None else inputs.found_inf
         keys = tables.tiles if inputs.keys is None else inputs.keys
+        observed = inputs.observed
         args = (
             tables.tiles,
             tables.variables,
@@ -244,11 +252,16 @@ class TritonLaunches:
             inputs.own,
             keys,
             self._groups if rule.statistics is None else self._sums(len(rule.statistics.names))[1],
+            self._firsts,
+            self._squares if observed is None else self._observed,
+            self._groups if observed is None else observed,
             tables.frozen,
+            self._units,
             inputs.base,
         )
         constants = {
             **constants_of(rule),
+            "OBSERVE": None if observed is None else twin(observe),
             "DRAWS": _draws(rule, states, inputs),
             "CLIP": inputs.clip,
             "SKIP": inputs.skip,
@@ -261,7 +274,7 @@ class TritonLaunches:
             "BLOCK": tables.block,
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped, values, *states)
-        changing += (*inputs.own, keys)
+        changing += (*inputs.own, keys, *(() if observed is None else (observed,)))
         with on(tables.device):
             programs = len(tables.tiles)
             self._handles.launch(step_kernel, programs, args, constants, self._options, changing, inputs.base)

@@ -5,7 +5,8 @@
     p, state <- RULE(p, g, state, hyper, step)   hyper: the group's numbers, and what SCALARS makes of them in float64
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
-where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements.
+where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements. With OBSERVE, 8 sums of 4 B a unit of
+128 elements are written and read once more, 0.5 B an element.
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
 even, those of the states in DRAWS to bfloat16 at random (`stochastic.py`).
 Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. A variable whose
@@ -25,6 +26,7 @@ import triton.language as tl
 
 from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed, picked, started, store_own
+from .squares import store_units, unit_sums, variable_sum
 from .stochastic import draw_bits, round_at_random
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, source_address, tile_row
 
@@ -92,7 +94,7 @@ def unmoved(old, value, row, fresh, COMPUTE: tl.constexpr, i: tl.constexpr, STAR
     return kept
 
 
-@triton.jit(do_not_specialize=["base"], do_not_specialize_on_alignment=["frozen_ptr"])
+@triton.jit(do_not_specialize=["base", "units"], do_not_specialize_on_alignment=["frozen_ptr"])
 def step_kernel(
     tiles_ptr,  # [tiles, 5] int64
     variables_ptr,  # [variables, 3] int64: first tile, number of tiles, slot
@@ -110,7 +112,11 @@ def step_kernel(
     own_ptr,  # tuple of [slots] float32 in/out: scalars of the variables
     keys_ptr,  # [1 + slots] int64, read with DRAWS: seed, then keys of the variables' names
     sums_ptr,  # [variables, SUMS] float64, of the statistics kernel
+    firsts_ptr,  # [tiles + 1] int32, read with OBSERVE: first unit of each tile
+    units_ptr,  # [terms, units] scratch, with OBSERVE
+    observed_ptr,  # [slots, terms] float64 out, with OBSERVE
     frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
+    units,
     base,  # element of the region at which the states begin, a multiple of 128
     RULE: tl.constexpr,
     NUMBERS: tl.constexpr,
@@ -128,6 +134,8 @@ def step_kernel(
     SUMMED_PICKS: tl.constexpr,
     KEPT: tl.constexpr,
     STORED: tl.constexpr,
+    OBSERVE: tl.constexpr,
+    MOMENTUM: tl.constexpr,
     DRAWS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
@@ -172,6 +180,7 @@ def step_kernel(
     step = count + 1.0
     if SCALED:
         grad = grad * div_rn(tl.full([], 1.0, COMPUTE), grad_scale)
+    plain_grad = grad
     if CLIP:
         grad = grad * clip_coefficient(norm, max_norm)
     numbers = first_of(row, FIELDS)
@@ -191,6 +200,13 @@ def step_kernel(
     states = widened(old_states, COMPUTE)
     if STARTS is not None:
         states = started(states, old_value.to(COMPUTE), is_fresh(count), row, STARTS)
+    if OBSERVE is not None:
+        if MOMENTUM >= 0:
+            momentum = states[MOMENTUM]
+        elif MOMENTUM == -2:
+            momentum = old_value.to(COMPUTE)
+        else:
+            momentum = tl.zeros([BLOCK], COMPUTE)
     value, states = RULE(old_value.to(COMPUTE), grad, states, hyper, step.to(COMPUTE))
     real = lane < length
     new_value = to_store(value, real, old_value.dtype)
@@ -205,11 +221,26 @@ def step_kernel(
             kept = unmoved(old_states[i], old_value, row, is_fresh(count), COMPUTE, i, STARTS)
             new_state = tl.where(frozen, kept, new_state)
         tl.store(states_ptr[i] + state_offset, new_state, mask=mask)
+    if OBSERVE is not None:
+        counts = real
+        if frozen_ptr is not None:
+            counts = real & (load_frozen(frozen_ptr, start, lane, mask, old_value.dtype) == 0)
+        terms = OBSERVE(old_value.to(COMPUTE), value, new_value.to(COMPUTE), plain_grad, momentum)
+        first = tl.load(firsts_ptr + tile)
+        for i in tl.static_range(len(terms)):
+            sums = unit_sums(tl.where(counts, terms[i], 0.0), BLOCK)
+            store_units(units_ptr + i * units.to(tl.int64), first, sums, length, BLOCK)
     # One thread arrives for all warps, so all must have read the count first: the last program raises it at once.
     tl.debug_barrier()
     tiles = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)
     if tl.atomic_add(arrived_ptr + variable, 1, sem="acq_rel") == tiles - 1:
         tl.store(arrived_ptr + variable, 0)
         tl.store(steps_ptr + slot, step)
+        if OBSERVE is not None:
+            first_tile = tl.load(variables_ptr + VARIABLE_COLUMNS * variable)
+            begin, end = tl.load(firsts_ptr + first_tile), tl.load(firsts_ptr + first_tile + tiles)
+            for i in tl.static_range(len(terms)):
+                total = variable_sum(units_ptr + i * units.to(tl.int64), begin, end)
+                tl.store(observed_ptr + slot * len(terms) + i, total)
         if OWN_STARTS is not None:
             store_own(own_ptr, slot, results, KEPT)
