@@ -39,7 +39,7 @@ from .scaling import read_scaling
 from .showing import show
 from .state_dict import load_state_dict, state_dict
 from .states import States
-from .stats import Observations, Stats
+from .stats import Observations, VariableStats
 
 
 class Optimizer(Averaging, Conveniences):
@@ -489,7 +489,7 @@ class Optimizer(Averaging, Conveniences):
         """Where the step that is under way writes what it tells; None where it is not asked."""
         return self.observations.tables(self.states.steps) if self.observes() else (None, None)
 
-    def stats(self) -> Stats:
+    def stats(self) -> VariableStats:
         """Norms, ratios and counts of every variable, of the last step that told them: on the device, no sync.
 
         A step that is skipped tells nothing, and a variable without a gradient is as it was when it stepped last.

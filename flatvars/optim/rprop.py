@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ class Rprop(Optimizer):
     """Rprop (Riedmiller and Braun 1993): signs of gradients alone, with a step size for every element.
 
     For gradients of whole data sets. `lr` is where the step sizes begin: a schedule changes nothing after a variable's
-    first step, as in torch.
+    first step, as in torch; a warning says so once.
 
     Args:
         params: As for `Optimizer`.
@@ -34,6 +35,8 @@ class Rprop(Optimizer):
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    _warned = False
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class Rprop(Optimizer):
         stats: bool | int = False,
     ) -> None:
         refuse_differentiable(differentiable)
+        self._rates: dict[int, float] = {}  # by identity of the param group
         defaults = {
             "lr": lr,
             "etas": etas,
@@ -80,6 +84,21 @@ class Rprop(Optimizer):
         least, most = numbers["step_sizes"]
         if not 0.0 <= least <= most:
             raise ValueError(f"Invalid step_sizes: {least}, {most}; give the least, at least 0, and the largest")
+
+    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+        """As `Optimizer`'s; warns once of a learning rate that changes after the first step."""
+        super().check_changed(group, waits)
+        lr = group["lr"]
+        if waits or self._warned or isinstance(lr, Tensor):
+            return
+        if self._calls > 1 and lr != self._rates.get(id(group), lr):
+            self._warned = True
+            warnings.warn(
+                f"Rprop reads lr in the first step of a variable alone, and it changed to {lr}: step sizes grow and "
+                "shrink by themselves. Take the schedule out, or set the limits by step_sizes",
+                stacklevel=2,
+            )
+        self._rates[id(group)] = lr
 
     def rule(self) -> Rule:
         return RPROP

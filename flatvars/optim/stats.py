@@ -22,14 +22,14 @@ COLUMNS = (
     "zeros",
     "stuck",
 )
-"""What `Stats` holds of every variable, in this order."""
+"""What `VariableStats` holds of every variable, in this order."""
 
 COUNTS = ("nonfinite", "zeros", "stuck")
 """Those of them that are numbers of elements."""
 
 
 @dataclass(frozen=True, eq=False)
-class Stats(Mapping[str, dict[str, Tensor]]):
+class VariableStats(Mapping[str, dict[str, Tensor]]):
     """What the last step that was looked at tells of each variable: name to column to a tensor [].
 
     Nothing waits for the device until a number is read. NaN where a variable was in no such step.
@@ -70,7 +70,7 @@ class Stats(Mapping[str, dict[str, Tensor]]):
         return len(self.names)
 
     def __repr__(self) -> str:
-        return f"Stats({len(self)} variables: {', '.join(COLUMNS)})"
+        return f"VariableStats({len(self)} variables: {', '.join(COLUMNS)})"
 
 
 class Observations:
@@ -103,7 +103,7 @@ class Observations:
             self._noted = plans
             self._owners.update((slots[v.id], v.id) for v in variables)
 
-    def read(self, variables: Iterable[Variable], slots: Mapping[int, int], steps: Tensor) -> Stats:
+    def read(self, variables: Iterable[Variable], slots: Mapping[int, int], steps: Tensor) -> VariableStats:
         """What the tables hold of some variables."""
         variables = list(variables)
         values, gradients = self.tables(steps)
@@ -117,7 +117,7 @@ class Observations:
         found = torch.where(known.to(steps.device, non_blocking=True)[:, None], found, torch.nan)
         value, gradient, update, agreement, momentum, nonfinite, zeros, stuck = found.unbind(1)
         both = (gradient * momentum).sqrt()
-        return Stats(
+        return VariableStats(
             tuple(v.name for v in variables),
             value.sqrt(),
             gradient.sqrt(),

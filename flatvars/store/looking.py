@@ -8,7 +8,7 @@ import torch
 
 from ..errors import FlatvarsError
 from ..modules.buffers import left_out
-from ..optim.stats import COLUMNS, COUNTS, Stats
+from ..optim.stats import COLUMNS, COUNTS, VariableStats
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -53,7 +53,7 @@ def summary(registry: Registry) -> str:
     )
 
 
-def summary_of(stats: Stats) -> str:
+def summary_of(stats: VariableStats) -> str:
     """The numbers that an optimizer tells of its variables. Waits for the device."""
     columns = [getattr(stats, column).tolist() for column in COLUMNS]
     rows = [

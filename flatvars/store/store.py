@@ -35,7 +35,7 @@ from ..modules.declare import Declarations, OnDuplicate
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
-from ..optim.stats import Stats
+from ..optim.stats import VariableStats
 from ..variables.carving import OnMoved
 from ..variables.registry import Registry
 from ..variables.selectors import Selector, explain_unknown
@@ -439,7 +439,7 @@ class VarStore:
         """
         self.registry.rename(self[name], new_name)
 
-    def summary(self, stats: Stats | None = None) -> str:
+    def summary(self, stats: VariableStats | None = None) -> str:
         """Tables of variables and of streams, with totals, and what is left out.
 
         Bytes are of whole streams, padding included; those of an optimizer are there from its first step on.
