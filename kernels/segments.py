@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +32,8 @@ class Segments:
         groups: Row of each variable in the hyper-parameter table.
         dtype: Of the region.
         slots: Row of each variable in its optimizer's step counts; 0, 1, 2, ... if not given.
+        units: First unit of each variable in the buffers that hold an item for each unit; one behind the other if not
+            given.
     """
 
     names: tuple[str, ...]
@@ -41,6 +44,7 @@ class Segments:
     groups: tuple[int, ...]
     dtype: torch.dtype
     slots: tuple[int, ...] = ()
+    units: tuple[int, ...] = ()
 
     # Spans start on multiples of this in every stream, and are zero up to the next multiple.
     LANES = 16
@@ -48,6 +52,9 @@ class Segments:
     def __post_init__(self) -> None:
         if not self.slots:
             object.__setattr__(self, "slots", tuple(range(len(self.starts))))
+        if not self.units:
+            counts = [-(-numel // UNIT) for numel in self.numels]
+            object.__setattr__(self, "units", tuple(itertools.accumulate(counts, initial=0))[:-1])
 
     def __len__(self) -> int:
         return len(self.starts)

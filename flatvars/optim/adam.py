@@ -14,6 +14,7 @@ from .base import Optimizer
 from .caution import with_caution
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 # By (decays a group its values alone, uses a group the running maximum).
 _RULES = {(False, False): ADAM, (False, True): AMSGRAD, (True, False): ADAMW, (True, True): AMSGRADW}
@@ -37,7 +38,7 @@ class Adam(Optimizer):
             decoupled decay.
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch, needs decoupled decay.
-        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -67,6 +68,7 @@ class Adam(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
         stats: bool | int = False,
     ) -> None:
         refuse_differentiable(differentiable)
@@ -92,6 +94,7 @@ class Adam(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
             stats=stats,
         )
 
@@ -138,7 +141,7 @@ class AdamW(Adam):
             may differ.
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch; param groups may differ.
-        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -167,6 +170,7 @@ class AdamW(Adam):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
         stats: bool | int = False,
     ) -> None:
         super().__init__(
@@ -188,6 +192,7 @@ class AdamW(Adam):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
             stats=stats,
         )
 

@@ -11,6 +11,7 @@ import torch
 from ..backend import Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
+from .formats import StateFormat
 from .groups import OPTIONS
 
 
@@ -21,8 +22,8 @@ class RuleOptimizer(Optimizer):
 
     Args:
         params: As for `Optimizer`.
-        rule: Made with `flatvars.optim.rule`; of groups without an entry "rule".
-        store, max_norm, skip_nonfinite, state_dtype, stats: As for `Optimizer`.
+        rule: Made with `flatvars.optim.rule`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
         numbers: Values of what the rule reads from `hyper`, by name.
 
     Raises:
@@ -50,6 +51,7 @@ class RuleOptimizer(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
         stats: bool | int = False,
         **numbers: Any,
     ) -> None:
@@ -67,6 +69,7 @@ class RuleOptimizer(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
             stats=stats,
         )
 

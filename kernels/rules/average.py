@@ -131,7 +131,9 @@ def averaged(rule: Rule, schedule: str) -> Rule:
         scalars=Scalars(_scalars(decay, inner and inner.function), (*names, "ema_share", UPDATES)),
         statistics=_measured(rule.statistics),
         stochastic=(*rule.stochastic, AVERAGE),
+        exact=(*rule.exact, AVERAGE),
         beside=1,
+        exact=(*rule.exact, AVERAGE),
         decaying=None,
         made=(averaged, (rule, schedule)),
     )

@@ -74,5 +74,5 @@ MUON_DIRECTION = Rule(
     is_momentum=True,
 )
 MUON_APPLY = Rule("Muon(apply)", muon_apply, (), ApplyNumbers, apply_numbers, keeps_step=False)
-MUON = replace(MUON_DIRECTION, name="Muon", states=("momentum_buffer",), is_momentum=False)
+MUON = replace(MUON_DIRECTION, name="Muon", states=("momentum_buffer",), exact=("momentum_buffer",), is_momentum=False)
 """What a variable keeps; its step is the two above."""
