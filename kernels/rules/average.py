@@ -133,7 +133,6 @@ def averaged(rule: Rule, schedule: str) -> Rule:
         stochastic=(*rule.stochastic, AVERAGE),
         exact=(*rule.exact, AVERAGE),
         beside=1,
-        exact=(*rule.exact, AVERAGE),
         decaying=None,
         made=(averaged, (rule, schedule)),
     )
