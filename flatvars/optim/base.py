@@ -22,6 +22,7 @@ from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
 from ..gradients.plans import Part, PlanSet, checked
 from ..memory.streams import FormOf, Stream
+from ..variables.lazy import is_lazy
 from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
@@ -260,6 +261,7 @@ class Optimizer(Averaging, Conveniences):
         Raises:
             ForeignParameterError: another store holds one, or none does and this one was adopted by hand.
         """
+        given = [one for one in given if not is_lazy(one.tensor)]
         owners = [variable_of(one.tensor) for one in given]
         for one, found in zip(given, owners, strict=True):
             if found is not None and found[0] is self.registry:

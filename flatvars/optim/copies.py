@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import FlatvarsError
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .record import GroupRecord, OptimizerRecord
@@ -58,6 +59,11 @@ def get_state(optimizer: Copied) -> dict[str, Any]:
     plain = {name: value for name, value in optimizer.__dict__.items() if name not in LEFT_OUT}
     plain = {name: value for name, value in plain.items() if not name.endswith("_hooks")}
     record = optimizer.capture()
+    if lazy := optimizer.membership.lazy:
+        raise FlatvarsError(
+            f"an optimizer of {len(lazy)} lazy parameters cannot be copied before they have shapes; run a forward pass "
+            "first, or make it by name patterns or of the store, which finds them in the copy"
+        )
     counts = record.counts()
     known = optimizer.states.variables  # of some it keeps state though they are in no group any more
     return {

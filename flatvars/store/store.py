@@ -63,9 +63,6 @@ class VarStore:
             dtypes or devices changed, and warns once (`flatvars.MovedWarning`); "error" raises AliasError. What would
             lose something raises in both.
 
-    Attributes:
-        registry: The variables and all that was made for them: what optimizers, initializers and layers work with.
-
     Example:
         >>> store = VarStore.from_module(nn.Linear(4, 2))
         >>> store["weight"].shape
@@ -86,9 +83,16 @@ class VarStore:
         self._hold(make_registry(concrete(device), grads, seed, on_moved), dtype, on_duplicate)
 
     def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: OnDuplicate) -> None:
-        self.registry = registry
+        self._registry = registry
         self._declarations = Declarations(registry, dtype, on_duplicate)
         _stores[registry] = weakref.ref(self)
+
+    @property
+    def registry(self) -> Registry:
+        """The variables and all that was made for them: what optimizers, initializers and layers work with."""
+        if self._registry.late:
+            self._registry.take_late()
+        return self._registry
 
     @property
     def device(self) -> torch.device:
