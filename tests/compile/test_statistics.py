@@ -17,6 +17,7 @@ from .test_step import each_dtype, wide_accesses
 TARGETS = {"sm80": SM80, "sm90": SM90, "sm100": SM100, "gfx942": GFX942}
 # Streams that each reads beside the gradient, and that it writes.
 STREAMS = {"stable-adamw": (1, 0), "lamb": (3, 2), "lars": (1, 0), "mars": (1, 0), "cautious-updates": (2, 0)}
+STREAMS["prodigy"] = (5, 4)
 
 
 @each_dtype

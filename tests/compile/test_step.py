@@ -16,7 +16,7 @@ RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsp
 RULES += ["adagrad-all", "adadelta", "adamax", "nadam", "radam", "rprop", "asgd"]
 RULES += ["stable-adamw", "lamb", "lars", "mars", "cautious-updates"]
 RULES += ["adamw-cautious-decay", "adopt", "ademamix-warmup", "grams", "adan", "schedule-free-adamw"]
-RULES += ["ema-adamw", "ema-lamb", "prodigy"]
+RULES += ["ema-adamw", "ema-lamb"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)

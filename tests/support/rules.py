@@ -247,7 +247,7 @@ CASES = {
     ),
     "prodigy": Case(
         PRODIGY,
-        group_of(PRODIGY_GROUP, lr=1.0, weight_decay=0.1, decouple=False, use_bias_correction=True),
+        group_of(PRODIGY_GROUP, lr=0.1, weight_decay=0.1, decouple=False, use_bias_correction=True),
         beyond_torch.prodigy,
     ),
     "prodigy-plain": Case(
