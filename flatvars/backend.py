@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import FlatvarsError
 from .kernels import fills
-from .kernels.addresses import Sources, all_in_memory_order, in_memory_order
+from .kernels.addresses import CODE_OF, EMPTY, Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
@@ -60,7 +60,7 @@ from .kernels.rules import (
     statistics,
     with_decay,
 )
-from .kernels.segments import Segments, round_up
+from .kernels.segments import UNIT, Segments, round_up, unit_counts
 
 __all__ = [
     "ADADELTA",
@@ -74,6 +74,8 @@ __all__ = [
     "AMSGRAD",
     "AMSGRADW",
     "ASGD",
+    "CODE_OF",
+    "EMPTY",
     "GRAMS",
     "LAMB",
     "LARS",
@@ -96,6 +98,7 @@ __all__ = [
     "STABLE_ADAMW",
     "TO_X",
     "TO_Y",
+    "UNIT",
     "VALUE",
     "Draw",
     "Fill",
@@ -115,6 +118,7 @@ __all__ = [
     "rule",
     "scalars",
     "statistics",
+    "unit_counts",
     "use_backend",
     "with_decay",
 ]

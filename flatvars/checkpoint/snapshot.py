@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
-from ..memory.streams import Stream
 from ..variables.registry import HasRegistry, Registry
 from .background import Writer, writer_of
 from .capture import capture
@@ -107,7 +106,7 @@ def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: S
         old = memory.get((plane.stream, plane.region))
         held = plane.held
         fits = old is not None and old.shape == held.buffer.shape and old.dtype == held.buffer.dtype
-        copy = Stream(to_host(held.buffer, old if fits else None), held.base)
+        copy = dataclasses.replace(held, buffer=to_host(held.buffer, old if fits else None), shared=False)
         copies[id(held)] = copy
         planes.append(dataclasses.replace(plane, held=copy))
     image.planes = planes

@@ -13,13 +13,12 @@ from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defin
 from ..backend import round_up
 from .layout import Layout, Span
 from .pages import paged_zeros
+from .piece import piece_of
+from .ranks import GRAIN
 
 VALUES = "values"
 GRADS = "grads"
 FROZEN_ELEMENTS = "frozen_elements"
-
-GRAIN = 128
-"""Elements. A stream over a part of a region begins and ends on multiples of it, or ends with the trainable part."""
 
 Cover = tuple[int, int]
 """Elements of a region, from the first to the one behind the last."""
@@ -45,22 +44,34 @@ class Stream:
         base: Element of the region at which the range begins.
         shared: Other processes use it, who find memory by the storage of a tensor: pieces are then plain views, and
             another process gets the whole buffer, once.
+        divided: It is a rank's share: of a variable it holds all, a part or nothing, and what shows that is a `Piece`.
     """
 
     buffer: Tensor
     base: int = 0
     shared: bool = False
+    divided: bool = False
 
     @property
     def cover(self) -> Cover:
         return self.base, self.base + len(self.buffer)
 
     def covers(self, span: Span) -> bool:
-        """Whether it holds all of a variable."""
-        return self.base <= span.offset and span.stop <= self.base + len(self.buffer)
+        """Whether it holds all of a variable, or this rank's part of it."""
+        return self.divided or (self.base <= span.offset and span.stop <= self.base + len(self.buffer))
+
+    def part(self, span: Span) -> tuple[int, Tensor]:
+        """The elements of a variable that it holds, [elements] in memory order, and which of them is the first."""
+        first = min(max(self.base - span.offset, 0), span.numel)
+        stop = min(max(self.base + len(self.buffer) - span.offset, first), span.numel)
+        begin = span.offset + first - self.base if first < stop else 0
+        return first, self.buffer[begin : begin + stop - first]
 
     def view(self, span: Span) -> Tensor:
-        """The variable's own shape over the stream, in its memory order."""
+        """The variable's own shape over the stream, in its memory order; a `Piece` where the stream is divided."""
+        if self.divided:
+            first, local = self.part(span)
+            return piece_of(local, first, span.spec.shape, span.spec.stride)
         return self.buffer.as_strided(span.spec.shape, span.spec.stride, span.offset - self.base)
 
     def flat(self, span: Span) -> Tensor:
@@ -77,6 +88,8 @@ class Stream:
         tensor.
         """
         device = self.buffer.device.type
+        if self.divided:
+            return self.view(span)
         if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and self.buffer.is_shared()):  # type: ignore[no-untyped-call]
             return self.view(span).data
         return own_storage(self.flat(span)).as_strided(span.spec.shape, span.spec.stride)
@@ -107,6 +120,7 @@ class Streams:
         self._streams: dict[tuple[str, torch.dtype], Stream] = {}
         self._dtype_of: dict[str, DtypeOf] = {}
         self._partial: set[str] = set()  # streams that cover what they were asked for, and not a whole trainable part
+        self._divided: set[str] = set()  # streams of this rank's share alone
         for region in layout.regions:
             self._streams[VALUES, region.dtype] = self._values(self._zeros(region.numel, region.dtype))
 
@@ -130,6 +144,23 @@ class Streams:
 
     def values(self, region: torch.dtype) -> Tensor:
         return self._streams[VALUES, region].buffer
+
+    def share_of(self, name: str, region: torch.dtype, dtype_of: DtypeOf) -> Stream:
+        """A stream over this rank's share of a region; made of zeros when first asked for."""
+        old = self._streams.get((name, region))
+        if old is not None:
+            return old
+        self._dtype_of[name] = dtype_of
+        self._divided.add(name)
+        start, stop = self.layout.share(region)
+        made = Stream(self._zeros(stop - start, dtype_of(region)), start, divided=True)
+        self._streams[name, region] = made
+        return made
+
+    @property
+    def divided(self) -> list[str]:
+        """Names of the streams that hold this rank's share alone."""
+        return list(dict.fromkeys(name for name, _ in self._streams if name in self._divided))
 
     def get(self, name: str, region: torch.dtype, dtype_of: DtypeOf = same_dtype, cover: Cover | None = None) -> Stream:
         """The stream `name` of a region; made of zeros when first asked for.

@@ -81,6 +81,7 @@ class Muon(Optimizer):
     """
 
     several = True
+    elementwise = False
 
     def __init__(
         self,

@@ -156,8 +156,12 @@ def _own(variable: Variable, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fetch(fetch: FetchState, name: str, stream: Stream, variables: list[Variable]) -> None:
     for variable in variables:
-        if not fetch(name, variable, stream.view(variable.span)):
+        # A file has the whole state; what this rank keeps of it is written through a copy.
+        target = torch.empty_like(variable.param, dtype=stream.buffer.dtype) if stream.divided else None
+        if not fetch(name, variable, stream.view(variable.span) if target is None else target):
             stream.write(variable.span, None)
+        elif target is not None:
+            stream.write(variable.span, target)
 
 
 def _copy(stream: Stream, saved: Stream | None, variables: list[Variable]) -> None:

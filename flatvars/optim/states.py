@@ -201,6 +201,11 @@ class States:
 
     # Streams --------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether this rank keeps the state of its share alone."""
+        return self.registry.group is not None
+
     def find(self, name: str, region: torch.dtype) -> Stream | None:
         """A state stream if it exists."""
         return self.registry.streams.find(f"{self._key}.{name}", region)
@@ -211,11 +216,14 @@ class States:
             self._streams, self._generation = {}, self.registry.generation
         key = (region, names)
         if key not in self._streams:
-            cover = self._cover(region, names)
             dtype_of = same_dtype if self.dtype is None else partial(always, self.dtype)
-            streams = self.registry.streams
+            streams, keys = self.registry.streams, [f"{self._key}.{name}" for name in names]
             before = [self.find(name, region) for name in names]
-            made = [streams.get(f"{self._key}.{name}", region, dtype_of, cover) for name in names]
+            if self.is_divided:
+                made = [streams.share_of(key, region, dtype_of) for key in keys]
+            else:
+                cover = self._cover(region, names)
+                made = [streams.get(key, region, dtype_of, cover) for key in keys]
             self.version += any(old is not new for old, new in zip(before, made, strict=True))
             self._streams[key] = made
         return self._streams[key]
