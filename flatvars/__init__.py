@@ -20,15 +20,24 @@ from .errors import (
 )
 from .memory.spec import VarSpec
 from .modules.path import Entry, Path
+from .optim import EMA
 from .store import VarStore, copies
 from .variables.selectors import Select, select
 from .variables.variable import Variable
+from .version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 copies.register()
 
+
+def __dir__() -> list[str]:
+    """What users call; modules that are only imported from within are left out."""
+    return sorted([*__all__, "__doc__", "__file__", "__name__", "__version__"])
+
+
 __all__ = [
+    "EMA",
     "AliasError",
     "CheckpointError",
     "DamagedFileError",

@@ -1,4 +1,4 @@
-"""`python -m flatvars`: look into checkpoints, compare, convert and verify them."""
+"""`python -m flatvars`, and the command `flatvars`: look into checkpoints, compare, convert and verify them."""
 
 import sys
 

@@ -22,7 +22,7 @@ from .image import Image, Plane
 from .plain import encode
 from .random_state import capture_random
 from .records import Catalog, Record, catalog_of
-from .training import FILE, LOOSE, OptimizerImage, Training, as_list, check_optimizer
+from .training import FILE, LOOSE, OptimizerImage, Training, as_list, check_optimizer, label_of
 
 
 def capture(
@@ -104,7 +104,9 @@ def _capture(registry: Registry, image: Image, number: int, optimizer: Any) -> O
     loose = _capture_loose(image, number, record)
     one = OptimizerImage(optimizer, dataclasses.replace(record, groups=groups), loose)
     for (state, region), stream in record.streams.items():
-        image.planes.append(Plane(state, f"optimizer {number}: {state}", region, stream, one.choose(state)))
+        image.planes.append(
+            Plane(label_of(state, number), f"optimizer {number}: {state}", region, stream, one.choose(state))
+        )
     return one
 
 

@@ -89,6 +89,15 @@ class Image:
         tables: list[Table] = kept[1]
         return tables
 
+    def content(self) -> str:
+        """What it holds, in words."""
+        training = self.training
+        parts = [(len(self.catalog.records), "variable")]
+        if training is not None:
+            parts += [(len(training.optimizers), "optimizer"), (len(training.schedulers), "scheduler")]
+        words = [f"{count} {noun}{'s' * (count != 1)}" for count, noun in parts if count or noun == "variable"]
+        return ", ".join(words + ["random state"] * (training is not None and training.random is not None))
+
     def reader(self) -> Pieces:
         """From a row to its tensor's bytes in row-major order, in bounded pieces that stay valid."""
         streams, loose = [HostStream(plane.held) for plane in self.planes], self.loose

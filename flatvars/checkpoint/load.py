@@ -18,7 +18,7 @@ from ..variables.registry import Registry
 from ..variables.selectors import Selector, as_select, fits_name
 from ..variables.variable import Variable
 from .description import check_names
-from .match import DTYPE_POLICIES, Rename, match, raise_problems, renamer
+from .match import DTYPE_POLICIES, DtypePolicy, Rename, match, raise_problems, renamer
 from .opening import PathOrStream, TorchKey, opened
 from .progress import Progress
 from .resuming import Resuming
@@ -35,7 +35,7 @@ class Options:
     rng: bool | Mapping[str, torch.Generator] = False
     strict: bool = True
     partial: bool = False
-    dtype: str = "store"
+    dtype: DtypePolicy = "store"
     rename: Rename = None
     select: Selector = None
     verify: bool = True

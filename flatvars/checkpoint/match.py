@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 
@@ -18,7 +19,10 @@ from .header import TensorInfo, Unread
 
 Rename = Mapping[str, str] | Callable[[str], str] | Sequence[tuple[str | re.Pattern[str], str]] | None
 
-DTYPE_POLICIES = ("store", "file", "exact")
+DtypePolicy = Literal["store", "file", "exact"]
+"""What becomes of dtypes: the store's, the file's, or an error where they differ."""
+
+DTYPE_POLICIES: tuple[DtypePolicy, ...] = get_args(DtypePolicy)
 SHOWN = 20
 """Problems that an error lists; the rest is counted."""
 COMPARED = 2_000

@@ -36,6 +36,11 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def __repr__(self) -> str:
+        source = self._source
+        wrote = "" if source.description is None else ", written by flatvars"
+        return f"Checkpoint({source.name!r}, {len(source.entries)} tensors{wrote})"
+
     def names(self) -> list[str]:
         """Of all tensors that can be read, training state included, in the order of the file."""
         return list(self._source.entries)

@@ -21,7 +21,7 @@ from .plain import decode, decode_map, decode_number
 from .random_state import PREFIX, apply_random, random_problems, try_random
 from .rehearsal import scheduler_problems
 from .source import Source
-from .training import FILE, LOOSE, check_optimizer, is_in_file
+from .training import FILE, LOOSE, check_optimizer, is_in_file, label_of
 
 FetchTensor = Callable[[str, Tensor], None]
 """Copies the tensor of a name into one of the same shape."""
@@ -182,8 +182,8 @@ class Resuming:
         content = self.content
         if content is None:
             return
-        for optimizer, saved in zip(self.optimizers, content["optimizers"], strict=False):
-            self._apply_optimizer(optimizer, saved, fetch)
+        for number, (optimizer, saved) in enumerate(zip(self.optimizers, content["optimizers"], strict=False)):
+            self._apply_optimizer(number, optimizer, saved, fetch)
         if self.optimizers:
             self._apply_masks()
             self._apply_gradients(content["gradients"], fetch)
@@ -192,9 +192,9 @@ class Resuming:
         if self.rng:
             apply_random(content["random"], self.registry.device, self.rng, self.source.whole)
 
-    def _apply_optimizer(self, optimizer: Any, saved: Mapping[str, Any], fetch: FetchTensor) -> None:
+    def _apply_optimizer(self, number: int, optimizer: Any, saved: Mapping[str, Any], fetch: FetchTensor) -> None:
         def fetch_state(state: str, variable: Variable, target: Tensor) -> bool:
-            key = self.source.by_stream.get(state, {}).get(self.name_of[variable.id])
+            key = self.source.by_stream.get(label_of(state, number), {}).get(self.name_of[variable.id])
             if key is not None:
                 fetch(key, target)
             return key is not None

@@ -31,7 +31,12 @@ def to_host(tensor: Tensor, memory: Tensor | None = None) -> Tensor:
 
 
 class Snapshot:
-    """A training state in host memory, made by `VarStore.snapshot`."""
+    """A training state in host memory, made by `VarStore.snapshot`.
+
+    Example:
+        >>> store.snapshot(optimizer)
+        Snapshot(2 variables, 1 optimizer, 768 bytes)
+    """
 
     def __init__(self, registry: Registry, image: Image, rng: Any, writer: Writer) -> None:
         self._registry = weakref.ref(registry)
@@ -62,6 +67,11 @@ class Snapshot:
         """Host memory that it takes."""
         image = self._image
         return 0 if image is None else sum(plane.held.buffer.nbytes for plane in image.planes)
+
+    def __repr__(self) -> str:
+        if self._image is None:
+            return "Snapshot(its memory was taken over by a later one)"
+        return f"Snapshot({self._image.content()}, {self.nbytes:,} bytes)"
 
     def save(self, path: PathOrStream, *, shard_size: int | str | None = SHARD_SIZE, wait: bool = False) -> None:
         """Writes a checkpoint in the background, as `VarStore.save` would have at the time of the snapshot.
@@ -183,6 +193,10 @@ class SnapshotRing:
 
     def __len__(self) -> int:
         return len(self._snapshots)
+
+    def __repr__(self) -> str:
+        nbytes = sum(one.nbytes for one in (*self._snapshots, *self._spare))
+        return f"SnapshotRing({len(self)} of at most {self._keep} snapshots, {nbytes:,} bytes)"
 
     def __getitem__(self, index: int) -> Snapshot:
         return self._snapshots[index]

@@ -26,6 +26,15 @@ FILE = "$file"
 """In the JSON of such a state, what stands for a tensor: an object of its name in the file."""
 
 
+def label_of(state: str, number: int) -> str:
+    """Prefix of the tensors of an optimizer's state: two may have state of one name for one variable.
+
+    Args:
+        number: Of the optimizer among those that are saved together.
+    """
+    return f"{state}.{number}" if number else state
+
+
 def is_in_file(value: Any) -> bool:
     """Whether JSON stands for a tensor of the file."""
     return isinstance(value, dict) and list(value) == [FILE]

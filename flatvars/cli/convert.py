@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     path, count = Path(options.target), len(registry.variables)
     for name, elements in overflowed.items():
         words = f"{elements} elements of {printable(name)} are beyond {options.dtype}, and infinite now"
-        print(f"python -m flatvars {NAME}: {words}", file=sys.stderr)
+        print(f"flatvars {NAME}: {words}", file=sys.stderr)
     if options.json:
         sizes = {"tensors": count, "bytes": total, "overflowed": overflowed}
         as_json({"source": source.name, "target": os.fspath(path), **sizes})

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import sys
 from collections.abc import Sequence
+from importlib import metadata
+
+import torch
 
 from ..errors import DamagedFileError, FlatvarsError
+from ..version import VERSION
 from . import convert, diff, inspect, verify
 from .show import printable
 
+PROGRAM = "flatvars"
 COMMANDS = (inspect, diff, convert, verify)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(
-        prog="python -m flatvars",
+        prog=PROGRAM,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Look into checkpoints (safetensors, torch files, Hugging Face folders).",
         epilog="Exit codes: 0 fine, 1 differs or damaged, 2 wrong usage.",
     )
+    parser.add_argument("--version", action="version", version=versions())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         summary = (module.__doc__ or "").splitlines()[0]
@@ -29,6 +37,17 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
         command.set_defaults(run=module.run)
     return parser
+
+
+def versions() -> str:
+    """Of this library and of what its results depend on."""
+    found = [("flatvars", VERSION), ("torch", torch.__version__), ("Python", platform.python_version())]
+    for name in ("triton", "numba", "numpy"):
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            found.append((name, "not installed"))
+    return "\n".join(f"{name} {version}" for name, version in found)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,5 +79,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(command: str, words: str, code: int) -> int:
     lines = [printable(line) for line in words.splitlines()]
-    print(f"python -m flatvars {command}: " + "\n".join(lines), file=sys.stderr)
+    print(f"{PROGRAM} {command}: " + "\n".join(lines), file=sys.stderr)
     return code

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 
 from ..distributed.group import Group
-from ..variables.carving import ERROR, FOLLOW
+from ..variables.carving import ERROR, FOLLOW, OnMoved
 from ..variables.registry import Registry
-from .cycle import Gradients
+from .cycle import Gradients, Mode
 from .gathered import Gathered
 from .masks import ElementMasks
 from .views import Views
 
-MODES: dict[str, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
+MODES: dict[Mode, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
 
 
 def make_registry(
-    device: torch.device, mode: str, seed: int = 0, on_moved: str = FOLLOW, group: Group | None = None
+    device: torch.device, mode: Mode, seed: int = 0, on_moved: OnMoved = FOLLOW, group: Group | None = None
 ) -> Registry:
     """An empty registry with gradients and element masks.
 

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .freezing import flags_moved, follow_flags
 from .plans import PlanSet
+
+Mode = Literal["gather", "views"]
+"""How gradients are kept."""
 
 PENDING = "pending"
 """Kind of gradients that autograd left in `.grad`; those in the flat stream are of the kind `GRADS`."""
@@ -88,7 +91,7 @@ class Collected:
 class Gradients(ABC):
     """The gradients of all variables of a registry."""
 
-    mode: ClassVar[str]
+    mode: ClassVar[Mode]
 
     def __init__(self, registry: Registry) -> None:
         # Weak: the registry owns this object, and buffers must go with the last handle, not with the next collection.
@@ -232,8 +235,8 @@ class Gradients(ABC):
         """What the stream holds of each variable after a `flush`, to be written in place; None where it has none."""
 
     @abstractmethod
-    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
-        """Runs an elementwise operation on all gradients of the stream, in place."""
+    def rewrite(self, operation: Callable[[list[Tensor]], object]) -> None:
+        """Runs an operation on the elements of the streams of all regions, in place."""
 
     @abstractmethod
     def rewritten(self) -> None:

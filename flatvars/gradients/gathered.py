@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import compress
 from operator import is_not
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch import Tensor
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, normal_tensors
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cycle import PENDING, Collected, FetchGradient, Given, Gradients, GradientSnapshot, State
+from .cycle import PENDING, Collected, FetchGradient, Given, Gradients, GradientSnapshot, Mode, State
 from .given import aligned
 from .known_norm import KnownNorm
 from .plans import PlanSet, checked
@@ -35,7 +36,7 @@ def at_least_float32(region: torch.dtype) -> torch.dtype:
 class Gathered(Gradients):
     """See above. A variable's state is that of what the stream holds; `.grad` is open beside it."""
 
-    mode = "gather"
+    mode: ClassVar[Mode] = "gather"
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
@@ -267,11 +268,11 @@ class Gathered(Gradients):
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         return [None if self.state(v) is State.EMPTY else self._lying(v) for v in variables]
 
-    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
+    def rewrite(self, operation: Callable[[list[Tensor]], object]) -> None:
         plans = self.plans()
-        for part in plans.parts:
-            stream = self.stream(part.region)
-            operation(stream)
+        streams = [self.stream(part.region) for part in plans.parts]
+        operation(streams)
+        for part, stream in zip(plans.parts, streams, strict=True):
             # NaN times zero is NaN between variables as well, and that counts in no norm.
             stream.index_fill_(0, plans.padding[part.region], 0.0)
         self.rewritten()

@@ -70,7 +70,7 @@ def clip_norm_(
         clip_each_(gradients, max_norm, order)
         return total
     coefficient = torch.clamp(max_norm / (total + 1e-6), max=1.0)
-    gradients.rewrite(lambda stream: stream.mul_(coefficient.to(stream.dtype)))
+    gradients.rewrite(lambda streams: [stream.mul_(coefficient.to(stream.dtype)) for stream in streams])
     clear_masked(gradients.registry)
     return total
 
@@ -83,12 +83,12 @@ def clip_each_(gradients: Gradients, max_norm: float, order: float) -> None:
     pairs = zip(gradients.gathered(plans.variables), coefficients, strict=True)
     present = [(grad, coefficient) for grad, coefficient in pairs if grad is not None]
     if present:
-        torch._foreach_mul_([grad for grad, _ in present], [coefficient for _, coefficient in present])
-    gradients.rewritten()
+        grads, factors = zip(*present, strict=True)
+        gradients.rewrite(lambda _: torch._foreach_mul_(grads, factors))
 
 
 @torch.no_grad()
 def clip_value_(gradients: Gradients, clip_value: float) -> None:
     """See `VarStore.clip_grad_value_`."""
     gradients.flush()
-    gradients.rewrite(lambda stream: stream.clamp_(-clip_value, clip_value))
+    gradients.rewrite(lambda streams: [stream.clamp_(-clip_value, clip_value) for stream in streams])

@@ -27,8 +27,14 @@ def is_written(tensor: Tensor) -> bool:
     return not bool(is_unwritten(tensor).all())
 
 
-def keep_marks(stream: Tensor, operation: Callable[[Tensor], object]) -> None:
-    """Runs an elementwise operation in place, but for elements that are the mark: NaN times -0.0 is NaN."""
-    unwritten = is_unwritten(stream)
-    operation(stream)
-    stream.masked_fill_(unwritten, UNWRITTEN)
+def keep_marks(streams: list[Tensor], operation: Callable[[list[Tensor]], object]) -> None:
+    """Runs an operation on the elements of streams, in place, after which the mark is where it was before.
+
+    Elements that are the mark stay it, though NaN times -0.0 is NaN; others do not become it, though a negative number
+    times zero is -0.0: a variable of which that is the whole gradient has one.
+    """
+    unwritten = [is_unwritten(stream) for stream in streams]
+    operation(streams)
+    for stream, marks in zip(streams, unwritten, strict=True):
+        stream.masked_fill_(is_unwritten(stream), 0.0)
+        stream.masked_fill_(marks, UNWRITTEN)

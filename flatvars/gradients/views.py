@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import compress
 from operator import attrgetter, is_, ne
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from ..memory.streams import GRADS
 from ..variables.binding import is_bound
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot
+from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot, Mode
 from .given import aligned
 from .masks import clear_masked
 from .plans import PlanSet, checked
@@ -34,7 +35,7 @@ _address = Tensor.data_ptr
 class Views(Gradients):
     """See above."""
 
-    mode = "views"
+    mode: ClassVar[Mode] = "views"
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
@@ -295,8 +296,11 @@ class Views(Gradients):
 
     def _write_zeros(self, variables: Sequence[Variable]) -> None:
         """Makes zeros of gradients; those that are none stay none."""
-        for dtype, start, stop in self.registry.layout.stretches(variable.index for variable in variables):
-            keep_marks(self.stream(dtype)[start:stop], Tensor.zero_)
+        stretches = self.registry.layout.stretches(variable.index for variable in variables)
+        keep_marks([self.stream(dtype)[start:stop] for dtype, start, stop in stretches], torch._foreach_zero_)
+        # The stream counts for itself: whoever knows the gradients by their versions must see that these are others.
+        views = [(self._views[variable.id], self._versions[variable.id]) for variable in variables]
+        torch.autograd.graph.increment_version([view for view, version in views if view._version != version])
 
     # The stream ---------------------------------------------------------------------------------------------------
 
@@ -311,9 +315,8 @@ class Views(Gradients):
     def gathered(self, variables: Sequence[Variable]) -> list[Tensor | None]:
         return [self._views.get(variable.id) for variable in variables]
 
-    def rewrite(self, operation: Callable[[Tensor], object]) -> None:
-        for part in self.plans().parts:
-            keep_marks(self.stream(part.region), operation)
+    def rewrite(self, operation: Callable[[list[Tensor]], object]) -> None:
+        keep_marks([self.stream(part.region) for part in self.plans().parts], operation)
 
     def rewritten(self) -> None:
         """No norm is kept here, and what has no gradient says so itself."""

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 
 from ..errors import InitError
+
+Nonlinearity = Literal[
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "sigmoid",
+    "tanh",
+    "relu",
+    "leaky_relu",
+    "selu",
+]
+"""What torch.nn.init.calculate_gain knows."""
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -25,7 +42,7 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     return fan_in, fan_out
 
 
-def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
+def calculate_gain(nonlinearity: Nonlinearity, param: float | None = None) -> float:
     """torch.nn.init.calculate_gain: sqrt(2) for "relu", 5/3 for "tanh", 3/4 for "selu", 1 for "linear", ...
 
     Args:
@@ -36,7 +53,7 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
         InitError: torch knows no such nonlinearity.
     """
     try:
-        gain = torch.nn.init.calculate_gain(nonlinearity, param)  # type: ignore[arg-type]
+        gain = torch.nn.init.calculate_gain(nonlinearity, param)
     except ValueError as error:
         raise InitError(f"{error}; pass gain= to say the factor itself") from None
     return float(gain)

@@ -6,10 +6,14 @@ Arguments that no initializer can have raise InitError here, a shape that does n
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from ..errors import InitError
-from .fans import calculate_gain
+from .fans import Nonlinearity, calculate_gain
 from .initializers import Constant, Dirac, Eye, Initializer, Normal, Orthogonal, Scaled, Sparse, TruncNormal, Uniform
+
+FanMode = Literal["fan_in", "fan_out"]
+"""Which width of a layer its variance is kept by: of the forward or the backward pass."""
 
 
 def zeros() -> Initializer:
@@ -61,8 +65,8 @@ def trunc_normal(mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float 
 
 def kaiming_uniform(
     a: float = 0.0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
+    mode: FanMode = "fan_in",
+    nonlinearity: Nonlinearity = "leaky_relu",
     *,
     gain: float | None = None,
     fan: float | None = None,
@@ -90,8 +94,8 @@ def kaiming_uniform(
 
 def kaiming_normal(
     a: float = 0.0,
-    mode: str = "fan_in",
-    nonlinearity: str = "leaky_relu",
+    mode: FanMode = "fan_in",
+    nonlinearity: Nonlinearity = "leaky_relu",
     *,
     gain: float | None = None,
     fan: float | None = None,
@@ -101,7 +105,7 @@ def kaiming_normal(
 
 
 def _kaiming(
-    distribution: str, a: float, mode: str, nonlinearity: str, gain: float | None, fan: float | None
+    distribution: str, a: float, mode: FanMode, nonlinearity: Nonlinearity, gain: float | None, fan: float | None
 ) -> Initializer:
     if mode not in ("fan_in", "fan_out"):
         raise InitError(f"Mode {mode} not supported, please use one of ['fan_in', 'fan_out']")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ class Stream:
     @property
     def cover(self) -> Cover:
         return self.base, self.base + len(self.buffer)
+
+    def from_base(self, base: int) -> Stream:
+        """The same memory from an element of the region on."""
+        return (
+            self if base == self.base else dataclasses.replace(self, buffer=self.buffer[base - self.base :], base=base)
+        )
 
     def covers(self, span: Span) -> bool:
         """Whether it holds all of a variable, or this rank's part of it."""
@@ -202,6 +209,10 @@ class Streams:
     def nbytes(self) -> int:
         """Bytes of all buffers, padding included."""
         return sum(stream.buffer.nbytes for stream in self._streams.values())
+
+    def items(self) -> list[tuple[str, Stream]]:
+        """All streams with their names, one for each region that they are over."""
+        return [(name, stream) for (name, _), stream in self._streams.items()]
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for name, _ in self._streams))

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,10 @@ from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .tensors import Found, check_memory, make_spec
 
-ON_DUPLICATE = ("suffix", "error")
+OnDuplicate = Literal["suffix", "error"]
+"""What is done about a name in use."""
+
+ON_DUPLICATE: tuple[OnDuplicate, ...] = get_args(OnDuplicate)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Declarations:
         on_duplicate: "suffix" (tch's `name__N`, N being the number of variables) or "error".
     """
 
-    def __init__(self, registry: Registry, dtype: torch.dtype, on_duplicate: str) -> None:
+    def __init__(self, registry: Registry, dtype: torch.dtype, on_duplicate: OnDuplicate) -> None:
         if on_duplicate not in ON_DUPLICATE:
             raise ValueError(f"on_duplicate={on_duplicate!r} does not exist; use one of {ON_DUPLICATE}")
         self.registry = registry

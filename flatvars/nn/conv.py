@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import nn
@@ -11,6 +11,9 @@ from .. import init
 from ..init import Initializer
 from ..modules.path import Path
 from .build import Wanted, furnish
+
+Padding = Literal["valid", "same"]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def _wanted(weight_init: Initializer | None, bias_init: Initializer | None) -> Wanted:
@@ -22,18 +25,24 @@ def conv1d(
     in_channels: int,
     out_channels: int,
     kernel_size: int | tuple[int],
+    stride: int | tuple[int] = 1,
+    padding: Padding | int | tuple[int] = 0,
+    dilation: int | tuple[int] = 1,
+    groups: int = 1,
+    bias: bool = True,
+    padding_mode: PaddingMode = "zeros",
     *,
     weight_init: Initializer | None = None,
     bias_init: Initializer | None = None,
     dtype: torch.dtype | None = None,
-    **options: Any,
 ) -> nn.Conv1d:
     """A torch.nn.Conv1d of the variables `bias` and `weight`, created in this order.
 
     Args:
         path, weight_init, dtype: As of `linear`.
         bias_init: Zeros if not given.
-        in_channels, out_channels, kernel_size, options: torch.nn.Conv1d's: stride, padding, groups, bias, ...
+        in_channels, out_channels, kernel_size, stride, padding, dilation: torch.nn.Conv1d's.
+        groups, bias, padding_mode: torch.nn.Conv1d's too.
 
     Raises:
         NameTakenError, SpecError: as `Path.var`; nothing was declared then.
@@ -42,7 +51,8 @@ def conv1d(
         >>> conv1d(VarStore().root() / "stem", 3, 8, 5, stride=2, padding=2).weight.shape
         torch.Size([8, 3, 5])
     """
-    module = nn.Conv1d(in_channels, out_channels, kernel_size, device="meta", **options)
+    where = (stride, padding, dilation, groups, bias, padding_mode)
+    module = nn.Conv1d(in_channels, out_channels, kernel_size, *where, device="meta")
     return furnish(path, module, _wanted(weight_init, bias_init), dtype)
 
 
@@ -51,14 +61,29 @@ def conv2d(
     in_channels: int,
     out_channels: int,
     kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: Padding | int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    bias: bool = True,
+    padding_mode: PaddingMode = "zeros",
     *,
     weight_init: Initializer | None = None,
     bias_init: Initializer | None = None,
     dtype: torch.dtype | None = None,
-    **options: Any,
 ) -> nn.Conv2d:
-    """A torch.nn.Conv2d; see `conv1d`."""
-    module = nn.Conv2d(in_channels, out_channels, kernel_size, device="meta", **options)
+    """A torch.nn.Conv2d of the variables `bias` and `weight`, created in this order.
+
+    Args:
+        path, weight_init, bias_init, dtype: As of `conv1d`.
+        in_channels, out_channels, kernel_size, stride, padding, dilation: torch.nn.Conv2d's.
+        groups, bias, padding_mode: torch.nn.Conv2d's too.
+
+    Raises:
+        NameTakenError, SpecError: as `Path.var`; nothing was declared then.
+    """
+    where = (stride, padding, dilation, groups, bias, padding_mode)
+    module = nn.Conv2d(in_channels, out_channels, kernel_size, *where, device="meta")
     return furnish(path, module, _wanted(weight_init, bias_init), dtype)
 
 
@@ -67,12 +92,27 @@ def conv3d(
     in_channels: int,
     out_channels: int,
     kernel_size: int | tuple[int, int, int],
+    stride: int | tuple[int, int, int] = 1,
+    padding: Padding | int | tuple[int, int, int] = 0,
+    dilation: int | tuple[int, int, int] = 1,
+    groups: int = 1,
+    bias: bool = True,
+    padding_mode: PaddingMode = "zeros",
     *,
     weight_init: Initializer | None = None,
     bias_init: Initializer | None = None,
     dtype: torch.dtype | None = None,
-    **options: Any,
 ) -> nn.Conv3d:
-    """A torch.nn.Conv3d; see `conv1d`."""
-    module = nn.Conv3d(in_channels, out_channels, kernel_size, device="meta", **options)
+    """A torch.nn.Conv3d of the variables `bias` and `weight`, created in this order.
+
+    Args:
+        path, weight_init, bias_init, dtype: As of `conv1d`.
+        in_channels, out_channels, kernel_size, stride, padding, dilation: torch.nn.Conv3d's.
+        groups, bias, padding_mode: torch.nn.Conv3d's too.
+
+    Raises:
+        NameTakenError, SpecError: as `Path.var`; nothing was declared then.
+    """
+    where = (stride, padding, dilation, groups, bias, padding_mode)
+    module = nn.Conv3d(in_channels, out_channels, kernel_size, *where, device="meta")
     return furnish(path, module, _wanted(weight_init, bias_init), dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -20,11 +20,15 @@ def lstm(
     input_size: int,
     hidden_size: int,
     *,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = True,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
+    proj_size: int = 0,
     weight_init: Initializer | None = None,
     bias_init: Initializer | None = None,
     dtype: torch.dtype | None = None,
-    batch_first: bool = True,
-    **options: Any,
 ) -> nn.LSTM:
     """A torch.nn.LSTM; its variables have torch's names: `weight_ih_l0`, ..., `bias_hh_l1_reverse`.
 
@@ -35,7 +39,7 @@ def lstm(
         bias_init: Zeros if not given.
         dtype: Of the variables; the store's if not given.
         batch_first: Inputs are [batch, time, features], as in tch; torch's default is the other.
-        input_size, hidden_size, options: torch.nn.LSTM's: num_layers, bias, dropout, bidirectional, proj_size.
+        input_size, hidden_size, num_layers, bias, dropout, bidirectional, proj_size: torch.nn.LSTM's.
 
     Raises:
         NameTakenError, SpecError: as `Path.var`; nothing was declared then.
@@ -44,7 +48,17 @@ def lstm(
         >>> lstm(VarStore().root() / "rnn", 4, 8)(torch.zeros(2, 5, 4))[0].shape
         torch.Size([2, 5, 8])
     """
-    module = nn.LSTM(input_size, hidden_size, batch_first=batch_first, device="meta", **options)
+    module = nn.LSTM(
+        input_size,
+        hidden_size,
+        num_layers,
+        bias,
+        batch_first,
+        dropout,
+        bidirectional,
+        proj_size,
+        device="meta",
+    )
     return _furnish(path, module, weight_init, bias_init, dtype)
 
 
@@ -53,14 +67,26 @@ def gru(
     input_size: int,
     hidden_size: int,
     *,
+    num_layers: int = 1,
+    bias: bool = True,
+    batch_first: bool = True,
+    dropout: float = 0.0,
+    bidirectional: bool = False,
     weight_init: Initializer | None = None,
     bias_init: Initializer | None = None,
     dtype: torch.dtype | None = None,
-    batch_first: bool = True,
-    **options: Any,
 ) -> nn.GRU:
-    """A torch.nn.GRU; arguments and variables as of `lstm`."""
-    module = nn.GRU(input_size, hidden_size, batch_first=batch_first, device="meta", **options)
+    """A torch.nn.GRU, with the variables of `lstm`.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, dropout, bidirectional: torch.nn.GRU's.
+        path, batch_first, weight_init, bias_init, dtype: As of `lstm`.
+
+    Raises:
+        NameTakenError, SpecError: as `Path.var`; nothing was declared then.
+    """
+    shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+    module = nn.GRU(*shape, device="meta")
     return _furnish(path, module, weight_init, bias_init, dtype)
 
 

@@ -10,6 +10,7 @@ from .ademamix import AdEMAMix
 from .adopt import ADOPT
 from .asgd import ASGD
 from .base import Optimizer
+from .ema import EMA
 from .grams import Grams
 from .lamb import LAMB
 from .lars import LARS
@@ -29,6 +30,7 @@ from .stable_adamw import StableAdamW
 __all__ = [
     "ADOPT",
     "ASGD",
+    "EMA",
     "LAMB",
     "LARS",
     "MARS",

@@ -30,7 +30,8 @@ class Adagrad(Optimizer):
         initial_accumulator_value: What the sum of squares begins with.
         eps: Added to the root.
         maximize: Ascend.
-        foreach, fused: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
+        foreach, fused: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
         store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:

@@ -22,8 +22,22 @@ _RULES = {(False, False): ADAM, (False, True): AMSGRAD, (True, False): ADAMW, (T
 class Adam(Optimizer):
     """Adam (Kingma and Ba 2015); weight decay is added to the gradient, or acts on the value alone if decoupled.
 
-    Arguments are torch.optim.Adam's, those of `Optimizer`, and `cautious_decay` and `cautious`, as of `AdamW`.
-    `foreach`, `fused` and `capturable` are accepted and change nothing: the step is fused, and capturable, always.
+    Args:
+        params: As for `Optimizer`.
+        lr: Learning rate.
+        betas: Of the averages of gradients and of squares.
+        eps: Added to the root.
+        weight_decay: Added to the gradient; with `decoupled_weight_decay`, of the value alone, as AdamW's.
+        amsgrad: Divide by the largest average of squares so far, which is one more state.
+        maximize: Ascend.
+        foreach, capturable, fused: Accepted, and change nothing: the step is fused, and capturable, always.
+        differentiable: Refused where True.
+        decoupled_weight_decay: See above; param groups may differ.
+        cautious_decay: Decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402); needs
+            decoupled decay.
+        cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
+            2411.16085); one more launch, needs decoupled decay.
+        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -108,9 +122,27 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """AdamW (Loshchilov and Hutter 2019): weight decay acts on the value alone.
 
-    Arguments are torch.optim.AdamW's, those of `Optimizer`, and two in which param groups may differ: `cautious_decay`,
-    decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402), and `cautious`, move no element
-    against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv 2411.16085; one more launch).
+    Args:
+        params: As for `Optimizer`.
+        lr: Learning rate.
+        betas: Of the averages of gradients and of squares.
+        eps: Added to the root.
+        weight_decay: Decoupled.
+        amsgrad: Divide by the largest average of squares so far, which is one more state.
+        maximize: Ascend.
+        foreach, capturable, fused: Accepted, and change nothing: the step is fused, and capturable, always.
+        differentiable: Refused where True.
+        cautious_decay: Decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402); param groups
+            may differ.
+        cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
+            2411.16085); one more launch; param groups may differ.
+        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+
+    Raises:
+        ValueError: a hyper-parameter out of range.
+
+    Example:
+        >>> optimizer = fv.optim.AdamW(store, lr=3e-4, weight_decay=0.1, max_norm=1.0)
     """
 
     def __init__(

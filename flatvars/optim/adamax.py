@@ -25,7 +25,8 @@ class Adamax(Optimizer):
         eps: Added to the gradient's magnitude; with 0, a first gradient of 0 makes NaN, as in torch.
         weight_decay: Coupled: added to the gradient.
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
         store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:

@@ -30,7 +30,8 @@ class ASGD(Optimizer):
         t0: Step from which on values are averaged.
         weight_decay: Coupled: added to the gradient.
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
         store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..backend import VALUE, Rule, Sources
+from ..backend import AVERAGE, VALUE, Rule, Sources
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
@@ -25,6 +25,7 @@ from ..memory.streams import Stream
 from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
+from .averaging import Averaging, check_average
 from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_tensor
 from .conveniences import Conveniences
 from .copies import get_state, set_state
@@ -35,11 +36,12 @@ from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
 from .recording import capture_record, record_problems, restore_record
 from .scaling import read_scaling
+from .showing import show
 from .state_dict import load_state_dict, state_dict
 from .states import States
 
 
-class Optimizer(Conveniences):
+class Optimizer(Averaging, Conveniences):
     """Base of all optimizers of flatvars.
 
     Args:
@@ -120,6 +122,7 @@ class Optimizer(Conveniences):
         self.states = States(registry, self.state_dtype)
         if self.several:
             self.states.names_of = _NamesOf(weakref.ref(self))
+            self.states.common = frozenset({AVERAGE})
         self.param_groups: list[dict[str, Any]] = []
         self.membership = Membership(registry)
         self.entries = Entries(self)
@@ -147,22 +150,31 @@ class Optimizer(Conveniences):
         """That of a param group, where `several`; each rule is a launch of its own, over the tiles of its groups."""
         return self.rule()
 
+    def kept_rule(self, group: Mapping[str, Any] | None = None) -> Rule:
+        """The rule of a param group with all that is kept beside it: an average of the values, if one is asked for."""
+        return self.with_average(self.rule() if group is None else self.rule_of(group))
+
     def rules(self) -> list[Rule]:
         """Those of all param groups."""
-        return list(dict.fromkeys(map(self.rule_of, self.param_groups))) if self.several else [self.rule()]
+        return list(dict.fromkeys(map(self.kept_rule, self.param_groups))) if self.several else [self.kept_rule()]
 
     def rule_for(self, variable: Variable) -> Rule:
         """That of a variable: of its param group, or of the one it was in last."""
         if not self.several:
-            return self.rule()
+            return self.kept_rule()
         group = self.membership.group_of.get(variable.id)
         if group is not None:
             self._last_rules[variable.id] = self.rule_of(group)
-        return self._last_rules.get(variable.id) or self.rule()
+        return self.with_average(self._last_rules.get(variable.id) or self.rule())
 
     def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
         """The states that a param group has: torch keeps no momentum buffer for a group without momentum."""
         return self.rule_of(group).states
+
+    def kept_states(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """These, and what is kept beside them."""
+        beside = self.kept_rule(group).beside
+        return (*self.kept_rule(group).states[:beside], *self.state_names(group))
 
     def counts_steps(self, group: Mapping[str, Any]) -> bool:
         """Whether steps of a group count as steps of its variables."""
@@ -194,6 +206,8 @@ class Optimizer(Conveniences):
         A schedule may carry a learning rate past zero, by rounding or on purpose; torch.optim steps with it.
         """
         defaults = self.defaults_of(group)
+        if self.average is not None:
+            check_average(self.average, group)
         names = [name for name in self.number_names(defaults) if name in group]
         check_kinds(group, names, self.lengths, waits, self.optional)
         if waits or not any(holds_tensor(group[name]) for name in names if name != "lr"):
@@ -216,13 +230,16 @@ class Optimizer(Conveniences):
         selector = group["params"] if is_selector(group["params"]) else None
         taken = {id(param) for other in self.param_groups for param in params_of(other)}
         group = resolved(group, self.registry, taken)
+        group = {**self.average_numbers, **group}
         defaults = self.defaults_of(group)
-        check_group_keys(group, defaults, type(self).__name__)
+        check_group_keys(group, {**defaults, **self.average_numbers}, type(self).__name__)
         for param in tensors_of(group):
             found = variable_of(param)
             if found is None or found[0] is not self.registry:
                 explain_foreign(param, self.registry, "the group was not added")
         self.check_entries({**defaults, **group}, self.number_names(defaults))
+        if self.average is not None:
+            check_average(self.average, group)
         super().add_param_group(group)
         if selector is not None:
             self.membership.select(self.param_groups[-1], selector)
@@ -244,7 +261,7 @@ class Optimizer(Conveniences):
         if not variable.spec.has_room:
             return ()
         group = self.membership.group_of.get(variable.id)
-        return self.rule_for(variable).states if group is None else self.state_names(group)
+        return self.rule_for(variable).states if group is None else self.kept_states(group)
 
     def first_value(self, variable: Variable, name: str) -> Any:
         """What a state or a scalar of a variable begins with: a tensor or a number."""
@@ -328,43 +345,14 @@ class Optimizer(Conveniences):
         """Param groups whose numbers a launch reads, in the order of its rows."""
         return [group for group in self.param_groups if part.kind is None or self.rule_of(group) is part.kind]
 
-    @torch.no_grad()
-    def apply_once(self, rule: Rule, groups: Collection[int]) -> None:
-        """Runs a rule that reads no gradient over all variables with room, frozen or not; no step is counted.
-
-        Args:
-            rule: Its states must be some of this optimizer's own.
-            groups: Numbers of the param groups whose variables they are.
-        """
-
-        def chosen() -> PlanSet:
-            self._current_plans()  # what moved or flipped is followed
-            members = by_rows(self.membership.groups)
-            return self._plans_over([m for m in members if m[0].spec.has_room and m[1] in groups])
-
-        plans = checked(chosen)
-        self.entries.settle(strict=True)
-        steps = self.states.steps.clone()
-        divided = None if self.registry.group is None else DividedStep(plans, self.registry.group)
-        for part in plans.parts if divided is None else [share.part for share in divided.shares]:
-            states, values = self.states.streams(part.region, rule.states), plans.values(part)
-            part.plan.step_(
-                part.plan.gathered(values, [True] * len(part.order)),  # in the place of gradients
-                rule,
-                values,
-                [held.buffer for held in states],
-                self.param_groups,
-                steps=steps,
-                base=states[0].base if states else 0,
-                norm=plans.norm,
-                max_norm=None,
-                skip=False,
-                skipped=self.states.skipped,
-                own=self.states.scalars(rule.own),
-            )
-        if divided is not None:
-            divided.gather_values()
-        torch.autograd.graph.increment_version(plans.params)
+    def room_plans(self, groups: Collection[int] | None) -> PlanSet:
+        """Plans over all variables with room, frozen or not, of some param groups; in one row of numbers if None."""
+        self._current_plans()  # what moved or flipped is followed
+        members = [m for m in by_rows(self.membership.groups) if m[0].spec.has_room]
+        if groups is not None:
+            return self._plans_over([m for m in members if m[1] in groups])
+        variables = sorted((v for v, _ in members), key=lambda v: v.index)
+        return PlanSet(self.registry, variables, None, [self.states.slots[v.id] for v in variables])
 
     # Stepping -----------------------------------------------------------------------------------------------------
 
@@ -381,6 +369,7 @@ class Optimizer(Conveniences):
             ForeignParameterError: a param group holds a Parameter that the store does not.
             GradientError: a gradient of a wrong shape or kind, or, if `strict`, none. Nothing is stepped then.
         """
+        self.refuse_swapped("no step is taken from them")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -438,7 +427,7 @@ class Optimizer(Conveniences):
         self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
     ) -> None:
         """The step of the variables of one region, and where there are several rules, of one rule."""
-        rule = self.rule() if part.kind is None else part.kind
+        rule = self.with_average(self.rule() if part.kind is None else part.kind)
         states = self.states.streams(part.region, rule.states)
         part.plan.step_(
             source,
@@ -497,7 +486,7 @@ class Optimizer(Conveniences):
 
     def upload_part(self, part: Part) -> None:
         """The same for one launch."""
-        rule = self.rule() if part.kind is None else part.kind
+        rule = self.with_average(self.rule() if part.kind is None else part.kind)
         part.plan.upload_hyper(rule, self.groups_of(part), self.max_norm, self.check_changed)
 
     # State --------------------------------------------------------------------------------------------------------
@@ -520,6 +509,7 @@ class Optimizer(Conveniences):
 
     def state_dict(self) -> dict[str, Any]:
         """torch.optim's format: it loads there, and theirs loads here. Synchronizes to read step counts."""
+        self.refuse_swapped("a state dict would take them for each other")
         return state_dict(self)
 
     @torch.no_grad()
@@ -529,10 +519,12 @@ class Optimizer(Conveniences):
         Raises:
             ValueError: other numbers of groups or parameters, or another class's; nothing has changed then.
         """
+        self.refuse_swapped("loaded states would take their place")
         load_state_dict(self, state_dict)
 
     def capture(self) -> OptimizerRecord:
         """All that the optimizer holds, in place: nothing is copied, and nothing waits for the device."""
+        self.refuse_swapped("what is saved or copied would take them for each other; store.save(path) saves them alone")
         return capture_record(self)
 
     @torch.no_grad()
@@ -547,6 +539,7 @@ class Optimizer(Conveniences):
             MismatchError: the record is of another class or of other groups, or has numbers that are none; nothing has
                 changed then.
         """
+        self.refuse_swapped("restored states would take their place")
         restore_record(self, record, fetch)
 
     def problems(self, record: OptimizerRecord) -> list[str]:
@@ -562,6 +555,10 @@ class Optimizer(Conveniences):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         set_state(self, state)
+
+    def __repr__(self) -> str:
+        options = {name: getattr(self, name) for name in ("max_norm", "skip_nonfinite", "state_dtype")}
+        return show(self, self.registry, options)
 
     def __copy__(self) -> NoReturn:
         raise TypeError(

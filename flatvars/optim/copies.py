@@ -73,6 +73,7 @@ def get_state(optimizer: Copied) -> dict[str, Any]:
         "by_number": optimizer.membership.by_number,
         "selectors": optimizer.membership.selectors(optimizer.param_groups),
         "steps": {v.index: counts[v.id] for v in known if v.id in counts},
+        "names": record.states,
         "states": {v.index: _states_of(record, v) for v in known if v.id in counts},
         "scalars": _scalars_of(record, known),
         "loose": {v.index: record.loose[v.id] for v in known if v.id in record.loose},
@@ -115,7 +116,7 @@ def set_state(optimizer: Copied, state: dict[str, Any]) -> None:
     ids = [variable.id for variable in registry.variables]
     record = OptimizerRecord(
         type(optimizer).__name__,
-        (),
+        state["names"],
         [GroupRecord({}, [registry.variables[i] for i in indices]) for indices in state["members"]],
         torch.tensor([float(count) for count in state["steps"].values()], dtype=torch.float32),
         {ids[index]: row for row, index in enumerate(state["steps"])},

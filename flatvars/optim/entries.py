@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..backend import Rule
 from ..gradients.attached import gradients_of
+from ..memory.streams import Stream
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
@@ -31,8 +32,11 @@ class Keeper(Protocol):
 
     several: bool
 
-    def rule(self) -> Rule:
-        """The mathematics of its step."""
+    def kept_rule(self, group: Mapping[str, Any] | None = None) -> Rule:
+        """The mathematics of its step, and what it keeps beside."""
+
+    def rules(self) -> list[Rule]:
+        """Those of all param groups."""
 
     def rule_for(self, variable: Variable) -> Rule:
         """That of a variable, which may be another for every param group where there are `several`."""
@@ -199,7 +203,7 @@ class Entries(MutableMapping[Any, Any]):
         """Variables with an entry: those of the param groups first. Waits for the device, once."""
         optimizer = self._optimizer
         optimizer.follow()
-        states, common = optimizer.states, None if optimizer.several else optimizer.rule()
+        states, common = optimizer.states, None if optimizer.several else optimizer.kept_rule()
         counts = states.steps.tolist()
         ordered = {v.id: v for v in (*optimizer.members(), *states.variables)}
 
@@ -255,7 +259,7 @@ class Entries(MutableMapping[Any, Any]):
         rule = optimizer.rule_for(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in rule.init:
-                stream.view(variable.span).copy_(wide(optimizer.first_value(variable, name)))
+                write_first(optimizer, variable, name, stream)
         for name in rule.own:
             states.scalar_of(variable, name).copy_(wide(optimizer.first_value(variable, name)))
         states.note_set([variable])  # whoever looks may write
@@ -267,7 +271,7 @@ class Entries(MutableMapping[Any, Any]):
         """All entries, by variable id; one that was asked for before the variable's first step is empty, as torch's."""
         found = {}
         optimizer, present, states = self._optimizer, self._present(), self._optimizer.states
-        common = None if optimizer.several else optimizer.rule()
+        common = None if optimizer.several else optimizer.kept_rule()
         counts = states.steps.tolist()
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
@@ -366,7 +370,12 @@ class Entries(MutableMapping[Any, Any]):
             return 0.0
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if not is_state_of(content.get(name), variable):
-                stream.write(variable.span, None)
+                write_first(self._optimizer, variable, name, stream)
+        for name in rule.own:
+            if not is_scalar(content.get(name)):
+                self._optimizer.states.scalar_of(variable, name).copy_(
+                    wide(self._optimizer.first_value(variable, name))
+                )
         placed = [
             self._place_scalar(entry, variable, name, value)
             or (self._place(entry, variable, name, value) and value is not None)
@@ -405,6 +414,23 @@ class Entries(MutableMapping[Any, Any]):
         self._erase()
         self._gather_loose(strict)
         self.refresh()
+        self._mark_counts(stepping=strict)
+
+    def _mark_counts(self, stepping: bool) -> None:
+        """A count that somebody made 0 is still that of a state: where there is none, a rule begins anew.
+
+        Args:
+            stepping: Only for rules that begin with other values than 0, and what was written through its view: a step
+                is not to pay for more.
+        """
+        if stepping and not any(rule.init or rule.own for rule in self._optimizer.rules()):
+            return
+        entries = self._entries.values()
+        found = [entry for entry in entries if (entry.is_recounted if stepping else entry.shows_count)]
+        if found:
+            self._optimizer.states.note_set([entry.variable for entry in found if entry.variable is not None])
+        for entry in found:
+            entry.counted = entry[STEP]._version
 
     def adopt(self) -> None:
         """State that was set for parameters before the store held them, or before they were in a group."""
@@ -487,6 +513,13 @@ class Entries(MutableMapping[Any, Any]):
                     entry.show(name, states.scalar_of(variable, name))
                 elif held is not None and entry[name] is not None:
                     entry.show(name, held.piece(variable.span))
+        self._mark_counts(stepping=False)  # new views have seen nothing yet
+
+
+def write_first(optimizer: Keeper, variable: Variable, name: str, stream: Stream) -> None:
+    """Writes what a state of a variable begins with."""
+    first = optimizer.first_value(variable, name)
+    stream.write(variable.span, wide(first).expand(variable.shape))
 
 
 def is_state_of(value: Any, variable: Variable) -> bool:

@@ -30,9 +30,11 @@ class StateEntry(dict[Any, Any]):
     Attributes:
         variable: Whose state it is; None once it is detached.
         loose: Names of values that lie in the dict alone.
+        counted: Version of the count's view when it was known last that it is a count of steps.
     """
 
     variable: Variable | None = None
+    counted = 0
 
     def __init__(self, content: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = ()) -> None:
         super().__init__(content)
@@ -51,6 +53,18 @@ class StateEntry(dict[Any, Any]):
         """Puts a view of what the optimizer holds into the dict."""
         super().__setitem__(name, value)
         self.loose.discard(name)
+        if name == STEP:
+            self.counted = value._version
+
+    @property
+    def shows_count(self) -> bool:
+        """Whether the count of steps is a view of the optimizer's."""
+        return STEP in self and STEP not in self.loose
+
+    @property
+    def is_recounted(self) -> bool:
+        """Whether somebody wrote to that view since `counted`."""
+        return self.shows_count and bool(self[STEP]._version != self.counted)
 
     def keep(self, name: Any, value: Any) -> None:
         """Puts a value into the dict alone."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import MUON_APPLY, MUON_DIRECTION, Sources
+from ..backend import MUON_DIRECTION, Rule, Sources
 from ..gradients.plans import Part
 from ..memory.batches import Batch, Block
 from ..memory.layout import Layout
@@ -106,28 +106,38 @@ class MatrixStep:
         frozen: Stream | None,
         common: Mapping[str, Any],
         scaling: Mapping[str, Tensor | None],
+        last: Mapping[str, Any],
     ) -> None:
         """One step.
 
         Args:
             groups: Numbers of every row, `scale` among them.
             frozen: Mask of the region, if elements are masked: their directions are 0, and value and momentum stay.
-            common: Arguments of both launches: norm, skip; and of the first: steps, max_norm, skipped.
+            common: Arguments of both launches: norm, skip; and of the first: max_norm, skipped.
             scaling: A GradScaler's.
+            last: Arguments of the second launch, which counts: its rule, states, steps, base, own and keys.
         """
-        self.part.plan.step_(source, MUON_DIRECTION, momentum.buffer, [self.directions], groups, **common, **scaling)
+        steps = last["steps"]
+        if len(self._steps) != len(steps):
+            self._steps = torch.zeros_like(steps)
+        self.part.plan.step_(
+            source,
+            MUON_DIRECTION,
+            momentum.buffer,
+            [self.directions],
+            groups,
+            steps=self._steps,
+            **common,
+            **scaling,
+        )
         if frozen is not None:
             self.directions.masked_fill_(frozen.buffer[: len(self.directions)].view(torch.bool), 0.0)
         self._orthogonalize(self.rounds(source.touched))
-        steps = common["steps"]
-        if len(self._steps) != len(steps):
-            self._steps = torch.zeros_like(steps)
         read = self.apply.viewed if source.viewed else self.apply.gathered
-        # Counts and skips were counted by the first launch.
-        again = {**common, "steps": self._steps, "skipped": self._skipped, "max_norm": None}
-        found_inf = scaling["found_inf"]
+        # Skips were counted by the first launch.
+        again = {**common, "skipped": self._skipped, "max_norm": None}
         orthogonal = read(self.directions, source.touched)
-        self.apply.step_(orthogonal, MUON_APPLY, values, [], groups, **again, found_inf=found_inf)
+        self.apply.step_(orthogonal, values=values, groups=groups, **again, **last, found_inf=scaling["found_inf"])
 
     def _orthogonalize(self, rounds: Sequence[Round]) -> None:
         if not rounds:
@@ -141,10 +151,14 @@ class MatrixStep:
                 if factor != 1.0:
                     matrices.mul_(factor)
 
-    def upload(self, groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> None:
-        """Copies changed numbers to the device."""
+    def upload(self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> None:
+        """Copies changed numbers to the device.
+
+        Args:
+            rule: Of the second launch.
+        """
         self.part.plan.upload_hyper(MUON_DIRECTION, groups, max_norm)
-        self.apply.upload_hyper(MUON_APPLY, groups, None)
+        self.apply.upload_hyper(rule, groups, None)
 
 
 def _rounds(how: NewtonSchulz, pairs: Sequence[tuple[Batch, float]], most: int) -> list[Round]:

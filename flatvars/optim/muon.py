@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import ADAMW, AMSGRADW, MUON, Rule, Sources
+from ..backend import ADAMW, AMSGRADW, MUON, MUON_APPLY, Rule, Sources
 from ..errors import SpecError
 from ..gradients.plans import Part, PlanSet
 from ..memory.batches import matrix_of, split_block
@@ -22,8 +22,8 @@ from .checks import LENGTHS, check_at_least, check_betas, check_kinds
 from .matrices import MatrixShape, MatrixStep
 from .membership import by_rows
 from .muon_choice import HiddenMatrices, not_hidden
-from .muon_settings import adjustment, check_adjustment
-from .newton_schulz import KELLER, newton_schulz_of
+from .muon_settings import Adjustment, adjustment, check_adjustment
+from .newton_schulz import KELLER, CoefficientSet, newton_schulz_of
 
 REST: Mapping[str, Any] = {
     "lr": 1e-3,
@@ -90,10 +90,10 @@ class Muon(Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
-        ns_coefficients: Any = KELLER,
+        ns_coefficients: CoefficientSet | Sequence[float] | Sequence[Sequence[float]] = KELLER,
         eps: float = 1e-7,
         ns_steps: int | None = 5,
-        adjust_lr_fn: str | None = None,
+        adjust_lr_fn: Adjustment | None = None,
         *,
         muon: Selector = None,
         rest: Mapping[str, Any] | None = None,
@@ -262,8 +262,17 @@ class Muon(Optimizer):
             return
         (momentum,) = self.states.streams(part.region, MUON.states)
         frozen = self.registry.streams.find(FROZEN_ELEMENTS, part.region)
-        common = {
+        rule = self.with_average(MUON_APPLY)
+        states = self.states.streams(part.region, (*rule.states, *MUON.states))[: len(rule.states)]
+        last = {
+            "rule": rule,
+            "states": [held.buffer for held in states],
             "steps": self.states.steps,
+            "base": states[0].base if states else 0,
+            "own": self.states.scalars(rule.own),
+            "keys": self._keys_for(rule, states),
+        }
+        common = {
             "norm": norm,
             "max_norm": self.max_norm,
             "skip": self.skip_nonfinite,
@@ -271,14 +280,15 @@ class Muon(Optimizer):
             "check": self.check_changed,
         }
         step, groups = self._step_of(plans, part), self.groups_of(part)
-        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling)
+        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling, last)
 
     def upload_part(self, part: Part) -> None:
         if part.kind is not MUON:
             super().upload_part(part)
             return
         assert self._plans is not None
-        self._step_of(self._plans, part).upload(self.groups_of(part), self.max_norm)
+        rule = self.with_average(MUON_APPLY)
+        self._step_of(self._plans, part).upload(rule, self.groups_of(part), self.max_norm)
 
     # State --------------------------------------------------------------------------------------------------------
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
-CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
+Convention = Literal["torch", "keller", "moonshot", "dion"]
+"""Whose arguments of `Muon`."""
+
+Adjustment = Literal["original", "match_rms_adamw", "spectral_norm", "none"]
+"""What a matrix's shape makes of its learning rate."""
+
+CONVENTIONS: Mapping[Convention, Mapping[str, Any]] = {
     # torch.optim.Muon: the defaults of `Muon`.
     "torch": {},
     # github.com/KellerJordan/Muon
@@ -29,11 +35,12 @@ CONVENTIONS: Mapping[str, Mapping[str, Any]] = {
 """Arguments of `Muon` that differ from torch's."""
 
 
-def muon_settings(convention: str, **changes: Any) -> dict[str, Any]:
+def muon_settings(convention: Convention, **changes: Any) -> dict[str, Any]:
     """Arguments of `Muon` by whose convention they are, with changes.
 
     Args:
         convention: "torch", "keller" (Keller Jordan's repository), "moonshot" (Moonlight) or "dion" (Microsoft's).
+        changes: Arguments of `Muon` that are to be other than the convention's.
 
     Raises:
         ValueError: no such convention.
@@ -46,7 +53,7 @@ def muon_settings(convention: str, **changes: Any) -> dict[str, Any]:
     return {**CONVENTIONS[convention], **changes}
 
 
-ADJUSTMENTS: Mapping[str, Callable[[int, int, tuple[int, int]], float]] = {
+ADJUSTMENTS: Mapping[Adjustment, Callable[[int, int, tuple[int, int]], float]] = {
     "original": lambda out, into, sides: math.sqrt(max(1.0, sides[0] / sides[1])),
     "match_rms_adamw": lambda out, into, sides: 0.2 * math.sqrt(max(out, into)),
     "spectral_norm": lambda out, into, sides: math.sqrt(out / into),
@@ -64,6 +71,6 @@ def check_adjustment(name: Any) -> None:
         )
 
 
-def adjustment(name: str | None, out: int, into: int, sides: tuple[int, int]) -> float:
+def adjustment(name: Adjustment | None, out: int, into: int, sides: tuple[int, int]) -> float:
     """The factor of the learning rate."""
     return ADJUSTMENTS["original" if name is None else name](out, into, sides)

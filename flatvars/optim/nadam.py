@@ -29,7 +29,8 @@ class NAdam(Optimizer):
         decoupled_weight_decay: See above; param groups may differ.
         momentum_decay: How fast the momentum grows to betas[0].
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
         store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from .checks import check_number
 
 Coefficients = tuple[float, float, float]
+CoefficientSet = Literal["keller", "quintic", "polar", "deepseekv4"]
 
 KELLER = (3.4445, -4.7750, 2.0315)
 SETS: dict[str, tuple[Coefficients, ...]] = {

@@ -6,8 +6,12 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from ..backend import Rule
+from ..variables.registry import HasRegistry
 from .base import Optimizer
+from .groups import OPTIONS
 
 
 class RuleOptimizer(Optimizer):
@@ -16,7 +20,8 @@ class RuleOptimizer(Optimizer):
     Args:
         params: As for `Optimizer`.
         rule: Made with `flatvars.optim.rule`.
-        defaults: Values of the numbers that the rule reads from `hyper`, as keywords, with the options of `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        numbers: Values of what the rule reads from `hyper`, by name.
 
     Raises:
         TypeError: a keyword that is neither a number of the rule nor an option.
@@ -32,18 +37,32 @@ class RuleOptimizer(Optimizer):
 
     lengths: Mapping[str, int] = MappingProxyType({})
 
-    _options = ("store", "max_norm", "skip_nonfinite", "state_dtype")
-
-    def __init__(self, params: Any, rule: Rule, **defaults: Any) -> None:
-        options = {name: defaults.pop(name) for name in self._options if name in defaults}
-        unknown = [name for name in defaults if rule.names is not None and name not in rule.names]
+    def __init__(
+        self,
+        params: Any,
+        rule: Rule,
+        *,
+        store: HasRegistry | None = None,
+        max_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        state_dtype: torch.dtype | None = None,
+        **numbers: Any,
+    ) -> None:
+        unknown = [name for name in numbers if rule.names is not None and name not in rule.names]
         if unknown:
             raise TypeError(
                 f"{', '.join(unknown)}: rule {rule.name!r} reads {_listed(rule)}, and the optimizer takes "
-                f"{', '.join(self._options)}; leave out what is neither"
+                f"{', '.join(OPTIONS)}; leave out what is neither"
             )
         self._rule = rule
-        super().__init__(params, defaults, **options)
+        super().__init__(
+            params,
+            numbers,
+            store=store,
+            max_norm=max_norm,
+            skip_nonfinite=skip_nonfinite,
+            state_dtype=state_dtype,
+        )
 
     def number_names(self, defaults: Mapping[str, Any]) -> Iterable[str]:
         return self._rule.names or ()

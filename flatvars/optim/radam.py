@@ -26,7 +26,8 @@ class RAdam(Optimizer):
         weight_decay: Added to the gradient; with `decoupled_weight_decay`, of the value alone, as AdamW's.
         decoupled_weight_decay: See above; param groups may differ.
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
         store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:

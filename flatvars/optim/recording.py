@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..backend import Rule
+from ..backend import AVERAGE, Rule
 from ..errors import MismatchError
 from ..memory.streams import Stream
 from ..variables.variable import Variable
 from .checks import misfit
-from .entries import Entries, Keeper
+from .entries import Entries, Keeper, wide, write_first
 from .membership import Membership
 from .record import FetchState, GroupRecord, OptimizerRecord
 
@@ -23,15 +23,13 @@ class Recorded(Keeper, Protocol):
 
     membership: Membership
     entries: Entries
+    average: str | None
 
     def rule_of(self, group: Any) -> Rule:
         """The mathematics of a param group."""
 
-    def rules(self) -> list[Rule]:
-        """Those of all param groups."""
-
-    def state_names(self, group: Any) -> tuple[str, ...]:
-        """The states of a param group."""
+    def kept_states(self, group: Any) -> tuple[str, ...]:
+        """The states of a param group, and what is kept beside them."""
 
     def counts_steps(self, group: Any) -> bool:
         """Whether steps of a group count."""
@@ -47,7 +45,7 @@ def capture_record(optimizer: Recorded) -> OptimizerRecord:
     states, rules = optimizer.states, optimizer.rules()
     names = _all_of(rule.states for rule in rules)
     pairs = zip(optimizer.param_groups, optimizer.membership.groups, strict=True)
-    groups = [GroupRecord(hyper_of(group), variables, optimizer.state_names(group)) for group, variables in pairs]
+    groups = [GroupRecord(hyper_of(group), variables, optimizer.kept_states(group)) for group, variables in pairs]
     regions = [region.dtype for region in optimizer.registry.layout.regions]
     found = {(name, dtype): states.find(name, dtype) for name in names for dtype in regions}
     streams = {key: stream for key, stream in found.items() if stream is not None}
@@ -97,15 +95,34 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
             _fetch(fetch, name, held, chosen)
     _set_counts(optimizer, record)
     _set_scalars(optimizer, record)
+    _begin_new(optimizer, record, holders)
     optimizer.states.skipped.copy_(record.skipped, non_blocking=True)
     optimizer.entries.forget(known)
     _restore_loose(optimizer, {v: _own(v, record.loose[v.id]) for v in known if v.id in record.loose})
     optimizer.entries.refresh()
 
 
+def _begin_new(
+    optimizer: Recorded, record: OptimizerRecord, holders: Mapping[tuple[str, torch.dtype], list[Variable]]
+) -> None:
+    """What the optimizer keeps and the record does not know begins as ever: an average that was asked for since."""
+    for (name, dtype), variables in holders.items():
+        held = optimizer.states.find(name, dtype)
+        if name in record.states or held is None:
+            continue
+        for variable in variables:
+            write_first(optimizer, variable, name, held)
+    for variable in optimizer.states.variables:
+        for name in optimizer.rule_for(variable).own:
+            if name not in record.scalars:
+                optimizer.states.scalar_of(variable, name).copy_(wide(optimizer.first_value(variable, name)))
+
+
 def record_problems(optimizer: Recorded, record: OptimizerRecord) -> list[str]:
     """What keeps a record from being restored here, its numbers included; nothing has changed afterwards."""
     problems = capture_record(optimizer).problems(record)
+    if AVERAGE in record.states and optimizer.average is None:
+        problems.append("it keeps an average of the values; make one first: fv.EMA(optimizer)")
     kept = optimizer.param_groups
     pairs = zip(kept, record.groups, strict=False)
     found = [misfit(hyper_of(group), saved.hyper, f"param group {i}") for i, (group, saved) in enumerate(pairs)]

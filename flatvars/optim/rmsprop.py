@@ -26,8 +26,20 @@ _RULES = {
 class RMSprop(Optimizer):
     """RMSprop (Tieleman and Hinton 2012), with momentum and centered (Graves 2013).
 
-    Arguments are torch.optim.RMSprop's, and those of `Optimizer`. The streams of momentum and of the average gradient
-    exist only where a group has them.
+    The streams of momentum and of the average gradient exist only where a group has them.
+
+    Args:
+        params: As for `Optimizer`.
+        lr: Learning rate.
+        alpha: Of the average of squares.
+        eps: Added to the root.
+        weight_decay: Coupled: added to the gradient.
+        momentum: Share of the buffer that each step keeps.
+        centered: Divide by the deviation from an average gradient, which is one more state.
+        capturable, foreach: Accepted, and change nothing: the step is fused always.
+        maximize: Ascend.
+        differentiable: Refused where True.
+        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.

@@ -27,7 +27,8 @@ class Rprop(Optimizer):
         etas: What a step size is multiplied with when the sign changed, and when it stayed.
         step_sizes: The smallest and the largest.
         maximize: Ascend.
-        foreach, capturable: Accepted, and change nothing: the step is fused always. `differentiable=True` is refused.
+        foreach, capturable: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
         store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:

@@ -19,6 +19,7 @@ from ..errors import FlatvarsError
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .exchange import apply_once
 
 
 class ScheduleFree(Optimizer):
@@ -53,7 +54,7 @@ class ScheduleFree(Optimizer):
     def _exchange(self, train_mode: bool, rule: Rule) -> None:
         others = [i for i, group in enumerate(self.param_groups) if bool(group["train_mode"]) is not train_mode]
         if others:
-            self.apply_once(rule, others)
+            apply_once(self, rule, others)
         for numbers in (self.defaults, *self.param_groups):
             numbers["train_mode"] = train_mode
 

@@ -19,8 +19,19 @@ from .flags import refuse_differentiable
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, dampening and Nesterov's form.
 
-    Arguments are torch.optim.SGD's, and those of `Optimizer`. The momentum stream exists only where a group has
-    momentum.
+    The momentum stream exists only where a group has momentum.
+
+    Args:
+        params: As for `Optimizer`.
+        lr: Learning rate.
+        momentum: Share of the buffer that each step keeps.
+        dampening: Share of the gradient that does not enter the buffer.
+        weight_decay: Coupled: added to the gradient.
+        nesterov: Step by the gradient and one momentum more.
+        maximize: Ascend.
+        foreach, fused: Accepted, and change nothing: the step is fused always.
+        differentiable: Refused where True.
+        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range, or nesterov without momentum or with dampening.

@@ -22,8 +22,12 @@ class Saved(Recorded, Protocol):
     """What a state dict asks of an optimizer: the hooks of torch.optim are among it."""
 
     known_states: tuple[str, ...]
+    average_numbers: dict[str, Any]
     needs_step: bool
     several: bool
+
+    def state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The states of a param group, without what is kept beside them."""
 
     def defaults_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What a param group must have."""
@@ -162,7 +166,8 @@ def check_groups(optimizer: Saved, saved: list[dict[str, Any]]) -> None:
                     f"{', '.join(map(repr, (k for k in group if k != 'params')))}; nothing was changed"
                 )
         try:
-            optimizer.check_changed({**mine, **group} if optimizer.several else group, waits=True)
+            whole = {**mine, **group} if optimizer.several else {**optimizer.average_numbers, **group}
+            optimizer.check_changed(whole, waits=True)
         except (TypeError, ValueError) as error:
             raise type(error)(f"param group {number} of the loaded state dict: {error}; nothing was changed") from None
 
@@ -192,8 +197,8 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
     kind = type(optimizer).__name__
     names = {v.param: v.name for v in optimizer.members()}
     for group, theirs, pairs in zip(optimizer.param_groups, saved, states, strict=True):
-        rule = optimizer.rule_of({**group, **theirs})
-        known = {*(() if optimizer.several else optimizer.known_states), *rule.states, *rule.own}
+        rule, kept = optimizer.rule_of({**group, **theirs}), optimizer.kept_rule({**group, **theirs})
+        known = {*(() if optimizer.several else optimizer.known_states), *kept.states, *kept.own}
         needed = (*optimizer.state_names({**group, **theirs}), *rule.own)
         for param, state in pairs:
             if not isinstance(state, Mapping):
@@ -210,5 +215,5 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
             if missing:
                 raise ValueError(f"{about}: it has no {missing[0]!r}, but {list(state)}; nothing was changed")
             for name in {*known, STEP} & set(state):
-                shape = None if name in (STEP, *rule.own) else tuple(param.shape)
+                shape = None if name in (STEP, *kept.own) else tuple(param.shape)
                 check_value(f"variable {names.get(param)!r}", name, state[name], shape)

@@ -62,6 +62,7 @@ class States:
         self._generation = -1
         # Where there are several rules: the states of a variable, whose streams then cover those variables alone.
         self.names_of: Callable[[Variable], tuple[str, ...]] | None = None
+        self.common: frozenset[str] = frozenset()  # states that every rule has
         self.from_start: frozenset[str] = frozenset()  # states whose streams begin where their regions do
         self._key = registry.register_optimizer()
         weakref.finalize(self, _release, weakref.ref(registry), self._key)
@@ -206,6 +207,10 @@ class States:
         """Whether this rank keeps the state of its share alone."""
         return self.registry.group is not None
 
+    def key_of(self, name: str) -> str:
+        """What the stream of a state is called in the store."""
+        return f"{self._key}.{name}"
+
     def find(self, name: str, region: torch.dtype) -> Stream | None:
         """A state stream if it exists."""
         return self.registry.streams.find(f"{self._key}.{name}", region)
@@ -216,17 +221,28 @@ class States:
             self._streams, self._generation = {}, self.registry.generation
         key = (region, names)
         if key not in self._streams:
-            dtype_of = same_dtype if self.dtype is None else partial(always, self.dtype)
-            streams, keys = self.registry.streams, [f"{self._key}.{name}" for name in names]
-            before = [self.find(name, region) for name in names]
-            if self.is_divided:
-                made = [streams.share_of(key, region, dtype_of) for key in keys]
-            else:
-                cover = self._cover(region, names)
-                made = [streams.get(key, region, dtype_of, cover) for key in keys]
-            self.version += any(old is not new for old, new in zip(before, made, strict=True))
-            self._streams[key] = made
+            # A state that all rules have covers what they all do, and the others no more for its sake.
+            common = tuple(name for name in names if name in self.common)
+            others = tuple(name for name in names if name not in self.common)
+            made = {**self._made(region, common), **self._made(region, others)}
+            base = max((stream.base for stream in made.values()), default=0)
+            self._streams[key] = [made[name].from_base(base) for name in names]
         return self._streams[key]
+
+    def _made(self, region: torch.dtype, names: tuple[str, ...]) -> dict[str, Stream]:
+        """By name, over one range."""
+        if not names:
+            return {}
+        streams, keys = self.registry.streams, [self.key_of(name) for name in names]
+        dtype_of = same_dtype if self.dtype is None else partial(always, self.dtype)
+        before = [self.find(name, region) for name in names]
+        if self.is_divided:
+            made = [streams.share_of(key, region, dtype_of) for key in keys]
+        else:
+            cover = self._cover(region, names)
+            made = [streams.get(key, region, dtype_of, cover) for key in keys]
+        self.version += any(old is not new for old, new in zip(before, made, strict=True))
+        return dict(zip(names, made, strict=True))
 
     def _cover(self, region: torch.dtype, names: tuple[str, ...]) -> Cover:
         """From the first to the last variable that has room for such state, and all that is covered already."""
@@ -237,6 +253,10 @@ class States:
         else:
             # The streams of one rule cover the same range, and so do those of rules that share a state.
             kinds, related = {self.names_of(v) for v in variables} | {names}, set(names)
+            if not self.common.intersection(names):
+                kinds = {tuple(name for name in kind if name not in self.common) for kind in kinds}
+            else:
+                kinds = {names}
             while more := {name for kind in kinds if related.intersection(kind) for name in kind} - related:
                 related |= more
             variables = [v for v in variables if related.intersection(self.names_of(v))]

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from ..errors import FlatvarsError
 from ..gradients.attached import make_registry
+from ..gradients.cycle import Mode
 from ..memory.spec import VarSpec
+from ..variables.carving import OnMoved
 from ..variables.places import Place
 from ..variables.registry import Adopted, Registry
 from ..variables.variable import Variable
@@ -96,7 +98,10 @@ def record(registry: Registry, variable: Variable) -> dict[str, Any]:
 
 
 def restore_registry(
-    home: tuple[torch.device, str, int, str], next_id: int, records: Sequence[dict[str, Any]], adopted: AdoptedHandle
+    home: tuple[torch.device, Mode, int, OnMoved],
+    next_id: int,
+    records: Sequence[dict[str, Any]],
+    adopted: AdoptedHandle,
 ) -> Registry:
     """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
     params = [entry["handle"].param for entry in records]

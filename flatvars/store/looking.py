@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ..errors import FlatvarsError
 from ..modules.buffers import left_out
 from ..variables.registry import Registry
 from ..variables.variable import Variable
+
+STATES = ("trainable", "frozen", "buffer")
 
 
 def only_region(registry: Registry, *, gradients: bool = False) -> torch.dtype:
@@ -27,17 +31,48 @@ def only_region(registry: Registry, *, gradients: bool = False) -> torch.dtype:
 
 def summary(registry: Registry) -> str:
     """See `VarStore.summary`."""
-    rows = [f"{v.name:<48} {tuple(v.shape)!s:<20} {v.dtype!s:<16} {_state(v)}" for v in registry.variables]
     streams = registry.streams
-    total = f"{len(rows)} variables, {streams.nbytes:,} bytes in {', '.join(streams.names())}"
-    left = [f"left out: {name} ({why})" for name, why in left_out(registry).items()]
-    return "\n".join([*rows, total, *left])
+    rows = [(v.name, str(tuple(v.shape)), _short(v.dtype), f"{v.numel:,}", _state(v)) for v in registry.variables]
+    elements = dict.fromkeys(STATES, 0)
+    for variable in registry.variables:
+        elements[_state(variable)] += variable.numel
+    trainable, frozen, buffers = elements.values()
+    total = f"{len(rows)} variables, {sum(elements.values()):,} elements: "
+    total += f"{trainable:,} trainable, {frozen:,} frozen, {buffers:,} in buffers"
+    held = [(name, _short(stream.buffer.dtype), f"{stream.buffer.nbytes:,}") for name, stream in streams.items()]
+    return "\n".join(
+        [
+            *_table(("variable", "shape", "dtype", "elements", "state"), rows, "<<<><"),
+            total,
+            "",
+            *_table(("stream", "dtype", "bytes"), held, "<<>"),
+            f"{streams.nbytes:,} bytes on {registry.device}",
+            *(f"left out: {name} ({why})" for name, why in left_out(registry).items()),
+        ]
+    )
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], sides: str) -> list[str]:
+    """Lines of a table whose columns are as wide as what they hold.
+
+    Args:
+        sides: "<" or ">" of each column: where its content begins.
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in (header, *rows)
+    ]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _state(variable: Variable) -> str:
     if variable.is_buffer:
-        return "buffer"
-    return "trainable" if variable.requires_grad else "frozen"
+        return STATES[2]
+    return STATES[0] if variable.requires_grad else STATES[1]
 
 
 def check_layout(registry: Registry) -> None:

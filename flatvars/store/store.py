@@ -19,7 +19,7 @@ from .. import init as fv_init
 from ..checkpoint import SHARD_SIZE, Snapshot
 from ..checkpoint.capture import capture
 from ..checkpoint.load import Options, load
-from ..checkpoint.match import Rename
+from ..checkpoint.match import DtypePolicy, Rename
 from ..checkpoint.opening import PathOrStream, TorchKey
 from ..checkpoint.save import write
 from ..checkpoint.snapshot import restore, take
@@ -27,17 +27,18 @@ from ..distributed.group import Group
 from ..errors import UnknownNameError
 from ..gradients import freezing, norms
 from ..gradients.attached import gradients_of, make_registry, masks_of
-from ..gradients.cycle import Gradients
+from ..gradients.cycle import Gradients, Mode
 from ..memory.layout import Region
 from ..modules.adopt import adopt, adopt_buffers, registry_of, release_all, watch
 from ..modules.buffers import left_out
 from ..modules.capture import building
-from ..modules.declare import Declarations
+from ..modules.declare import Declarations, OnDuplicate
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
+from ..variables.carving import OnMoved
 from ..variables.registry import Registry
-from ..variables.selectors import Selector
+from ..variables.selectors import Selector, explain_unknown
 from ..variables.variable import Variable
 from . import transfer
 from .devices import check_arguments, concrete, device_of
@@ -82,16 +83,16 @@ class VarStore:
         dtype: torch.dtype = torch.float32,
         seed: int = 0,
         *,
-        grads: str = "gather",
-        on_duplicate: str = "suffix",
-        on_moved: str = "follow",
+        grads: Mode = "gather",
+        on_duplicate: OnDuplicate = "suffix",
+        on_moved: OnMoved = "follow",
         mesh: DeviceMesh | None = None,
     ) -> None:
         check_arguments(device, dtype)
         group = None if mesh is None else Group(mesh)
         self._hold(make_registry(concrete(device), grads, seed, on_moved, group), dtype, on_duplicate)
 
-    def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: str) -> None:
+    def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: OnDuplicate) -> None:
         self.registry = registry
         self._declarations = Declarations(registry, dtype, on_duplicate)
         _stores[registry] = weakref.ref(self)
@@ -131,10 +132,10 @@ class VarStore:
         dtype: torch.dtype | None = None,
         *,
         buffers: bool = True,
-        grads: str = "gather",
+        grads: Mode = "gather",
         init: Init | None = None,
         seed: int = 0,
-        on_moved: str = "follow",
+        on_moved: OnMoved = "follow",
         mesh: DeviceMesh | None = None,
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
@@ -357,8 +358,14 @@ class VarStore:
 
     def clone(self) -> Self:
         """A store of its own with copies of all variables: values, names, ids, masks, groups; no gradients."""
-        options: dict[str, Any] = {"on_duplicate": self._declarations.on_duplicate, "on_moved": self.registry.on_moved}
-        copy = type(self)(self.device, self.dtype, self.seed, grads=self._gradients.mode, **options)
+        copy = type(self)(
+            self.device,
+            self.dtype,
+            self.seed,
+            grads=self._gradients.mode,
+            on_duplicate=self._declarations.on_duplicate,
+            on_moved=self.registry.on_moved,
+        )
         transfer.clone_into(copy.registry, self.registry)
         return copy
 
@@ -417,7 +424,7 @@ class VarStore:
         try:
             return self.registry.by_name[name]
         except KeyError:
-            raise UnknownNameError(f"the store has no variable {name!r}; store.variables() lists them") from None
+            raise UnknownNameError(explain_unknown(name, self.registry.by_name)) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self.registry.by_name
@@ -450,7 +457,21 @@ class VarStore:
         self.registry.rename(self[name], new_name)
 
     def summary(self) -> str:
-        """Variables with their shapes and state, the bytes of every stream, and buffers left out, as a table."""
+        """Tables of variables and of streams, with totals, and what is left out.
+
+        Bytes are of whole streams, padding included; those of an optimizer are there from its first step on.
+
+        Example:
+            >>> print(VarStore.from_module(nn.Linear(4, 2)).summary())
+            variable  shape   dtype    elements  state
+            weight    (2, 4)  float32         8  trainable
+            bias      (2,)    float32         2  trainable
+            2 variables, 10 elements: 10 trainable, 0 frozen, 0 in buffers
+            <BLANKLINE>
+            stream  dtype    bytes
+            values  float32    256
+            256 bytes on cpu
+        """
         return summary(self.registry)
 
     def __repr__(self) -> str:
@@ -747,7 +768,7 @@ class VarStore:
         rng: bool | Mapping[str, torch.Generator] = False,
         *,
         strict: bool = True,
-        dtype: str = "store",
+        dtype: DtypePolicy = "store",
         rename: Rename = None,
         select: Selector = None,
         verify: bool = True,
@@ -788,7 +809,7 @@ class VarStore:
         self,
         path: PathOrStream,
         *,
-        dtype: str = "store",
+        dtype: DtypePolicy = "store",
         rename: Rename = None,
         select: Selector = None,
         verify: bool = True,

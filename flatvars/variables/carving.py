@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,11 @@ from .following import spec_of, take_back, tell, why_unheld
 from .guard import AliasGuard
 from .variable import GradientAccess, Variable, byte_range, described, overlaps
 
-FOLLOW, ERROR = "follow", "error"
+OnMoved = Literal["follow", "error"]
+"""What is done about memory that left the streams."""
+
+FOLLOW: OnMoved = "follow"
+ERROR: OnMoved = "error"
 
 
 class Carving:
@@ -42,7 +47,7 @@ class Carving:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.on_moved = FOLLOW
+        self.on_moved: OnMoved = FOLLOW
         self.group: Group | None = None
         self._told = False  # that something was followed
         self.variables: list[Variable] = []

@@ -129,8 +129,27 @@ def check_known(pattern: Pattern, variables: Sequence[Variable], by_name: Mappin
     if not any(matches(variable, pattern) for variable in variables):
         shown = repr(pattern) if isinstance(pattern, str) else repr(pattern.pattern)  # type: ignore[union-attr]
         text = pattern if isinstance(pattern, str) else pattern.pattern  # type: ignore[union-attr]
-        near = difflib.get_close_matches(text, by_name, 3, 0.4) or list(by_name)[:3]
         raise UnknownNameError(
-            f"pattern {shown} matches none of the {len(by_name)} names of the store; the nearest are "
-            f"{', '.join(map(repr, near))}. Where it may match nothing, say fv.select({shown}, missing_ok=True)"
+            f"pattern {shown} matches none of the {len(by_name)} names of the store; {meant(text, by_name)}. Where it "
+            f"may match nothing, say fv.select({shown}, missing_ok=True)"
         )
+
+
+def explain_unknown(name: object, known: Mapping[str, Variable]) -> str:
+    """What to say of a name that no variable has."""
+    if not isinstance(name, str):
+        return f"variables are looked up by name, and a {type(name).__name__} was given; store.variables() lists them"
+    return f"the store has no variable {name!r}; {meant(name, known)}. store.variables() lists all {len(known)}"
+
+
+def meant(text: str, known: Mapping[str, Variable]) -> str:
+    """What somebody may have meant by a name or pattern that fits nothing: all below it, or the nearest names."""
+    prefix = text.rstrip(".*") + "."
+    below = sum(name.startswith(prefix) for name in known)
+    if below:
+        return f"{prefix + '*'!r} is what selects the {below} below it"
+    if not known:
+        return "it has none yet"
+    inside = [name for name in known if name.endswith(f".{text}") or name.startswith(text)]
+    near = inside[:3] or difflib.get_close_matches(text, known, 3, 0.4) or list(known)[:3]
+    return f"the nearest are {', '.join(map(repr, near))}"

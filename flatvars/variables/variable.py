@@ -129,6 +129,11 @@ class Variable:
         return self.spec.dtype
 
     @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return self.spec.numel
+
+    @property
     def requires_grad(self) -> bool:
         return self.param.requires_grad
 

@@ -93,14 +93,42 @@ class Elements:
 
         return widen
 
-    def storer(self, values: bool = True, states: bool = True) -> Any:
+    def keeper(self, starts: Sequence[int]) -> Any:
+        """`keep(fresh, state, stored) -> stored`: what masked elements keep, of the states as they begin.
+
+        An initial value may never have been stored.
+
+        Args:
+            starts: As `Rule.starts`.
+        """
+
+        @intrinsic
+        def keep(typing: Any, fresh: Any, state: Any, stored: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                new, begun, old = arguments
+                found = [builder.extract_value(old, i) for i in range(self.count + 1)]
+                for i, start in enumerate(starts):
+                    if start != -1:
+                        first = self.formats[1 + i].round(builder, builder.extract_value(begun, i))
+                        found[1 + i] = builder.select(new, first, found[1 + i])
+                return context.make_tuple(builder, self.stored, found)
+
+            return self.stored(types.boolean, state, stored), generate
+
+        return keep
+
+    def storer(self, values: bool = True, states: range | None = None) -> Any:
         """`store(values, index, states, state index, p, state, stored, kept, draws, lane)`: rounds what it stores.
 
         Where `kept`, it stores what was there. `draws` is the address of those of a tile, `lane` the place in it.
 
         Args:
-            values, states: Whether these are stored, or stay as they are.
+            values: Whether these are stored, or stay as they are.
+            states: Which of these are; all if None.
         """
+
+        def chosen(i: int) -> bool:
+            return states is None or i - 1 in states
 
         @intrinsic
         def store(
@@ -127,7 +155,7 @@ class Elements:
                 p, state, old, kept, drawn, lane = arguments[4:]
                 new = [p, *(builder.extract_value(state, i) for i in range(self.count))]
                 for i, place in enumerate(self._places(builder, *arguments[:4])):
-                    if not (states if i else values):
+                    if not (chosen(i) if i else values):
                         continue
                     raw = self._rounded(builder, i, new[i], drawn, lane)
                     if self.masked:

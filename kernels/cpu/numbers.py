@@ -190,10 +190,14 @@ def joiner() -> Any:
     return join
 
 
-def starter(rule: Rule, dtype: type) -> tuple[Any, Any]:
-    """`read(row)` and `start(fresh, p, state, first)`: states with their initial values where a variable is new."""
+def starter(rule: Rule, starts: Sequence[int], dtype: type) -> tuple[Any, Any]:
+    """`read(row)` and `start(fresh, p, state, first)`: states with their initial values where a variable is new.
+
+    Args:
+        starts: As `Rule.starts`.
+    """
     number, wide = float_type(dtype), types.float64 if rule.wide else float_type(dtype)
-    places = [start for start in rule.starts if start >= 0]
+    places = [start for start in starts if start >= 0]
     first = uniform(number, len(places))
 
     @intrinsic
@@ -211,7 +215,7 @@ def starter(rule: Rule, dtype: type) -> tuple[Any, Any]:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             new, value, old, begin = arguments
             found, taken = [], 0
-            for i, place in enumerate(rule.starts):
+            for i, place in enumerate(starts):
                 x = builder.extract_value(old, i)
                 if place == -2:
                     x = builder.select(new, value, x)

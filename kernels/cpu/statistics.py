@@ -46,10 +46,15 @@ def updater(
     draw, draw_room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
-    load, widen, store = elements.loader(), elements.widener(), elements.storer(values=False)
+    load, widen, store = (
+        elements.loader(),
+        elements.widener(),
+        elements.storer(False, range(rule.beside, len(rule.states))),
+    )
     store_terms, add_units, room = elements.term_storer(count_of), unit_sums(number), stack(count_of * TILE * size)
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype, measuring=True)
-    read_first, start_states = starter(rule, dtype)
+    read_first, start_states = starter(rule, rule.starts, dtype)
+    keep = elements.keeper(rule.starts)
 
     def update(
         gradients: Any,
@@ -84,6 +89,8 @@ def updater(
             p, state = widen(stored)
             if begins:
                 state = start_states(is_new, p, state, first)
+                if masked:
+                    stored = keep(is_new, state, stored)
             kept = masked and read_byte(frozen, start + i) != 0
             if moves:
                 terms, state = function(p, g, state, hyper, step)
@@ -134,7 +141,7 @@ def launch(
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
     moves = rule.statistics is not None and rule.statistics.moves
-    draws = draws_of(rule, states, inputs) if moves else ()
+    draws = draws_of(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
     update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
     code = kernel(dtype, finisher(dtype), True)
     run(code, update, tables, sources, rule, values, states, inputs, written, measures)

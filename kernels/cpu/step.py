@@ -158,12 +158,12 @@ def updater(
     kinds = 1 + max(draws, default=-1)
     draw, room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
-    moved = rule.statistics is not None and rule.statistics.moves
-    begins = any(start != -1 for start in rule.starts) and not moved
+    begins = any(start != -1 for start in rule.step_starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
-    load, widen, store = elements.loader(), elements.widener(), elements.storer(states=not moved)
+    load, widen, store = elements.loader(), elements.widener(), elements.storer(states=range(rule.stored))
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype)
-    read_first, start_states = starter(rule, dtype)
+    read_first, start_states = starter(rule, rule.step_starts, dtype)
+    keep = elements.keeper(rule.step_starts)
 
     def update(
         gradients: Any,
@@ -198,6 +198,8 @@ def updater(
             p, state = widen(stored)
             if begins:
                 state = start_states(is_new, p, state, first)
+                if masked:
+                    stored = keep(is_new, state, stored)
             kept = masked and read_byte(frozen, start + i) != 0
             p, state = function(p, g, state, hyper, step)
             store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
@@ -345,15 +347,15 @@ def launch(
     """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics."""
     dtype = DTYPES[tables.compute_dtype]
     formats = tuple(name_of(state.dtype) for state in states)
-    moved = rule.statistics is not None and rule.statistics.moves
-    draws = () if moved else draws_of(rule, states, inputs)
+    draws = draws_of(rule, states, inputs, range(rule.stored))
     update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
     run(kernel(dtype), update, tables, sources, rule, values, states, inputs, written, measures)
 
 
-def draws_of(rule: Rule, states: Sequence[Tensor], inputs: StepInputs) -> tuple[int, ...]:
-    """See `Rule.draws`; empty where no state is rounded at random."""
-    draws = rule.draws([inputs.keys is not None and state.dtype == torch.bfloat16 for state in states])
+def draws_of(rule: Rule, states: Sequence[Tensor], inputs: StepInputs, stored: range) -> tuple[int, ...]:
+    """See `Rule.draws`, of the states that are stored; empty where none of them is rounded at random."""
+    halves = [i in stored and state.dtype == torch.bfloat16 for i, state in enumerate(states)]
+    draws = rule.draws([inputs.keys is not None and half for half in halves])
     return draws if max(draws, default=-1) >= 0 else ()
 
 

@@ -8,6 +8,7 @@ from .adan import ADAN
 from .ademamix import ADEMAMIX
 from .adopt import ADOPT
 from .asgd import ASGD
+from .average import ASIDE, AVERAGE, BEGIN, EXCHANGE, PUT_BACK, SCHEDULES, SET_ASIDE, UPDATES, averaged
 from .caution import cautious_updates
 from .decay import OPTIONS, with_decay
 from .grams import GRAMS
@@ -38,6 +39,10 @@ __all__ = [
     "AMSGRAD",
     "AMSGRADW",
     "ASGD",
+    "ASIDE",
+    "AVERAGE",
+    "BEGIN",
+    "EXCHANGE",
     "GRAMS",
     "LAMB",
     "LARS",
@@ -48,23 +53,28 @@ __all__ = [
     "MUON_DIRECTION",
     "NADAM",
     "OPTIONS",
+    "PUT_BACK",
     "RADAM",
     "RMSPROP",
     "RMSPROP_CENTERED",
     "RMSPROP_CENTERED_MOMENTUM",
     "RMSPROP_MOMENTUM",
     "RPROP",
+    "SCHEDULES",
     "SCHEDULE_FREE_ADAMW",
     "SCHEDULE_FREE_SGD",
+    "SET_ASIDE",
     "SGD",
     "SGD_MOMENTUM",
     "STABLE_ADAMW",
     "TO_X",
     "TO_Y",
+    "UPDATES",
     "VALUE",
     "Rule",
     "Scalars",
     "Statistics",
+    "averaged",
     "cautious_updates",
     "rule",
     "scalars",

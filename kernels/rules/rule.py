@@ -46,6 +46,7 @@ class Rule:
         idle: Steps at the beginning in which the rule gathers alone: no decoupled decay acts in them.
         decaying: The same function with decoupled decay in it, of the same bits: where a value decays only when it is
             moved, fewer registers of a GPU are taken. Without one, decoupled decay comes before `function`.
+        beside: How many of the first states statistics that move leave alone: the step stores those.
         made: The option that made it of another rule, and what of.
     """
 
@@ -64,7 +65,8 @@ class Rule:
     stochastic: tuple[str, ...] = ()
     idle: int = 0
     decaying: Any = None
-    made: tuple[Callable[[Rule], Rule], tuple[Rule]] | None = None
+    beside: int = 0
+    made: tuple[Callable[..., Rule], tuple[Any, ...]] | None = None
 
     # What compilers read: positions instead of names ------------------------------------------------------------------
 
@@ -91,6 +93,17 @@ class Rule:
     def starts(self) -> tuple[int, ...]:
         """Where in a row the initial value of each state stands; -1 where it is 0, -2 where it is the variable's."""
         return tuple(self._start(name) for name in self.states)
+
+    @cached_property
+    def stored(self) -> int:
+        """How many of the first states the step stores: all, where statistics do not move them."""
+        moves = self.statistics is not None and self.statistics.moves
+        return self.beside if moves else len(self.states)
+
+    @cached_property
+    def step_starts(self) -> tuple[int, ...]:
+        """The same for the step, which reads what statistics have moved as it is stored."""
+        return tuple(start if i < self.stored else -1 for i, start in enumerate(self.starts))
 
     @cached_property
     def own_starts(self) -> tuple[int, ...]:

@@ -31,7 +31,8 @@ def constants_of(rule: Rule) -> dict[str, Any]:
         "SUMMED": None if after is None else rule.summed.type,
         "SUMMED_PICKS": None if after is None else rule.summed.picks,
         "KEPT": rule.kept if rule.own else None,
-        **({"MOVED": True, "STARTS": None} if sums is not None and sums.moves else {"MOVED": False}),
+        "STORED": rule.stored,
+        "STARTS": _starts(rule.step_starts),
     }
 
 
@@ -47,6 +48,7 @@ def statistics_constants_of(rule: Rule) -> dict[str, Any]:
         **_stages(rule),
         "SUMS": len(sums.names),
         "MOVES": sums.moves,
+        "BESIDE": rule.beside,
     }
 
 
@@ -54,12 +56,16 @@ def _stages(rule: Rule) -> dict[str, Any]:
     return {
         "COLUMNS": 1 + rule.columns,
         "FIELDS": len(rule.numbers._fields),
-        "STARTS": rule.starts if any(start != -1 for start in rule.starts) else None,
+        "STARTS": _starts(rule.starts),
         "SCALARS": None if rule.scalars is None else twin(rule.scalars.function),
         "KNOWN": None if rule.scalars is None else rule.known.type,
         "KNOWN_PICKS": None if rule.scalars is None else rule.known.picks,
         "OWN_STARTS": rule.own_starts if rule.own else None,
     }
+
+
+def _starts(starts: tuple[int, ...]) -> tuple[int, ...] | None:
+    return starts if any(start != -1 for start in starts) else None
 
 
 @triton.jit

@@ -21,7 +21,7 @@ import triton.language as tl
 from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, narrowed, picked, started
 from .squares import GROUP, store_units, unit_sums, whole_sum
-from .step import clip_coefficient, is_skipped, load_states, state_to_store, widened
+from .step import clip_coefficient, is_skipped, load_states, state_to_store, unmoved, widened
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row
 
 
@@ -70,6 +70,7 @@ def statistics_kernel(
     OWN_STARTS: tl.constexpr,
     SUMS: tl.constexpr,
     MOVES: tl.constexpr,
+    BESIDE: tl.constexpr,
     DRAWS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
@@ -126,12 +127,13 @@ def statistics_kernel(
         frozen = load_frozen(frozen_ptr, start, lane, mask, values_ptr.dtype.element_ty)
         counts = real & (frozen == 0)
     if MOVES:
-        for i in tl.static_range(len(states_ptr)):
+        for i in tl.static_range(BESIDE, len(states_ptr)):
             new_state = state_to_store(
                 states[i], real, old_states[i].dtype, keys_ptr, slot, step, local, DRAWS[i], BLOCK
             )
             if frozen_ptr is not None:
-                new_state = tl.where(frozen, old_states[i], new_state)
+                kept = unmoved(old_states[i], value, row, is_fresh(count), COMPUTE, i, STARTS)
+                new_state = tl.where(frozen, kept, new_state)
             tl.store(states_ptr[i] + state_offset, new_state, mask=mask)
     first = tl.load(firsts_ptr + tile)
     for i in tl.static_range(SUMS):

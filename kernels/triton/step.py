@@ -80,6 +80,18 @@ def state_to_store(
     return stored
 
 
+@triton.jit
+def unmoved(old, value, row, fresh, COMPUTE: tl.constexpr, i: tl.constexpr, STARTS: tl.constexpr):
+    """What a masked element keeps of a state: what is stored, or its initial value, which may never have been."""
+    kept = old
+    if STARTS is not None:
+        if STARTS[i] == -2:
+            kept = tl.where(fresh, round_to(value.to(COMPUTE), old.dtype), old)
+        elif STARTS[i] >= 0:
+            kept = tl.where(fresh, round_to(row[STARTS[i]].to(COMPUTE), old.dtype), old)
+    return kept
+
+
 @triton.jit(do_not_specialize=["base"], do_not_specialize_on_alignment=["frozen_ptr"])
 def step_kernel(
     tiles_ptr,  # [tiles, 5] int64
@@ -115,7 +127,7 @@ def step_kernel(
     SUMMED: tl.constexpr,
     SUMMED_PICKS: tl.constexpr,
     KEPT: tl.constexpr,
-    MOVED: tl.constexpr,
+    STORED: tl.constexpr,
     DRAWS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
@@ -187,10 +199,11 @@ def step_kernel(
         frozen = load_frozen(frozen_ptr, start, lane, mask, old_value.dtype)
         new_value = tl.where(frozen, old_value, new_value)
     tl.store(values_ptr + offset, new_value, mask=mask)
-    for i in tl.static_range(0 if MOVED else len(states_ptr)):
+    for i in tl.static_range(STORED):
         new_state = state_to_store(states[i], real, old_states[i].dtype, keys_ptr, slot, step, local, DRAWS[i], BLOCK)
         if frozen_ptr is not None:
-            new_state = tl.where(frozen, old_states[i], new_state)
+            kept = unmoved(old_states[i], old_value, row, is_fresh(count), COMPUTE, i, STARTS)
+            new_state = tl.where(frozen, kept, new_state)
         tl.store(states_ptr[i] + state_offset, new_state, mask=mask)
     # One thread arrives for all warps, so all must have read the count first: the last program raises it at once.
     tl.debug_barrier()

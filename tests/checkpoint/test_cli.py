@@ -34,6 +34,15 @@ def as_json(capsys: Any, *arguments: object) -> tuple[int, dict[str, Any]]:
     return code, json.loads(capsys.readouterr().out)
 
 
+def test_the_version_is_told(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [f"flatvars {fv.__version__}", f"torch {torch.__version__}"]
+    assert [line.split()[0] for line in lines] == ["flatvars", "torch", "Python", "triton", "numba", "numpy"]
+
+
 def test_inspect_shows_a_tree(path: Path, capsys: Any) -> None:
     assert main(["inspect", str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()

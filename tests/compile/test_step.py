@@ -16,6 +16,7 @@ RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsp
 RULES += ["adagrad-all", "adadelta", "adamax", "nadam", "radam", "rprop", "asgd"]
 RULES += ["stable-adamw", "lamb", "lars", "mars", "cautious-updates"]
 RULES += ["adamw-cautious-decay", "adopt", "ademamix-warmup", "grams", "adan", "schedule-free-adamw"]
+RULES += ["ema-adamw", "ema-lamb"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -30,10 +31,9 @@ def wide_accesses(target, *dtypes, tile=TILE):
 
 def check_code(code, case, values, source, states=None):
     streams = [values] + [states or values] * len(case.rule.states)
-    read = [] if case.rule.statistics is not None and case.rule.statistics.moves else [source]
-    assert code.wide("ld") == wide_accesses(code.target, *read, *streams, tile=code.tile)
     moved = case.rule.statistics is not None and case.rule.statistics.moves
-    assert code.wide("st") == wide_accesses(code.target, *(streams[:1] if moved else streams), tile=code.tile)
+    assert code.wide("ld") == wide_accesses(code.target, *([] if moved else [source]), *streams, tile=code.tile)
+    assert code.wide("st") == wide_accesses(code.target, *streams[: 1 + case.rule.stored], tile=code.tile)
     # What else is stored: the variable's count, its counter of programs, how many steps were skipped; its own scalars.
     assert [width for width in code.widths["st"] if width != 16] == [4] * (3 + len(case.rule.own))
     assert code.spilled == 0

@@ -381,3 +381,36 @@ def test_a_cycle_is_restored_with_its_norm(looked: bool) -> None:
         twins.store.restore(snapshot)
     assert torch.equal(results[0], results[2])
     assert torch.equal(results[1], results[3])
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["together", "each"])
+def test_a_gradient_that_clipping_takes_to_zero_is_one(each: bool) -> None:
+    """Whatever its sign: a step decays the variable and counts, as torch's. What has none has none after it."""
+    twins = Twins("views", weight_decay=0.1)
+    grads = {"b": torch.full((70,), 1.0 if each else torch.inf), "c": torch.tensor(-2.0)}
+    for name, grad in grads.items():
+        twins.ours.get_parameter(name).grad.copy_(grad)
+    twins.store.clip_grad_norm_(0.0 if each else 1.0, per_tensor=each)
+    c = twins.store["c"].grad
+    assert c is not None
+    assert c.item() == 0.0
+    assert twins.store["a"].grad is None
+    assert twins.store["d"].grad is None
+    before = {name: param.detach().clone() for name, param in twins.ours.named_parameters()}
+    twins.opts[1].step()
+    assert twins.opts[1].state[twins.ours.c]["step"].item() == 1.0
+    assert_close(twins.ours.c.detach(), before["c"] * (1 - 0.1 * 0.1), "c")
+    assert torch.equal(twins.ours.d, before["d"])
+
+
+def test_gradients_zeroed_in_place_after_a_step_are_zeros_in_a_file() -> None:
+    """They are no longer those that the step used, and the next step decays by them, as torch's does."""
+    twins = Twins("views")
+    opt = fv.optim.SGD(twins.store, lr=0.1)
+    opt.zero_grad()
+    twins.backward("abc")
+    opt.step()
+    assert saved_gradients(twins.store, opt) == []
+    opt.zero_grad(set_to_none=False)
+    assert saved_gradients(twins.store, opt) == ["a", "b", "c"]
+    assert not twins.store["b"].grad.any()

@@ -69,6 +69,15 @@ def check_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert_same_bits(value, expected[name])
 
 
+def with_ema(kind: Any, **options: Any) -> Any:
+    """An optimizer that keeps an average of its values."""
+
+    def make(store: Any, **arguments: Any) -> Any:
+        return fv.EMA(kind(store, **arguments), **options).optimizer
+
+    return make
+
+
 # What torch has not got: `tests/kernels/test_rules.py` compares each rule with its formula.
 BEYOND: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw-cautious-decay": (fv.optim.AdamW, {"lr": 0.02, "weight_decay": 0.5, "cautious_decay": True}),
@@ -85,6 +94,9 @@ BEYOND: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw-cautious": (fv.optim.AdamW, {"lr": 0.02, "cautious": True, "cautious_decay": True}),
     "lion-cautious": (fv.optim.Lion, {"lr": 0.02, "weight_decay": 0.1, "cautious": True}),
     "adan": (fv.optim.Adan, {"lr": 0.02, "weight_decay": 0.1}),
+    "ema-adamw": (with_ema(fv.optim.AdamW, schedule="warmup"), {"lr": 0.02}),
+    "ema-lamb": (with_ema(fv.optim.LAMB, decay=0.9), {"lr": 0.02}),
+    "ema-sgd": (with_ema(fv.optim.SGD, schedule="tensorflow"), {"lr": 0.02}),
 }
 ALL = {**{name: (ours, arguments) for name, (ours, _, arguments) in OPTIMIZERS.items()}, **BEYOND}
 

@@ -77,6 +77,21 @@ def test_statistics_are_one_launch_more(make, max_norm, device):
     assert launches.operators == []
 
 
+@pytest.mark.parametrize("make", [fv.optim.AdamW, fv.optim.SGD, fv.optim.LAMB], ids=["adamw", "sgd", "lamb"])
+def test_an_average_takes_no_launch_in_a_step_and_one_to_be_exchanged(make, device):
+    store = store_of([(3, i % 4) for i in range(5)], device=device)
+    optimizer = make(groups_of(store, 2), store=store)
+    set_grads(store)
+    before = launches_of(optimizer.step)
+    ema = fv.EMA(optimizer)
+    assert launches_of(optimizer.step).kernels == before.kernels
+    with ema.swapped():
+        pass
+    with count_launches() as launches, ema.swapped():
+        assert launches.kernels == [STEP]
+    assert launches.kernels == [STEP, STEP]
+
+
 @pytest.mark.parametrize(("variables", "groups"), COUNTS)
 @pytest.mark.parametrize(
     ("options", "expected"),

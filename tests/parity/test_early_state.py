@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,27 @@ def saved(param: nn.Parameter, store: fv.VarStore, optimizer: Any, name: str, fo
     return other
 
 
+def pickled(param: nn.Parameter, store: fv.VarStore, optimizer: Any, name: str, folder: Path) -> Any:
+    return pickle.loads(pickle.dumps((param, store, optimizer)))
+
+
+def rolled_back(param: nn.Parameter, store: fv.VarStore, optimizer: Any, name: str, folder: Path) -> Any:
+    snapshot = store.snapshot(optimizer)
+    optimizer.state.clear()
+    param.grad = torch.ones(3)
+    optimizer.step()
+    store.restore(snapshot)
+    return param, store, optimizer
+
+
+def kept(param: nn.Parameter, store: fv.VarStore, optimizer: Any, name: str, folder: Path) -> Any:
+    return param, store, optimizer
+
+
 def loaded(param: nn.Parameter, store: fv.VarStore, optimizer: Any, name: str, folder: Path) -> Any:
     other = made(name)
     other[2].load_state_dict(optimizer.state_dict())
+    other[0].data.copy_(param)
     return other
 
 
@@ -63,6 +82,40 @@ def test_it_is_not_lost(name: str, way: Callable[..., Any], tmp_path: Path) -> N
     optimizer.step()
     theirs.step()
     torch.testing.assert_close(param, twin, rtol=1e-5, atol=1e-7)
+
+
+def zero(step: torch.Tensor) -> None:
+    step.zero_()
+
+
+def zero_data(step: torch.Tensor) -> None:
+    step.data.zero_()
+
+
+WAYS = [kept, deepcopied, pickled, saved, rolled_back, loaded]
+
+
+@pytest.mark.parametrize(("way", "reset"), [*((way, zero) for way in WAYS), (saved, zero_data)])
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "Rprop"])
+def test_a_count_that_was_made_zero_in_place_is_that_of_a_state(
+    name: str, way: Callable[..., Any], reset: Callable[..., None], tmp_path: Path
+) -> None:
+    """All else of the state stays: nothing begins anew, and no copy or file leaves it out."""
+    twin = nn.Parameter(torch.ones(3))
+    theirs = getattr(torch.optim, name)([twin], lr=0.1)
+    ours = made(name)
+    for one, optimizer in ((twin, theirs), (ours[0], ours[2])):
+        for _ in range(2):
+            one.grad = torch.full((3,), 2.0)
+            optimizer.step()
+        reset(optimizer.state[one]["step"])
+    param, _, mine = way(*ours, name, tmp_path)
+    assert set(mine.state[param]) == set(theirs.state[twin])
+    assert mine.state[param]["step"].item() == 0.0
+    for one, optimizer in ((twin, theirs), (param, mine)):
+        one.grad = torch.tensor([1.0, -2.0, 0.5])
+        optimizer.step()
+    torch.testing.assert_close(param, twin, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["gather", "views"])

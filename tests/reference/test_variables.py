@@ -255,7 +255,7 @@ def test_the_summary_lists_the_variables() -> None:
     store.root().ones("a", (3,))
     store.root().zeros_no_train("mean", (3,))
     lines = store.summary().splitlines()
-    assert lines[0].split()[0] == "a"
-    assert lines[0].endswith("trainable")
-    assert lines[1].endswith("buffer")
+    assert lines[1].split()[0] == "a"
+    assert lines[1].endswith("trainable")
+    assert lines[2].endswith("buffer")
     assert repr(store) == "VarStore(2 variables, cpu, torch.float32)"

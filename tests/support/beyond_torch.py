@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -182,3 +183,26 @@ def mars(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Updat
     m, v = _adam(c, states, group)
     u = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + group["eps"])
     return p - group["lr"] * (group["weight_decay"] * p + u), (m, v, g)
+
+
+def averaged(truth: Callable[..., Update], schedule: str) -> Callable[..., Update]:
+    """An update, and the average of its values before all states, the number of its updates behind them."""
+
+    def decay(t: float, group: Group) -> float:
+        if schedule == "constant":
+            return group["ema_decay"] if t > 1 else 0.0
+        if schedule == "tensorflow":
+            return min(group["ema_decay"], (1 + t) / (10 + t))
+        if schedule == "power":
+            return (1 - 1 / t) ** (group["ema_gamma"] + 1)
+        s = max(0, t - group["ema_after"] - 1)
+        grown = 1 - (1 + s / group["ema_gamma"]) ** -group["ema_power"]
+        return max(min(grown, group["ema_decay"]), group["ema_min_decay"]) if s else 0.0
+
+    def update(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+        average, *inner, updates = states
+        value, kept = truth(p, g, tuple(inner), group, step)
+        before, t = (p, 1.0) if step == 1 else (average, float(updates) + 1)
+        return value, (before + (1 - decay(t, group)) * (value - before), *kept, p.new_tensor(t))
+
+    return update

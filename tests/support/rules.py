@@ -38,6 +38,7 @@ from flatvars.kernels.rules import (
     SGD_MOMENTUM,
     STABLE_ADAMW,
     Rule,
+    averaged,
     cautious_updates,
     rule,
     with_decay,
@@ -231,6 +232,26 @@ CASES = {
     ),
     "cautious-updates-off": Case(
         cautious_updates(ADAMW), adam_group(weight_decay=0.1, cautious=False), beyond_torch.cautious_updates
+    ),
+    "ema-adamw": Case(
+        averaged(ADAMW, "constant"),
+        adam_group(weight_decay=0.1, ema_decay=0.8),
+        beyond_torch.averaged(reference.adamw, "constant"),
+    ),
+    "ema-lamb": Case(
+        averaged(LAMB, "power"),
+        group_of(LAMB_GROUP, weight_decay=0.1, ema_gamma=1.5),
+        beyond_torch.averaged(beyond_torch.lamb, "power"),
+    ),
+    "ema-nadam": Case(
+        averaged(NADAM, "tensorflow"),
+        group_of(NADAM_GROUP, ema_decay=0.25),
+        beyond_torch.averaged(elementwise.nadam, "tensorflow"),
+    ),
+    "ema-sgd": Case(
+        averaged(SGD, "warmup"),
+        sgd_group(ema_decay=0.9, ema_min_decay=0.2, ema_gamma=2.0, ema_power=0.75, ema_after=1),
+        beyond_torch.averaged(reference.sgd, "warmup"),
     ),
     "user": Case(drift, {"lr": 0.1}, reference.drift),
 }

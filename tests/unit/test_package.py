@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import flatvars as fv
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -77,6 +79,10 @@ def test_a_wheel_holds_every_file_once(tmp_path: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == library | kernels
     assert len(names) == len(set(names))
     assert "flatvars/py.typed" in names
+    (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+    with zipfile.ZipFile(wheel) as file:
+        assert "flatvars = flatvars.cli:main" in file.read(entry_points).decode()
+    assert wheel.name.startswith(f"flatvars-{fv.__version__}-")
 
 
 def printed(example: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -86,12 +92,13 @@ def printed(example: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
-    adopting, by_name, _, muon = code_blocks(ROOT / "README.md", "python")
+    adopting, by_name, _, average, muon = code_blocks(ROOT / "README.md", "python")
     assert "layer1.0.weight" in printed(by_name, capsys)
     out = printed(adopting, capsys)
     loss, norm = re.match(r"loss (\S+), gradient norm (\S+), 6 variables", out).groups()  # type: ignore[union-attr]
     assert float(loss) < 2.0
     assert 0.0 < float(norm) < 100.0
+    assert re.match(r"loss of the average \d", printed(average, capsys))
     out = printed(muon, capsys)
     assert re.search(r"group 0: Muon.*\n  1.weight .*\n  3.weight .*\ngroup 1: AdamW", out)
     assert "0.weight  (64, 32), embedding" in out
@@ -100,7 +107,7 @@ def test_the_examples_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_checkpoints_of_the_readme_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, _, example, _ = code_blocks(ROOT / "README.md", "python")
+    _, _, example, *_ = code_blocks(ROOT / "README.md", "python")
     monkeypatch.chdir(tmp_path)
     assert printed(example, capsys) == "equal: True, step 20\n"
     assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
