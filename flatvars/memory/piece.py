@@ -38,7 +38,9 @@ class Piece(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def boxes(self) -> list[Box]:
-        """What lies here, as rectangular pieces of the tensor."""
+        """What lies here, as rectangular pieces of the tensor; one without elements of a tensor without elements."""
+        if not self.numel():
+            return [Box((0,) * self.dim(), tuple(self.shape), self.first)]
         return boxes_of(self.first, self.first + len(self.local), tuple(self.shape), self.stride())
 
     def view_of(self, box: Box) -> Tensor:
@@ -95,6 +97,12 @@ class Piece(Tensor):
             if index.offset is not None and tuple(index.offset) == box.offsets:
                 return self.view_of(box)
         raise FlatvarsError(f"no piece of {index.fqn!r} at {index.offset} lies here; it holds {self.boxes()}")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise FlatvarsError(
+            f"{self!r} is shared out over ranks, and a file of this rank would hold a part alone: save with "
+            "torch.distributed.checkpoint on all ranks"
+        )
 
     # Operators ----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import flatvars as fv
@@ -169,7 +170,8 @@ def check_torch_optim_goes_on_and_back(world: World) -> None:
     again = Net(seed=9)
     mine = fv.VarStore.from_module(again, mesh=world.mesh)
     other = adamw(mine)
-    load(again, other, back)
+    # torch.optim has fewer entries in its param groups: those stay as they are.
+    load(again, other, back, planner=DefaultLoadPlanner(allow_partial_load=True))
     assert_same(mine, other, expected, reference, "from torch.optim")
     # And in memory: a state dict of whole tensors.
     final = fv.VarStore.from_module(Net(seed=10), mesh=world.mesh)

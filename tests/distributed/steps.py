@@ -83,7 +83,7 @@ def assert_same(mine: fv.VarStore, opt: Optimizer, whole: fv.VarStore, reference
 
 def warm() -> None:
     """Compiles what the checks share, before the ranks are forked."""
-    for kind, dtypes in ((adamw, DTYPES), (averaged, DTYPES[:1])):
+    for kind, dtypes in ((adamw, DTYPES), (adamw, DTYPES[:1]), (averaged, DTYPES[:1])):
         net = Net(dtypes=dtypes)
         store = fv.VarStore.from_module(net)
         opt = kind(store, max_norm=0.5)
@@ -91,6 +91,9 @@ def warm() -> None:
         opt.step()
         store.accumulate()
         store.accumulate(gradients(0, 0))
+        if kind is adamw and dtypes == DTYPES[:1]:
+            fv.EMA(opt, decay=0.5)
+            opt.step()
         if kind is averaged:
             opt.eval()
             opt.train()
@@ -308,6 +311,20 @@ def check_averages_of_schedule_free(world: World) -> None:
         getattr(opt, turn)()
         getattr(reference, turn)()
         assert_same(store, opt, whole, reference, turn)
+
+
+def check_averages_in_the_place_of_values(world: World) -> None:
+    net, alone = Net(), Net()
+    store, whole = fv.VarStore.from_module(net, mesh=world.mesh), fv.VarStore.from_module(alone)
+    opt, reference = adamw(store), adamw(whole)
+    mine, truth = fv.EMA(opt, decay=0.5), fv.EMA(reference, decay=0.5)
+    give(net, gradients(world.rank, 0))
+    give(alone, mean(world, 0, ()))
+    opt.step()
+    reference.step()
+    with mine.swapped(), truth.swapped():
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), alone.parameters(), strict=True))
+    assert_same(store, opt, whole, reference, "swapped back")
 
 
 def check_several_dtypes_and_frozen_variables(world: World) -> None:
