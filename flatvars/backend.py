@@ -15,6 +15,7 @@ from .kernels.addresses import CODE_OF, EMPTY, Sources, all_in_memory_order, in_
 from .kernels.fills import Draw, Fill
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
+from .kernels.looks import Looks
 from .kernels.plan import Plan
 from .kernels.rules import (
     ADADELTA,
@@ -119,6 +120,7 @@ __all__ = [
     "VALUE",
     "Draw",
     "Fill",
+    "Looks",
     "Rule",
     "Scalars",
     "Segments",

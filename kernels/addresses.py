@@ -136,10 +136,12 @@ class AddressTable:
         self._touched: list[bool] = []
         self._addresses: list[int] = []
         self._dtypes: list[torch.dtype] = []
+        self._rows = np.zeros((len(segments), 2), dtype=np.int64)
         self._sources = Sources(self.table, [], torch.float32)
         # How those gradients looked that were looked at closely, or which stream was pointed into.
         self._looks: Looks | None = None
         self._place: tuple[int, torch.dtype] | None = None
+        self._viewed: Sources | None = None  # as it was pointed into, for views
         # Shapes and strides of the variables of one pattern of touched ones, kept as long as it repeats.
         self._pattern: tuple[list[bool], Shapes, Shapes] = ([], [], [])
         # Alive until the next upload: copies made of gradients, and memory that a captured graph copies from.
@@ -172,6 +174,33 @@ class AddressTable:
         present = self._kept = list(map(in_memory_order, names, present, *self._pattern[1:]))
         return self._point(touched, list(map(_address, present)), list(map(_dtype, present)))
 
+    @property
+    def has_copies(self) -> bool:
+        """Whether copies of gradients are read, and not these themselves."""
+        return bool(self._kept)
+
+    def moved(self, addresses: npt.NDArray[np.int64]) -> Sources:
+        """Points at gradients that differ from those of the last call of `scattered` in where they lie, and no more.
+
+        Args:
+            addresses: [variables], read for those that have a gradient.
+        """
+        rows = self._rows.copy()
+        hit = rows[:, 0] != 0
+        rows[hit, 0] = np.where(addresses == 0, EMPTY, addresses)[hit]
+        if not (np.array_equal(rows, self._rows) and self._repeats()):
+            self._looks, self._place, self._addresses = None, None, []
+            self._put(rows)
+        return self._sources
+
+    def _repeats(self) -> bool:
+        """Whether the table holds what was put there last, and need not be told so.
+
+        Once a graph was captured, a replay may have put its own addresses into the table: what was seen is no proof.
+        And a graph must bring its addresses itself, also those that are there while it is captured.
+        """
+        return not self._captured and not is_capturing(self.table) and self.uploads > 0
+
     def _readable(self, present: Sequence[Tensor], looks: Looks) -> bool:
         """What `all_in_memory_order` says, of gradients that were looked at already."""
         _, shapes, strides = self._pattern
@@ -202,19 +231,21 @@ class AddressTable:
         Args:
             told: Which variables have a gradient; read for those without elements alone, of which no launch can tell.
         """
+        if self._place == (stream.data_ptr(), stream.dtype) and self._viewed is not None and self._repeats():
+            return self._viewed
         numels = self.segments.numels
         if 0 in numels:
             told = told or [False] * len(numels)
             touched = [bool(numel or known) for numel, known in zip(numels, told, strict=True)]
         else:
             touched = [True] * len(numels)
-        return replace(self.gathered(stream, touched), viewed=True)
+        found = replace(self.gathered(stream, touched), viewed=True)
+        self._viewed = None if 0 in numels else found
+        return found
 
     def _point(self, touched: list[bool], addresses: list[int], dtypes: list[torch.dtype]) -> Sources:
-        # Once a graph was captured, a replay may have put its own addresses into the table: what was seen is no proof.
-        # And a graph must bring its addresses itself, also those that are there while it is captured.
         seen = addresses == self._addresses and touched == self._touched and dtypes == self._dtypes
-        if seen and not self._captured and not is_capturing(self.table) and self.uploads:
+        if seen and self._repeats():
             return self._sources
         self._looks, self._place = None, None
         rows = np.zeros((len(touched), 2), dtype=np.int64)
@@ -223,12 +254,17 @@ class AddressTable:
         kinds = set(dtypes)
         rows[hit, 0] = np.where(placed == 0, EMPTY, placed)
         rows[hit, 1] = CODE_OF[dtypes[0]] if len(kinds) == 1 else [CODE_OF[dtype] for dtype in dtypes]
-        self._upload(torch.from_numpy(rows))
+        self._put(rows)
         uniform = next(iter(kinds)) if len(kinds) == 1 else None
         self._sources = Sources(self.table, touched, uniform if kinds else torch.float32)
         self._touched, self._addresses, self._dtypes = touched, addresses, dtypes
-        self.uploads += 1
         return self._sources
+
+    def _put(self, rows: npt.NDArray[np.int64]) -> None:
+        self._viewed = None
+        self._upload(torch.from_numpy(rows))
+        self._rows = rows
+        self.uploads += 1
 
     def _upload(self, host: Tensor) -> None:
         if not is_capturing(self.table):

@@ -139,10 +139,15 @@ class Gathered(Gradients):
         self._note_norm(plans)
 
     def collect(self, plans: PlanSet) -> Collected:
+        simple = not self._open and not self._spent
+        if simple and (told := plans.repeats.take()) is not None:
+            return Collected(*told, plans.left)
         pending: Sequence[Tensor | None] = plans.pending()
         touched = list(map(exists, pending))
-        if not self._open and not self._spent:
-            return Collected(plans.scattered(pending), touched, pending)
+        if simple:
+            sources = plans.scattered(pending)
+            plans.repeats.note(sources, touched)
+            return Collected(sources, touched, pending)
         if any(touched):
             # A new cycle of these variables: the stream's spent ones are those of the step before.
             self._forget(self._spent.intersection(plans.ids))

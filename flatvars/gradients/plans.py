@@ -9,6 +9,8 @@ from functools import cached_property
 from itertools import compress
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from ..variables.guard import AliasGuard
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .receipts import Receipt
+from .repeats import HeldViews, Left, Repeats
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class PlanSet:
 
     Attributes:
         norm: Of the gradients, a device scalar; float64 where a region is.
+        left: What lies in `.grad` of each.
         guard: Over these variables: to be asked before anything is launched.
     """
 
@@ -76,14 +80,14 @@ class PlanSet:
         self.variables = list(variables)
         self.ids = [v.id for v in self.variables]
         self.params = [v.param for v in self.variables]
-        self.guard = AliasGuard(registry, self.variables)
+        self.left = Left(self.params)
+        self.guard = AliasGuard(registry, self.variables, often=True)
         self.zeroed = False  # their gradients were, since the last step
         self.receipt: Receipt | None = None  # of the last step
-        # Where gradients are views: the views, where they lie, their versions when zeroed, and at the last look.
-        self.views: list[Tensor] | None = None
-        self.there: list[int] = []
-        self.versions: list[int] | None = None
-        self.latest: list[int] | None = None
+        # Where gradients are views: these, their versions when zeroed, and at the last look.
+        self.views: HeldViews | None = None
+        self.versions: npt.NDArray[np.int64] | None = None
+        self.latest: npt.NDArray[np.int64] | None = None
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
@@ -102,6 +106,7 @@ class PlanSet:
             mask = None if frozen is None else frozen.buffer
             plan = make_plan(segments, registry.device, self.norm, sums, slot, mask)
             self.parts.append(Part(region, order, plan, order == list(range(len(self.variables))), kind))
+        self.repeats = Repeats(self.params, self.parts)
 
     @property
     def registry(self) -> Registry:

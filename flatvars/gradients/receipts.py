@@ -10,8 +10,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from itertools import compress
+from operator import attrgetter
 
 from torch import Tensor
+
+from .repeats import Left
+
+_version = attrgetter("_version")
 
 WITNESSES = 128
 """Tensors that are looked at. Of more than these, every n-th: zeroing, a backward pass and clipping reach many at once,
@@ -31,10 +36,13 @@ class Receipt:
         self.touched = touched
         self.ends = ends
         present = range(len(grads)) if all(touched) else list(compress(range(len(grads)), touched))
-        chosen = [(k, grad) for k in present[:: -(-len(present) // WITNESSES) or 1] if (grad := grads[k]) is not None]
-        self._places = [k for k, _ in chosen]
-        self._witnesses = [weakref.ref(grad) for _, grad in chosen]
-        self._versions = [grad._version for _, grad in chosen]
+        places = present[:: -(-len(present) // WITNESSES) or 1]
+        tensors = grads.at(places) if isinstance(grads, Left) else list(map(grads.__getitem__, places))
+        there = [tensor is not None for tensor in tensors]
+        self._places = list(compress(places, there))
+        witnesses: list[Tensor] = list(compress(tensors, there))  # type: ignore[arg-type]
+        self._witnesses = list(map(weakref.ref, witnesses))
+        self._versions = list(map(_version, witnesses))
 
     def is_alive(self) -> bool:
         """Whether the tensors are still there, whatever was added to them."""

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import compress
-from operator import attrgetter, is_, ne
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,10 +26,8 @@ from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot,
 from .given import aligned
 from .masks import clear_masked
 from .plans import PlanSet, checked
+from .repeats import HeldViews
 from .sentinel import UNWRITTEN, is_written, keep_marks
-
-_version = attrgetter("_version")
-_address = Tensor.data_ptr
 
 
 class Views(Gradients):
@@ -90,21 +88,30 @@ class Views(Gradients):
         view = self._views[variable.id]
         return variable.param.grad is view and is_bound(view, self.registry.view(GRADS, variable))
 
-    def _settle_plans(self, plans: PlanSet) -> list[Tensor]:
-        """The same for the variables of some plans; returns their views, made where a variable trains again."""
+    def _settle_plans(self, plans: PlanSet, stepping: bool = False) -> HeldViews:
+        """The same for the variables of some plans; returns their views, made where a variable trains again.
+
+        Args:
+            stepping: The plans' `latest` versions are wanted.
+        """
         if plans.views is None:
             self._attach([v for v in plans.variables if v.id not in self._views])
         views = self._note(plans) if plans.views is None else plans.views
-        if not all(map(is_, plans.pending(), views)) or list(map(_address, views)) != plans.there:
+        versions = np.empty(len(plans.ids), dtype=np.int64) if stepping else None
+        if not views.are_there(versions):
             self._settle()
             views = self._note(plans)
+            there = views.are_there(versions)
+            assert there
+        if versions is not None:
+            plans.latest = versions
         return views
 
-    def _note(self, plans: PlanSet) -> list[Tensor]:
+    def _note(self, plans: PlanSet) -> HeldViews:
         """Which views the plans have, and where they lie."""
-        views = [self._views[key] for key in plans.ids]
-        plans.views, plans.there, plans.versions = views, list(map(_address, views)), None
-        return views
+        plans.views = HeldViews(plans.params, [self._views[key] for key in plans.ids])
+        plans.versions = None
+        return plans.views
 
     def _take_in(self, strays: Sequence[tuple[Variable, Tensor | None]]) -> None:
         """Copies gradients into the stream and makes their views `.grad` again; None is none."""
@@ -140,12 +147,12 @@ class Views(Gradients):
         for dtype, start, stop in stretches:
             self.stream(dtype)[start:stop].fill_(UNWRITTEN)
 
-    def _moved(self, plans: PlanSet, views: Sequence[Tensor]) -> list[bool]:
+    def _moved(self, plans: PlanSet) -> list[bool]:
         """Whose view has moved on since it was zeroed."""
         if plans.versions is None:
-            plans.versions = [self._versions[key] for key in plans.ids]
-        plans.latest = list(map(_version, views))
-        return list(map(ne, plans.versions, plans.latest))
+            plans.versions = np.array([self._versions[key] for key in plans.ids], dtype=np.int64)
+        moved: list[bool] = (plans.versions != plans.latest).tolist()
+        return moved
 
     def before_carve(self) -> None:
         super().before_carve()
@@ -237,15 +244,15 @@ class Views(Gradients):
                 'scale the loss, or make the store with grads="gather"'
             )
         given = [] if grads is None else plans.in_memory_order(aligned(plans, grads))
-        for view, grad in zip(self._settle_plans(plans), given, strict=False):
+        for view, grad in zip(self._settle_plans(plans).views, given, strict=False):
             if grad is not None:
                 view.add_(grad)
         clear_masked(self.registry)
 
     def collect(self, plans: PlanSet) -> Collected:
-        views = self._settle_plans(plans)
-        moved = self._moved(plans, views)
-        return Collected(plans.viewed(self.stream, moved), moved, views, unseen=True)
+        views = self._settle_plans(plans, stepping=True)
+        moved = self._moved(plans)
+        return Collected(plans.viewed(self.stream, moved), moved, views.views, unseen=True)
 
     def hits(self, plans: PlanSet, collected: Collected) -> list[bool]:
         self.norm_for(plans, collected)
@@ -281,7 +288,7 @@ class Views(Gradients):
 
     def _zero_plans(self, plans: PlanSet, variables: Sequence[Variable]) -> None:
         """The same without a turn for each variable but where `.grad` is no view."""
-        views = self._settle_plans(plans)
+        views = self._settle_plans(plans).views
         if not plans.covers(variables):  # the store followed a conversion, and carved
             self.zero(True, variables)
             return

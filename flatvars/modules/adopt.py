@@ -143,8 +143,10 @@ def own(registry: Registry, variable: Variable, module: nn.Module, attribute: st
     keep_for(registry, [module])
 
 
-def watch(registry: Registry, module: nn.Module) -> list[str]:
+def watch(registry: Registry, module: nn.Module, prefix: str = "") -> list[str]:
     """See `VarStore.watch`."""
+    if registry.made_for_optimizer:
+        _adopt_rest(registry, module, prefix)
     held = {id(variable.param): variable for variable in registry.variables}
     names: dict[str, None] = {}
     for entry in find_tensors(module, "", buffers=True, persistent=False):
@@ -157,3 +159,24 @@ def watch(registry: Registry, module: nn.Module) -> list[str]:
     if names:
         registry.generation += 1  # plans know whom to look at from when they were made
     return list(names)
+
+
+def _adopt_rest(registry: Registry, module: nn.Module, prefix: str) -> None:
+    """Makes a store that an optimizer made what it would be had the module been adopted: names, all its tensors."""
+    found = takable(find_tensors(module, prefix, buffers=True))
+    held = {id(variable.param): variable for variable in registry.variables}
+    rest = [entry for entry in found if id(entry.tensor) not in held]
+    specs = [make_spec(entry, None) for entry in rest]
+    check_memory(rest)
+    for entry in rest:
+        if entry.tensor.is_meta:
+            raise SpecError(f"{entry.names[0]!r} is on the meta device and has no values; give it memory first")
+    known = [(held[id(entry.tensor)], entry.names) for entry in found if id(entry.tensor) in held]
+    numbered = {variable: names for variable, names in known if variable.is_numbered}
+    registry.check_names([name for entry in rest for name in entry.names])
+    registry.rename_all(numbered)
+    for variable in numbered:
+        variable.is_numbered = False
+    registry.extend(specs, [entry.tensor for entry in rest], [entry.names for entry in rest])
+    if module not in registry.adopted:
+        registry.adopted[module] = Adopted(prefix, True)

@@ -31,7 +31,8 @@ from .conveniences import Conveniences
 from .copies import get_state, set_state
 from .divided import DividedStep, step_divided
 from .entries import Entries
-from .groups import as_groups, check_group_keys, find_registry, kept, resolved, tensors_of
+from .groups import as_groups, check_group_keys, find_registry, kept, resolved
+from .homes import GivenParam, admit, forget_leavers, given_in
 from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
 from .recording import capture_record, record_problems, restore_record
@@ -45,8 +46,9 @@ class Optimizer(Averaging, Conveniences):
     """Base of all optimizers of flatvars.
 
     Args:
-        params: A VarStore, parameters that lie in one store, or param groups; `"params"` of a group may be a name
-            pattern or a list of them, and a variable goes to the first group that matches it.
+        params: A VarStore, parameters, or param groups; `"params"` of a group may be a name pattern or a list of them,
+            and a variable goes to the first group that matches it. For parameters that lie in no store one is made
+            (`optimizer.store`), with the names of `named_parameters()` if those are given, else with numbers.
         defaults: Hyper-parameters of groups that do not set them.
         store: Needed only where `params` are patterns.
         max_norm: Clip the norm over all gradients of this optimizer to it, inside the step: gradients are not
@@ -56,7 +58,8 @@ class Optimizer(Averaging, Conveniences):
             squares are rounded at random (`stochastic_rounding`).
 
     Raises:
-        ForeignParameterError: a parameter of no store, or of two.
+        ForeignParameterError: parameters of two stores, or of none beside those of a store that was adopted by hand.
+        SpecError: a parameter that no store can hold: sparse, complex, on the meta device or on another than the rest.
         ValueError: a number out of range, or a key of a group that means nothing there.
     """
 
@@ -233,17 +236,28 @@ class Optimizer(Averaging, Conveniences):
         group = {**self.average_numbers, **group}
         defaults = self.defaults_of(group)
         check_group_keys(group, {**defaults, **self.average_numbers}, type(self).__name__)
-        for param in tensors_of(group):
-            found = variable_of(param)
-            if found is None or found[0] is not self.registry:
-                explain_foreign(param, self.registry, "the group was not added")
         self.check_entries({**defaults, **group}, self.number_names(defaults))
         if self.average is not None:
             check_average(self.average, group)
+        self._take_in(given_in(group), "the group was not added")
         super().add_param_group(group)
         if selector is not None:
             self.membership.select(self.param_groups[-1], selector)
         self._follow()
+
+    def _take_in(self, given: Sequence[GivenParam], consequence: str) -> None:
+        """Takes parameters into a store that was made for optimizers.
+
+        Raises:
+            ForeignParameterError: another store holds one, or none does and this one was adopted by hand.
+        """
+        owners = [variable_of(one.tensor) for one in given]
+        for one, found in zip(given, owners, strict=True):
+            if found is not None and found[0] is self.registry:
+                continue
+            if found is not None or not self.registry.made_for_optimizer:
+                explain_foreign(one.tensor, self.registry, consequence)
+        admit(self.registry, [one for one, found in zip(given, owners, strict=True) if found is None])
 
     def _move_to(self, registry: Registry | None) -> None:
         """To the store of the first parameter."""
@@ -251,6 +265,16 @@ class Optimizer(Averaging, Conveniences):
             groups = self.param_groups
             self._attach(registry)
             self.param_groups = groups
+
+    @property
+    def store(self) -> Any:
+        """The `VarStore` of the parameters, whoever made it.
+
+        One that was made for this optimizer knows the parameters alone, and goes with the last optimizer over it.
+        `optimizer.store.watch(module)` gives it what an adopted one has: the module's names, its other parameters and
+        its buffers, so that files are whole, and an eye on what is replaced there.
+        """
+        return self.registry.handle()
 
     def members(self) -> list[Variable]:
         """The variables of all param groups, as followed last."""
@@ -306,7 +330,8 @@ class Optimizer(Averaging, Conveniences):
             ForeignParameterError: a param group holds a Parameter that the store does not.
         """
         self.follow()
-        self.membership.check()
+        if self.membership.foreign:
+            self._take_in_foreign()
         plans = self._plans
         if plans is not None and plans.generation == self.registry.generation:
             if not any(param.requires_grad for param in self._frozen):
@@ -317,6 +342,15 @@ class Optimizer(Averaging, Conveniences):
             follow_flags(self.registry)
         self.follow()
         return self._make_plans()
+
+    def _take_in_foreign(self) -> None:
+        """Takes in what users put into `param_groups`, and lets go of what they took out for it."""
+        self._take_in([GivenParam(None, param) for param in self.membership.foreign], "nothing was stepped")
+        self.membership.look_again()
+        self.follow()
+        hooks = [hook for hook in self.registry.after_carve if isinstance(hook, _Hook)]
+        forget_leavers(self.registry, [optimizer for hook in hooks if (optimizer := hook.optimizer()) is not None])
+        self.follow()
 
     def _make_plans(self) -> PlanSet:
         members = by_rows(self.membership.groups)
@@ -582,10 +616,10 @@ class _Hook:
     """Tells an optimizer, as long as there is one, that its store carved."""
 
     def __init__(self, optimizer: weakref.ref[Optimizer]) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
 
     def __call__(self) -> None:
-        optimizer = self._optimizer()
+        optimizer = self.optimizer()
         if optimizer is not None:
             optimizer._carved()
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ForeignParameterError
-from ..variables.registry import HasRegistry, Registry, variable_of
+from ..variables.registry import HasRegistry, Registry
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
-from .membership import explain_foreign
+from .homes import given_in, home_of
 
 OPTIONS = ("store", "max_norm", "skip_nonfinite", "state_dtype")
 """Arguments of an optimizer that hold for all of its groups."""
@@ -26,6 +26,11 @@ def as_groups(params: Any) -> list[dict[str, Any]]:
     """
     if isinstance(params, HasRegistry):
         return store_groups(params.registry.variables)
+    if isinstance(params, nn.Module):
+        raise TypeError(
+            f"params is a module ({type(params).__name__}); give its parameters(), its named_parameters(), or the "
+            "store of VarStore.from_module(module)"
+        )
     if isinstance(params, Tensor):
         raise TypeError("params must be a VarStore, an iterable of parameters or of groups, not Tensor")
     if is_selector(params) or isinstance(params, dict):
@@ -49,10 +54,11 @@ def kept(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_registry(params: Any, groups: Iterable[Mapping[str, Any]], store: HasRegistry | None) -> Registry | None:
-    """The store an optimizer is for: the one given, or that of the first parameter; None if there is no parameter.
+    """The store an optimizer is for: the one given, that of its parameters, or a new one; None without parameters.
 
     Raises:
-        ForeignParameterError: no store was given, and the parameters lie in none, or are given by name.
+        ForeignParameterError: no store was given, and parameters are given by name, or lie in two.
+        SpecError: a parameter that no store can hold.
     """
     if isinstance(params, HasRegistry):
         return params.registry
@@ -63,22 +69,7 @@ def find_registry(params: Any, groups: Iterable[Mapping[str, Any]], store: HasRe
             raise ForeignParameterError(
                 f"params are name patterns ({group['params']!r}); pass store= to say of which store"
             )
-        for param in tensors_of(group):
-            found = variable_of(param)
-            if found is not None:
-                return found[0]
-            explain_foreign(param, None, "no optimizer was made")
-    return None
-
-
-def tensors_of(group: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The parameters of a group, which may be pairs with their names."""
-    params = group["params"]
-    for item in [params] if isinstance(params, Tensor) else params:
-        if isinstance(item, Tensor):
-            yield item
-        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], Tensor):
-            yield item[1]
+    return home_of([one for group in groups for one in given_in(group)])
 
 
 def resolved(group: dict[str, Any], registry: Registry, taken: Collection[int]) -> dict[str, Any]:

@@ -37,14 +37,15 @@ class Membership:
         self.by_number = False
         self._selectors: list[tuple[dict[str, Any], Selector]] = []
         self.foreign: list[Tensor] = []
+        self._members: list[Variable] = []
         self._known: list[list[Tensor]] = []
         self._params: dict[int, Tensor] = {}  # of each variable that is or was a member, when last looked at
         self._generation = -1
         self._seen = registry._next_id
 
     def members(self) -> list[Variable]:
-        """Of all groups."""
-        return [variable for group in self.groups for variable in group]
+        """Of all groups; the same list as long as these are the same."""
+        return self._members
 
     def select(self, group: dict[str, Any], selector: Selector) -> None:
         """Variables that are declared later join a group if its selector fits them."""
@@ -153,16 +154,16 @@ class Membership:
         if found != self.groups or any(group is not self.group_of.get(key) for key, group in group_of.items()):
             self.version += 1
             self.groups = found
+            self._members = [variable for group in found for variable in group]
         self.group_of, self._known, self.foreign = group_of, known, foreign
         members = self.members()
         exchanged = [v for v in members if self._params.get(v.id, v.param) is not v.param]
         self._params.update((v.id, v.param) for v in members)
         return exchanged
 
-    def check(self) -> None:
-        """Raises ForeignParameterError where the groups hold a tensor that is no variable of the store."""
-        if self.foreign:
-            explain_foreign(self.foreign[0], self.registry, "nothing was stepped")
+    def look_again(self) -> None:
+        """Makes the next `follow` find the variables of all groups anew: a store took in what was foreign."""
+        self._known = []
 
 
 def params_of(group: dict[str, Any]) -> list[Tensor]:

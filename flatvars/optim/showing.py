@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..variables.registry import Registry
-from .groups import tensors_of
+from .homes import given_in
 
 NOTHING = frozenset({"foreach", "fused", "capturable", "differentiable", "params", "param_names", "initial_lr"})
 """Entries of a param group that say nothing of a step here."""
@@ -30,7 +30,7 @@ def show(optimizer: torch.optim.Optimizer, registry: Registry, options: Mapping[
 
 
 def _group(group: Mapping[str, Any]) -> str:
-    params = list(tensors_of(group))
+    params = [one.tensor for one in given_in(group)]
     numbers = [f"{name}={_number(value)}" for name, value in group.items() if name not in NOTHING and _says(value)]
     count = f"{len(params)} parameters, {sum(param.numel() for param in params):,} elements"
     return "; ".join([count, ", ".join(numbers)])

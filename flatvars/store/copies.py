@@ -79,7 +79,7 @@ def reduce_registry(registry: Registry) -> Any:
     registry.check_usable()
     registry.check_aliases()
     records = [record(registry, variable) for variable in registry.variables]
-    home = (registry.device, registry.gradients.mode, registry.seed, registry.on_moved)
+    home = (registry.device, registry.gradients.mode, registry.seed, registry.on_moved, registry.made_for_optimizer)
     return restore_registry, (home, registry._next_id, records, AdoptedHandle(dict(registry.adopted)))
 
 
@@ -92,26 +92,29 @@ def record(registry: Registry, variable: Variable) -> dict[str, Any]:
         "frozen": variable.frozen,
         "initializer": variable.initializer,
         "leaf": variable.is_leaf,
+        "numbered": variable.is_numbered,
         "mask": registry.masks.of(variable),
         "handle": Handle(variable.param, variable.places),
     }
 
 
 def restore_registry(
-    home: tuple[torch.device, Mode, int, OnMoved],
+    home: tuple[torch.device, Mode, int, OnMoved, bool],
     next_id: int,
     records: Sequence[dict[str, Any]],
     adopted: AdoptedHandle,
 ) -> Registry:
     """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
     params = [entry["handle"].param for entry in records]
-    device, mode, seed, on_moved = home
+    device, mode, seed, on_moved, made = home
     registry = make_registry(params[0].device if params else device, mode, seed, on_moved)
+    registry.made_for_optimizer = made
     for entry, param in zip(records, params, strict=True):
         spec: VarSpec = entry["spec"]
         variable = registry.declare(spec, param, entry["names"], entry["group"])
         variable.id, variable.frozen = entry["id"], entry["frozen"]
         variable.initializer, variable.is_leaf = entry["initializer"], entry["leaf"]
+        variable.is_numbered = entry["numbered"]
         variable.places = list(entry["handle"].places)
     registry._next_id = next_id
     registry.adopted.update(adopted.modules)

@@ -194,13 +194,7 @@ class VarStore:
             >>> VarStore.from_module(model) is VarStore.of(model)
             True
         """
-        registry = registry_of(module)
-        held = _stores.get(registry)
-        store = None if held is None else held()
-        if store is None:  # the modules kept the variables, and nobody the handle
-            store = cls.__new__(cls)
-            store._hold(registry, torch.float32, "suffix")
-        return store
+        return store_of(registry_of(module))
 
     def release(self) -> None:
         """Gives all variables away: modules work on with the same Parameters, each in memory of its own.
@@ -596,16 +590,25 @@ class VarStore:
         """Binds every Parameter to the store's memory again; values written elsewhere meanwhile are dropped."""
         restore_aliases(self.registry)
 
-    def watch(self, module: nn.Module) -> list[str]:
+    def watch(self, module: nn.Module, prefix: str = "") -> list[str]:
         """Tells the store which module uses its variables, so that one that is replaced there is noticed.
 
         `from_module`, `add_module` and `capture` do it by themselves. Call it for a module that was built from the
-        store's variables, and for one that was loaded together with the store from a pickle.
+        store's variables, for one that was loaded together with the store from a pickle, and for that of a store which
+        an optimizer made (`optimizer.store.watch(model)`): variables that had numbers then get the module's names, and
+        its other parameters and its buffers are taken in, so that files and snapshots are whole.
+
+        Args:
+            module: The module, or a part of it.
+            prefix: Of its names in this store.
 
         Returns:
             Names of the variables that the module holds.
+
+        Raises:
+            NameTakenError, SpecError: what would be taken in cannot be. Nothing has changed then.
         """
-        return watch(self.registry, module)
+        return watch(self.registry, module, prefix)
 
     # Masks ------------------------------------------------------------------------------------------------------------
 
@@ -861,3 +864,16 @@ class VarStore:
             MismatchError: variables were added since, or it is another store's.
         """
         restore(self.registry, snapshot)
+
+
+def store_of(registry: Registry) -> VarStore:
+    """The store of a registry; a new handle where nobody kept one."""
+    held = _stores.get(registry)
+    store = None if held is None else held()
+    if store is None:
+        store = VarStore.__new__(VarStore)
+        store._hold(registry, torch.float32, "suffix")
+    return store
+
+
+Registry.store_of = store_of

@@ -13,6 +13,7 @@ from typing import NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..backend import Looks
 from ..errors import AliasError
 from .claims import owner_of
 from .following import Mover
@@ -35,14 +36,18 @@ class Carver(Mover, Protocol):
 class AliasGuard:
     """Watches over some carved variables until spans move or the variables change.
 
+    Args:
+        often: It is asked at every step.
+
     Attributes:
         variables: Which.
     """
 
-    def __init__(self, registry: Carver, variables: Sequence[Variable]) -> None:
+    def __init__(self, registry: Carver, variables: Sequence[Variable], often: bool = False) -> None:
         # Weak: the registry keeps guards, and buffers must go with the last handle.
         self._reference = weakref.ref(registry)
         self.variables = list(variables)
+        self._often = often
         self._watch: Watch | None = None  # none before the first look
         self._note()
 
@@ -57,6 +62,7 @@ class AliasGuard:
         self._matrices = [p for p in self._params if p.dim() > 1]
         self._strides = [v.spec.stride for v in self.variables if len(v.spec.shape) > 1]
         self._addresses = self._registry.addresses(self.variables)
+        self._looks: Looks | None = None  # of Parameters that were in place
 
     # What is asked --------------------------------------------------------------------------------------------------
 
@@ -111,6 +117,15 @@ class AliasGuard:
     # What is done about it ------------------------------------------------------------------------------------------
 
     def _in_place(self) -> bool:
+        if self._looks is not None and self._looks.unchanged():
+            return True
+        found = self._are_in_place()
+        if found and self._often:
+            self._looks = self._looks or Looks(self._params)
+            self._looks.note()
+        return found
+
+    def _are_in_place(self) -> bool:
         addresses = list(map(_address, self._params))
         if addresses != self._addresses:
             # share_memory_() moves a whole buffer with everything in it: that is no parameter gone astray.

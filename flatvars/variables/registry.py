@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,11 @@ class Registry(Carving):
     Attributes:
         adopted: Modules whose tensors became variables.
         told_left_out: Names of buffers that the store does not hold, of which it has warned.
+        made_for_optimizer: Whether no one adopted the parameters by hand: it takes in what its optimizers are given.
     """
+
+    store_of: ClassVar[Callable[[Registry], Any]]
+    """The handle that users have of a registry, whose class stands above; set there."""
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class Registry(Carving):
         self.seed = seed
         self.adopted: weakref.WeakKeyDictionary[nn.Module, Adopted] = weakref.WeakKeyDictionary()
         self.told_left_out: set[str] = set()
+        self.made_for_optimizer = False
         self._next_id = 0  # of the variable declared next; ids are never used again
         self._optimizers = 0
         self.gradients = gradients(self)
@@ -187,6 +192,29 @@ class Registry(Carving):
             variable.names[0] = name
             self._place([spec if v is variable else v.spec for v in self.variables])
             self.generation += 1
+
+    def rename_all(self, names: Mapping[Variable, list[str]]) -> None:
+        """Gives variables other names, all of them; ids, values, gradients and state stay.
+
+        Raises:
+            NameTakenError: nothing has changed then.
+        """
+        with self.lock:
+            former = {name for variable in names for name in variable.names}
+            new = [name for each in names.values() for name in each]
+            self.check_names([name for name in new if name not in former])
+            self.settle()
+            for name in former:
+                del self.by_name[name]
+            for variable, given in names.items():
+                variable.names[:] = given
+                self.by_name.update(dict.fromkeys(given, variable))
+            self._place([dataclasses.replace(v.spec, name=v.name) for v in self.variables])
+            self.generation += 1
+
+    def handle(self) -> Any:
+        """The store that users hold of this registry."""
+        return type(self).store_of(self)
 
     # Looking up -------------------------------------------------------------------------------------------------------
 

@@ -88,6 +88,7 @@ class Variable:
         places: Where modules hold it.
         declared: What its tensor was when it was declared; what differs before the first carve, the user changed.
         is_leaf: Whether it is trained as a plain leaf tensor, which is no Parameter.
+        is_numbered: Whether its name is but a number, for want of one; a module that is watched gives it its own.
         group: Param group of optimizers that are made from the store.
         initializer: Of `flatvars.init`, if one wrote its values; `store.reinit` runs it again.
     """
@@ -103,6 +104,7 @@ class Variable:
         self.group = group
         self.initializer: Any = None
         self.is_leaf = False
+        self.is_numbered = False
         self.declared = described(param)
         # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
         self.frozen = False

@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .formats import Format
@@ -65,6 +66,20 @@ write_double = _writer(ir.DoubleType(), types.float64)
 
 
 @intrinsic
+def prefetch(typing: Any, address: Any) -> Any:
+    """Asks for the cache line of an address, which may be any, and waits for nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        place, i32 = pointer(builder, arguments[0], I8), ir.IntType(32)
+        type_ = ir.FunctionType(ir.VoidType(), [place.type, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, type_, "llvm.prefetch.p0")
+        builder.call(function, [place, i32(0), i32(3), i32(1)])  # to read, to stay, of data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
 def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
     """Adds to an int64 that other threads add to as well, and returns what it was; orders memory both ways."""
 
@@ -94,8 +109,8 @@ def stack(size: int) -> Any:
     return memory
 
 
-def caller(arguments: list[Any]) -> Any:
-    """`call(address, arguments...)`: machine code of another function, by its address; it returns nothing.
+def caller(arguments: list[Any], result: Any = types.void) -> Any:
+    """`call(address, arguments...)`: machine code of another function, by its address.
 
     Compiled into every launch that needs it, it would take longer than the launch itself.
     """
@@ -108,11 +123,12 @@ def caller(arguments: list[Any]) -> Any:
                 context.cast(builder, builder.extract_value(values[1], i), is_, wanted)
                 for i, (is_, wanted) in enumerate(zip(packed, arguments, strict=True))
             ]
-            type_ = ir.FunctionType(ir.VoidType(), [value.type for value in found])
-            builder.call(builder.inttoptr(values[0], type_.as_pointer()), found)
-            return context.get_dummy_value()
+            returned = ir.VoidType() if result == types.void else context.get_value_type(result)
+            type_ = ir.FunctionType(returned, [value.type for value in found])
+            answer = builder.call(builder.inttoptr(values[0], type_.as_pointer()), found)
+            return context.get_dummy_value() if result == types.void else answer
 
-        return types.void(types.int64, types.StarArgTuple(given)), generate
+        return result(types.int64, types.StarArgTuple(given)), generate
 
     return call
 

@@ -1,6 +1,6 @@
 """Weight decay and ascent, for any rule: each makes a rule of a rule, which knows of neither.
 
-    coupled         g <- g + weight_decay p                         a part of the gradient
+    coupled         g <- g + weight_decay p                         a part of the gradient, if not 0
     decoupled       p <- p (1 - lr weight_decay), then the rule     (Loshchilov and Hutter 2019, arXiv 1711.05101)
     either          the one or the other, as `decoupled_weight_decay` of the param group says
     cautious        decoupled, but in groups with `cautious_decay` only where the rule moves p towards 0, or not
@@ -46,7 +46,9 @@ def _rate(idle: int) -> Any:
 def _coupled(function: Any, rate: Any) -> Any:
     @device_function
     def coupled_step(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
-        return function(p, hyper.ascent * g + hyper.weight_decay * p, state, hyper, step)
+        # A decay of 0 is none: 0 times an infinite p, as that of an attention mask, is NaN.
+        g = hyper.ascent * g
+        return function(p, where(hyper.weight_decay == 0.0, g, g + hyper.weight_decay * p), state, hyper, step)
 
     return coupled_step
 
@@ -62,9 +64,10 @@ def _decoupled(function: Any, rate: Any) -> Any:
 def _either(function: Any, rate: Any) -> Any:
     @device_function
     def either_step(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
-        apart = hyper.decoupled_weight_decay != 0.0
+        apart, none = hyper.decoupled_weight_decay != 0.0, hyper.weight_decay == 0.0
         left = where(apart, p * (1.0 - rate(hyper, step)), p)
-        pulled = where(apart, hyper.ascent * g, hyper.ascent * g + hyper.weight_decay * p)
+        g = hyper.ascent * g
+        pulled = where(apart | none, g, g + hyper.weight_decay * p)
         return function(left, pulled, state, hyper, step)
 
     return either_step

@@ -14,7 +14,7 @@ def made() -> tuple[Net, fv.VarStore, list[fv.optim.Optimizer]]:
     torch.manual_seed(0)
     net = Net()
     store = fv.VarStore.from_module(net)
-    return net, store, [fv.optim.AdamW(store, lr=1e-2), fv.optim.Lion(store, lr=1e-3)]
+    return net, store, [fv.optim.Lion(store, lr=1e-3), fv.optim.AdamW(store, lr=1e-2)]
 
 
 def step(net: Net, optimizer: fv.optim.Optimizer, seed: int) -> None:
@@ -53,3 +53,7 @@ def test_only_the_second_has_state(tmp_path: Path) -> None:
     assert not resumed[0].state_dict()["state"]
     for mine, kept in zip(other.parameters(), net.parameters(), strict=True):
         assert torch.equal(resumed[1].state[mine]["exp_avg"], optimizers[1].state[kept]["exp_avg"])
+    for one, owners in ((net, optimizers), (other, resumed)):
+        step(one, owners[0], 1)
+    for ours, theirs in zip(other.parameters(), net.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

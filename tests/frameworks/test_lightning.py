@@ -22,19 +22,25 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Task(lightning.LightningModule):
-    """A chain of layers; in a store or not."""
+    """A chain of layers; in a store or not.
 
-    def __init__(self, net: nn.Module, flat: bool) -> None:
+    Args:
+        flat: Whether the optimizer is one of flatvars.
+        adopted: Whether a store holds the layers before there is an optimizer.
+    """
+
+    def __init__(self, net: nn.Module, flat: bool, adopted: bool = True) -> None:
         super().__init__()
         self.net = net
-        self.store = fv.VarStore.from_module(net) if flat else None
+        self.kind: type[torch.optim.Optimizer] = fv.optim.AdamW if flat else torch.optim.AdamW
+        if flat and adopted:
+            fv.VarStore.from_module(net)
 
     def training_step(self, batch: Tensor, index: int) -> Tensor:
         return self.net(batch).square().sum()
 
     def configure_optimizers(self) -> Any:
-        opt = fv.optim.AdamW if self.store is not None else torch.optim.AdamW
-        made = opt(self.net.parameters(), lr=0.02)
+        made = self.kind(self.net.parameters(), lr=0.02)
         return [made], [torch.optim.lr_scheduler.StepLR(made, 1, 0.5)]
 
 
@@ -58,8 +64,7 @@ def fit(task: Task, folder: Path, epochs: int = 2, resume: Path | None = None) -
 def assert_twins(task: Task, plain: Task) -> None:
     for ours, theirs in zip(task.net.parameters(), plain.net.parameters(), strict=True):
         assert_close(ours.detach(), theirs.detach(), "value")
-    assert task.store is not None
-    task.store.check()
+    fv.VarStore.of(task.net).check()
 
 
 @pytest.mark.row("P-O-01", "P-O-05")
@@ -69,6 +74,16 @@ def test_it_trains_as_with_torch(tmp_path: Path) -> None:
     task, plain = Task(copy.deepcopy(net), True), Task(net, False)
     fit(task, tmp_path / "ours")
     fit(plain, tmp_path / "theirs")
+    assert_twins(task, plain)
+
+
+def test_one_line_is_enough_and_fits_again(tmp_path: Path) -> None:
+    """Each fit asks for new optimizers over the same parameters."""
+    net = Chain()
+    task, plain = Task(copy.deepcopy(net), True, adopted=False), Task(net, False)
+    for each, folder in ((task, "ours"), (plain, "theirs")):
+        fit(each, tmp_path / folder, epochs=1)
+        fit(each, tmp_path / folder, epochs=1)
     assert_twins(task, plain)
 
 

@@ -69,15 +69,17 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
 
 
 @pytest.mark.row("P-O-01")
-def test_it_makes_the_optimizer(reference: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize("adopted", [True, False], ids=["adopted", "one-line"])
+def test_it_makes_the_optimizer(reference: nn.Module, tmp_path: Path, adopted: bool) -> None:
     """From the class: two param groups by names, clipping, a schedule, accumulation, checkpoints."""
     net = model()
-    store = fv.VarStore.from_module(net)
+    if adopted:
+        fv.VarStore.from_module(net)
     run = trainer(net, tmp_path, optimizer_cls_and_kwargs=(fv.optim.AdamW, {"lr": ADAMW["lr"]}))
     run.train()
     assert len(run.optimizer.param_groups) == 2
     assert_close(net, reference)
-    store.check()
+    fv.VarStore.of(net).check()
 
 
 def test_it_is_given_the_optimizer(reference: nn.Module, tmp_path: Path) -> None:

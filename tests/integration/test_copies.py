@@ -58,8 +58,8 @@ def test_a_copy_of_a_module_is_independent(duplicate: Callable[[nn.Module], nn.M
 def test_a_copy_lies_in_no_store_and_can_be_adopted(duplicate: Callable[[nn.Module], nn.Module]) -> None:
     module, _, _ = adopted()
     twin = duplicate(module)
-    with pytest.raises(fv.ForeignParameterError, match="lies in no store"):
-        fv.optim.SGD(twin.parameters())
+    with pytest.raises(fv.FlatvarsError, match="no store holds"):
+        fv.VarStore.of(twin)
     store = fv.VarStore.from_module(twin)
     assert store.values.data_ptr() != module.weight.data_ptr()
     opt = fv.optim.SGD(twin.parameters(), lr=0.1)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.host import Stepping, host_costs
+from flatvars.kernels.cpu import looks
 from tests.parity.pairs import MODES
 
 
@@ -31,7 +32,7 @@ def calls_of(run: Callable[[], object]) -> int:
 @pytest.mark.parametrize("mode", MODES)
 def test_no_call_per_variable(mode: str) -> None:
     found = []
-    for count in (50, 450):
+    for count in (80, 450):  # fewer are looked at in Python
         stepping = Stepping(count, mode)
         stepping.give()
         found.append(calls_of(stepping.tail))
@@ -45,12 +46,15 @@ def test_the_counter_sees_a_call_per_variable(mode: str) -> None:
     assert calls_of(lambda: list(map(id, stepping.params))) < 10
 
 
-# In units of one reading of `.grad` of all variables; 12 and 9.5 on two cores that others used, and 17 and 11 before.
-LIMITS = {"step and zero_grad": 20.0, "as views": 16.0}
+# In units of one reading of `.grad` of all variables; 5 to 7 and 4 to 7 on two cores that others used, and 12 with
+# loops of Python's builtins over tensors, which remain where libtorch is not asked.
+LIMITS = {"step and zero_grad": 10.0, "as views": 10.0}
 
 
 @pytest.mark.parametrize("what", LIMITS)
 def test_little_more_than_reading_gradients(what: str) -> None:
     """The best of several: a machine that is busy elsewhere makes none of them faster."""
+    if looks.load() is None:
+        pytest.skip("tensors of this torch are looked at in Python")
     ratios = [(costs := host_costs(1_000, rounds=7))[what] / costs["read .grad"] for _ in range(5)]
     assert min(ratios) < LIMITS[what]

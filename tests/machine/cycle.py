@@ -56,6 +56,10 @@ class Cycle:
             return pending
         return total if pending is None else total + self.masked(name, pending)
 
+    def is_used(self, name: str) -> bool:
+        """Whether what is seen is a gradient that a step has used."""
+        return name in self.used or (name in self.spent and self._plain()[name].grad is None)
+
     def accumulate(self, scale: float = 1.0) -> None:
         """`store.accumulate(scale=scale)`: what is spent ends, what is pending is added."""
         pending = self.pending()

@@ -147,7 +147,7 @@ class Twins:
         """A file holds no gradient that a step has used: what is gone after loading must be one of those."""
         for name in self.theirs():
             if self.cycle.seen(name) is not None and self.store[name].grad is None:
-                assert name in self.cycle.used, f"{name} lost a gradient that no step has used"
+                assert self.cycle.is_used(name), f"{name} lost a gradient that no step has used"
                 self.cycle.zero([name])
 
     # Steps ------------------------------------------------------------------------------------------------------------

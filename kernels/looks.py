@@ -1,0 +1,101 @@
+"""How some tensors look, or what lies in their `.grad`, and whether they look so still, in one call for all of them.
+
+Every step asks this of every variable, and nearly always the answer is that nothing changed. Who gets another answer,
+or none, looks at each tensor in Python; so this is never needed, and only fast.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+FEWEST = 64
+"""Tensors that are worth it: for fewer, compiling these functions takes longer than ten thousand steps save."""
+
+ADDRESS, AXES = 0, 1
+"""First columns of a row of looks: all that follows the address is how a tensor lies, and what it is."""
+
+
+@functools.cache
+def _looks() -> Any:
+    """The functions of `cpu/looks.py`, imported when first needed, with Numba; None where they do not work."""
+    from .cpu import looks
+
+    return looks.load()
+
+
+class Looks:
+    """Of some tensors, in their order.
+
+    Args:
+        tensors: Held as long as this object is. Those of classes of their own may say what they like, and are not
+            looked at.
+        of_grad: Whether what lies in `.grad` of each is looked at.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], of_grad: bool = False) -> None:
+        self._tensors = list(tensors)
+        self._of_grad = of_grad
+        plain = len(self._tensors) >= FEWEST and {Tensor, nn.Parameter}.issuperset(map(type, self._tensors))
+        self._functions = _looks() if plain else None
+        self._noted: npt.NDArray[np.int64] | None = None
+        if self._functions is not None:
+            from .cpu.looks import MOST_AXES, NAMES, words_of
+
+            self._words = words_of(self._tensors)
+            self._width = NAMES + min(max(map(Tensor.dim, self._tensors)), MOST_AXES)
+
+    def look(self) -> npt.NDArray[np.int64] | None:
+        """A row each, or None where that cannot be told."""
+        if self._functions is None:
+            return None
+        rows = np.zeros((len(self._words), self._width), dtype=np.int64)
+        return rows if self._functions.describe(*self._question(rows)) else None
+
+    def _question(self, rows: npt.NDArray[np.int64]) -> tuple[int, ...]:
+        return self._words.ctypes.data, len(rows), self._of_grad, rows.ctypes.data, self._width
+
+    def note(self) -> None:
+        """Keeps in mind how they look now."""
+        self._noted = self.look()
+
+    def moved(self) -> npt.NDArray[np.int64] | None:
+        """Where they lie now, if they look as noted in all but that, and notes it; None if not.
+
+        0 of tensors without elements, and of gradients that are not there.
+        """
+        if self._noted is None:
+            return None
+        rows = self.look()
+        if rows is None or not np.array_equal(rows[:, AXES:], self._noted[:, AXES:]):
+            return None
+        self._noted = rows
+        return rows[:, ADDRESS]
+
+    def unchanged(self) -> bool:
+        """Whether they look as noted, in all that is looked at."""
+        if self._functions is None or self._noted is None:
+            return False
+        found: int = self._functions.compare(*self._question(self._noted))
+        return found == 1
+
+    def hold(self, others: Looks, addresses: npt.NDArray[np.int64], versions: npt.NDArray[np.int64] | None) -> bool:
+        """Whether what lies in `.grad` of each of these is the other's tensor, and lies at its address.
+
+        Args:
+            versions: Is given the version of each of the others' tensors.
+
+        Returns:
+            False also where it cannot be told; `versions` holds anything then.
+        """
+        if self._functions is None or others._functions is None:
+            return False
+        counts = 0 if versions is None else versions.ctypes.data
+        words = self._words.ctypes.data, len(self._words), others._words.ctypes.data
+        found: int = self._functions.hold(*words, addresses.ctypes.data, counts)
+        return found == 1

@@ -1,0 +1,156 @@
+"""Tensors looked at many at once tell what Python tells of each, and whatever is otherwise is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flatvars as fv
+from flatvars.gradients.repeats import HeldViews
+from flatvars.kernels import looks
+from flatvars.kernels.cpu import looks as compiled
+from flatvars.kernels.looks import FEWEST, Looks
+
+COUNT = FEWEST + 3
+
+
+def parameters() -> list[nn.Parameter]:
+    """All but the third with a gradient; the last two have no axis, and no element."""
+    params = [nn.Parameter(torch.zeros(2, 3)) for _ in range(COUNT - 2)]
+    params += [nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(0, 4))]
+    for k, param in enumerate(params):
+        param.grad = None if k == 2 else torch.ones_like(param)
+    return params
+
+
+def test_they_work_with_this_torch() -> None:
+    assert compiled.load() is not None
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("HEAD", 8), ("_GRAD", "no_such_function"), ("_VERSION", "_Z7missingv")])
+def test_a_torch_that_is_otherwise_is_not_asked(name: str, wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, name, wrong)
+    assert compiled.load() is None
+
+
+def test_rows_say_what_python_says() -> None:
+    params = parameters()
+    rows = Looks(params, of_grad=True).look()
+    assert rows is not None
+    for k, param in enumerate(params):
+        if param.grad is None:
+            assert (rows[k, 1], k) == (compiled.ABSENT, 2)
+        else:
+            address, axes, _, numel, *strides = rows[k].tolist()
+            assert (address, axes, numel) == (param.grad.data_ptr(), param.dim(), param.numel())
+            assert strides[:axes] == list(param.grad.stride())
+
+
+def move(params: list[nn.Parameter]) -> None:
+    params[5].grad.data = torch.ones(2, 3)  # type: ignore[union-attr]
+
+
+def drop(params: list[nn.Parameter]) -> None:
+    params[5].grad = None
+
+
+def appear(params: list[nn.Parameter]) -> None:
+    params[2].grad = torch.ones(2, 3)
+
+
+def transpose(params: list[nn.Parameter]) -> None:
+    params[5].grad = torch.ones(3, 2).T
+
+
+def narrow(params: list[nn.Parameter]) -> None:
+    params[5].grad.data = torch.ones(2, 3, dtype=torch.bfloat16)  # type: ignore[union-attr]
+
+
+def shrink(params: list[nn.Parameter]) -> None:
+    params[5].grad.data = params[5].grad.data[:1]  # type: ignore[union-attr]
+
+
+def thin(params: list[nn.Parameter]) -> None:
+    params[5].grad = torch.ones(2, 3).to_sparse()
+
+
+def negate(params: list[nn.Parameter]) -> None:
+    params[-2].grad = torch.tensor(1j).conj().imag
+
+
+def swap(params: list[nn.Parameter]) -> None:
+    other = nn.Parameter(torch.zeros(2, 3))
+    other.grad = torch.ones(3, 2).T
+    torch.utils.swap_tensors(params[5], other)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("change", [move, drop, appear, transpose, narrow, shrink, thin, negate, swap])
+def test_what_changed_is_seen(change: Callable[[list[nn.Parameter]], None]) -> None:
+    params = parameters()
+    seen = Looks(params, of_grad=True)
+    seen.note()
+    assert seen.unchanged()
+    before = [param.grad for param in params]  # held, so that no memory is used again
+    change(params)
+    assert len(before) == len(params)
+    assert not seen.unchanged()
+    addresses = seen.moved()
+    if change is move:
+        assert addresses is not None
+        assert addresses[5] == params[5].grad.data_ptr()  # type: ignore[union-attr]
+    else:
+        assert addresses is None
+
+
+def test_few_tensors_and_those_of_other_classes_are_not_looked_at() -> None:
+    class Own(nn.Parameter):
+        pass
+
+    own = [Own(torch.zeros(1)) for _ in range(COUNT)]
+    for each in (Looks(parameters()[: FEWEST - 1]), Looks(own)):
+        each.note()
+        assert (each.look(), each.unchanged(), each.moved()) == (None, False, None)
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["libtorch", "python"])
+@pytest.mark.parametrize("change", [move, drop, transpose, None])
+def test_views_are_there_or_not(
+    change: Callable[[list[nn.Parameter]], None] | None, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not asked:
+        monkeypatch.setattr(looks, "FEWEST", COUNT + 1)
+    params = parameters()
+    appear(params)
+    views: list[Tensor] = [param.grad for param in params if param.grad is not None]
+    held, versions = HeldViews(params, views), np.zeros(COUNT, dtype=np.int64)
+    views[7].add_(1.0)
+    if change is not None:
+        change(params)
+        assert not held.are_there(versions)
+    else:
+        assert held.are_there(versions)
+        assert versions.tolist() == [view._version for view in views]
+
+
+@pytest.mark.parametrize("mode", ["gather", "views"])
+@pytest.mark.parametrize("change", [move, drop, transpose, thin])
+def test_steps_go_on_as_torchs(change: Callable[[list[nn.Parameter]], None], mode: str) -> None:
+    """Some steps of the same gradients, then one that is otherwise, and one more."""
+    mine, theirs = parameters(), parameters()
+    for params in (mine, theirs):
+        for param in params:
+            param.grad = None
+    store = fv.VarStore.from_module(nn.ParameterList(mine), grads=mode)
+    pairs = [(mine, fv.optim.SGD(store, lr=0.5)), (theirs, torch.optim.SGD(theirs, lr=0.5))]
+    for turn in range(6):
+        for params, optimizer in pairs:
+            sum((param * (turn + k)).sum() for k, param in enumerate(params) if k != 2).backward()  # type: ignore[union-attr]
+            if turn == 3:
+                change(params)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(map(torch.equal, mine, theirs))
