@@ -13,7 +13,7 @@ from ..errors import DisagreementError
 from ..memory.ranks import Ranks
 from . import collectives
 
-SHOWN = 6  # differences that an error tells, of maybe thousands
+TOLD = 6  # differences that an error tells, of maybe thousands
 
 
 class Group:
@@ -60,9 +60,9 @@ class Group:
         orders = {tuple(one) for one in everyone}
         if not lines and len(orders) > 1:
             lines = ["they come in another order"]
-        more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
         raise DisagreementError(
-            f"the {self.ranks.world} ranks of this store differ in {about}: {'; '.join(lines[:SHOWN]) or 'nothing'}"
+            f"the {self.ranks.world} ranks of this store differ in {about}: {'; '.join(lines[:TOLD]) or 'nothing'}"
             f"{more}. Build the same model and optimizer, with the same numbers, on every rank; nothing was changed"
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 DIGEST_BITS = 20
 
 
-class Stepped(Protocol):
+class Numbered(Protocol):
     """What is asked of an optimizer."""
 
     param_groups: list[dict[str, Any]]
@@ -21,7 +21,7 @@ class Stepped(Protocol):
     state_dtype: torch.dtype | None
 
 
-def numbers_of(optimizer: Stepped) -> dict[str, str]:
+def numbers_of(optimizer: Numbered) -> dict[str, str]:
     """What a step reads of an optimizer, by name. Numbers on a GPU are not read: that would wait for it."""
     facts = {"max_norm": repr(optimizer.max_norm), "skip_nonfinite": repr(optimizer.skip_nonfinite)}
     for number, group in enumerate(optimizer.param_groups):
@@ -31,7 +31,7 @@ def numbers_of(optimizer: Stepped) -> dict[str, str]:
     return facts
 
 
-def members_of(optimizer: Stepped, groups: Sequence[Sequence[Any]]) -> dict[str, str]:
+def members_of(optimizer: Numbered, groups: Sequence[Sequence[Any]]) -> dict[str, str]:
     """Who is stepped, by name of the variable."""
     facts = {"class": type(optimizer).__name__, "state_dtype": repr(optimizer.state_dtype)}
     for number, variables in enumerate(groups):

@@ -27,8 +27,7 @@ from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import Collected
 from ..gradients.plans import Part, PlanSet
-from .agreement import Stepped as Numbered
-from .agreement import digests_of, members_of, numbers_of
+from .agreement import Numbered, digests_of, members_of, numbers_of
 from .checks import check_complete
 from .membership import Membership
 from .scaling import read_scaling
