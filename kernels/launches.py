@@ -25,6 +25,7 @@ class Tables:
         device: Of all tensors.
         block: Elements of a tile, at most.
         frozen: uint8 [trainable numel], not 0 for masked elements; None where all elements train.
+        count: Tiles.
     """
 
     segments: Segments
@@ -34,6 +35,7 @@ class Tables:
 
     def __post_init__(self) -> None:
         rows = tile_table(self.segments, self.block)
+        self.count = len(rows)
         self.tiles = torch.from_numpy(rows).to(self.device)
         self.variables = torch.from_numpy(variable_table(self.segments, rows)).to(self.device)
 

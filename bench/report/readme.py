@@ -1,4 +1,4 @@
-"""`python -m bench readme`: the tables and figures of bench/README.md, from the newest committed results.
+"""`python -m bench readme`: what bench/README.md and the README show of the newest committed results.
 
 What stands between `<!-- generated: NAME -->` and `<!-- end -->` is made here; the rest is written by hand.
 """
@@ -14,14 +14,19 @@ from pathlib import Path
 from bench.harness.record import Results, Row
 from bench.peers import OURS, PEERS, load
 from bench.plot import FIGURES, draw, figure_path
+from bench.report.headline import headline
 from bench.report.summary import averages, cell_text, losses
 from bench.report.table import aims, number
 
 BENCH = Path(__file__).parents[1]
-PAGE = BENCH / "README.md"
+PAGES = (BENCH / "README.md", BENCH.parent / "README.md")
 FOLDER = BENCH / "results"
 NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
 NOT_YET = "Not measured yet. The command is `python -m bench --out bench/results`, then `python -m bench readme`."
+IN_FULL = "tail"
+"""The case whose rows the page shows; those of the others are in the CSV."""
+LOST_SHOWN = 12
+
 CHECKPOINT_COLUMNS = {
     "save": "save",
     "torch_save_and_sync": "torch.save and fsync",
@@ -50,6 +55,8 @@ def page(text: str, folder: Path = FOLDER) -> str:
     parts = {"peers": peers_table(folder), "checkpoints": checkpoints_part(folder / "checkpoint")}
     for device in NAMES:
         parts[device] = device_part(newest(folder, device), device)
+    measured = [path for device in NAMES if (path := newest(folder, device)) is not None]
+    parts["headline"] = headline(measured, folder / "train", folder.parents[1])
 
     def fill(match: re.Match[str]) -> str:
         return f"<!-- generated: {match[1]} -->\n\n{parts[match[1]]}\n\n<!-- end -->"
@@ -73,12 +80,11 @@ def device_part(path: Path | None, device: str) -> str:
     )
     aimed = markdown(("aim", "wanted", "measured", "reached"), aims(results.rows)) if device == "cuda" else ""
     figures = "\n".join(f"![{ALT[name]}](results/plots/{figure_path(path, name, 'svg').name})" for name in FIGURES)
-    parts = [head, aimed, "Averages, and the worst row:", averages_table(results.rows), lost_text(results.rows)]
-    for case in dict.fromkeys(row.case for row in results.rows):
-        parts += [f"**{case}**, milliseconds:", case_table([row for row in results.rows if row.case == case])]
+    parts = [aimed, "Ratios, above 1 where flatvars is faster:", averages_table(results.rows), lost_text(results.rows)]
+    parts += [f"**{IN_FULL}**, milliseconds:", case_table([row for row in results.rows if row.case == IN_FULL])]
     if results.host:
         parts += ["Microseconds of the parts of a step that walk the variables:", host_table(results.host)]
-    return "\n\n".join(filter(None, [*parts, figures]))
+    return "\n\n".join(filter(None, [*parts, figures, head]))
 
 
 def number_text(rows: Sequence[Row]) -> str:
@@ -99,8 +105,11 @@ def lost_text(rows: Sequence[Row]) -> str:
     lost = losses(rows)
     if not lost:
         return "No row is lost to a peer of like formats."
-    lines = [[r.case, cell_text(r), r.best_peer, number(r.best_ratio, "{:.2f}x")] for r in lost]
-    return f"Lost to a peer of like formats:\n\n{markdown(('case', 'on', 'to', 'ratio'), lines)}"
+    lines = [[r.case, cell_text(r), r.best_peer, number(r.best_ratio, "{:.2f}x")] for r in lost[:LOST_SHOWN]]
+    ours = sum(row.peer == "flatvars" and row.best_ratio is not None for row in rows)
+    more = f"; the worst {LOST_SHOWN}" if len(lost) > LOST_SHOWN else ""
+    text = f"{len(lost)} of {ours} rows are lost to a peer of like formats{more}:"
+    return f"{text}\n\n{markdown(('case', 'on', 'to', 'ratio'), lines)}"
 
 
 def case_table(rows: Sequence[Row]) -> str:
@@ -174,13 +183,14 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def command(arguments: Sequence[str]) -> int:
-    """`python -m bench readme`: figures of the newest results, then the page."""
+    """`python -m bench readme`: figures of the newest results, then the pages."""
     parser = argparse.ArgumentParser(prog="python -m bench readme", description=__doc__)
     parser.parse_args(arguments)
     for device in NAMES:
         path = newest(FOLDER, device)
         for drawn in draw(path) if path else []:
             print(drawn)
-    PAGE.write_text(page(PAGE.read_text()))
-    print(PAGE)
+    for path in PAGES:
+        path.write_text(page(path.read_text()))
+        print(path)
     return 0

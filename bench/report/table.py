@@ -62,20 +62,16 @@ def print_cell(rows: Sequence[Row]) -> None:
 
 
 def print_summary(results: Results) -> None:
-    """The short table, last: versions, every cell in a line, averages with worst rows, losses, aims."""
-    versions = {row.peer: row.version for row in results.rows if row.version}
-    print("peers: " + ", ".join(f"{peer} {version}" for peer, version in versions.items()))
-    lines = [_line(row) for row in results.rows if row.peer == "flatvars"]
-    print_table(
-        "flatvars (bytes are modelled; ratios above 1 are faster; best peer of like formats)",
-        ("case", "on", "wall ms", "host ms", "launches", "of copy", "x torch fused", "x best", "best peer"),
-        lines,
-    )
+    """The short tables, last: ratios with worst rows, losses, rows without a number, aims; then a line a cell."""
     means = [
         [a.case, a.against, f"{a.rows}", f"{a.mean:.2f}x", f"{a.worst:.2f}x", a.worst_on]
         for a in averages(results.rows)
     ]
-    print_table("Averages", ("case", "against", "rows", "geometric mean", "worst", "on"), means)
+    print_table(
+        "Averages of ratios (above 1 flatvars is faster)",
+        ("case", "against", "rows", "geometric mean", "worst", "on"),
+        means,
+    )
     lost = [
         [row.case, cell_text(row), row.best_peer, number(row.best_ratio, "{:.2f}x")] for row in losses(results.rows)
     ]
@@ -87,6 +83,13 @@ def print_summary(results: Results) -> None:
         print_table("No number", ("case", "on", "peer", "why"), bad)
     if results.machine["device"] != "cpu":
         print_table("Aims", ("aim", "wanted", "measured", ""), aims(results.rows))
+    print_table(
+        "flatvars (bytes are modelled; ratios above 1 are faster; best peer of like formats)",
+        ("case", "on", "x torch fused", "x best", "best peer", "wall ms", "host ms", "launches", "of copy"),
+        [_line(row) for row in results.rows if row.peer == "flatvars"],
+    )
+    versions = {row.peer: row.version for row in results.rows if row.version}
+    print("peers: " + ", ".join(f"{peer} {version}" for peer, version in versions.items()))
 
 
 def aims(rows: Sequence[Row]) -> list[list[str]]:
@@ -107,13 +110,13 @@ def _line(row: Row) -> list[str]:
     return [
         row.case,
         cell_text(row),
+        number(row.fused_ratio, "{:.2f}x"),
+        number(row.best_ratio, "{:.2f}x"),
+        row.best_peer,
         number(row.wall_ms, "{:.4g}"),
         number(row.host_ms, "{:.4g}"),
         number(row.launches, "{:,}"),
         number(row.of_copy, "{:.0%}"),
-        number(row.fused_ratio, "{:.2f}x"),
-        number(row.best_ratio, "{:.2f}x"),
-        row.best_peer,
     ]
 
 

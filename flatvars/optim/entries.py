@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,8 @@ from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
 from .states import States, is_set
+
+_loose = attrgetter("loose")
 
 
 class Keeper(Protocol):
@@ -411,8 +414,10 @@ class Entries(MutableMapping[Any, Any]):
         Raises:
             ValueError: if `strict`, a state of another shape than its variable; nothing has changed then.
         """
-        self._erase()
-        self._gather_loose(strict)
+        if self._emptied or self._dropped:
+            self._erase()
+        if any(map(_loose, self._entries.values())):
+            self._gather_loose(strict)
         self.refresh()
         self._mark_counts(stepping=strict)
 

@@ -207,8 +207,8 @@ def launch(
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
-        count=len(tables.tiles),
-        chunk=chunk_of(len(tables.tiles), threads),
+        count=tables.count,
+        chunk=chunk_of(tables.count, threads),
         sources=sources.table.data_ptr(),
         converter=0 if plain else converter_of(dtype),
         stream=address_of(stream),
@@ -216,8 +216,8 @@ def launch(
         scale=bits_of(scale),
         grad_scale=address_of(grad_scale),
         frozen=address_of(tables.frozen),
-        firsts=units.firsts.ctypes.data,
-        squares=units.squares.ctypes.data,
+        firsts=units.addresses[0],
+        squares=units.addresses[1],
         units=len(units.squares),
         written=address_of(written),
         sums=out.sums.data_ptr(),

@@ -164,7 +164,7 @@ def launch(tables: Tables, values: Tensor | None, sources: Sources | None, order
     """See `Launches.norms`."""
     dtype = DTYPES[tables.compute_dtype]
     code = kernel(KINDS.get(order, "powers"), dtype)
-    partials = np.empty(2 * len(tables.tiles))
+    partials = np.empty(2 * tables.count)
     plain = (
         (values is None or values.dtype == tables.compute_dtype)
         and (sources is None or sources.dtype == tables.compute_dtype)
@@ -174,8 +174,8 @@ def launch(tables: Tables, values: Tensor | None, sources: Sources | None, order
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
-        count=len(tables.tiles),
-        chunk=chunk_of(len(tables.tiles), threads),
+        count=tables.count,
+        chunk=chunk_of(tables.count, threads),
         variables=tables.variables.data_ptr(),
         variable_count=len(tables.segments),
         sources=0 if sources is None else sources.table.data_ptr(),

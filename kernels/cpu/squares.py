@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,10 @@ class Units:
 
     firsts: npt.NDArray[np.int32]
     squares: npt.NDArray[Any]
+
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        return self.firsts.ctypes.data, self.squares.ctypes.data
 
 
 def units_of(tables: Tables) -> Units:

@@ -48,7 +48,7 @@ from .memory import (
 )
 from .numbers import reader, starter
 from .philox import write_draws
-from .record import DONE, NEXT, RecordLayout, address_of
+from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
 LAYOUT = RecordLayout(
@@ -307,8 +307,11 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
             skipped = is_skipped(record)
             while first < count:
                 last = min(first + chunk, count)
-                if not skipped:
+                if not skipped and measuring:
                     tiles_between(record, first, last, memory)
+                elif not skipped:
+                    # From the end: the gradients that the norm, or the sums, read last are still in the cache.
+                    tiles_between(record, count - last, count - first, memory)
                 fetch_add(record + 8 * DONE, last - first)
                 first = fetch_add(record + 8 * NEXT, chunk)
         if leader == 0 or not wait(record, count):
@@ -373,15 +376,14 @@ def run(
 ) -> None:
     """Runs an updater over all tiles."""
     dtype = DTYPES[tables.compute_dtype]
-    addresses = np.array([state.data_ptr() for state in states], dtype=np.int64)
-    own = np.array([scalar.data_ptr() for scalar in inputs.own], dtype=np.int64)
-    kept = np.empty((len(tables.segments), len(own)), dtype=np.float32)
+    addresses, own = (row_of([*map(Tensor.data_ptr, tensors)]) for tensors in (states, inputs.own))
+    kept = np.empty((len(tables.segments), len(own)), dtype=np.float32) if own else None
     size = 2 * sum(stream.element_size() for stream in (values, *states)) + 4
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
-        count=len(tables.tiles),
-        chunk=chunk_of(len(tables.tiles), threads),
+        count=tables.count,
+        chunk=chunk_of(tables.count, threads),
         variables=tables.variables.data_ptr(),
         variable_count=len(tables.segments),
         sources=sources.table.data_ptr(),
@@ -392,9 +394,9 @@ def run(
         columns=inputs.hyper.shape[1],
         wide=rule.wide,
         steps=inputs.steps.data_ptr(),
-        own=own.ctypes.data,
+        own=address_of_row(own),
         own_count=len(own),
-        kept=kept.ctypes.data,
+        kept=0 if kept is None else kept.ctypes.data,
         norm=inputs.norm.data_ptr(),
         norm_is_double=inputs.norm.dtype == torch.float64,
         clip=inputs.clip,
@@ -405,7 +407,7 @@ def run(
         values=values.data_ptr(),
         base=inputs.base,
         frozen=address_of(tables.frozen),
-        states=addresses.ctypes.data,
+        states=address_of_row(addresses),
         keys=address_of(inputs.keys),
         sums=0 if measures is None else measures.sums.ctypes.data,
         sum_count=0 if measures is None else measures.sums.shape[1],

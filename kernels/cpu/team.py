@@ -17,13 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numba import types
 
 from .compile import native
 from .memory import caller, read_int
-from .record import Words
+from .record import Words, address_of_row, row_of
 
 _forked = False
 
@@ -52,8 +51,8 @@ def launch(function: Any, record: Words, threads: int) -> bool:
     if parallel is None:
         return False
     address = ctypes.cast(function, ctypes.c_void_p).value
-    task = np.array([address, record.ctypes.data], dtype=np.int64)
-    parallel(_member().address, task.ctypes.data, threads, 0)
+    task = row_of([address or 0, address_of_row(record)])
+    parallel(_member().address, address_of_row(task), threads, 0)
     return True
 
 

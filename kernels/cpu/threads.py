@@ -21,7 +21,7 @@ import torch
 from . import team
 from .compile import compiled
 from .memory import fetch_add
-from .record import DONE, Words
+from .record import DONE, Words, address_of_row
 
 # Bytes that are worth another thread: waking it takes as long as moving some 60 microseconds' worth of them.
 BYTES_A_THREAD = 1_500_000
@@ -52,7 +52,7 @@ class Pool:
 
     def launch(self, function: Any, record: Words, threads: int) -> None:
         """Calls `function(record, 1)` here and `function(record, 0)` on others, until all of its tiles are done."""
-        address = record.ctypes.data
+        address = address_of_row(record)
         if threads > 1 and team.launch(function, record, threads):
             function(address, 1)
             return
@@ -89,7 +89,7 @@ class Pool:
 def _work(tasks: SimpleQueue[Task]) -> None:
     while True:
         task = tasks.get()
-        task.function(task.record.ctypes.data, 0)
+        task.function(address_of_row(task.record), 0)
         task.finished.put(None)
         del task  # it holds a record
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import flatvars as fv
 from flatvars.kernels.cpu import accumulate, fill, norms, step, threads
-from flatvars.kernels.cpu.record import DONE, NEXT
+from flatvars.kernels.cpu.record import DONE, FIRST, NEXT, address_of_row, row_of
 from flatvars.kernels.cpu.threads import Pool, callable_of
 from tests.support.rig import Rig
 from tests.support.rules import CASES
@@ -96,10 +96,9 @@ def test_two_python_threads_step_two_stores(with_threads: Callable[[int], None])
 @pytest.mark.parametrize("code", [lambda: step.kernel(np.float32), lambda: accumulate.kernel(None, np.float32)])
 def test_who_comes_too_late_looks_at_nothing(code: Callable[[], Any]) -> None:
     """A thread that wakes after its launch finds addresses of memory that may be gone: here, of none at all."""
-    record = np.zeros(64, dtype=np.int64)
+    record = row_of([0] * FIRST + [5] * 48)  # tiles, their count: every address is one that no process may read
     record[NEXT], record[DONE] = 9, 9
-    record[16:] = 5  # tiles, their count: every address is one that no process may read
-    assert callable_of(code())(record.ctypes.data, 0) == 0
+    assert callable_of(code())(address_of_row(record), 0) == 0
     assert record[NEXT] > 9
 
 
@@ -107,7 +106,7 @@ def test_no_thread_is_waited_for_that_took_nothing() -> None:
     """The helpers of this pool sleep for ever: the launching thread does all of the work."""
     pool = Pool()
     with patch.object(threads, "_work", lambda tasks: threading.Event().wait(5.0)):
-        pool.launch(lambda address, leader: 1, np.zeros(1, dtype=np.int64), 3)
+        pool.launch(lambda address, leader: 1, row_of([0]), 3)
     assert pool._threads == 2
 
 
@@ -115,13 +114,13 @@ def test_no_more_threads_can_be_started() -> None:
     """As while the interpreter shuts down: the launch runs on the thread that asks for it."""
     pool, calls = Pool(), []
     with patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
-        pool.launch(lambda address, leader: calls.append(leader) or 1, np.zeros(1, dtype=np.int64), 4)
+        pool.launch(lambda address, leader: calls.append(leader) or 1, row_of([0]), 4)
     assert calls == [1]
 
 
 def test_an_interrupt_waits_until_no_thread_writes_any_more() -> None:
     pool, answers = Pool(), [0, 0, 1]
-    record = np.zeros(1, dtype=np.int64)
+    record = row_of([0])
 
     class Interrupted(SimpleQueue):  # type: ignore[type-arg]
         def get(self, block: bool = True, timeout: float | None = None) -> Any:

@@ -1,4 +1,4 @@
-"""The README's lists of what users can keep doing and what needs a call: every row names tests that exist."""
+"""tests/README.md's lists of what users can keep doing and what needs a call: every row names tests that exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-README = TESTS.parent / "README.md"
+README = TESTS / "README.md"
 
 
 def rows() -> list[str]:

@@ -16,6 +16,7 @@ from bench.compare import changes, report
 from bench.harness.record import Results, Row, compare_peers
 from bench.peers import OURS, PEERS
 from bench.report import readme
+from bench.report.headline import headline
 from bench.report.summary import TARGETS, averages, losses
 from bench.report.table import print_cell, print_summary
 
@@ -112,9 +113,11 @@ def test_aims_are_read_from_rows():
 # The page
 
 
-def test_the_page_is_what_the_committed_results_say():
-    text = readme.PAGE.read_text()
-    assert readme.page(text) == text, "bench/README.md is not what bench/results says: run python -m bench readme"
+@pytest.mark.parametrize("path", readme.PAGES, ids=["bench", "front"])
+def test_the_pages_are_what_the_committed_results_say(path):
+    text = path.read_text()
+    assert "<!-- generated: " in text
+    assert readme.page(text) == text, f"{path} is not what bench/results says: run python -m bench readme"
 
 
 def test_committed_figures_are_those_of_the_committed_results():
@@ -133,6 +136,22 @@ def test_the_page_shows_results_and_is_idempotent(folder):
     for part in ("before", "between", "after", "3.00x", "optimi 4", "failed, its process ended", "not measured yet"):
         assert part in once
     assert once.count("Not measured yet") == 1
+
+
+def test_the_front_page_shows_rows_that_are_lost_too(folder, results):
+    results.rows += [row("flatvars", 2.0, "1000x1024"), row("torch fused", 1.0, "1000x1024")]
+    compare_peers(results.rows, OURS)
+    results.save(folder, "2020-01-01-cpu")
+    (folder / "train").mkdir()
+    sides = {"torch": {"optimizer_ms": 3.0}, "flatvars": {"optimizer_ms": 2.0}}
+    job = {"parameters": 1000, "sides": sides, "many": {"parameters": 10, "sides": sides}}
+    (folder / "train" / "small-cpu.json").write_text(json.dumps(job))
+    text = headline([folder / "2020-01-01-cpu.json"], folder / "train", folder)
+    assert "| the same: 1,000 tensors of 1,024 | 1 | 2 | 0.50 |" in text
+    assert text.count("| 3 | 2 | 1.50 |") == 2
+    assert "a processor; torch 2, 2020-01-01, `python -m bench`" in text
+    assert "](plots/2020-01-01-cpu-tensors.svg)" in text
+    assert "Not measured yet" in headline([], folder, folder)
 
 
 def test_the_page_follows_the_results(folder, results):
