@@ -13,6 +13,7 @@ from .errors import FlatvarsError
 from .kernels import fills
 from .kernels.addresses import CODE_OF, EMPTY, Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
+from .kernels.formats import STATE_FORMATS, Format, FormatPart, Stored, state_format_of
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
 from .kernels.looks import Looks
@@ -113,6 +114,7 @@ __all__ = [
     "SGD",
     "SGD_MOMENTUM",
     "STABLE_ADAMW",
+    "STATE_FORMATS",
     "TO_X",
     "TO_Y",
     "UNIT",
@@ -120,12 +122,15 @@ __all__ = [
     "VALUE",
     "Draw",
     "Fill",
+    "Format",
+    "FormatPart",
     "Looks",
     "Rule",
     "Scalars",
     "Segments",
     "Sources",
     "Statistics",
+    "Stored",
     "all_in_memory_order",
     "averaged",
     "backend_for",
@@ -137,6 +142,7 @@ __all__ = [
     "round_up",
     "rule",
     "scalars",
+    "state_format_of",
     "statistics",
     "unit_counts",
     "use_backend",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .addresses import Sources
 from .fills import Fill
+from .formats import Stored
 from .rules import Rule
 from .segments import Segments, tile_table, variable_table
 
@@ -38,6 +39,11 @@ class Tables:
         self.count = len(rows)
         self.tiles = torch.from_numpy(rows).to(self.device)
         self.variables = torch.from_numpy(variable_table(self.segments, rows)).to(self.device)
+
+    @cached_property
+    def units(self) -> Tensor:
+        """int64 [variables]: first unit of each, in buffers that have an item for each unit."""
+        return torch.tensor(self.segments.units, dtype=torch.int64).to(self.device)
 
     @cached_property
     def numel(self) -> int:
@@ -80,6 +86,7 @@ class StepInputs:
         own: float32 [slots] in/out of each scalar that the rule's variables keep, at the slots of `steps`.
         keys: int64 [1 + slots]: seed, then the key of each variable's name, for the states that the rule rounds at
             random; None rounds all to nearest.
+        unit: Unit of the region at which the buffers of state streams begin that have an item for each unit.
     """
 
     hyper: Tensor
@@ -94,6 +101,7 @@ class StepInputs:
     found_inf: Tensor | None
     own: tuple[Tensor, ...] = ()
     keys: Tensor | None = None
+    unit: int = 0
 
 
 class Launches(Protocol):
@@ -134,14 +142,14 @@ class Launches(Protocol):
         """Writes the norms of every variable, [variables, 2]: of its value and its gradient; 0 where not given."""
 
     def statistics(
-        self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+        self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
     ) -> None:
         """Takes the sums that the rule's step needs of every variable that has a source; `step` must run next.
 
         Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either.
         """
 
-    def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
         """Updates values and states of all variables that have a source, and counts their steps.
 
         Of `sources.viewed`, those that the last norm found written.

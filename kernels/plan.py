@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .addresses import AddressTable, Sources, is_capturing, upload
 from .errors import check_order
+from .formats import Stored, as_stored
 from .hyper import Check, HyperTable, anything
 from .launches import Launches, NormSlot, StepInputs
 from .rules import Rule
@@ -97,8 +98,8 @@ class Plan:
         self,
         sources: Sources,
         rule: Rule,
-        values: Tensor,
-        states: Sequence[Tensor],
+        values: Tensor | Stored,
+        states: Sequence[Tensor | Stored],
         groups: Sequence[Mapping[str, Any]],
         *,
         steps: Tensor,
@@ -111,11 +112,13 @@ class Plan:
         found_inf: Tensor | None = None,
         own: Sequence[Tensor] = (),
         keys: Tensor | None = None,
+        unit: int = 0,
         check: Check = anything,
     ) -> None:
         """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
 
         Args:
+            values, states: Streams; a tensor is stored as its dtype says.
             groups: Param groups, in the order of the segments' group numbers.
             steps: float32 [slots] on the device: steps taken by each variable, at the segments' slots; counted up.
             base: Element of the region at which the state streams begin, a multiple of 128.
@@ -127,6 +130,7 @@ class Plan:
             own: float32 [slots] each: the scalars that the rule's variables keep, in the rule's order.
             keys: int64 [1 + slots] on the device: a seed, then the key of each variable's name. With it, the states
                 that the rule says are rounded at random in bfloat16; without, to nearest.
+            unit: Unit of the region at which the scales of states begin.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
         """
         self._note_capture()
@@ -143,10 +147,12 @@ class Plan:
             found_inf,
             tuple(own),
             keys,
+            unit,
         )
+        kept, held = as_stored(values), [as_stored(state) for state in states]
         if rule.statistics is not None:
-            self.launches.statistics(sources, rule, values, states, inputs)
-        self.launches.step(sources, rule, values, states, inputs)
+            self.launches.statistics(sources, rule, kept, held, inputs)
+        self.launches.step(sources, rule, kept, held, inputs)
 
     def _note_capture(self) -> None:
         if is_capturing(self.addresses.table):

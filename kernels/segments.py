@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -33,6 +34,8 @@ class Segments:
         slots: Row of each variable in its optimizer's step counts; 0, 1, 2, ... if not given.
         share: Elements of the region that a launch is about, as the share of one rank, from a multiple of `UNIT` to
             another; all if not given. Starts are then multiples of `UNIT` as well, so that no unit is cut.
+        units: First unit of each variable in the buffers that hold an item for each unit; one behind the other if not
+            given.
     """
 
     names: tuple[str, ...]
@@ -44,6 +47,7 @@ class Segments:
     dtype: torch.dtype
     slots: tuple[int, ...] = ()
     share: tuple[int, int] | None = None
+    units: tuple[int, ...] = ()
 
     # Spans start on multiples of this in every stream, and are zero up to the next multiple.
     LANES = 16
@@ -51,6 +55,9 @@ class Segments:
     def __post_init__(self) -> None:
         if not self.slots:
             object.__setattr__(self, "slots", tuple(range(len(self.starts))))
+        if not self.units:
+            counts = [-(-numel // UNIT) for numel in self.numels]
+            object.__setattr__(self, "units", tuple(itertools.accumulate(counts, initial=0))[:-1])
 
     def __len__(self) -> int:
         return len(self.starts)

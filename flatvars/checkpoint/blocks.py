@@ -49,13 +49,18 @@ def is_row_major(span: Span) -> bool:
 
 
 class HostStream:
-    """A flat stream as host bytes: its own memory on the CPU, pieces copied through pinned memory from elsewhere."""
+    """A flat stream as host bytes: its own memory on the CPU, pieces copied through pinned memory from elsewhere.
 
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._itemsize = stream.buffer.element_size()
+    Args:
+        part: Which buffer of a stream of a format.
+    """
+
+    def __init__(self, stream: Stream, part: int = 0) -> None:
+        part_of, self._buffer = stream.named()[part]
+        self._base, self._units = stream.unit if part_of.units else stream.base, part_of.units
+        self._itemsize = self._buffer.element_size()
         self._first = 0
-        self._bytes = host_bytes(stream.buffer) if stream.buffer.device.type == "cpu" else memoryview(b"")
+        self._bytes = host_bytes(self._buffer) if self._buffer.device.type == "cpu" else memoryview(b"")
 
     def pieces(self, span: Span, numel: int, row_major: bool) -> Iterable[memoryview]:
         """A variable's bytes in row-major order, in pieces that stay valid.
@@ -64,10 +69,12 @@ class HostStream:
             numel, row_major: The span's; asked for because one span is read in several streams.
         """
         limit = PIECE // self._itemsize
-        if not row_major:
-            view = self._stream.read(span)
+        start = (span.unit if self._units else span.offset) - self._base
+        if self._units:
+            numel = span.units
+        elif not row_major:
+            view = self._buffer.as_strided(span.spec.shape, span.spec.stride, start)
             return (host_bytes(view[index]) for index, _, _ in blocks(span.spec.shape, limit))
-        start = span.offset - self._stream.base
         if numel <= limit:
             return (self._run(start, start + numel),)
         stop = start + numel
@@ -77,11 +84,27 @@ class HostStream:
         a, b = start * self._itemsize, stop * self._itemsize
         if not self._first <= a <= b <= self._first + len(self._bytes):
             # One copy for many small variables. A new buffer each time: callers may still hold the last one.
-            buffer = self._stream.buffer
+            buffer = self._buffer
             upto = max(stop, min(start + PIECE // self._itemsize, len(buffer)))
             host = torch.empty(upto - start, dtype=buffer.dtype, pin_memory=buffer.is_cuda)
             self._bytes, self._first = host_bytes(host.copy_(buffer[start:upto])), a
         return self._bytes[a - self._first : b - self._first]
+
+
+class HostNumbers:
+    """The numbers of a stream of a format as host bytes, decoded piece by piece."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def pieces(self, span: Span, numel: int, row_major: bool) -> Iterable[memoryview]:
+        """See `HostStream.pieces`."""
+        stream, limit = self._stream, PIECE // 4
+        if not row_major or not stream.is_encoded(span):
+            view = stream.read(span)
+            return (host_bytes(view[index]) for index, _, _ in blocks(span.spec.shape, limit))
+        runs = ((first, min(first + limit, numel)) for first in range(0, max(numel, 1), limit))
+        return (host_bytes(stream.decoded(span, first, stop)) for first, stop in runs)
 
 
 def host_bytes(tensor: Tensor) -> memoryview:

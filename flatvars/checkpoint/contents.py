@@ -14,9 +14,15 @@ from .description import digest_rows, metadata_of
 from .header import MAX_HEADER, METADATA, TensorInfo, encode_entries, encode_header, read_header
 from .records import Record
 
+DECODED = -1
+"""Stands for the numbers of a stream of a format, in the place of one of its buffers."""
+
 
 class Row(NamedTuple):
-    """A tensor of a file: a variable's part of a plane; or a tensor of its own, which has no record."""
+    """A tensor of a file: a variable's part of a plane; or a tensor of its own, which has no record.
+
+    Of a stream of a format, `part` says which of its buffers it is of, or that it is the numbers that they stand for.
+    """
 
     key: str
     dtype: torch.dtype
@@ -24,6 +30,7 @@ class Row(NamedTuple):
     nbytes: int
     plane: int
     record: Record | None
+    part: int = 0
 
 
 class Table:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..backend import FormatPart
 from ..memory.layout import Layout
 from ..memory.streams import Stream
 from ..variables.registry import Registry
-from .blocks import HostStream, host_bytes
-from .contents import Row, Table, tables_of
+from .blocks import HostNumbers, HostStream, host_bytes
+from .contents import DECODED, Row, Table, tables_of
 from .description import Description
 from .header import CODE_OF
 from .records import Catalog, Record
@@ -40,6 +41,33 @@ class Plane:
     region: torch.dtype
     held: Stream
     choose: Choose
+
+    def labels(self) -> list[str]:
+        """Prefixes of its tensors; of values none."""
+        names = [part.name for part in self._parts().values()] if self.label else []
+        return [f"{self.label}.{name}" if name else self.label for name in names]
+
+    def _parts(self) -> dict[int, FormatPart]:
+        """What of its stream goes into files: values as numbers, all else as it is stored."""
+        if self.held.format is not None and not self.label:
+            return {DECODED: FormatPart("", torch.float32)}
+        return {number: part for number, (part, _) in enumerate(self.held.named())}
+
+    def rows(self, number: int, records: list[Record]) -> list[Row]:
+        """Its tensors of some variables; `number` is the plane's own."""
+        found = []
+        for (place, part), label in zip(self._parts().items(), self.labels() or [""], strict=True):
+            prefix = label and f"{label}/"
+            for r in records:
+                shape = (r.span.units,) if part.units else r.span.spec.shape
+                dtype = self.held.dtype_of(r.span) if place == DECODED else part.dtype
+                items = r.span.units if part.units else r.numel
+                found.append(Row(prefix + r.names[0], dtype, shape, items * dtype.itemsize, number, r, place))
+        return found
+
+    def host(self, part: int) -> HostStream | HostNumbers:
+        """What its tensors are read from."""
+        return HostNumbers(self.held) if part == DECODED else HostStream(self.held, part)
 
 
 @dataclass
@@ -74,15 +102,13 @@ class Image:
             limit: Bytes of a file; a tensor that is larger has one of its own.
         """
         chosen = [plane.choose(self.catalog.by_dtype.get(plane.region, []), plane.held) for plane in self.planes]
-        labels = [(plane.label, plane.held.buffer.dtype) for plane in self.planes]
+        labels = [(plane.labels(), plane.held.buffer.dtype) for plane in self.planes]
         loose = [Row(key, t.dtype, tuple(t.shape), t.nbytes, 0, None) for key, t in self.loose.items()]
         made_of = (limit, labels, chosen, loose)
         kept = self.catalog.tables
         if kept[0] != made_of:
-            rows = []
-            for number, ((label, dtype), records) in enumerate(zip(labels, chosen, strict=True)):
-                prefix, size = label and f"{label}/", dtype.itemsize
-                rows += [Row(prefix + r.names[0], dtype, r.span.spec.shape, r.numel * size, number, r) for r in records]
+            pairs = enumerate(zip(self.planes, chosen, strict=True))
+            rows = [row for number, (plane, records) in pairs for row in plane.rows(number, records)]
             # One assignment: a snapshot may be saved by another thread meanwhile.
             kept = made_of, tables_of(rows + loose, limit)
             self.catalog.tables = kept
@@ -100,19 +126,23 @@ class Image:
 
     def reader(self) -> Pieces:
         """From a row to its tensor's bytes in row-major order, in bounded pieces that stay valid."""
-        streams, loose = [HostStream(plane.held) for plane in self.planes], self.loose
+        streams: dict[tuple[int, int], HostStream | HostNumbers] = {}
+        loose = self.loose
 
         def pieces(row: Row) -> Iterable[memoryview]:
             record = row.record
             if record is not None:
-                return streams[row.plane].pieces(record.span, record.numel, record.row_major)
+                key = row.plane, row.part
+                if key not in streams:
+                    streams[key] = self.planes[row.plane].host(row.part)
+                return streams[key].pieces(record.span, record.numel, record.row_major)
             return (host_bytes(loose[row.key]),) if row.nbytes else ()
 
         return pieces
 
     def describe(self) -> Description:
         """All but the variables, which the catalog keeps as text."""
-        labels = [plane.label for plane in self.planes if plane.label]
+        labels = [label for plane in self.planes for label in plane.labels()]
         labels += [key.partition("/")[0] for key in self.loose]
         return Description(
             layout=[[CODE_OF[r.dtype], r.numel, r.trainable_numel] for r in self.layout.regions],

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backend import state_format_of
 from ..errors import DamagedFileError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import GradientSnapshot
 from ..gradients.freezing import follow_flags
+from ..memory.spec import is_dense
 from ..memory.streams import FROZEN_ELEMENTS
 from ..optim.record import GroupRecord, OptimizerRecord
 from ..variables.registry import Registry
@@ -21,7 +23,7 @@ from .plain import decode, decode_map, decode_number
 from .random_state import PREFIX, apply_random, random_problems, try_random
 from .rehearsal import scheduler_problems
 from .source import Source
-from .training import FILE, LOOSE, check_optimizer, is_in_file, label_of
+from .training import FILE, LOOSE, SCALE, check_optimizer, is_in_file, label_of
 
 FetchTensor = Callable[[str, Tensor], None]
 """Copies the tensor of a name into one of the same shape."""
@@ -153,8 +155,20 @@ class Resuming:
         states = [keys for stream, keys in self.source.by_stream.items() if stream not in ("", PREFIX, LOOSE)]
         for name, key in (pair for keys in states for pair in keys.items()):
             variable, shape = self.found.get(name), self.source.entries[key].shape
-            if variable is not None and shape != variable.spec.shape:
-                yield f"{key!r} has shape {shape}, the variable {variable.spec.shape}"
+            wanted = None if variable is None else variable.spec.shape
+            if variable is not None and key.partition("/")[0].endswith(SCALE):
+                wanted = (variable.span.units,)
+                yield from self._code_problems(name, key)
+            if wanted is not None and shape != wanted:
+                yield f"{key!r} has shape {shape}, the variable {wanted}"
+
+    def _code_problems(self, name: str, scale: str) -> Iterator[str]:
+        """Of a state that is stored as codes, by the key of its scales."""
+        entries, key = self.source.entries, scale.replace(f"{SCALE}/", "/", 1)
+        shape, stride = self.found[name].spec.shape, tuple(self.saved[name]["stride"])
+        dtypes = [entries[each].dtype for each in (key, scale) if each in entries]
+        if state_format_of(dtypes) is None or len(stride) != len(shape) or not is_dense(shape, stride):
+            yield f"{scale!r} and {key!r} are {dtypes} of strides {stride}, which no format of states has"
 
     def _flag_problems(self) -> Iterator[str]:
         for name, variable in self.found.items():
@@ -194,12 +208,25 @@ class Resuming:
 
     def _apply_optimizer(self, number: int, optimizer: Any, saved: Mapping[str, Any], fetch: FetchTensor) -> None:
         def fetch_state(state: str, variable: Variable, target: Tensor) -> bool:
-            key = self.source.by_stream.get(label_of(state, number), {}).get(self.name_of[variable.id])
-            if key is not None:
+            label, name = label_of(state, number), self.name_of[variable.id]
+            key = self.source.by_stream.get(label, {}).get(name)
+            scale = self.source.by_stream.get(f"{label}{SCALE}", {}).get(name)
+            if key is not None and scale is not None:
+                target.copy_(self._decoded(name, key, scale))
+            elif key is not None:
                 fetch(key, target)
             return key is not None
 
         optimizer.restore(self._record(saved), fetch_state)
+
+    def _decoded(self, name: str, key: str, scale: str) -> Tensor:
+        """A state that the source holds as codes, which are in units of the memory order that its variable had."""
+        codes, stride = self.source.whole(key), self.saved[name]["stride"]
+        ordered = torch.empty_strided(codes.shape, stride, dtype=codes.dtype).copy_(codes)
+        parts = [ordered.as_strided((codes.numel(),), (1,)), self.source.whole(scale)]
+        format_ = state_format_of([part.dtype for part in parts])
+        assert format_ is not None  # it was checked
+        return format_.decode(parts).as_strided(codes.shape, stride)
 
     def _apply_masks(self) -> None:
         for name, variable in self.found.items():

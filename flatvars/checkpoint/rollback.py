@@ -104,14 +104,14 @@ class Rollback:
 
     def _apply_values(self) -> None:
         for plane in self._planes(VALUES):
-            target = self.registry.streams.values(plane.region)
+            target = self.registry.streams.get(VALUES, plane.region)
             if self.in_place:
-                target.copy_(plane.held.buffer, non_blocking=True)
+                target.replace(plane.held)
                 continue
-            target.zero_()  # what was written between variables is undone as well
+            target.clear()  # what was written between variables is undone as well
             for record, variable in zip(self.records, self.registry.variables, strict=True):
                 if variable.dtype == plane.region:
-                    self.registry.view(VALUES, variable).copy_(plane.held.read(record.span))
+                    target.take(variable.span, plane.held, record.span)
         # Values were written behind autograd's back, as a step does.
         torch.autograd.graph.increment_version([variable.param for variable in self.registry.variables])
 

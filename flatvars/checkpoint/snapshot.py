@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, MismatchError
+from ..memory.streams import Stream
 from ..variables.registry import HasRegistry, Registry
 from .background import Writer, writer_of
 from .capture import capture
-from .image import Image
+from .image import Image, Plane
 from .opening import PathOrStream
 from .rollback import Rollback
 from .save import SHARD_SIZE, check_target, write
@@ -66,7 +67,7 @@ class Snapshot:
     def nbytes(self) -> int:
         """Host memory that it takes."""
         image = self._image
-        return 0 if image is None else sum(plane.held.buffer.nbytes for plane in image.planes)
+        return 0 if image is None else sum(plane.held.nbytes for plane in image.planes)
 
     def __repr__(self) -> str:
         if self._image is None:
@@ -98,11 +99,11 @@ class Snapshot:
         """
         self._writer.wait()
 
-    def _give_up(self) -> dict[Key, Tensor]:
+    def _give_up(self) -> dict[Key, Stream]:
         """Its memory, for another snapshot; waits while it is being saved."""
         self._writer.wait_for(self)
         image, self._image = self._image, None
-        return {} if image is None else {(plane.stream, plane.region): plane.held.buffer for plane in image.planes}
+        return {} if image is None else {(plane.stream, plane.region): plane.held for plane in image.planes}
 
 
 def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: Snapshot | None) -> Snapshot:
@@ -111,19 +112,26 @@ def take(registry: Registry, optimizer: Any, schedulers: Any, rng: Any, reuse: S
     writer.raise_failure()
     image = capture(registry, optimizer, schedulers, rng)
     memory = reuse._give_up() if reuse is not None else {}
-    planes, copies = [], {}
+    planes: list[Plane] = []
+    copies: dict[int, Stream] = {}
     for plane in image.planes:
-        old = memory.get((plane.stream, plane.region))
         held = plane.held
-        fits = old is not None and old.shape == held.buffer.shape and old.dtype == held.buffer.dtype
-        copy = dataclasses.replace(held, buffer=to_host(held.buffer, old if fits else None), shared=False)
-        copies[id(held)] = copy
+        copy = copies[id(held)] = _copied(held, memory.get((plane.stream, plane.region)))
         planes.append(dataclasses.replace(plane, held=copy))
     image.planes = planes
     image.loose = {key: to_host(tensor) for key, tensor in image.loose.items()}
     for one in image.training.optimizers if image.training is not None else []:
         one.copy(to_host, copies)
     return Snapshot(registry, image, rng, writer)
+
+
+def _copied(stream: Stream, old: Stream | None) -> Stream:
+    """A copy of a stream in host memory, in that of an older one where it fits."""
+    buffers = (stream.buffer, *stream.beside)
+    memory = () if old is None else (old.buffer, *old.beside)
+    fits = [(one.shape, one.dtype) for one in buffers] == [(one.shape, one.dtype) for one in memory]
+    first, *beside = map(to_host, buffers, memory if fits else [None] * len(buffers))
+    return dataclasses.replace(stream, buffer=first, beside=tuple(beside), shared=False)
 
 
 def restore(registry: Registry, snapshot: Snapshot) -> None:

@@ -26,6 +26,10 @@ FILE = "$file"
 """In the JSON of such a state, what stands for a tensor: an object of its name in the file."""
 
 
+SCALE = ".scale"
+"""Behind the label of a state that is stored as codes: of the scales of its units."""
+
+
 def label_of(state: str, number: int) -> str:
     """Prefix of the tensors of an optimizer's state: two may have state of one name for one variable.
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..backend import all_in_memory_order, in_memory_order, make_plan
-from ..memory.streams import FROZEN_ELEMENTS
+from ..backend import Stored, all_in_memory_order, in_memory_order, make_plan
+from ..memory.streams import FROZEN_ELEMENTS, VALUES
 from ..variables.guard import AliasGuard
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -232,14 +232,15 @@ class PlanSet:
             part.plan.norm_(source, grad_scale)
         return self.norm
 
-    def values(self, part: Part) -> Tensor:
-        return self.registry.streams.values(part.region)
+    def values(self, part: Part) -> Stored:
+        """The values of a part's region, as launches want them."""
+        return self.registry.streams.get(VALUES, part.region).stored
 
     def variable_norms(self, sources: Sequence[Any] | None, order: float, values: bool) -> tuple[Tensor, Tensor]:
         """Norms of every variable's value and gradient, [variables] each: one launch a region."""
         out = torch.zeros((len(self.variables), 2), dtype=self.norm.dtype, device=self.norm.device)
         for k, part in enumerate(self.parts):
-            stream = self.values(part) if values else None
+            stream = self.values(part).buffer if values else None
             norms = part.plan.variable_norms(stream, None if sources is None else sources[k], order)
             if part.in_order:
                 out = norms.to(out.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from itertools import pairwise
 
 import torch
 
-from ..backend import Segments, round_up
+from ..backend import UNIT, Segments, round_up
 from .batches import Batch, Block, find_batches, matrix_of
 from .ranks import GRAIN, Ranks
 from .spec import VarSpec
@@ -21,10 +22,15 @@ ALIGNMENT = 128
 
 @dataclass(frozen=True)
 class Span:
-    """Where a variable lies: elements `offset` to `offset + numel` of the region of its dtype, padded to 16."""
+    """Where a variable lies: elements `offset` to `offset + numel` of the region of its dtype, padded to 16.
+
+    Attributes:
+        unit: The first of its units, where those of a region's variables are counted in the order of their offsets.
+    """
 
     spec: VarSpec
     offset: int
+    unit: int = 0
 
     @property
     def numel(self) -> int:
@@ -35,6 +41,11 @@ class Span:
         """End of the span with its padding."""
         return self.offset + round_up(self.numel, Segments.LANES)
 
+    @property
+    def units(self) -> int:
+        """How many units it has: groups of 128 elements, counted from its start."""
+        return -(-self.numel // UNIT)
+
 
 @dataclass(frozen=True)
 class Region:
@@ -44,11 +55,13 @@ class Region:
         dtype: Of the values stream.
         numel: Elements of the values stream, padding included.
         trainable_numel: Elements of the trainable part, which comes first; gradients and state exist only for it.
+        trainable_units: Units of the variables in it.
     """
 
     dtype: torch.dtype
     numel: int
     trainable_numel: int
+    trainable_units: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,27 @@ class Layout:
                 after[i] = self.spans[j].offset
             after[members[-1]] = region.numel
         return after
+
+    def unit_at(self, dtype: torch.dtype, element: int) -> int:
+        """Units that end before an element of a region's trainable part, or before the padding that it lies in."""
+        if element <= 0:
+            return 0
+        offsets, spans = self._trainable[dtype]
+        if element >= self.region_of[dtype].trainable_numel or not spans:
+            return self.region_of[dtype].trainable_units
+        span = spans[bisect_right(offsets, element) - 1]
+        ends = element >= span.offset + span.numel
+        return span.unit + (span.units if ends else (element - span.offset) // UNIT)
+
+    @cached_property
+    def _trainable(self) -> dict[torch.dtype, tuple[list[int], list[Span]]]:
+        """The trainable spans of each region with their offsets, in their order; of empty ones none."""
+        found: dict[torch.dtype, tuple[list[int], list[Span]]] = {}
+        for region in self.regions:
+            spans = [s for s in self.spans if s.spec.dtype == region.dtype and s.spec.has_room and s.numel]
+            spans.sort(key=lambda span: span.offset)
+            found[region.dtype] = [span.offset for span in spans], spans
+        return found
 
     def stretches(self, chosen: Iterable[int]) -> list[tuple[torch.dtype, int, int]]:
         """What the chosen trainable spans cover, with padding behind them, in as few (dtype, start, stop) as can be."""
@@ -145,6 +179,7 @@ class Layout:
             groups=tuple(group for _, group, _ in chosen_rows),
             dtype=spans[0].spec.dtype,
             slots=tuple(slot for _, _, slot in chosen_rows) if slots else (),
+            units=tuple(span.unit for span in spans),
         )
         return indices, segments
 
@@ -172,23 +207,25 @@ def plan_layout(
         The layout. It depends on these alone.
     """
     offsets: dict[int, int] = {}
+    units: dict[int, int] = {}
     regions: list[Region] = []
     for dtype in dict.fromkeys(spec.dtype for spec in specs):
         members = [i for i, spec in enumerate(specs) if spec.dtype == dtype]
         step = element_alignment(dtype, alignment)
         step = step if ranks is None else math.lcm(step, GRAIN)
         cursor = 0
-        trainable_numel = 0
+        trainable_numel = trainable_units = unit = 0
         for i in _physical_order(specs, members, side_by_side):
             if not specs[i].has_room:
                 cursor = max(cursor, trainable_numel)
-            offsets[i] = cursor
+            offsets[i], units[i] = cursor, unit
             cursor = round_up(cursor + specs[i].numel, step)
+            unit += -(-specs[i].numel // UNIT)
             if specs[i].has_room:
-                trainable_numel = cursor if ranks is None else ranks.padded(cursor)
+                trainable_numel, trainable_units = cursor if ranks is None else ranks.padded(cursor), unit
         cursor = max(cursor, trainable_numel)
-        regions.append(Region(dtype, cursor, trainable_numel))
-    return Layout(tuple(Span(spec, offsets[i]) for i, spec in enumerate(specs)), tuple(regions), ranks)
+        regions.append(Region(dtype, cursor, trainable_numel, trainable_units))
+    return Layout(tuple(Span(spec, offsets[i], units[i]) for i, spec in enumerate(specs)), tuple(regions), ranks)
 
 
 def _physical_order(specs: Sequence[VarSpec], members: Sequence[int], side_by_side: Collection[int]) -> list[int]:

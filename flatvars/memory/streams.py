@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
-from ..backend import round_up
+from ..backend import UNIT, Format, FormatPart, Stored, round_up
+from ..errors import FlatvarsError
 from .layout import Layout, Span
 from .pages import paged_zeros
 from .piece import piece_of
@@ -24,7 +25,10 @@ FROZEN_ELEMENTS = "frozen_elements"
 Cover = tuple[int, int]
 """Elements of a region, from the first to the one behind the last."""
 
-DtypeOf = Callable[[torch.dtype], torch.dtype]
+Form = torch.dtype | Format
+"""How the numbers of a stream are stored."""
+
+FormOf = Callable[[torch.dtype], Form]
 
 
 def same_dtype(region: torch.dtype) -> torch.dtype:
@@ -40,18 +44,26 @@ def byte(region: torch.dtype) -> torch.dtype:
 class Stream:
     """A buffer over a range of a region; spans are those of the layout, wherever the range begins.
 
+    `read` and `write` are how everybody but kernels sees what it holds, however it is stored.
+
     Attributes:
-        buffer: [elements of the range].
+        buffer: [elements of the range]; of a format, its codes.
         base: Element of the region at which the range begins.
         shared: Other processes use it, who find memory by the storage of a tensor: pieces are then plain views, and
             another process gets the whole buffer, once.
         divided: It is a rank's share: of a variable it holds all, a part or nothing, and what shows that is a `Piece`.
+        format: How numbers are stored; None where the dtype of the buffer says it.
+        beside: The buffers of the other parts of the format.
+        unit: The unit at which those of them begin that have an item for each unit.
     """
 
     buffer: Tensor
     base: int = 0
     shared: bool = False
     divided: bool = False
+    format: Format | None = None
+    beside: tuple[Tensor, ...] = ()
+    unit: int = 0
 
     @property
     def cover(self) -> Cover:
@@ -59,15 +71,17 @@ class Stream:
 
     def from_base(self, base: int) -> Stream:
         """The same memory from an element of the region on."""
-        return (
-            self if base == self.base else dataclasses.replace(self, buffer=self.buffer[base - self.base :], base=base)
-        )
+        if base == self.base:
+            return self
+        if self.format is not None:
+            raise FlatvarsError("a stream of a format is not cut: its units begin where variables do")
+        return dataclasses.replace(self, buffer=self.buffer[base - self.base :], base=base)
 
     def covers(self, span: Span) -> bool:
         """Whether it holds all of a variable, or this rank's part of it."""
         return self.divided or (self.base <= span.offset and span.stop <= self.base + len(self.buffer))
 
-    def part(self, span: Span) -> tuple[int, Tensor]:
+    def share(self, span: Span) -> tuple[int, Tensor]:
         """The elements of a variable that it holds, [elements] in memory order, and which of them is the first."""
         first = min(max(self.base - span.offset, 0), span.numel)
         stop = min(max(self.base + len(self.buffer) - span.offset, first), span.numel)
@@ -77,7 +91,7 @@ class Stream:
     def view(self, span: Span) -> Tensor:
         """The variable's own shape over the stream, in its memory order; a `Piece` where the stream is divided."""
         if self.divided:
-            first, local = self.part(span)
+            first, local = self.share(span)
             return piece_of(local, first, span.spec.shape, span.spec.stride)
         return self.buffer.as_strided(span.spec.shape, span.spec.stride, span.offset - self.base)
 
@@ -101,14 +115,103 @@ class Stream:
             return self.view(span).data
         return own_storage(self.flat(span)).as_strided(span.spec.shape, span.spec.stride)
 
+    @property
+    def stored(self) -> Stored:
+        """For launches."""
+        return Stored(self.buffer, self.format, self.beside)
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer.nbytes + sum(buffer.nbytes for buffer in self.beside)
+
+    def named(self) -> list[tuple[FormatPart, Tensor]]:
+        """All its buffers."""
+        if self.format is None:
+            return [(FormatPart("", self.buffer.dtype), self.buffer)]
+        return list(zip(self.format.parts, (self.buffer, *self.beside), strict=True))
+
+    def is_encoded(self, span: Span) -> bool:
+        """Whether a variable is stored in the format; one without room is as the dtype of the buffer says."""
+        return self.format is not None and span.spec.has_room
+
+    def dtype_of(self, span: Span) -> torch.dtype:
+        """What `read` returns of a variable."""
+        return torch.float32 if self.is_encoded(span) else self.buffer.dtype
+
+    def parts(self, span: Span, first: int = 0, stop: int | None = None) -> list[Tensor]:
+        """What each buffer of the format holds of a variable, in memory order.
+
+        Args:
+            first, stop: Of its elements in memory order, the first a multiple of 128; all if not given.
+        """
+        assert self.format is not None
+        numel = (span.numel if stop is None else stop) - first
+        found = []
+        for part, buffer in self.named():
+            start = span.unit - self.unit + first // UNIT if part.units else span.offset - self.base + first
+            found.append(buffer[start : start + part.items(numel)])
+        return found
+
+    def decoded(self, span: Span, first: int, stop: int) -> Tensor:
+        """Some of a variable's elements in memory order, float32; `first` is a multiple of 128."""
+        assert self.format is not None
+        return self.format.decode(self.parts(span, first, stop))
+
     def read(self, span: Span) -> Tensor:
-        """What the stream holds of a variable, [shape], as state dicts, files and copies see it."""
-        return self.view(span)
+        """What the stream holds of a variable, [shape], as state dicts, files and copies see it.
+
+        In place, but for a stream of a format: of that, numbers in memory of their own.
+        """
+        if self.format is None or not self.is_encoded(span):
+            return self.view(span)
+        return self.format.decode(self.parts(span)).as_strided(span.spec.shape, span.spec.stride)
 
     def write(self, span: Span, tensor: Tensor | None) -> None:
         """Replaces what it holds of a variable by a tensor, [shape], or by zeros."""
-        view = self.view(span)
-        view.zero_() if tensor is None else view.copy_(tensor)
+        if self.format is None or not self.is_encoded(span):
+            view = self.view(span)
+            view.zero_() if tensor is None else view.copy_(tensor)
+            return
+        numbers = torch.zeros(span.numel, dtype=torch.float32, device=self.buffer.device)
+        if tensor is not None:
+            numbers.as_strided(span.spec.shape, span.spec.stride).copy_(tensor)
+        for part, items in zip(self.parts(span), self.format.encode(numbers), strict=True):
+            part.copy_(items)
+
+    def room(self, span: Span) -> Tensor:
+        """Where to put what `write` is then given of a variable, [shape]: in place, or anew for a format or a share."""
+        if not self.is_encoded(span) and not self.divided:
+            return self.view(span)
+        dtype = self.dtype_of(span)
+        return torch.empty_strided(span.spec.shape, span.spec.stride, dtype=dtype, device=self.buffer.device)
+
+    def take(self, span: Span, other: Stream, origin: Span) -> None:
+        """Writes what another stream holds of a variable, as it is where both store it alike."""
+        both = self.is_encoded(span) and other.is_encoded(origin) and self.format == other.format
+        if not both or span.spec.stride != origin.spec.stride:
+            self.write(span, other.read(origin))
+            return
+        for mine, theirs in zip(self.parts(span), other.parts(origin), strict=True):
+            mine.copy_(theirs)
+
+    def clear(self) -> None:
+        """Makes all of it zero, what lies between variables too."""
+        for buffer in (self.buffer, *self.beside):
+            buffer.zero_()
+
+    def replace(self, other: Stream) -> None:
+        """Writes all that another stream holds, which covers the same range in the same format."""
+        for mine, theirs in zip((self.buffer, *self.beside), (other.buffer, *other.beside), strict=True):
+            mine.copy_(theirs, non_blocking=True)
+
+    def is_like(self, other: Stream) -> bool:
+        """Whether `replace` may be given another stream."""
+        return (
+            self.cover == other.cover
+            and self.divided == other.divided
+            and self.format == other.format
+            and self.unit == other.unit
+        )
 
 
 class Streams:
@@ -125,7 +228,7 @@ class Streams:
         self.device = device
         self._shared = shared
         self._streams: dict[tuple[str, torch.dtype], Stream] = {}
-        self._dtype_of: dict[str, DtypeOf] = {}
+        self._form_of: dict[str, FormOf] = {}
         self._partial: set[str] = set()  # streams that cover what they were asked for, and not a whole trainable part
         self._divided: set[str] = set()  # streams of this rank's share alone
         for region in layout.regions:
@@ -152,15 +255,25 @@ class Streams:
     def values(self, region: torch.dtype) -> Tensor:
         return self._streams[VALUES, region].buffer
 
-    def share_of(self, name: str, region: torch.dtype, dtype_of: DtypeOf) -> Stream:
-        """A stream over this rank's share of a region; made of zeros when first asked for."""
+    def share_of(self, name: str, region: torch.dtype, form_of: FormOf) -> Stream:
+        """A stream over this rank's share of a region; made of zeros when first asked for.
+
+        Raises:
+            FlatvarsError: a format, whose parts would have to be shown and moved in pieces.
+        """
         old = self._streams.get((name, region))
         if old is not None:
             return old
-        self._dtype_of[name] = dtype_of
+        form = form_of(region)
+        if not isinstance(form, torch.dtype):
+            raise FlatvarsError(
+                "state that is shared out over ranks cannot be stored in a format of blocks; give a plain "
+                "state_dtype=, such as torch.bfloat16, or make the store without mesh="
+            )
+        self._form_of[name] = form_of
         self._divided.add(name)
         start, stop = self.layout.share(region)
-        made = Stream(self._zeros(stop - start, dtype_of(region)), start, divided=True)
+        made = Stream(self._zeros(stop - start, form), start, divided=True)
         self._streams[name, region] = made
         return made
 
@@ -169,11 +282,11 @@ class Streams:
         """Names of the streams that hold this rank's share alone."""
         return list(dict.fromkeys(name for name, _ in self._streams if name in self._divided))
 
-    def get(self, name: str, region: torch.dtype, dtype_of: DtypeOf = same_dtype, cover: Cover | None = None) -> Stream:
+    def get(self, name: str, region: torch.dtype, form_of: FormOf = same_dtype, cover: Cover | None = None) -> Stream:
         """The stream `name` of a region; made of zeros when first asked for.
 
         Args:
-            dtype_of: From the region's dtype to the stream's; asked again when variables change theirs.
+            form_of: From the region's dtype to how the stream is stored; asked again when variables change theirs.
             cover: What it must cover; all of the trainable part if not given. A stream that covers less grows to cover
                 both, and keeps what it holds: earlier `Stream` objects are then another memory.
         """
@@ -182,7 +295,7 @@ class Streams:
             return old
         end = self.layout.region_of[region].trainable_numel
         if old is None:
-            self._dtype_of[name] = dtype_of
+            self._form_of[name] = form_of
             if cover is not None:
                 self._partial.add(name)
         start, stop = (0, end) if cover is None else cover
@@ -190,11 +303,24 @@ class Streams:
             start, stop = min(start, old.base), max(stop, old.cover[1])
         base = start // GRAIN * GRAIN
         numel = max(min(round_up(stop, GRAIN), end) - base, 0)
-        made = Stream(self._zeros(numel, self._dtype_of[name](region)), base)
+        made = self._make(self._form_of[name](region), region, base, numel)
         if old is not None:
             made.buffer[old.base - base :][: len(old.buffer)].copy_(old.buffer)
+            parts = made.format.parts[1:] if made.format else ()
+            for part, mine, theirs in zip(parts, made.beside, old.beside, strict=True):
+                shift = old.unit - made.unit if part.units else old.base - base
+                mine[shift:][: len(theirs)].copy_(theirs)
         self._streams[name, region] = made
         return made
+
+    def _make(self, form: Form, region: torch.dtype, base: int, numel: int) -> Stream:
+        """A stream of zeros."""
+        if isinstance(form, torch.dtype):
+            return Stream(self._zeros(numel, form), base)
+        unit, end = self.layout.unit_at(region, base), self.layout.unit_at(region, base + numel)
+        lengths = [end - unit if part.units else numel for part in form.parts]
+        first, *beside = [self._zeros(n, part.dtype) for n, part in zip(lengths, form.parts, strict=True)]
+        return Stream(first, base, format=form, beside=tuple(beside), unit=unit)
 
     def find(self, name: str, region: torch.dtype) -> Stream | None:
         """The stream `name` of a region if it exists."""
@@ -208,7 +334,7 @@ class Streams:
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers, padding included."""
-        return sum(stream.buffer.nbytes for stream in self._streams.values())
+        return sum(stream.nbytes for stream in self._streams.values())
 
     def items(self) -> list[tuple[str, Stream]]:
         """All streams with their names, one for each region that they are over."""
@@ -243,13 +369,13 @@ class Streams:
                 chosen = [pair for pair in pairs if pair[0].spec.dtype == dtype]
                 target = new._streams[name, dtype] if name == VALUES else new._successor(self, name, dtype, chosen)
                 for to, origin in chosen:
-                    target.view(to).copy_(old.view(origin))
+                    target.take(to, old, origin)
         return new
 
     def _successor(self, old: Streams, name: str, region: torch.dtype, pairs: list[tuple[Span, Span]]) -> Stream:
         """The stream that takes over from one of `old`, over as much as the variables need."""
         cover = hull(to for to, _ in pairs) if name in self._partial else None
-        return self.get(name, region, old._dtype_of[name], cover)
+        return self.get(name, region, old._form_of[name], cover)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 
 class Adadelta(Optimizer):
@@ -27,7 +28,7 @@ class Adadelta(Optimizer):
         maximize: Ascend.
         foreach, capturable: Accepted, and change nothing: the step is fused always.
         differentiable: Refused where True.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -49,6 +50,7 @@ class Adadelta(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -68,6 +70,7 @@ class Adadelta(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from .base import Optimizer
 from .caution import with_caution
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 # By (decays a group its values alone, uses a group the running maximum).
 _RULES = {(False, False): ADAM, (False, True): AMSGRAD, (True, False): ADAMW, (True, True): AMSGRADW}
@@ -37,7 +38,7 @@ class Adam(Optimizer):
             decoupled decay.
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch, needs decoupled decay.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -67,6 +68,7 @@ class Adam(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -91,6 +93,7 @@ class Adam(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -136,7 +139,7 @@ class AdamW(Adam):
             may differ.
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch; param groups may differ.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -165,6 +168,7 @@ class AdamW(Adam):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         super().__init__(
             params,
@@ -185,6 +189,7 @@ class AdamW(Adam):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def after_load(self) -> None:

@@ -13,6 +13,7 @@ from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 
 class Adamax(Optimizer):
@@ -27,7 +28,7 @@ class Adamax(Optimizer):
         maximize: Ascend.
         foreach, capturable: Accepted, and change nothing: the step is fused always.
         differentiable: Refused where True.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -51,6 +52,7 @@ class Adamax(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -70,6 +72,7 @@ class Adamax(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

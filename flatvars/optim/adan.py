@@ -13,6 +13,7 @@ from ..backend import ADAN, Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class Adan(Optimizer):
@@ -26,7 +27,7 @@ class Adan(Optimizer):
         weight_decay: The value is divided by 1 + lr weight_decay behind the step.
         no_prox: Decay before the step instead, as AdamW's; param groups may differ.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -49,6 +50,7 @@ class Adan(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -65,6 +67,7 @@ class Adan(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

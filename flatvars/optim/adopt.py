@@ -13,6 +13,7 @@ from ..backend import Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class ADOPT(Optimizer):
@@ -31,7 +32,7 @@ class ADOPT(Optimizer):
         clip_exponent: Divided gradients stay within (t - 1)^clip_exponent at step t; None does not clip. It stands for
             the function `clip_lambda` of the authors' class.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -55,6 +56,7 @@ class ADOPT(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -72,6 +74,7 @@ class ADOPT(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
 from ..gradients.freezing import follow_flags
 from ..gradients.plans import Part, PlanSet, checked
-from ..memory.streams import Stream
+from ..memory.streams import FormOf, Stream
 from ..variables.registry import HasRegistry, Registry, variable_of
 from ..variables.selectors import is_selector
 from ..variables.variable import Variable
@@ -31,6 +31,7 @@ from .conveniences import Conveniences
 from .copies import get_state, set_state
 from .divided import DividedStep, step_divided
 from .entries import Entries
+from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
 from .homes import GivenParam, admit, forget_leavers, given_in
 from .membership import Membership, by_rows, explain_foreign, params_of
@@ -39,7 +40,7 @@ from .recording import capture_record, record_problems, restore_record
 from .scaling import read_scaling
 from .showing import show
 from .state_dict import load_state_dict, state_dict
-from .states import States
+from .states import States, origin_of
 
 
 class Optimizer(Averaging, Conveniences):
@@ -56,6 +57,8 @@ class Optimizer(Averaging, Conveniences):
         skip_nonfinite: Change nothing, not even step counts, when that norm is NaN or infinite; `skipped` counts it.
         state_dtype: Of the state streams; the variables' own if not given, as in torch.optim. In bfloat16, averages of
             squares are rounded at random (`stochastic_rounding`).
+        state_format: "root8" stores averages in 8 bits, with a float32 scale for each 128 elements: all that may be, or
+            those of a mapping by name. Other states are as `state_dtype` says.
 
     Raises:
         ForeignParameterError: parameters of two stores, or of none beside those of a store that was adopted by hand.
@@ -98,14 +101,17 @@ class Optimizer(Averaging, Conveniences):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         check_options(max_norm, state_dtype)
+        check_format(state_format)
         self.check_entries(defaults, self.number_names(defaults))
         groups = as_groups(params)
         registry = find_registry(params, groups, store)
         self.max_norm = max_norm
         self.skip_nonfinite = skip_nonfinite
         self.state_dtype = state_dtype
+        self.state_format = state_format
         # Without any parameter there is no store yet: the first one says which.
         self._attach(make_registry(torch.device("cpu"), "gather") if registry is None else registry)
         self._homeless = registry is None
@@ -115,6 +121,8 @@ class Optimizer(Averaging, Conveniences):
         self.membership.by_number = isinstance(params, HasRegistry)
         self._following = False
         self._follow()
+        if self.param_groups:
+            check_formats(state_format, self.rules(), self.known_states, type(self).__name__)
 
     _following = False  # or being made: groups come one after the other, and are looked at when they are all there
 
@@ -122,7 +130,7 @@ class Optimizer(Averaging, Conveniences):
         """All that belongs to this object and its store alone: a copy of the optimizer starts from here."""
         self._homeless = False
         self.registry = registry
-        self.states = States(registry, self.state_dtype)
+        self.states = States(registry, _FormOf(weakref.ref(self)))
         if self.several:
             self.states.names_of = _NamesOf(weakref.ref(self))
             self.states.common = frozenset({AVERAGE})
@@ -467,10 +475,10 @@ class Optimizer(Averaging, Conveniences):
             source,
             rule,
             plans.values(part),
-            [held.buffer for held in states],
+            [held.stored for held in states],
             self.groups_of(part),
             steps=self.states.steps,
-            base=states[0].base if states else 0,
+            **origin_of(states),
             norm=norm,
             max_norm=self.max_norm,
             skip=self.skip_nonfinite,
@@ -591,7 +599,7 @@ class Optimizer(Averaging, Conveniences):
         set_state(self, state)
 
     def __repr__(self) -> str:
-        options = {name: getattr(self, name) for name in ("max_norm", "skip_nonfinite", "state_dtype")}
+        options = {name: getattr(self, name) for name in ("max_norm", "skip_nonfinite", "state_dtype", "state_format")}
         return show(self, self.registry, options)
 
     def __copy__(self) -> NoReturn:
@@ -610,6 +618,18 @@ class _NamesOf:
     def __call__(self, variable: Variable) -> tuple[str, ...]:
         optimizer = self._optimizer()
         return () if optimizer is None else optimizer.rule_for(variable).states
+
+
+class _FormOf:
+    """How a state is stored, as long as its optimizer is there; its states must not keep it."""
+
+    def __init__(self, optimizer: weakref.ref[Optimizer]) -> None:
+        self._optimizer = optimizer
+
+    def __call__(self, name: str) -> FormOf:
+        optimizer = self._optimizer()
+        assert optimizer is not None  # it asks for its streams itself
+        return form_of(optimizer.state_format, optimizer.state_dtype, optimizer.rules(), name)
 
 
 class _Hook:

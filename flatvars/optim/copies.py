@@ -95,7 +95,8 @@ def _states_of(record: OptimizerRecord, variable: Variable) -> dict[str, Tensor]
     for name in record.states:
         stream = record.streams.get((name, variable.dtype))
         if stream is not None and stream.base <= variable.span.offset and variable.span.stop <= stream.cover[1]:
-            pieces[name] = stream.piece(variable.span)
+            whole = stream.format is None
+            pieces[name] = stream.piece(variable.span) if whole else stream.read(variable.span)
     return pieces
 
 

@@ -141,7 +141,7 @@ class EMA:
         optimizer, registry = self.optimizer, self.optimizer.registry
         optimizer.follow()
         regions = {region.dtype for region in registry.layout.regions}
-        alike = {dtype for dtype in regions if optimizer.states.dtype in (None, dtype)}
+        alike = {dtype for dtype in regions if optimizer.state_dtype in (None, dtype)}
         apply_once(optimizer, EXCHANGE, numbers=[{}], regions=alike)
         if regions == alike:
             return

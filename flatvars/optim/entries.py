@@ -17,13 +17,13 @@ from torch import Tensor
 
 from ..backend import Rule
 from ..gradients.attached import gradients_of
-from ..memory.streams import Stream
+from ..memory.streams import Stream, normal_tensors
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
 from .states import States, is_set
 
-_loose = attrgetter("loose")
+_loose, _lent = attrgetter("loose"), attrgetter("lent")
 
 
 class Keeper(Protocol):
@@ -247,7 +247,7 @@ class Entries(MutableMapping[Any, Any]):
             self._begin(variable)
         for name, stream in zip(rule.states, self._streams(variable), strict=True):
             if name in names and dict.get(entry, name) is None:
-                entry.show(name, stream.piece(variable.span))
+                show_state(entry, name, stream, variable)
         for name in rule.own:
             if name not in entry:
                 entry.show(name, optimizer.states.scalar_of(variable, name))
@@ -329,7 +329,9 @@ class Entries(MutableMapping[Any, Any]):
             return False
         stream = self._streams(variable)[names.index(name)]
         stream.write(variable.span, value)
-        entry.show(name, None if value is None else stream.piece(variable.span))
+        entry.show(name, None)
+        if value is not None:
+            show_state(entry, name, stream, variable)
         return True
 
     def _place_scalar(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
@@ -416,7 +418,10 @@ class Entries(MutableMapping[Any, Any]):
         """
         if self._emptied or self._dropped:
             self._erase()
-        if any(map(_loose, self._entries.values())):
+        entries = self._entries.values()
+        if any(map(_lent, entries)):
+            self._take_lent()
+        if any(map(_loose, entries)):
             self._gather_loose(strict)
         self.refresh()
         self._mark_counts(stepping=strict)
@@ -436,6 +441,20 @@ class Entries(MutableMapping[Any, Any]):
             self._optimizer.states.note_set([entry.variable for entry in found if entry.variable is not None])
         for entry in found:
             entry.counted = entry[STEP]._version
+
+    @torch.no_grad()
+    def _take_lent(self) -> None:
+        """Numbers that were decoded for somebody to look at: what was written to them is stored, and they are let go.
+
+        The next step makes others of them; who looks then, gets those.
+        """
+        for entry in [entry for entry in self._entries.values() if entry.lent]:
+            variable = entry.variable
+            assert variable is not None
+            for name, numbers in entry.taken_back():
+                held = self._optimizer.states.covering(name, variable)
+                if held is not None:
+                    held.write(variable.span, numbers)
 
     def adopt(self) -> None:
         """State that was set for parameters before the store held them, or before they were in a group."""
@@ -517,8 +536,17 @@ class Entries(MutableMapping[Any, Any]):
                 elif is_scalar_name:
                     entry.show(name, states.scalar_of(variable, name))
                 elif held is not None and entry[name] is not None:
-                    entry.show(name, held.piece(variable.span))
+                    show_state(entry, name, held, variable)
         self._mark_counts(stepping=False)  # new views have seen nothing yet
+
+
+def show_state(entry: StateEntry, name: str, stream: Stream, variable: Variable) -> None:
+    """Puts what a stream holds of a variable into its entry: in place, or decoded."""
+    if stream.format is None:
+        entry.show(name, stream.piece(variable.span))
+    else:
+        with normal_tensors():
+            entry.lend(name, stream.read(variable.span))
 
 
 def write_first(optimizer: Keeper, variable: Variable, name: str, stream: Stream) -> None:

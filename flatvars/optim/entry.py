@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from ..variables.variable import Variable
 
 STEP = "step"
@@ -30,6 +32,7 @@ class StateEntry(dict[Any, Any]):
     Attributes:
         variable: Whose state it is; None once it is detached.
         loose: Names of values that lie in the dict alone.
+        lent: Of tensors that were decoded from a stream of a format: their versions when they were.
         counted: Version of the count's view when it was known last that it is a count of steps.
     """
 
@@ -39,6 +42,7 @@ class StateEntry(dict[Any, Any]):
     def __init__(self, content: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = ()) -> None:
         super().__init__(content)
         self.loose: set[Any] = set(self)
+        self.lent: dict[Any, int] = {}
         self._home: weakref.ref[Any] | None = None
 
     def attach(self, home: EntryKeeper, variable: Variable) -> None:
@@ -48,13 +52,28 @@ class StateEntry(dict[Any, Any]):
     def detach(self) -> None:
         """Its values stay what they are, and writes stay in the dict."""
         self._home, self.variable = None, None
+        self.lent = {}
 
     def show(self, name: Any, value: Any) -> None:
         """Puts a view of what the optimizer holds into the dict."""
         super().__setitem__(name, value)
         self.loose.discard(name)
+        self.lent.pop(name, None)
         if name == STEP:
             self.counted = value._version
+
+    def lend(self, name: Any, numbers: Tensor) -> None:
+        """Puts a tensor into the dict that shows what the optimizer holds, and is taken back before the next step."""
+        self.show(name, numbers)
+        self.lent[name] = numbers._version
+
+    def taken_back(self) -> list[tuple[Any, Tensor]]:
+        """Takes what was lent out of the dict; returns what was written to meanwhile."""
+        lent, self.lent = self.lent, {}
+        pairs = [(name, self[name], version) for name, version in lent.items() if name in self]
+        for name, _, _ in pairs:
+            super().__delitem__(name)
+        return [(name, numbers) for name, numbers, version in pairs if numbers._version != version]
 
     @property
     def shows_count(self) -> bool:
@@ -70,11 +89,13 @@ class StateEntry(dict[Any, Any]):
         """Puts a value into the dict alone."""
         super().__setitem__(name, value)
         self.loose.add(name)
+        self.lent.pop(name, None)
 
     def hide(self, name: Any) -> None:
         """Takes a value out of the dict alone."""
         super().__delitem__(name)
         self.loose.discard(name)
+        self.lent.pop(name, None)
 
     @property
     def home(self) -> EntryKeeper | None:

@@ -12,7 +12,7 @@ from ..gradients.plans import Part, PlanSet, checked
 from ..memory.streams import Stream
 from .divided import DividedStep
 from .entries import Entries
-from .states import States
+from .states import States, origin_of
 
 
 class Exchanging(Protocol):
@@ -55,13 +55,13 @@ def apply_once(
         values = plans.values(part)
         states = optimizer.states.streams(part.region, rule.states) if streams is None else streams(part)
         part.plan.step_(
-            part.plan.gathered(values, [True] * len(part.order)),  # in the place of gradients
+            part.plan.gathered(values.buffer, [True] * len(part.order)),  # in the place of gradients
             rule,
             values,
-            [held.buffer for held in states],
+            [held.stored for held in states],
             optimizer.param_groups if numbers is None else numbers,
             steps=steps,
-            base=states[0].base if states else 0,
+            **origin_of(states),
             norm=plans.norm,
             max_norm=None,
             skip=False,

@@ -13,6 +13,7 @@ from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .caution import with_caution
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class Grams(Optimizer):
@@ -28,7 +29,7 @@ class Grams(Optimizer):
         cautious_decay: Decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402).
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -51,6 +52,7 @@ class Grams(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -68,6 +70,7 @@ class Grams(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from ..backend import Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class LAMB(Optimizer):
@@ -32,7 +33,7 @@ class LAMB(Optimizer):
         grad_averaging: Whether a gradient enters the average with 1 - betas[0], and not with 1.
         always_adapt: Adapt variables without weight decay as well (apex: `use_nvlamb`).
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -56,6 +57,7 @@ class LAMB(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -74,6 +76,7 @@ class LAMB(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from ..backend import Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least
+from .formats import StateFormat
 
 
 class LARS(Optimizer):
@@ -30,7 +31,7 @@ class LARS(Optimizer):
         eps: Added to the gradient's norm.
         trust_clip: No variable steps by more than `lr`, as LARC.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -55,6 +56,7 @@ class LARS(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -74,6 +76,7 @@ class LARS(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

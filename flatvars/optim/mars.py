@@ -13,6 +13,7 @@ from ..backend import Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class MARS(Optimizer):
@@ -29,7 +30,7 @@ class MARS(Optimizer):
         weight_decay: Decoupled.
         gamma: Strength of the correction; 0 makes AdamW of it.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -51,6 +52,7 @@ class MARS(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -67,6 +69,7 @@ class MARS(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

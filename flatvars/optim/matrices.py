@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import MUON_DIRECTION, Rule, Sources
+from ..backend import MUON_DIRECTION, Rule, Sources, Stored
 from ..gradients.plans import Part
 from ..memory.batches import Batch, Block
 from ..memory.layout import Layout
@@ -101,7 +101,7 @@ class MatrixStep:
         self,
         source: Sources,
         momentum: Stream,
-        values: Tensor,
+        values: Stored,
         groups: Sequence[Mapping[str, Any]],
         frozen: Stream | None,
         common: Mapping[str, Any],

@@ -19,11 +19,13 @@ from ..variables.selectors import Selector, names
 from ..variables.variable import Variable
 from .base import Optimizer
 from .checks import LENGTHS, check_at_least, check_betas, check_kinds
+from .formats import StateFormat
 from .matrices import MatrixShape, MatrixStep
 from .membership import by_rows
 from .muon_choice import HiddenMatrices, not_hidden
 from .muon_settings import Adjustment, adjustment, check_adjustment
 from .newton_schulz import KELLER, CoefficientSet, newton_schulz_of
+from .states import origin_of
 
 REST: Mapping[str, Any] = {
     "lr": 1e-3,
@@ -71,7 +73,7 @@ class Muon(Optimizer):
         add_eps: Add `eps` to the norm.
         cautious_decay: Decay only what the step moves towards zero.
         convolutions: Take tensors of more axes as matrices [out, all others].
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`; the norm is that of all groups.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`; the norm is that of all groups.
 
     Raises:
         ValueError: a number out of range, or a parameter of Muon's that is no matrix.
@@ -107,6 +109,7 @@ class Muon(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -146,6 +149,7 @@ class Muon(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
         self._arrange()
 
@@ -264,11 +268,11 @@ class Muon(Optimizer):
         frozen = self.registry.streams.find(FROZEN_ELEMENTS, part.region)
         rule = self.with_average(MUON_APPLY)
         states = self.states.streams(part.region, (*rule.states, *MUON.states))[: len(rule.states)]
-        last = {
+        last: dict[str, Any] = {
             "rule": rule,
-            "states": [held.buffer for held in states],
+            "states": [held.stored for held in states],
             "steps": self.states.steps,
-            "base": states[0].base if states else 0,
+            **origin_of(states),
             "own": self.states.scalars(rule.own),
             "keys": self._keys_for(rule, states),
         }

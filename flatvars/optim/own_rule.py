@@ -11,6 +11,7 @@ import torch
 from ..backend import Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
+from .formats import StateFormat
 from .groups import OPTIONS
 
 
@@ -20,7 +21,7 @@ class RuleOptimizer(Optimizer):
     Args:
         params: As for `Optimizer`.
         rule: Made with `flatvars.optim.rule`.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
         numbers: Values of what the rule reads from `hyper`, by name.
 
     Raises:
@@ -46,6 +47,7 @@ class RuleOptimizer(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
         **numbers: Any,
     ) -> None:
         unknown = [name for name in numbers if rule.names is not None and name not in rule.names]
@@ -62,6 +64,7 @@ class RuleOptimizer(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def number_names(self, defaults: Mapping[str, Any]) -> Iterable[str]:

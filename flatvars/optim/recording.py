@@ -173,23 +173,22 @@ def _own(variable: Variable, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _fetch(fetch: FetchState, name: str, stream: Stream, variables: list[Variable]) -> None:
     for variable in variables:
-        # A file has the whole state; what this rank keeps of it is written through a copy.
-        target = torch.empty_like(variable.param, dtype=stream.buffer.dtype) if stream.divided else None
-        if not fetch(name, variable, stream.view(variable.span) if target is None else target):
+        room = stream.room(variable.span)
+        if not fetch(name, variable, room):
             stream.write(variable.span, None)
-        elif target is not None:
-            stream.write(variable.span, target)
+        elif stream.format is not None or stream.divided:
+            stream.write(variable.span, room)
 
 
 def _copy(stream: Stream, saved: Stream | None, variables: list[Variable]) -> None:
     """One copy where both cover the same range; what the other one does not cover becomes zero."""
-    if saved is not None and saved.cover == stream.cover:
-        stream.buffer.copy_(saved.buffer, non_blocking=True)
+    if saved is not None and saved.is_like(stream):
+        stream.replace(saved)
         return
-    stream.buffer.zero_()
+    stream.clear()
     for variable in variables:
         if saved is not None and saved.covers(variable.span):
-            stream.write(variable.span, saved.read(variable.span))
+            stream.take(variable.span, saved, variable.span)
 
 
 def _set_scalars(optimizer: Recorded, record: OptimizerRecord) -> None:

@@ -20,6 +20,7 @@ from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
 from .exchange import apply_once
+from .formats import StateFormat
 
 
 class ScheduleFree(Optimizer):
@@ -85,7 +86,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         r: Weights of later steps in the average grow with t^r.
         weight_lr_power: And with the largest rate so far to this power.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -107,6 +108,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -126,6 +128,7 @@ class ScheduleFreeAdamW(ScheduleFree):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -151,7 +154,7 @@ class ScheduleFreeSGD(ScheduleFree):
         r: Weights of later steps in the average grow with t^r.
         weight_lr_power: And with the largest rate so far to this power.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -172,6 +175,7 @@ class ScheduleFreeSGD(ScheduleFree):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -190,6 +194,7 @@ class ScheduleFreeSGD(ScheduleFree):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

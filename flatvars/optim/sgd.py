@@ -14,6 +14,7 @@ from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_kinds
 from .flags import refuse_differentiable
+from .formats import StateFormat
 
 
 class SGD(Optimizer):
@@ -31,7 +32,7 @@ class SGD(Optimizer):
         maximize: Ascend.
         foreach, fused: Accepted, and change nothing: the step is fused always.
         differentiable: Refused where True.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range, or nesterov without momentum or with dampening.
@@ -56,6 +57,7 @@ class SGD(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -79,6 +81,7 @@ class SGD(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from ..backend import STABLE_ADAMW, Rule
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least, check_betas
+from .formats import StateFormat
 
 
 class StableAdamW(Optimizer):
@@ -27,7 +28,7 @@ class StableAdamW(Optimizer):
         eps: Added to the root, and the least that a gradient is divided by.
         weight_decay: Decoupled, by the rate of the variable.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -48,6 +49,7 @@ class StableAdamW(Optimizer):
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
+        state_format: StateFormat = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -63,6 +65,7 @@ class StableAdamW(Optimizer):
             max_norm=max_norm,
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
+            state_format=state_format,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

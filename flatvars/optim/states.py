@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..init.fills import name_key
-from ..memory.streams import Cover, Stream, hull, normal_tensors, own_storage, same_dtype
+from ..memory.streams import Cover, FormOf, Stream, hull, normal_tensors, own_storage
 from ..variables.registry import Registry
 from ..variables.variable import Variable, overlaps
 
@@ -24,9 +23,10 @@ from ..variables.variable import Variable, overlaps
 ROWS = 256
 
 
-def always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
-    """For streams that do not follow the dtype of their region."""
-    return dtype
+def origin_of(streams: Sequence[Stream]) -> dict[str, int]:
+    """Where state streams of one range begin in their region, as launches are told it."""
+    units = [held.unit for held in streams if held.format is not None]
+    return {"base": streams[0].base if streams else 0, "unit": units[0] if units else 0}
 
 
 class States:
@@ -34,7 +34,7 @@ class States:
 
     Args:
         registry: Of the variables.
-        dtype: Of the streams; that of the variables if None.
+        form_of: From the name of a state to how its stream is stored, by the dtype of its region.
 
     Attributes:
         steps: float32 [rows] on the device: steps taken by each variable; the kernels count them up. -0.0 of one whose
@@ -44,9 +44,9 @@ class States:
         version: Grows when `steps` or a stream moved, so that views of them must be made anew.
     """
 
-    def __init__(self, registry: Registry, dtype: torch.dtype | None) -> None:
+    def __init__(self, registry: Registry, form_of: Callable[[str], FormOf]) -> None:
         self.registry = registry
-        self.dtype = dtype
+        self._form_of = form_of
         with normal_tensors():
             self.steps = torch.zeros(0, dtype=torch.float32, device=registry.device)
             self.skipped = torch.zeros((), dtype=torch.int32, device=registry.device)
@@ -234,13 +234,12 @@ class States:
         if not names:
             return {}
         streams, keys = self.registry.streams, [self.key_of(name) for name in names]
-        dtype_of = same_dtype if self.dtype is None else partial(always, self.dtype)
-        before = [self.find(name, region) for name in names]
+        before, forms = [self.find(name, region) for name in names], map(self._form_of, names)
         if self.is_divided:
-            made = [streams.share_of(key, region, dtype_of) for key in keys]
+            made = [streams.share_of(key, region, form) for key, form in zip(keys, forms, strict=True)]
         else:
             cover = self._cover(region, names)
-            made = [streams.get(key, region, dtype_of, cover) for key in keys]
+            made = [streams.get(key, region, form, cover) for key, form in zip(keys, forms, strict=True)]
         self.version += any(old is not new for old, new in zip(before, made, strict=True))
         return dict(zip(names, made, strict=True))
 

@@ -39,7 +39,11 @@ def summary(registry: Registry) -> str:
     trainable, frozen, buffers = elements.values()
     total = f"{len(rows)} variables, {sum(elements.values()):,} elements: "
     total += f"{trainable:,} trainable, {frozen:,} frozen, {buffers:,} in buffers"
-    held = [(name, _short(stream.buffer.dtype), f"{stream.buffer.nbytes:,}") for name, stream in streams.items()]
+    held = [
+        (f"{name}.{part.name}" if part.name else name, _short(buffer.dtype), f"{buffer.nbytes:,}")
+        for name, stream in streams.items()
+        for part, buffer in stream.named()
+    ]
     return "\n".join(
         [
             *_table(("variable", "shape", "dtype", "elements", "state"), rows, "<<<><"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..addresses import Sources
+from ..formats import Stored
 from ..launches import NormSlot, StepInputs, Tables
 from ..rules import Rule
 from ..segments import Segments
@@ -76,7 +77,7 @@ class CpuLaunches:
         return found
 
     def statistics(
-        self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+        self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
     ) -> None:
         """See `Launches.statistics`."""
         assert rule.statistics is not None
@@ -84,7 +85,7 @@ class CpuLaunches:
         measures = self._measures(len(rule.statistics.names))
         statistics.launch(self.tables, sources, rule, values, states, inputs, written, measures)
 
-    def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
         """See `Launches.step`."""
         measures = None if rule.statistics is None else self._measures(len(rule.statistics.names))
         written = self._written if sources.viewed else None

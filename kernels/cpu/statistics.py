@@ -21,16 +21,19 @@ from numba import types
 from torch import Tensor
 
 from ..addresses import Sources
+from ..formats import Stored
 from ..launches import StepInputs, Tables
 from ..rules import Rule
+from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native, twin
 from .elements import Elements
-from .formats import FORMATS, name_of
+from .formats import FORMATS
 from .gradients import TILE
 from .memory import element_load, read_byte, read_int, read_int32, stack, write_double
 from .numbers import reader, starter
 from .squares import unit_sums, variable_sum
 from .step import Measures, drawer, draws_of, is_skipped, is_untouched, kernel, run, updater_arguments, word
+from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, row_addresses
 
 
 @functools.cache
@@ -41,7 +44,8 @@ def updater(
     sums, number = rule.statistics, float_type(dtype)
     assert sums is not None
     count_of, size, moves = len(sums.names), np.dtype(dtype).itemsize, sums.moves
-    elements = Elements([FORMATS[name] for name in (value, *states)], number, masked, draws, count_of)
+    kinds_of = (value, *states)
+    elements = Elements(element_formats(kinds_of), number, masked, draws, count_of)
     kinds = 1 + max(draws, default=-1)
     draw, draw_room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
@@ -55,6 +59,44 @@ def updater(
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype, measuring=True)
     read_first, start_states = starter(rule, rule.starts, dtype)
     keep = elements.keeper(rule.starts)
+    by_units = any(kind in UNIT_KINDS for kind in kinds_of)
+    load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0))
+    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
+
+    @compiled
+    def work(
+        first_lane: Any,
+        last: Any,
+        gradients: Any,
+        unscale: Any,
+        clip: Any,
+        values: Any,
+        start: Any,
+        addresses: Any,
+        state_start: Any,
+        frozen: Any,
+        hyper: Any,
+        step: Any,
+        is_new: Any,
+        first: Any,
+        drawn: Any,
+        memory: Any,
+    ) -> None:
+        for i in range(first_lane, last):
+            g = load_gradient(gradients, i) * unscale * clip
+            stored = load(values, start + i, addresses, state_start + i)
+            p, state = widen(stored)
+            if begins:
+                state = start_states(is_new, p, state, first)
+                if masked:
+                    stored = keep(is_new, state, stored)
+            kept = masked and read_byte(frozen, start + i) != 0
+            if moves:
+                terms, state = function(p, g, state, hyper, step)
+                store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
+            else:
+                terms = function(p, g, state, hyper, step)
+            store_terms(memory, i, terms, kept)
 
     def update(
         gradients: Any,
@@ -77,27 +119,35 @@ def updater(
         unit_count: Any,
         keys: Any,
         local: Any,
+        low: Any,
+        prints: Any,
+        scales: Any,
+        unit: Any,
+        unit_base: Any,
     ) -> None:
         hyper = read_numbers(row, step, fresh, own_table, slot, kept_scalars, sums)
         addresses, memory = read_addresses(state_table), room()
         is_new, first = fresh != 0, read_first(row)
         drawn = draw_room()
         draw(drawn, keys, slot, local, count, step)
-        for i in range(count):
-            g = load_gradient(gradients, i) * unscale * clip
-            stored = load(values, start + i, addresses, state_start + i)
-            p, state = widen(stored)
-            if begins:
-                state = start_states(is_new, p, state, first)
-                if masked:
-                    stored = keep(is_new, state, stored)
-            kept = masked and read_byte(frozen, start + i) != 0
-            if moves:
-                terms, state = function(p, g, state, hyper, step)
-                store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
-            else:
-                terms = function(p, g, state, hyper, step)
-            store_terms(memory, i, terms, kept)
+        if not by_units:
+            work(
+                0, count, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step, is_new,
+                first, drawn, memory,
+            )  # fmt: skip
+        else:
+            buffer = rows()
+            for lane in range(0, count, UNIT):
+                last = min(lane + UNIT, count)
+                at, state_at, number_of = start + lane, state_start + lane, unit + lane // UNIT
+                places = (at, number_of, state_at, number_of - unit_base, last - lane)
+                load_units(values, low, prints, state_table, scales, places, buffer)
+                work(
+                    lane, last, gradients, unscale, clip, buffer - 4 * at if split else values, start,
+                    in_rows(addresses, buffer - 4 * state_at), state_start, frozen, hyper, step, is_new, first, drawn,
+                    memory,
+                )  # fmt: skip
+                store_units(values, low, prints, state_table, scales, places, buffer)
         for k in range(count_of):
             add_units(memory + k * TILE * size, count, units + k * unit_count * size)
 
@@ -131,17 +181,16 @@ def launch(
     tables: Tables,
     sources: Sources,
     rule: Rule,
-    values: Tensor,
-    states: Sequence[Tensor],
+    values: Stored,
+    states: Sequence[Stored],
     inputs: StepInputs,
     written: Tensor | None,
     measures: Measures,
 ) -> None:
     """See `Launches.statistics`; `written` is uint8 [variables], of viewed sources."""
     dtype = DTYPES[tables.compute_dtype]
-    formats = tuple(name_of(state.dtype) for state in states)
     moves = rule.statistics is not None and rule.statistics.moves
     draws = draws_of(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
-    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
+    update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
     code = kernel(dtype, finisher(dtype), True)
     run(code, update, tables, sources, rule, values, states, inputs, written, measures)

@@ -27,11 +27,13 @@ from numba import types
 from torch import Tensor
 
 from ..addresses import Sources
+from ..formats import Stored
 from ..launches import StepInputs, Tables
 from ..rules import Rule
+from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native, twin
 from .elements import Elements
-from .formats import FORMATS, name_of
+from .formats import FORMATS
 from .gradients import TILE, converter_of, tile_source
 from .memory import (
     caller,
@@ -50,6 +52,7 @@ from .numbers import reader, starter
 from .philox import write_draws
 from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
+from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, row_addresses
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
@@ -80,6 +83,11 @@ LAYOUT = RecordLayout(
     "frozen",  # address of uint8 [numel]
     "states",  # address of the addresses of the state streams, in/out
     "keys",  # address of int64 [1 + slots]: seed, then keys of the variables' names; read by updaters that draw
+    "unit_starts",  # address of int64 [variables]: first unit of each; 0 where nothing is stored by units
+    "unit_base",  # unit of the region at which scales begin
+    "low",  # addresses of the low bits and fingerprints of split values
+    "prints",
+    "scales",  # address of the addresses of the scales of states
     "sums",  # address of float64 [variables, sum_count], of rules with statistics
     "sum_count",
     "firsts",  # address of int32 [tiles + 1]: first unit of each tile; read where sums are taken
@@ -154,7 +162,8 @@ def updater(
 
     What does not change from one element to the next, LLVM moves before the loop: bias corrections, step sizes.
     """
-    elements = Elements([FORMATS[name] for name in (value, *states)], float_type(dtype), masked, draws)
+    kinds_of = (value, *states)
+    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, draws)
     kinds = 1 + max(draws, default=-1)
     draw, room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
@@ -164,6 +173,39 @@ def updater(
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype)
     read_first, start_states = starter(rule, rule.step_starts, dtype)
     keep = elements.keeper(rule.step_starts)
+    by_units = any(kind in UNIT_KINDS for kind in kinds_of)
+    load_units, store_units = movers(kinds_of, True, range(rule.stored))
+    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
+
+    @compiled
+    def work(
+        first_lane: Any,
+        last: Any,
+        gradients: Any,
+        unscale: Any,
+        clip: Any,
+        values: Any,
+        start: Any,
+        addresses: Any,
+        state_start: Any,
+        frozen: Any,
+        hyper: Any,
+        step: Any,
+        is_new: Any,
+        first: Any,
+        drawn: Any,
+    ) -> None:
+        for i in range(first_lane, last):
+            g = load_gradient(gradients, i) * unscale * clip
+            stored = load(values, start + i, addresses, state_start + i)
+            p, state = widen(stored)
+            if begins:
+                state = start_states(is_new, p, state, first)
+                if masked:
+                    stored = keep(is_new, state, stored)
+            kept = masked and read_byte(frozen, start + i) != 0
+            p, state = function(p, g, state, hyper, step)
+            store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
 
     def update(
         gradients: Any,
@@ -186,30 +228,41 @@ def updater(
         unit_count: Any,
         keys: Any,
         local: Any,
+        low: Any,
+        prints: Any,
+        scales: Any,
+        unit: Any,
+        unit_base: Any,
     ) -> None:
         hyper = read_numbers(row, step, fresh, own_table, slot, kept_scalars, sums)
         addresses = read_addresses(state_table)
         is_new, first = fresh != 0, read_first(row)
         drawn = room()
         draw(drawn, keys, slot, local, count, step)
-        for i in range(count):
-            g = load_gradient(gradients, i) * unscale * clip
-            stored = load(values, start + i, addresses, state_start + i)
-            p, state = widen(stored)
-            if begins:
-                state = start_states(is_new, p, state, first)
-                if masked:
-                    stored = keep(is_new, state, stored)
-            kept = masked and read_byte(frozen, start + i) != 0
-            p, state = function(p, g, state, hyper, step)
-            store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
+        if not by_units:
+            work(
+                0, count, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step, is_new,
+                first, drawn,
+            )  # fmt: skip
+            return
+        memory = rows()
+        for lane in range(0, count, UNIT):
+            last = min(lane + UNIT, count)
+            at, state_at, number = start + lane, state_start + lane, unit + lane // UNIT
+            places = (at, number, state_at, number - unit_base, last - lane)
+            load_units(values, low, prints, state_table, scales, places, memory)
+            work(
+                lane, last, gradients, unscale, clip, memory - 4 * at if split else values, start,
+                in_rows(addresses, memory - 4 * state_at), state_start, frozen, hyper, step, is_new, first, drawn,
+            )  # fmt: skip
+            store_units(values, low, prints, state_table, scales, places, memory)
 
     return native(update, types.void(*updater_arguments(number)))
 
 
 def updater_arguments(number: Any) -> list[Any]:
     word = types.int64
-    return [word, word, number, number, *[word] * 6, number, *[word] * 9]
+    return [word, word, number, number, *[word] * 6, number, *[word] * 14]
 
 
 def drawer(kinds: int) -> Any:
@@ -253,7 +306,8 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
         values, base, frozen = word(record, "values"), word(record, "base"), word(record, "frozen")
         states, updater, grad_scale = word(record, "states"), word(record, "updater"), word(record, "grad_scale")
         own, own_count, kept = word(record, "own"), word(record, "own_count"), word(record, "kept")
-        keys = word(record, "keys")
+        keys, unit_starts, unit_base = word(record, "keys"), word(record, "unit_starts"), word(record, "unit_base")
+        low, prints, scales = word(record, "low"), word(record, "prints"), word(record, "scales")
         sums, sum_count, firsts = word(record, "sums"), word(record, "sum_count"), word(record, "firsts")
         units, unit_count = word(record, "units"), word(record, "unit_count")
         wide = word(record, "wide") != 0
@@ -273,6 +327,7 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
             step = dtype(read_float(steps, slot) + ONE)
             # A count of -0.0 has steps to come as well, but its state was set.
             fresh = 1 if read_int32(steps, slot) == 0 else 0
+            unit = 0 if unit_starts == 0 else read_int(unit_starts, variable) + local // UNIT
             gradients = source(address, code, local, length, one, 0, memory, converter)
             clip = coefficient(record, dtype(read_double(group, 0)) if wide else read(group, 0))
             update(
@@ -297,6 +352,11 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
                 unit_count,
                 keys,
                 local,
+                low,
+                prints,
+                scales,
+                unit,
+                unit_base,
             )
 
     def run(record: Any, leader: Any) -> Any:
@@ -341,23 +401,22 @@ def launch(
     tables: Tables,
     sources: Sources,
     rule: Rule,
-    values: Tensor,
-    states: Sequence[Tensor],
+    values: Stored,
+    states: Sequence[Stored],
     inputs: StepInputs,
     written: Tensor | None,
     measures: Measures | None,
 ) -> None:
     """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics."""
     dtype = DTYPES[tables.compute_dtype]
-    formats = tuple(name_of(state.dtype) for state in states)
     draws = draws_of(rule, states, inputs, range(rule.stored))
-    update = updater(rule, name_of(values.dtype), formats, dtype, tables.frozen is not None, draws)
+    update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
     run(kernel(dtype), update, tables, sources, rule, values, states, inputs, written, measures)
 
 
-def draws_of(rule: Rule, states: Sequence[Tensor], inputs: StepInputs, stored: range) -> tuple[int, ...]:
+def draws_of(rule: Rule, states: Sequence[Stored], inputs: StepInputs, stored: range) -> tuple[int, ...]:
     """See `Rule.draws`, of the states that are stored; empty where none of them is rounded at random."""
-    halves = [i in stored and state.dtype == torch.bfloat16 for i, state in enumerate(states)]
+    halves = [i in stored and state.buffer.dtype == torch.bfloat16 for i, state in enumerate(states)]
     draws = rule.draws([inputs.keys is not None and half for half in halves])
     return draws if max(draws, default=-1) >= 0 else ()
 
@@ -368,17 +427,21 @@ def run(
     tables: Tables,
     sources: Sources,
     rule: Rule,
-    values: Tensor,
-    states: Sequence[Tensor],
+    values: Stored,
+    states: Sequence[Stored],
     inputs: StepInputs,
     written: Tensor | None,
     measures: Measures | None,
 ) -> None:
     """Runs an updater over all tiles."""
     dtype = DTYPES[tables.compute_dtype]
-    addresses, own = (row_of([*map(Tensor.data_ptr, tensors)]) for tensors in (states, inputs.own))
+    buffers = [state.buffer for state in states]
+    addresses, own = (row_of([*map(Tensor.data_ptr, tensors)]) for tensors in (buffers, inputs.own))
+    by_units = bool(values.beside) or any(state.beside for state in states)
+    scales = row_of([state.beside[0].data_ptr() if state.beside else 0 for state in states] if by_units else [])
+    low, prints = values.beside or (None, None)
     kept = np.empty((len(tables.segments), len(own)), dtype=np.float32) if own else None
-    size = 2 * sum(stream.element_size() for stream in (values, *states)) + 4
+    size = 2 * sum(buffer.element_size() for buffer in (values.buffer, *buffers)) + 4
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
@@ -404,11 +467,16 @@ def run(
         grad_scale=address_of(inputs.grad_scale),
         found_inf=address_of(inputs.found_inf),
         skipped=inputs.skipped.data_ptr() if inputs.count_skips else 0,
-        values=values.data_ptr(),
+        values=values.buffer.data_ptr(),
         base=inputs.base,
         frozen=address_of(tables.frozen),
         states=address_of_row(addresses),
         keys=address_of(inputs.keys),
+        unit_starts=tables.units.data_ptr() if by_units else 0,
+        unit_base=inputs.unit,
+        low=address_of(low),
+        prints=address_of(prints),
+        scales=address_of_row(scales),
         sums=0 if measures is None else measures.sums.ctypes.data,
         sum_count=0 if measures is None else measures.sums.shape[1],
         firsts=0 if measures is None else measures.firsts.ctypes.data,

@@ -46,5 +46,6 @@ ADADELTA = coupled(
         AdadeltaNumbers,
         adadelta_numbers,
         stochastic=("square_avg", "acc_delta"),
+        nonnegative=("square_avg", "acc_delta"),
     )
 )

@@ -50,5 +50,7 @@ ADAGRAD = coupled(
         scalars=adagrad_scalars,
         early=True,
         stochastic=("sum",),
+        nonnegative=("sum",),
+        exact=("sum",),
     )
 )

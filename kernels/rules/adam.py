@@ -87,9 +87,23 @@ def adam_numbers(group: Mapping[str, Any]) -> AdamNumbers:
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _MOMENTS_MAX = (*MOMENTS, "max_exp_avg_sq")
-_SLOW = ("exp_avg_sq",)
 
-ADAM = coupled(Rule("Adam", adam, MOMENTS, AdamNumbers, adam_numbers, stochastic=_SLOW))
-ADAMW = decoupled(Rule("AdamW", adam, MOMENTS, AdamNumbers, adam_numbers, stochastic=_SLOW, decaying=decaying_adam))
-AMSGRAD = coupled(Rule("Adam(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers, stochastic=_SLOW))
-AMSGRADW = decoupled(Rule("AdamW(amsgrad)", amsgrad, _MOMENTS_MAX, AdamNumbers, adam_numbers, stochastic=_SLOW))
+
+def _rule(name: str, function: Any, states: tuple[str, ...], decaying: Any = None) -> Rule:
+    squares = states[1:]
+    return Rule(
+        name,
+        function,
+        states,
+        AdamNumbers,
+        adam_numbers,
+        stochastic=squares[:1],
+        nonnegative=squares,
+        decaying=decaying,
+    )
+
+
+ADAM = coupled(_rule("Adam", adam, MOMENTS))
+ADAMW = decoupled(_rule("AdamW", adam, MOMENTS, decaying_adam))
+AMSGRAD = coupled(_rule("Adam(amsgrad)", amsgrad, _MOMENTS_MAX))
+AMSGRADW = decoupled(_rule("AdamW(amsgrad)", amsgrad, _MOMENTS_MAX))

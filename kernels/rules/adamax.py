@@ -38,4 +38,14 @@ def adamax_numbers(group: Mapping[str, Any]) -> AdamaxNumbers:
     return AdamaxNumbers(group["lr"], 1.0 - beta1, log_of(beta1), beta2, group["eps"])
 
 
-ADAMAX = coupled(Rule("Adamax", adamax, ("exp_avg", "exp_inf"), AdamaxNumbers, adamax_numbers, stochastic=("exp_inf",)))
+ADAMAX = coupled(
+    Rule(
+        "Adamax",
+        adamax,
+        ("exp_avg", "exp_inf"),
+        AdamaxNumbers,
+        adamax_numbers,
+        stochastic=("exp_inf",),
+        nonnegative=("exp_inf",),
+    )
+)

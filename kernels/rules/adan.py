@@ -64,4 +64,6 @@ def adan_numbers(group: Mapping[str, Any]) -> AdanNumbers:
 
 _STATES = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "neg_pre_grad")
 
-ADAN = proximal(Rule("Adan", adan, _STATES, AdanNumbers, adan_numbers, stochastic=("exp_avg_sq",)))
+ADAN = proximal(
+    Rule("Adan", adan, _STATES, AdanNumbers, adan_numbers, stochastic=("exp_avg_sq",), nonnegative=("exp_avg_sq",))
+)

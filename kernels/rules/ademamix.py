@@ -92,5 +92,6 @@ ADEMAMIX = decoupled(
         ademamix_numbers,
         scalars=ademamix_scalars,
         stochastic=("exp_avg_slow", "exp_avg_sq"),
+        nonnegative=("exp_avg_sq",),
     )
 )

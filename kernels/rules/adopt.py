@@ -51,4 +51,15 @@ def adopt_numbers(group: Mapping[str, Any]) -> AdoptNumbers:
     return AdoptNumbers(group["lr"], 1.0 - beta1, beta2, 1.0 - beta2, group["eps"], bound)
 
 
-ADOPT = either(Rule("ADOPT", adopt, MOMENTS, AdoptNumbers, adopt_numbers, stochastic=("exp_avg_sq",), idle=1))
+ADOPT = either(
+    Rule(
+        "ADOPT",
+        adopt,
+        MOMENTS,
+        AdoptNumbers,
+        adopt_numbers,
+        stochastic=("exp_avg_sq",),
+        nonnegative=("exp_avg_sq",),
+        idle=1,
+    )
+)

@@ -54,6 +54,7 @@ ASGD = coupled(
         init={"eta": "lr", "mu": 1.0},
         own=("eta", "mu"),
         stochastic=("ax",),
+        exact=("ax",),
         scalars=asgd_scalars,
     )
 )

@@ -131,6 +131,7 @@ def averaged(rule: Rule, schedule: str) -> Rule:
         scalars=Scalars(_scalars(decay, inner and inner.function), (*names, "ema_share", UPDATES)),
         statistics=_measured(rule.statistics),
         stochastic=(*rule.stochastic, AVERAGE),
+        exact=(*rule.exact, AVERAGE),
         beside=1,
         decaying=None,
         made=(averaged, (rule, schedule)),

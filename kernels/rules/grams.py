@@ -42,4 +42,6 @@ def grams_numbers(group: Mapping[str, Any]) -> GramsNumbers:
     return GramsNumbers(group["lr"], 1.0 - beta1, log_of(beta1), beta2, 1.0 - beta2, log_of(beta2), group["eps"])
 
 
-GRAMS = decoupled(Rule("Grams", grams, MOMENTS, GramsNumbers, grams_numbers, stochastic=("exp_avg_sq",)))
+GRAMS = decoupled(
+    Rule("Grams", grams, MOMENTS, GramsNumbers, grams_numbers, stochastic=("exp_avg_sq",), nonnegative=("exp_avg_sq",))
+)

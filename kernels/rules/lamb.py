@@ -91,5 +91,6 @@ LAMB = ascending(
         scalars=corrections,
         statistics=moved,
         stochastic=("exp_avg_sq",),
+        nonnegative=("exp_avg_sq",),
     )
 )

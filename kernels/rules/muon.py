@@ -68,5 +68,5 @@ MUON_DIRECTION = Rule(
     "Muon(direction)", muon_direction, ("direction",), DirectionNumbers, direction_numbers, keeps_step=False
 )
 MUON_APPLY = Rule("Muon(apply)", muon_apply, (), ApplyNumbers, apply_numbers, keeps_step=False)
-MUON = replace(MUON_DIRECTION, name="Muon", states=("momentum_buffer",))
+MUON = replace(MUON_DIRECTION, name="Muon", states=("momentum_buffer",), exact=("momentum_buffer",))
 """What a variable keeps; its step is the two above."""

@@ -78,5 +78,6 @@ NADAM = either(
         own=("mu_product",),
         scalars=nadam_scalars,
         stochastic=("exp_avg_sq",),
+        nonnegative=("exp_avg_sq",),
     )
 )

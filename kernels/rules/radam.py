@@ -57,5 +57,14 @@ def radam_numbers(group: Mapping[str, Any]) -> RAdamNumbers:
 
 
 RADAM = either(
-    Rule("RAdam", radam, MOMENTS, RAdamNumbers, radam_numbers, scalars=radam_scalars, stochastic=("exp_avg_sq",))
+    Rule(
+        "RAdam",
+        radam,
+        MOMENTS,
+        RAdamNumbers,
+        radam_numbers,
+        scalars=radam_scalars,
+        stochastic=("exp_avg_sq",),
+        nonnegative=("exp_avg_sq",),
+    )
 )

@@ -92,7 +92,17 @@ _STATES = ("square_avg", "momentum_buffer", "grad_avg")
 
 
 def _rule(name: str, function: Any, states: tuple[str, ...]) -> Rule:
-    return coupled(Rule(name, function, states, RMSpropNumbers, rmsprop_numbers, stochastic=("square_avg",)))
+    return coupled(
+        Rule(
+            name,
+            function,
+            states,
+            RMSpropNumbers,
+            rmsprop_numbers,
+            stochastic=("square_avg",),
+            nonnegative=("square_avg",),
+        )
+    )
 
 
 RMSPROP = _rule("RMSprop", rmsprop, _STATES[:1])

@@ -44,4 +44,14 @@ def rprop_numbers(group: Mapping[str, Any]) -> RpropNumbers:
     return RpropNumbers(group["lr"], eta_minus, eta_plus, smallest, largest)
 
 
-RPROP = ascending(Rule("Rprop", rprop, ("prev", "step_size"), RpropNumbers, rprop_numbers, init={"step_size": "lr"}))
+RPROP = ascending(
+    Rule(
+        "Rprop",
+        rprop,
+        ("prev", "step_size"),
+        RpropNumbers,
+        rprop_numbers,
+        init={"step_size": "lr"},
+        exact=("step_size",),
+    )
+)

@@ -43,6 +43,8 @@ class Rule:
         early: Whether a variable has state before its first step, as torch's Adagrad makes it.
         stochastic: Names of states that are rounded at random where they are stored in bfloat16: those that change by
             less than half its last bit, as averages of squares do, and would stay where they are if rounded to nearest.
+        nonnegative: Names of states that are never negative; formats of states know others for them.
+        exact: Names of states that no format of states may hold: values, sums that grow, step sizes.
         idle: Steps at the beginning in which the rule gathers alone: no decoupled decay acts in them.
         decaying: The same function with decoupled decay in it, of the same bits: where a value decays only when it is
             moved, fewer registers of a GPU are taken. Without one, decoupled decay comes before `function`.
@@ -63,6 +65,8 @@ class Rule:
     statistics: Statistics | None = None
     early: bool = False
     stochastic: tuple[str, ...] = ()
+    nonnegative: tuple[str, ...] = ()
+    exact: tuple[str, ...] = ()
     idle: int = 0
     decaying: Any = None
     beside: int = 0
@@ -204,6 +208,7 @@ def rule(
     own: Sequence[str] = (),
     scalars: Scalars | None = None,
     stochastic: Sequence[str] = (),
+    nonnegative: Sequence[str] = (),
     statistics: Statistics | None = None,
 ) -> Callable[[Callable[..., Any]], Rule]:
     """Turns a function into a `Rule` that the fused, masked, multi-tensor step runs.
@@ -216,6 +221,8 @@ def rule(
         scalars: Made by the decorator of that name: numbers that `hyper` holds as well.
         stochastic: States that are rounded at random where they are stored in bfloat16, and not to nearest: slow
             averages, which would not move there.
+        nonnegative: States that are never negative, such as averages of squares: `state_format=` then stores one that
+            is not 0 as not 0.
         statistics: Made by the decorator of that name: sums over the variable that `hyper` holds as well.
 
     Returns:
@@ -235,9 +242,10 @@ def rule(
     names, begins = tuple(hyper), dict(init or {})
     check_names(names, tuple(states))
     returned = () if scalars is None else scalars.names
-    strange = [name for name in stochastic if name not in states]
-    if strange:
-        raise ValueError(f"stochastic={tuple(stochastic)!r}: {strange[0]!r} is none of the states {tuple(states)!r}")
+    for word, chosen in (("stochastic", stochastic), ("nonnegative", nonnegative)):
+        strange = [name for name in chosen if name not in states]
+        if strange:
+            raise ValueError(f"{word}={tuple(chosen)!r}: {strange[0]!r} is none of the states {tuple(states)!r}")
     check_init(begins, names, tuple(states), tuple(own), returned, VALUE)
 
     def decorate(function: Callable[..., Any]) -> Rule:
@@ -258,6 +266,7 @@ def rule(
             own=tuple(own),
             scalars=scalars,
             stochastic=tuple(stochastic),
+            nonnegative=tuple(nonnegative),
             statistics=statistics,
         )
         check_function(function, made.given.names, tuple(states), check_unused=not made.wide)

@@ -114,6 +114,8 @@ def _rule(name: str, function: Any, states: tuple[str, ...]) -> Rule:
             own=("weight_sum", "lr_max"),
             scalars=schedule_free_scalars,
             stochastic=tuple(name for name in states if name == "exp_avg_sq"),
+            nonnegative=tuple(name for name in states if name == "exp_avg_sq"),
+            exact=("z",),
         )
     )
 

@@ -75,5 +75,6 @@ STABLE_ADAMW = decoupled(
         scalars=unbiased,
         statistics=measured,
         stochastic=("exp_avg_sq",),
+        nonnegative=("exp_avg_sq",),
     )
 )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..addresses import Sources
+from ..formats import Stored
 from ..launches import NormSlot, StepInputs, Tables
 from ..rules import Rule
 from ..segments import Segments, unit_counts, unit_table
@@ -24,6 +25,7 @@ from .numbers import constants_of, statistics_constants_of
 from .squares import GROUP_UNITS, SEATS
 from .statistics import statistics_kernel
 from .step import step_kernel
+from .stored import codes_of, scales_of
 from .tiles import DTYPES
 
 __all__ = ["TritonLaunches", "bind", "fill"]
@@ -178,15 +180,19 @@ class TritonLaunches:
         return found
 
     def statistics(
-        self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs
+        self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
     ) -> None:
         """See `Launches.statistics`."""
         tables, norm = self.tables, inputs.norm
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
         found = norm if inputs.found_inf is None else inputs.found_inf
         assert rule.statistics is not None
-        units, sums = self._sums(len(rule.statistics.names))
-        keys = self.tables.tiles if inputs.keys is None else inputs.keys
+        scratch, sums = self._sums(len(rule.statistics.names))
+        keys = tables.tiles if inputs.keys is None else inputs.keys
+        held = tuple(states)
+        low, prints = values.beside or (values.buffer, tables.tiles)
+        scales, by_unit = scales_of(held), any(one.beside for one in (values, *held))
+        units = tables.units if by_unit else tables.tiles
         args = (
             tables.tiles,
             tables.variables,
@@ -199,22 +205,30 @@ class TritonLaunches:
             norm,
             scale,
             found,
-            values,
-            tuple(states),
+            values.buffer,
+            low,
+            prints,
+            tuple(state.buffer for state in held),
+            scales,
+            units,
             inputs.own,
             keys,
-            units,
+            scratch,
             sums,
             tables.frozen,
             self._units,
             inputs.base,
+            inputs.unit,
         )
         options = self._options_of(sources, inputs)
-        constants = {**statistics_constants_of(rule), "DRAWS": _draws(rule, states, inputs), **options}
-        changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, values, *states, *inputs.own, keys)
+        stored = _stored(rule, values, held, inputs)
+        constants = {**statistics_constants_of(rule), **stored, **options}
+        changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, *_buffers(values, held), units)
+        changing += (*inputs.own, keys)
         with on(tables.device):
             programs = len(tables.tiles)
-            self._handles.launch(statistics_kernel, programs, args, constants, self._options, changing, inputs.base)
+            width = max(inputs.base, inputs.unit)
+            self._handles.launch(statistics_kernel, programs, args, constants, self._options, changing, width)
 
     def _options_of(self, sources: Sources, inputs: StepInputs) -> dict[str, object]:
         return {
@@ -228,12 +242,16 @@ class TritonLaunches:
             "BLOCK": self.tables.block,
         }
 
-    def step(self, sources: Sources, rule: Rule, values: Tensor, states: Sequence[Tensor], inputs: StepInputs) -> None:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
         """See `Launches.step`."""
         tables, norm = self.tables, inputs.norm
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
         found = norm if inputs.found_inf is None else inputs.found_inf
         keys = tables.tiles if inputs.keys is None else inputs.keys
+        held = tuple(states)
+        low, prints = values.beside or (values.buffer, tables.tiles)
+        scales, by_unit = scales_of(held), any(one.beside for one in (values, *held))
+        units = tables.units if by_unit else tables.tiles
         args = (
             tables.tiles,
             tables.variables,
@@ -246,17 +264,22 @@ class TritonLaunches:
             scale,
             found,
             inputs.skipped,
-            values,
-            tuple(states),
+            values.buffer,
+            low,
+            prints,
+            tuple(state.buffer for state in held),
+            scales,
+            units,
             inputs.own,
             keys,
             self._groups if rule.statistics is None else self._sums(len(rule.statistics.names))[1],
             tables.frozen,
             inputs.base,
+            inputs.unit,
         )
         constants = {
             **constants_of(rule),
-            "DRAWS": _draws(rule, states, inputs),
+            **_stored(rule, values, held, inputs),
             "CLIP": inputs.clip,
             "SKIP": inputs.skip,
             "SCALED": inputs.grad_scale is not None,
@@ -267,15 +290,23 @@ class TritonLaunches:
             "COMPUTE": self._compute,
             "BLOCK": tables.block,
         }
-        changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped, values, *states)
-        changing += (*inputs.own, keys)
+        changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped)
+        changing += (*_buffers(values, held), units, *inputs.own, keys)
         with on(tables.device):
             programs = len(tables.tiles)
-            self._handles.launch(step_kernel, programs, args, constants, self._options, changing, inputs.base)
+            width = max(inputs.base, inputs.unit)
+            self._handles.launch(step_kernel, programs, args, constants, self._options, changing, width)
 
 
-def _draws(rule: Rule, states: Sequence[Tensor], inputs: StepInputs) -> tuple[int, ...]:
-    return rule.draws([inputs.keys is not None and state.dtype == torch.bfloat16 for state in states])
+def _stored(rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> dict[str, object]:
+    """What a kernel is compiled for, of how its streams are stored."""
+    halves = [inputs.keys is not None and state.buffer.dtype == torch.bfloat16 for state in states]
+    split = values.format is not None
+    return {"DRAWS": rule.draws(halves), "SPLIT": split, "FORMATS": codes_of(states)}
+
+
+def _buffers(values: Stored, states: Sequence[Stored]) -> list[Tensor]:
+    return [buffer for one in (values, *states) for buffer in (one.buffer, *one.beside)]
 
 
 def _triton_dtype(sources: Sources) -> object:

@@ -20,8 +20,10 @@ import triton.language as tl
 
 from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, narrowed, picked, started
+from .split import joined, lower_bits, upper_bits
 from .squares import GROUP, store_units, unit_sums, whole_sum
-from .step import clip_coefficient, is_skipped, load_states, state_to_store, unmoved, widened
+from .step import clip_coefficient, is_skipped, load_states
+from .stored import UNIT, load_scales, numbers_of, store_states, unit_of
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row
 
 
@@ -36,7 +38,7 @@ def variable_sum(units_ptr, first, last):
     return whole_sum(total, GROUP)
 
 
-@triton.jit(do_not_specialize=["base", "units"], do_not_specialize_on_alignment=["frozen_ptr"])
+@triton.jit(do_not_specialize=["base", "unit_base", "units"], do_not_specialize_on_alignment=["frozen_ptr"])
 def statistics_kernel(
     tiles_ptr,  # [tiles, 5] int64
     variables_ptr,  # [variables, 3] int64: first tile, number of tiles, slot
@@ -50,7 +52,11 @@ def statistics_kernel(
     grad_scale_ptr,  # [] float32, read with SCALED
     found_inf_ptr,  # [] float32, read with FOUND_INF
     values_ptr,  # [numel]
+    low_ptr,  # [trainable numel] int16, of split values
+    prints_ptr,  # [units] int32, of split values
     states_ptr,  # tuple of [numel of their range]; written with MOVES
+    scales_ptr,  # tuple of [units of their range] float32, where a state is of a format
+    variable_units_ptr,  # [variables] int64: first unit of each, read where a format has something for each unit
     own_ptr,  # tuple of [slots] float32
     keys_ptr,  # [1 + slots] int64, read with DRAWS: seed, then keys of the variables' names
     units_ptr,  # [SUMS, units] scratch
@@ -58,6 +64,7 @@ def statistics_kernel(
     frozen_ptr,  # [numel] uint8, or None
     units,
     base,
+    unit_base,
     STATISTICS: tl.constexpr,
     NUMBERS: tl.constexpr,
     PICKS: tl.constexpr,
@@ -72,6 +79,8 @@ def statistics_kernel(
     MOVES: tl.constexpr,
     BESIDE: tl.constexpr,
     DRAWS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FORMATS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
     SCALED: tl.constexpr,
@@ -95,9 +104,20 @@ def statistics_kernel(
             return
     offset = start + lane
     mask = padded_mask(lane, length)
-    value = tl.load(values_ptr + offset, mask=mask, other=0.0).to(COMPUTE)
+    old_value = tl.load(values_ptr + offset, mask=mask, other=0.0)
     state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
     old_states = load_states(states_ptr, state_offset, mask)
+    first_unit = unit_of(variable_units_ptr, variable, local, SPLIT, FORMATS)
+    scales = load_scales(scales_ptr, first_unit - unit_base, length, FORMATS, BLOCK)
+    real = lane < length
+    if SPLIT:
+        unit = tl.arange(0, BLOCK // UNIT)
+        old_low = tl.load(low_ptr + offset, mask=mask, other=0)
+        prints = tl.load(prints_ptr + first_unit + unit, mask=unit * UNIT < length, other=0)
+        upper = upper_bits(old_value)
+        value = joined(upper, lower_bits(old_low, upper, prints, real, BLOCK))
+    else:
+        value = old_value.to(COMPUTE)
     slot = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 2)
     row = load_row(hyper_ptr, group, COLUMNS)
     count = tl.load(steps_ptr + slot)
@@ -114,27 +134,24 @@ def statistics_kernel(
     if SCALARS is not None:
         numbers = numbers + SCALARS(KNOWN(*picked(numbers, KNOWN_PICKS)), step.to(tl.float64))
     hyper = NUMBERS(*narrowed(picked(numbers, PICKS), COMPUTE))
-    states = widened(old_states, COMPUTE)
+    begun = numbers_of(old_states, scales, FORMATS, COMPUTE, BLOCK)
     if STARTS is not None:
-        states = started(states, value, is_fresh(count), row, STARTS)
+        begun = started(begun, value, is_fresh(count), row, STARTS)
     if MOVES:
-        terms, states = STATISTICS(value, grad, states, hyper, step.to(COMPUTE))
+        terms, states = STATISTICS(value, grad, begun, hyper, step.to(COMPUTE))
     else:
-        terms = STATISTICS(value, grad, states, hyper, step.to(COMPUTE))
-    real = lane < length
+        terms = STATISTICS(value, grad, begun, hyper, step.to(COMPUTE))
     counts = real
+    frozen = None
     if frozen_ptr is not None:
         frozen = load_frozen(frozen_ptr, start, lane, mask, values_ptr.dtype.element_ty)
         counts = real & (frozen == 0)
     if MOVES:
-        for i in tl.static_range(BESIDE, len(states_ptr)):
-            new_state = state_to_store(
-                states[i], real, old_states[i].dtype, keys_ptr, slot, step, local, DRAWS[i], BLOCK
-            )
-            if frozen_ptr is not None:
-                kept = unmoved(old_states[i], value, row, is_fresh(count), COMPUTE, i, STARTS)
-                new_state = tl.where(frozen, kept, new_state)
-            tl.store(states_ptr[i] + state_offset, new_state, mask=mask)
+        store_states(
+            states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, begun, old_states, frozen, value, row,
+            is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, BESIDE,
+            len(states_ptr), COMPUTE, BLOCK,
+        )  # fmt: skip
     first = tl.load(firsts_ptr + tile)
     for i in tl.static_range(SUMS):
         sums = unit_sums(tl.where(counts, terms[i], 0.0), BLOCK)

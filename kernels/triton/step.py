@@ -25,8 +25,9 @@ import triton.language as tl
 
 from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed, picked, started, store_own
-from .stochastic import draw_bits, round_at_random
-from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, round_to, source_address, tile_row
+from .split import joined, lower_bits, parted, store_split, upper_bits
+from .stored import UNIT, load_scales, numbers_of, store_states, to_store, unit_of
+from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row
 
 
 @triton.jit
@@ -54,45 +55,7 @@ def load_states(states_ptr, offset, mask):
     return stored
 
 
-@triton.jit
-def widened(stored, COMPUTE: tl.constexpr):
-    states = ()
-    for i in tl.static_range(len(stored)):
-        states = states + (stored[i].to(COMPUTE),)
-    return states
-
-
-@triton.jit
-def to_store(tile, real, DTYPE: tl.constexpr):
-    return round_to(tl.where(real, tile, 0.0), DTYPE)
-
-
-@triton.jit
-def state_to_store(
-    state, real, DTYPE: tl.constexpr, keys_ptr, slot, step, local, DRAW: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The same of a state that may be rounded at random: by the rule's draw number DRAW, or to nearest if it is -1."""
-    if DRAW >= 0:
-        bits = draw_bits(tl.load(keys_ptr), tl.load(keys_ptr + 1 + slot), step.to(tl.int64), DRAW, local, BLOCK)
-        stored = round_at_random(tl.where(real, state, 0.0), bits)
-    else:
-        stored = to_store(state, real, DTYPE)
-    return stored
-
-
-@triton.jit
-def unmoved(old, value, row, fresh, COMPUTE: tl.constexpr, i: tl.constexpr, STARTS: tl.constexpr):
-    """What a masked element keeps of a state: what is stored, or its initial value, which may never have been."""
-    kept = old
-    if STARTS is not None:
-        if STARTS[i] == -2:
-            kept = tl.where(fresh, round_to(value.to(COMPUTE), old.dtype), old)
-        elif STARTS[i] >= 0:
-            kept = tl.where(fresh, round_to(row[STARTS[i]].to(COMPUTE), old.dtype), old)
-    return kept
-
-
-@triton.jit(do_not_specialize=["base"], do_not_specialize_on_alignment=["frozen_ptr"])
+@triton.jit(do_not_specialize=["base", "unit_base"], do_not_specialize_on_alignment=["frozen_ptr"])
 def step_kernel(
     tiles_ptr,  # [tiles, 5] int64
     variables_ptr,  # [variables, 3] int64: first tile, number of tiles, slot
@@ -106,12 +69,17 @@ def step_kernel(
     found_inf_ptr,  # [] float32, read with FOUND_INF
     skipped_ptr,  # [] int32 in/out
     values_ptr,  # [numel] in/out
-    states_ptr,  # tuple of [numel of their range] in/out
+    low_ptr,  # [trainable numel] int16 in/out, of split values
+    prints_ptr,  # [units] int32 in/out, of split values
+    states_ptr,  # tuple of [numel of their range] in/out; of a format, its codes
+    scales_ptr,  # tuple of [units of their range] float32 in/out, where a state is of a format
+    units_ptr,  # [variables] int64: first unit of each, read where a format has something for each unit
     own_ptr,  # tuple of [slots] float32 in/out: scalars of the variables
     keys_ptr,  # [1 + slots] int64, read with DRAWS: seed, then keys of the variables' names
     sums_ptr,  # [variables, SUMS] float64, of the statistics kernel
     frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
     base,  # element of the region at which the states begin, a multiple of 128
+    unit_base,  # unit of the region at which their scales begin
     RULE: tl.constexpr,
     NUMBERS: tl.constexpr,
     PICKS: tl.constexpr,
@@ -129,6 +97,8 @@ def step_kernel(
     KEPT: tl.constexpr,
     STORED: tl.constexpr,
     DRAWS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    FORMATS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
     SCALED: tl.constexpr,
@@ -161,6 +131,12 @@ def step_kernel(
     old_value = tl.load(values_ptr + offset, mask=mask, other=0.0)
     state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
     old_states = load_states(states_ptr, state_offset, mask)
+    first_unit = unit_of(units_ptr, variable, local, SPLIT, FORMATS)
+    scales = load_scales(scales_ptr, first_unit - unit_base, length, FORMATS, BLOCK)
+    if SPLIT:
+        unit = tl.arange(0, BLOCK // UNIT)
+        old_low = tl.load(low_ptr + offset, mask=mask, other=0)
+        prints = tl.load(prints_ptr + first_unit + unit, mask=unit * UNIT < length, other=0)
     slot = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 2)
     row = load_row(hyper_ptr, group, COLUMNS)
     count = tl.load(steps_ptr + slot)
@@ -188,23 +164,37 @@ def step_kernel(
         hyper = NUMBERS(*narrowed(picked(numbers, PICKS), COMPUTE))
     else:
         hyper = NUMBERS(*numbers)
-    states = widened(old_states, COMPUTE)
-    if STARTS is not None:
-        states = started(states, old_value.to(COMPUTE), is_fresh(count), row, STARTS)
-    value, states = RULE(old_value.to(COMPUTE), grad, states, hyper, step.to(COMPUTE))
     real = lane < length
-    new_value = to_store(value, real, old_value.dtype)
-    # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep the bits of a NaN.
+    if SPLIT:
+        upper = upper_bits(old_value)
+        lower = lower_bits(old_low, upper, prints, real, BLOCK)
+        before = joined(upper, lower)
+    else:
+        before = old_value.to(COMPUTE)
+    begun = numbers_of(old_states, scales, FORMATS, COMPUTE, BLOCK)
+    if STARTS is not None:
+        begun = started(begun, before, is_fresh(count), row, STARTS)
+    value, states = RULE(before, grad, begun, hyper, step.to(COMPUTE))
+    frozen = None
     if frozen_ptr is not None:
         frozen = load_frozen(frozen_ptr, start, lane, mask, old_value.dtype)
-        new_value = tl.where(frozen, old_value, new_value)
-    tl.store(values_ptr + offset, new_value, mask=mask)
-    for i in tl.static_range(STORED):
-        new_state = state_to_store(states[i], real, old_states[i].dtype, keys_ptr, slot, step, local, DRAWS[i], BLOCK)
-        if frozen_ptr is not None:
-            kept = unmoved(old_states[i], old_value, row, is_fresh(count), COMPUTE, i, STARTS)
-            new_state = tl.where(frozen, kept, new_state)
-        tl.store(states_ptr[i] + state_offset, new_state, mask=mask)
+    if SPLIT:
+        new_upper, new_lower = parted(tl.where(real, value, 0.0))
+        store_split(
+            values_ptr, low_ptr, prints_ptr, offset, first_unit, new_upper, new_lower, frozen, upper, lower, real,
+            length, mask, BLOCK,
+        )  # fmt: skip
+    else:
+        new_value = to_store(value, real, old_value.dtype)
+        # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep the bits of a NaN.
+        if frozen is not None:
+            new_value = tl.where(frozen, old_value, new_value)
+        tl.store(values_ptr + offset, new_value, mask=mask)
+    store_states(
+        states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, begun, old_states, frozen, before, row,
+        is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, 0, STORED, COMPUTE,
+        BLOCK,
+    )  # fmt: skip
     # One thread arrives for all warps, so all must have read the count first: the last program raises it at once.
     tl.debug_barrier()
     tiles = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)

@@ -297,6 +297,14 @@ def check_optimizers_of_whole_variables_are_refused(world: World) -> None:
             opt.step()
 
 
+def check_formats_of_blocks_are_refused(world: World) -> None:
+    net = Net()
+    opt = adamw(fv.VarStore.from_module(net, mesh=world.mesh), state_format="root8")
+    give(net, gradients(world.rank, 0))
+    with pytest.raises(fv.FlatvarsError, match="format of blocks"):
+        opt.step()
+
+
 def check_averages_of_schedule_free(world: World) -> None:
     net, alone = Net(), Net()
     store, whole = fv.VarStore.from_module(net, mesh=world.mesh), fv.VarStore.from_module(alone)

@@ -69,7 +69,7 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     """Compares memory: NaN equals NaN, and -0.0 is not 0.0."""
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
-    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[actual.element_size()]
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[actual.element_size()]
     left, right = actual.detach().cpu().contiguous().view(kind), expected.detach().cpu().contiguous().view(kind)
     differing = int((left != right).sum())
     assert differing == 0, f"{differing} of {left.numel()} elements differ"

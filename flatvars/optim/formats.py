@@ -1,0 +1,83 @@
+"""How the states of an optimizer are stored, as its caller says it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+
+from ..backend import STATE_FORMATS, Rule
+from ..errors import FlatvarsError
+from ..memory.streams import Form, FormOf, same_dtype
+
+FormatName = Literal["root8"]
+StateFormat = FormatName | Mapping[str, FormatName] | None
+"""A format for all states that may have one, or of each by name; None: their dtype says it."""
+
+
+def check_format(given: StateFormat) -> None:
+    """Raises ValueError for what is no format, and no mapping from names of states to one."""
+    names = given.values() if isinstance(given, Mapping) else () if given is None else (given,)
+    for name in names:
+        if name not in get_args(FormatName):
+            raise ValueError(
+                f"state_format={given!r}: {name!r} is no format of states; give one of "
+                f"{', '.join(map(repr, get_args(FormatName)))}, or a mapping from names of states to one of them"
+            )
+
+
+def check_formats(given: StateFormat, rules: Sequence[Rule], known: Collection[str], kind: str) -> None:
+    """Raises ValueError for states that a class does not have, or that no format may hold.
+
+    Args:
+        known: Names of states that other numbers of the class would bring.
+    """
+    if given is None:
+        return
+    exact = {name for rule in rules for name in rule.exact}
+    mine = {name for rule in rules for name in rule.states}
+    if not isinstance(given, Mapping):
+        if mine and mine <= exact:
+            raise ValueError(
+                f"state_format={given!r}: {kind} keeps {', '.join(sorted(mine))}, which are no averages and would not "
+                "survive few bits; leave it out"
+            )
+        return
+    for name in given:
+        if name in exact:
+            raise ValueError(
+                f"state_format={given!r}: {name!r} of {kind} is a value, a sum or a step size, which few bits would "
+                "not hold; leave it out"
+            )
+        if name not in mine and name not in known:
+            raise ValueError(
+                f"state_format={given!r}: {kind} has no state {name!r}; it has {', '.join(sorted(mine)) or 'none'}"
+            )
+
+
+def form_of(given: StateFormat, dtype: torch.dtype | None, rules: Sequence[Rule], name: str) -> FormOf:
+    """How the stream of a state is stored, by the dtype of its region.
+
+    Args:
+        dtype: Of states without a format; that of the region if None.
+    """
+    format_ = given.get(name) if isinstance(given, Mapping) else given
+    if format_ is not None and not any(name in rule.exact for rule in rules):
+        return partial(_in_format, format_, any(name in rule.nonnegative for rule in rules))
+    return same_dtype if dtype is None else partial(_always, dtype)
+
+
+def _always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
+    """For streams that do not follow the dtype of their region."""
+    return dtype
+
+
+def _in_format(name: str, nonnegative: bool, region: torch.dtype) -> Form:
+    if region == torch.float64:
+        raise FlatvarsError(
+            f"state_format={name!r} holds numbers of float32, and variables are float64; convert the store, or make "
+            "the optimizer without state_format="
+        )
+    return STATE_FORMATS[name][nonnegative]

@@ -1,0 +1,217 @@
+"""How numbers are stored: formats, which both compilers load and store, and which files and state dicts decode.
+
+A plain stream holds numbers as its dtype says. A stream of a format holds codes, and buffers beside them: an item for
+each element, or for each unit of 128 elements of a variable, counted from the variable's start in memory. So what is
+stored depends on no layout, block, thread or rank. Inside, all arithmetic is float32.
+
+`root8`, of states, 8.25 bits an element: s = largest finite magnitude of the unit, as float32;
+    signed      code = sign(x) floor(127 sqrt(|x| / s) + 1/2), int8      x = s y |y|,   y = code * (1 / 127)
+    unsigned    code = floor(255 (x / s)^(1/4) + 1/2), uint8             x = s (y y)^2, y = code * (1 / 255)
+    with 1 / 127 and 1 / 255 rounded to float32. Of unsigned numbers only 0 has code 0, so that an average of squares
+    never vanishes beside a momentum. A signed number that is not finite has code -128, which is NaN; an unsigned one
+    has code 255. Where s is 0, all of the unit is 0. Decoding and encoding again changes no bit.
+
+`Format.encode` and `decode` are the reference, by torch, of one variable at a time; `root_*` are what kernels compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .lang import QUIET, absolute, device_function, div_rn, sqrt_rn, where
+from .segments import UNIT
+
+
+class FormatPart(NamedTuple):
+    """One buffer of a format.
+
+    Attributes:
+        name: What files call it, behind the stream's name; "" of the first, which holds an item for each element.
+        dtype: Of the buffer.
+        units: Whether it has an item for each unit, and not for each element.
+    """
+
+    name: str
+    dtype: torch.dtype
+    units: bool = False
+
+    def items(self, numel: int) -> int:
+        """Of a variable of so many elements."""
+        return -(-numel // UNIT) if self.units else numel
+
+
+@dataclass(frozen=True)
+class Format:
+    """A way to store float32 numbers in other buffers.
+
+    Attributes:
+        name: As users and files call it.
+        parts: Its buffers, codes first.
+        encode: The parts of a variable's numbers, [numel] in memory order.
+        decode: From its parts to float32 [numel].
+    """
+
+    name: str
+    parts: tuple[FormatPart, ...]
+    encode: Callable[[Tensor], list[Tensor]] = field(compare=False)
+    decode: Callable[[Sequence[Tensor]], Tensor] = field(compare=False)
+
+
+def _scaled(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Units of numbers, [units, 128], with zeros behind the last; and the scale of each, [units, 1]."""
+    tile = _units(numbers.float())
+    magnitudes = torch.where(torch.isfinite(tile), tile.abs(), 0.0)
+    return tile, magnitudes.amax(1, keepdim=True)
+
+
+def _units(numbers: Tensor) -> Tensor:
+    """[numel] as [units, 128], with zeros behind the last."""
+    tile = numbers.new_zeros(-(-numbers.numel() // UNIT), UNIT)
+    tile.view(-1)[: numbers.numel()] = numbers
+    return tile
+
+
+def encode_root(numbers: Tensor) -> list[Tensor]:
+    tile, scale = _scaled(numbers)
+    code = 127.0 * (tile.abs() / torch.where(scale > 0.0, scale, 1.0)).sqrt() + 0.5
+    code = torch.where(tile.isfinite(), torch.where(tile < 0.0, -code, code), -128.0)
+    return [code.to(torch.int8).view(-1)[: numbers.numel()], scale.view(-1)]
+
+
+def decode_root(parts: Sequence[Tensor]) -> Tensor:
+    codes, scales = parts
+    y = codes.float() * ONE_127TH
+    scale = scales.repeat_interleave(UNIT)[: codes.numel()]
+    return torch.where(codes > -128, scale * (y * y.abs()), torch.nan)
+
+
+def encode_root_of_squares(numbers: Tensor) -> list[Tensor]:
+    tile, scale = _scaled(numbers)
+    ratio = torch.where(tile > 0.0, tile / torch.where(scale > 0.0, scale, 1.0), 0.0)
+    code = 255.0 * ratio.sqrt().sqrt() + 0.5
+    code = torch.where((tile > 0.0) & (code < 1.0), 1.0, code)
+    code = torch.where(tile.isfinite(), code, 255.0)
+    return [code.to(torch.uint8).view(-1)[: numbers.numel()], scale.view(-1)]
+
+
+def decode_root_of_squares(parts: Sequence[Tensor]) -> Tensor:
+    codes, scales = parts
+    square = (codes.float() * ONE_255TH).square()
+    return scales.repeat_interleave(UNIT)[: codes.numel()] * (square * square)
+
+
+def fingerprints(values: Tensor) -> Tensor:
+    """Of each unit of bfloat16 values, int32 [units]."""
+    bits = values.view(torch.int16).long() & 0xFFFF
+    place = torch.arange(len(bits), device=bits.device) % UNIT
+    x = (bits | place << 16) * 0x9E3779B1 & _WORD
+    x = (x ^ x >> 15) * 0x85EBCA77 & _WORD
+    return _int32(_units(x ^ x >> 13).sum(1) & _WORD)
+
+
+def encode_split(numbers: Tensor) -> list[Tensor]:
+    bits = numbers.float().view(torch.int32).long() & _WORD
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    upper = torch.where(is_nan, 0x7FC0 | bits >> 16 & 0x8000, (bits >> 16) + (bits >> 15 & 1))
+    values = _int16(upper).view(torch.bfloat16)
+    return [values, _int16(torch.where(is_nan, 0, bits)), fingerprints(values)]
+
+
+def decode_split(parts: Sequence[Tensor]) -> Tensor:
+    values, low, prints = parts
+    fits = (fingerprints(values) == prints).repeat_interleave(UNIT)[: len(values)]
+    upper, lower = values.view(torch.int16).long() & 0xFFFF, low.long() & 0xFFFF
+    lower = torch.where(fits & (((upper & 0x7FFF) != 0) | (lower < 0x8000)), lower, 0)
+    return _int32((upper - (lower >> 15) & 0xFFFF) << 16 | lower).view(torch.float32)
+
+
+_WORD = 0xFFFFFFFF
+
+
+def _int32(words: Tensor) -> Tensor:
+    """Numbers below 2^32 as the int32 of the same bits."""
+    return (words - (words >> 31 << 32)).to(torch.int32)
+
+
+def _int16(words: Tensor) -> Tensor:
+    """The lower 16 bits of numbers as an int16."""
+    low = words & 0xFFFF
+    return (low - (low >> 15 << 16)).to(torch.int16)
+
+
+ONE_127TH, ONE_255TH = 0.007874015718698502, 0.003921568859368563
+"""1 / 127 and 1 / 255 in float32: 127 and 255 times them are 1."""
+
+_SCALE = FormatPart("scale", torch.float32, units=True)
+ROOT8 = Format("root8", (FormatPart("", torch.int8), _SCALE), encode_root, decode_root)
+ROOT8_SQUARES = Format("root8", (FormatPart("", torch.uint8), _SCALE), encode_root_of_squares, decode_root_of_squares)
+SPLIT = Format(
+    "split",
+    (FormatPart("", torch.bfloat16), FormatPart("low", torch.int16), FormatPart("print", torch.int32, units=True)),
+    encode_split,
+    decode_split,
+)
+
+
+STATE_FORMATS = {"root8": (ROOT8, ROOT8_SQUARES)}
+"""By name: the format of states, and that of those that are never negative."""
+
+
+def state_format_of(dtypes: Sequence[torch.dtype]) -> Format | None:
+    """The format of states whose parts are of these dtypes."""
+    known = [format_ for pair in STATE_FORMATS.values() for format_ in pair]
+    return next((one for one in known if [part.dtype for part in one.parts] == list(dtypes)), None)
+
+
+class Stored(NamedTuple):
+    """Buffers of a stream, as launches want them.
+
+    Attributes:
+        buffer: [elements of its range].
+        format: None where the buffer's dtype says all.
+        beside: The buffers of the other parts of the format.
+    """
+
+    buffer: Tensor
+    format: Format | None = None
+    beside: tuple[Tensor, ...] = ()
+
+
+def as_stored(stream: Tensor | Stored) -> Stored:
+    """A tensor is stored as its dtype says."""
+    return stream if isinstance(stream, Stored) else Stored(stream)
+
+
+# What kernels compile -------------------------------------------------------------------------------------------------
+
+
+@device_function
+def root_code(x, scale):
+    """The code of a signed number, before what is behind the point is cut off."""
+    code = 127.0 * sqrt_rn(div_rn(absolute(x), where(scale > 0.0, scale, 1.0))) + 0.5
+    return where(x - x == 0.0, where(x < 0.0, 0.0 - code, code), -128.0)
+
+
+@device_function
+def root_number(code, scale):
+    y = code * ONE_127TH
+    return where(code > -128.0, scale * (y * absolute(y)), QUIET)
+
+
+@device_function
+def root_code_of_square(x, scale):
+    """The same of a number that is never negative."""
+    code = 255.0 * sqrt_rn(sqrt_rn(where(x > 0.0, div_rn(x, where(scale > 0.0, scale, 1.0)), 0.0))) + 0.5
+    code = where((x > 0.0) & (code < 1.0), 1.0, code)
+    return where(x - x == 0.0, code, 255.0)
+
+
+@device_function
+def root_square(code, scale):
+    square = (code * ONE_255TH) * (code * ONE_255TH)
+    return scale * (square * square)

@@ -1,0 +1,223 @@
+"""`state_format=`: states in 8 bits, in every place where state is looked at, written, moved, saved and put back."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import flatvars as fv
+from flatvars.kernels.formats import ROOT8, ROOT8_SQUARES
+
+BOTH = {"exp_avg": "root8", "exp_avg_sq": "root8"}
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last), nn.Flatten(), nn.Linear(37, 9))  # type: ignore[call-overload]
+
+
+def made(module: nn.Module, state_format: Any = "root8", **options: Any) -> tuple[Any, Any]:
+    store = fv.VarStore.from_module(module)
+    return store, fv.optim.AdamW(store, lr=0.01, state_format=state_format, **options)
+
+
+def train(module: nn.Module, optimizer: Any, steps: range) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(step)
+        for param in module.parameters():
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+
+def held(module: nn.Module, optimizer: Any) -> list[torch.Tensor]:
+    names = ("exp_avg", "exp_avg_sq")
+    return [*(optimizer.state[p][name].clone() for p in module.parameters() for name in names), *module.parameters()]
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, left, right))
+
+
+@pytest.mark.parametrize("how", ["state dict", "file", "snapshot", "deepcopy", "pickle", "carved anew"])
+def test_a_run_goes_on_bit_for_bit(how: str, tmp_path: Any) -> None:
+    module = network()
+    store, optimizer = made(module)
+    train(module, optimizer, range(2))
+    again: Any = copy.deepcopy(module)
+    other: Any = None
+    if how == "snapshot":
+        snapshot = store.snapshot(optimizer)
+    elif how in ("deepcopy", "pickle"):
+        whole = (module, store, optimizer)
+        again, _, other = copy.deepcopy(whole) if how == "deepcopy" else pickle.loads(pickle.dumps(whole))
+    else:
+        store_again, other = made(again)
+    if how == "state dict":
+        other.load_state_dict(optimizer.state_dict())
+    elif how == "file":
+        store.save(tmp_path / "run.safetensors", optimizer)
+        store_again.load(tmp_path / "run.safetensors", other)
+    elif how == "carved anew":
+        other.load_state_dict(optimizer.state_dict())
+        store_again.add("before", torch.ones(300))
+        store_again.to("cpu").set_dtype(torch.float32)
+    train(module, optimizer, range(2, 4))
+    wanted = [tensor.clone() for tensor in held(module, optimizer)]
+    if how == "snapshot":
+        store.restore(snapshot)
+        again, other = module, optimizer
+    train(again, other, range(2, 4))
+    assert same(held(again, other), wanted)
+
+
+def test_a_file_can_be_decoded_from_its_page_alone(tmp_path: Any) -> None:
+    """By the strides of the description and the formulas of the page."""
+    module = network()
+    store, optimizer = made(module)
+    train(module, optimizer, range(2))
+    store.save(tmp_path / "run.safetensors", optimizer)
+    tensors = safetensors.torch.load_file(tmp_path / "run.safetensors")
+    for name, variable in store.variables().items():
+        for state in BOTH:
+            codes, scale = tensors[f"{state}/{name}"], tensors[f"{state}.scale/{name}"]
+            assert codes.shape == variable.shape
+            assert len(scale) == -(-variable.spec.numel // 128)
+            ordered = torch.empty_strided(codes.shape, variable.spec.stride, dtype=codes.dtype).copy_(codes)
+            flat = ordered.as_strided((codes.numel(),), (1,)).float()
+            s = scale.repeat_interleave(128)[: codes.numel()]
+            y = flat * torch.tensor(1 / (127 if state == "exp_avg" else 255))
+            numbers = s * (y * y.abs()) if state == "exp_avg" else s * ((y * y) * (y * y))
+            shown = optimizer.state[variable.param][state]
+            assert torch.equal(numbers.as_strided(codes.shape, variable.spec.stride), shown)
+
+
+@pytest.mark.parametrize("target", [None, {"exp_avg": "root8"}])
+def test_files_and_state_dicts_load_in_other_formats(target: Any, tmp_path: Any) -> None:
+    module = network()
+    store, optimizer = made(module, BOTH)
+    train(module, optimizer, range(2))
+    store.save(tmp_path / "run.safetensors", optimizer)
+    for how in ("file", "state dict"):
+        again = network()
+        store_again, other = made(again, target)
+        if how == "file":
+            store_again.load(tmp_path / "run.safetensors", other)
+        else:
+            other.load_state_dict(optimizer.state_dict())
+            store_again.copy_(store)
+        assert same(held(again, other), held(module, optimizer))
+    store_again.save(tmp_path / "plain.safetensors", other)
+    fresh = network()
+    store_fresh, third = made(fresh, BOTH)
+    store_fresh.load(tmp_path / "plain.safetensors", third)
+    assert same(held(fresh, third), held(module, optimizer))
+
+
+def test_what_is_written_to_a_state_is_stepped_on() -> None:
+    module = nn.Linear(40, 10)
+    _, optimizer = made(module)
+    train(module, optimizer, range(1))
+    entry = optimizer.state[module.weight]
+    assert entry["exp_avg"] is entry["exp_avg"]
+    entry["exp_avg"].mul_(0.0)
+    entry["exp_avg_sq"] = torch.ones(10, 40)
+    module.weight.grad = torch.zeros(10, 40)
+    optimizer.step()
+    assert not entry["exp_avg"].any()
+    torch.testing.assert_close(entry["exp_avg_sq"], torch.full((10, 40), 0.999))
+    del optimizer.state[module.weight]
+    module.weight.grad = torch.zeros(10, 40)
+    optimizer.step()
+    assert not optimizer.state[module.weight]["exp_avg_sq"].any()
+
+
+def test_an_average_decays_as_in_float32() -> None:
+    """Of a state that is stored in 8 bits with a scale that is rounded, it would stay where it is."""
+    found = []
+    for state_format in (None, "root8"):
+        module = nn.Linear(32, 32)
+        _, optimizer = made(module, state_format)
+        for number in [1.0] * 300 + [0.0] * 2000:
+            for param in module.parameters():
+                param.grad = torch.full_like(param, number)
+            optimizer.step()
+        found.append(float(optimizer.state[module.weight]["exp_avg_sq"].mean()))
+    assert found[1] == pytest.approx(found[0], rel=0.1)
+
+
+def test_bytes_of_a_parameter() -> None:
+    """Beside the value and its gradient: 2.06 for both states of AdamW."""
+    store = fv.VarStore()
+    store.add("weight", torch.zeros(128, 1024))
+    optimizer = fv.optim.AdamW(store, state_format="root8")
+    store["weight"].param.grad = torch.ones(128, 1024)
+    optimizer.step()
+    states = [stream for name, stream in store.registry.streams.items() if name != "values"]
+    assert sum(stream.nbytes for stream in states) == 2 * (1 + 1 / 32) * 128 * 1024
+
+
+def test_the_largest_update_stays_small() -> None:
+    """Where scales mix in a unit, whoever lets an average of squares vanish beside a momentum divides by eps."""
+    torch.manual_seed(0)
+    scales = 10.0 ** (0.5 * torch.randn(64, 128))
+    store = fv.VarStore()
+    value = store.add("weight", torch.zeros(64, 128))
+    optimizer = fv.optim.AdamW(store, lr=1.0, weight_decay=0.0, state_format="root8")
+    largest = 0.0
+    for step in range(400):
+        value.grad = scales * torch.randn(64, 128) * (1.0 if step < 200 else 0.1)
+        value.data.zero_()
+        optimizer.step()
+        largest = max(largest, float(value.detach().abs().max()))
+    assert largest < 3.0
+
+
+GOLDEN = [1e-3, -5e-4, 2.5e-4, -1e-4, 3e-5, -1e-5, 4e-6, -1.9e-6, 1e-8, 0.0]
+GOLDEN_SQUARES = [9e-6, 2.25e-6, 5.625e-7, 9e-8, 8.1e-9, 9e-10, 1.44e-10, 3.25e-11, 1e-20, 0.0]
+
+
+def test_golden_codes() -> None:
+    codes, scale = ROOT8.encode(torch.tensor(GOLDEN))
+    assert codes.tolist() == [127, -90, 64, -40, 22, -13, 8, -6, 0, 0]
+    assert scale.view(torch.int32).tolist() == [0x3A83126F]
+    codes, scale = ROOT8_SQUARES.encode(torch.tensor(GOLDEN_SQUARES))
+    assert codes.tolist() == [255, 180, 128, 81, 44, 26, 16, 11, 1, 0]
+    assert scale.view(torch.int32).tolist() == [0x3716FEB5]
+
+
+@pytest.mark.parametrize("format_", [ROOT8, ROOT8_SQUARES], ids=["signed", "squares"])
+def test_decoding_and_encoding_changes_nothing(format_: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.randn(1 << 16, generator=generator) * torch.exp(3 * torch.randn(1 << 16, generator=generator))
+    parts = format_.encode(numbers if format_ is ROOT8 else numbers.square())
+    assert same(format_.encode(format_.decode(parts)), parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "state_format", "words"),
+    [
+        (fv.optim.AdamW, "root9", "no format of states"),
+        (fv.optim.AdamW, {"exp_avgs": "root8"}, "has no state 'exp_avgs'; it has exp_avg, exp_avg_sq"),
+        (fv.optim.Adagrad, "root8", "no averages"),
+        (fv.optim.ScheduleFreeAdamW, {"z": "root8"}, "a value, a sum or a step size"),
+    ],
+)
+def test_what_cannot_be_is_refused(kind: Any, state_format: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        kind(fv.VarStore.from_module(nn.Linear(2, 2)), state_format=state_format)
+
+
+def test_float64_is_refused_before_anything_changed() -> None:
+    module = nn.Linear(3, 2).double()
+    _, optimizer = made(module)
+    module.weight.grad = torch.ones(2, 3, dtype=torch.float64)
+    before = module.weight.clone()
+    with pytest.raises(fv.FlatvarsError, match="variables are float64"):
+        optimizer.step()
+    assert torch.equal(module.weight, before)

@@ -1,0 +1,206 @@
+"""Streams of a format: what both compilers store is what the reference stores, bit for bit, and what others decode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flatvars.kernels.formats import ROOT8, ROOT8_SQUARES, SPLIT, Stored
+from flatvars.kernels.lang import tl  # noqa: F401 - the interpreter looks for it here
+from flatvars.kernels.rules import rule
+from flatvars.kernels.segments import UNIT
+from tests.support.rig import Rig
+from tests.support.rules import CASES
+from tests.support.tolerances import assert_same_bits
+
+SHAPES = [(), (0,), (17,), (128,), (3, 5), (129,), (2049,), (40, 40)]
+
+
+@rule(states=("mean", "square"), hyper=(), nonnegative=("square",))
+def keeping(p, g, state, hyper, step):
+    """A value that grows by what its states were, which then are the gradient and its square."""
+    return p + (state[0] + state[1]), (g, g * g)
+
+
+class FormatRig:
+    """A rig whose streams are of formats, with the reference of what they hold.
+
+    Args:
+        split: Whether values are split; their dtype is bfloat16 then, else float32.
+        states: The format of each state.
+    """
+
+    def __init__(self, backend, device, rule, split, states, shapes=SHAPES, masks=None, order=None):
+        dtype = torch.bfloat16 if split else torch.float32
+        self.rig = Rig(shapes, dtype, rule=rule, masks=masks, backend=backend, device=device)
+        self.units = self.rig.segments.units
+        total = sum(-(-numel // UNIT) for numel in self.rig.segments.numels)
+        self.values = self._stream(SPLIT, total) if split else Stored(self.rig.values.stream)
+        self.states = [self._stream(form, total) for form in states]
+
+    def _stream(self, form, units):
+        buffers = [
+            torch.zeros(units if part.units else self.rig.numel, dtype=part.dtype, device=self.rig.device)
+            for part in form.parts
+        ]
+        return Stored(buffers[0], form, tuple(buffers[1:]))
+
+    def parts(self, stream):
+        """Of each variable: its parts, or its elements in a plain stream."""
+        found = []
+        segments = self.rig.segments
+        for start, numel, unit in zip(segments.starts, segments.numels, segments.units, strict=True):
+            if stream.format is None:
+                found.append([stream.buffer[start : start + numel]])
+                continue
+            pairs = zip(stream.format.parts, (stream.buffer, *stream.beside), strict=True)
+            firsts = [(part, buffer, unit if part.units else start) for part, buffer in pairs]
+            found.append([buffer[first : first + part.items(numel)] for part, buffer, first in firsts])
+        return found
+
+    def write(self, stream, tensors):
+        for parts, tensor in zip(self.parts(stream), tensors, strict=True):
+            items = [tensor] if stream.format is None else stream.format.encode(tensor)
+            for part, item in zip(parts, items, strict=True):
+                part.copy_(item)
+
+    def read(self, stream):
+        return [
+            parts[0].clone() if stream.format is None else stream.format.decode(parts) for parts in self.parts(stream)
+        ]
+
+    def step(self, grads, group, **options):
+        rig = self.rig
+        given = {"max_norm": None, "skip": False, "skipped": rig.skipped, "steps": rig.steps, "norm": rig.norm}
+        states = self.states or [state.stream for state in rig.states]
+        rig.plan.step_(
+            rig.plan.scattered(grads), rig.rule, self.values, states, [group], **given, own=rig.own, **options
+        )
+
+
+def odd(grads):
+    """Puts numbers into gradients that no codec likes."""
+    for grad in grads:
+        numbers = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 3.3e38, 1e-40, -1e-30], device=grad.device)
+        grad.view(-1)[-8:] = numbers[: min(grad.numel(), 8)]
+    return grads
+
+
+def check_parts(rig, stream, tensors):
+    """Fails unless a stream holds what the reference makes of these numbers, and zeros behind each variable."""
+    for parts, tensor in zip(rig.parts(stream), tensors, strict=True):
+        for part, item in zip(parts, stream.format.encode(tensor), strict=True):
+            assert_same_bits(part, item)
+    spans = rig.parts(Stored(torch.ones(len(stream.buffer), device=stream.buffer.device)))
+    behind = torch.ones(len(stream.buffer), dtype=torch.bool, device=stream.buffer.device)
+    for (span,), start in zip(spans, rig.rig.segments.starts, strict=True):
+        behind[start : start + len(span)] = False
+    assert not stream.buffer[behind].any()
+
+
+def test_what_is_stored_is_what_the_reference_stores(backend, device):
+    rig = FormatRig(backend, device, keeping, False, [ROOT8, ROOT8_SQUARES])
+    torch.manual_seed(1)
+    grads = odd(
+        [torch.randn(shape, device=device) * 10.0 ** torch.randint(-6, 2, shape, device=device) for shape in SHAPES]
+    )
+    rig.step(grads, {})
+    flat = [grad.flatten() for grad in grads]
+    check_parts(rig, rig.states[0], flat)
+    check_parts(rig, rig.states[1], [grad * grad for grad in flat])
+
+
+def test_what_is_read_is_what_the_reference_reads(backend, device):
+    rig = FormatRig(backend, device, keeping, False, [ROOT8, ROOT8_SQUARES])
+    torch.manual_seed(2)
+    for stream in rig.states:
+        rig.write(stream, odd([torch.rand(numel, device=device) ** 8 for numel in rig.rig.segments.numels]))
+    wanted = [p + (m + v) for p, m, v in zip(*map(rig.read, (rig.values, *rig.states)), strict=True)]
+    rig.step([torch.zeros(shape, device=device) for shape in SHAPES], {})
+    for found, sum_ in zip(rig.read(rig.values), wanted, strict=True):
+        assert_same_bits(found, sum_)
+
+
+def test_split_values_train_as_float32(backend, device):
+    """And what is stored is what the reference makes of the float32 numbers."""
+    case = CASES["adamw"]
+    torch.manual_seed(3)
+    plain = Rig(SHAPES, rule=case.rule, backend=backend, device=device)
+    rig = FormatRig(backend, device, case.rule, True, [])
+    rig.write(rig.values, plain.spans(plain.values.stream))
+    for mine, theirs in zip(rig.rig.states, plain.states, strict=True):
+        theirs.stream.zero_()
+        mine.stream = torch.zeros_like(theirs.stream)
+    spans = {"split": rig.rig.segments.starts, "plain": plain.segments.starts}
+    assert spans["split"] != spans["plain"]
+    wide = [torch.zeros(rig.rig.numel, device=device) for _ in case.rule.states]
+    rig.states = [Stored(stream) for stream in wide]
+    for _ in range(3):
+        grads = plain.random_grads()
+        plain.step(grads, [case.group])
+        rig.step(grads, case.group)
+    check_parts(rig, rig.values, plain.spans(plain.values.stream))
+
+
+def test_who_writes_a_value_has_written_it(backend, device):
+    """Zeros over low bits that were large, pruning, in a unit beside others that nobody wrote to."""
+    case, shape = CASES["sgd"], (300,)
+    rig = FormatRig(backend, device, case.rule, True, [], shapes=[shape])
+    torch.manual_seed(4)
+    start = torch.randn(shape, device=device)
+    rig.write(rig.values, [start])
+    value = rig.values.buffer[: shape[0]]
+    value[:64] = 0.0
+    value[7], value[8] = -0.0, 2.5
+    seen = value[:128].float()
+    rig.step([torch.zeros(shape, device=device)], {**case.group, "lr": 0.0, "weight_decay": 0.0})
+    (found,) = rig.read(rig.values)
+    assert_same_bits(found[:128].abs(), seen.abs())
+    assert_same_bits(found[128:], start[128:])
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_masked_elements_stay(split, backend, device):
+    torch.manual_seed(5)
+    masks = [torch.rand(shape) < 0.5 for shape in SHAPES]
+    rig = FormatRig(backend, device, keeping, split, [ROOT8, ROOT8_SQUARES], masks=masks)
+    for stream in (rig.values, *rig.states):
+        rig.write(stream, [torch.rand(numel, device=device) for numel in rig.rig.segments.numels])
+    before = [rig.read(stream) for stream in (rig.values, *rig.states)]
+    # No larger than what is there: the scale of a unit stays, and with it the bits of masked states.
+    grads = [torch.rand(shape, device=device) * 1e-3 for shape in SHAPES]
+    for state in rig.states:
+        for parts, mask in zip(rig.parts(state), masks, strict=True):
+            for first in range(0, mask.numel(), UNIT):
+                parts[0].view(-1)[first] = 127 if parts[0].dtype == torch.int8 else 255
+                mask.view(-1)[first] = False
+    rig.rig.frozen.copy_(rig.rig._frozen(masks))
+    before = [rig.read(stream) for stream in (rig.values, *rig.states)]
+    rig.step(grads, {})
+    for stream, old in zip((rig.values, *rig.states), before, strict=True):
+        for now, was, mask in zip(rig.read(stream), old, masks, strict=True):
+            keep = mask.flatten().to(device)
+            assert_same_bits(now[~keep], was[~keep])
+            assert not keep.any() or not torch.equal(now[keep], was[keep])
+
+
+@pytest.mark.parametrize("name", ["lamb", "adamw"])
+def test_rules_store_the_same_bits_on_both_compilers(name, backend, device):
+    """Of two layouts, and LAMB's states by the launch before its step."""
+    if device.type != "cpu" or backend == "cpu":
+        pytest.skip("once, on host memory, where both compilers work")
+    shapes = [(17,), (3, 43), (2049,)]
+    case, found = CASES[name], []
+    forms = [ROOT8_SQUARES if state in case.rule.nonnegative else ROOT8 for state in case.rule.states]
+    for compiler, shift in (("triton", 0), ("cpu", 1)):
+        rig = FormatRig(compiler, device, case.rule, True, forms, shapes=[(33,)] * shift + shapes)
+        torch.manual_seed(0)
+        rig.write(rig.values, [torch.ones(33)] * shift + [torch.randn(shape).flatten() for shape in shapes])
+        for _ in range(2):
+            grads = [torch.ones(33)] * shift + [torch.randn(shape) for shape in shapes]
+            rig.step(grads, case.group)
+        found.append([rig.parts(stream)[shift:] for stream in (rig.values, *rig.states)])
+    for one, other in zip(*found, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            for a, b in zip(mine, theirs, strict=True):
+                assert_same_bits(a, b)
