@@ -14,11 +14,13 @@ from torch import nn
 from ..errors import FlatvarsError, SpecError
 from ..memory.spec import VarSpec
 from ..memory.streams import VALUES
+from ..variables.lazy import is_lazy
 from ..variables.places import Place
 from ..variables.registry import Adopted, Registry, variable_of
 from ..variables.variable import Variable
 from .buffers import takable
 from .keep import keep_for, let_go
+from .lazy import await_lazy
 from .meta import Init, leave_meta, materialize_buffers, plan_values, renew_references
 from .tensors import Found, check_memory, find_tensors, make_spec
 
@@ -38,12 +40,12 @@ def adopt(
     """
     everything = find_tensors(module, prefix, buffers)
     former = whole_store(registry, everything)
-    found = takable(everything, former)
+    found = takable([entry for entry in everything if not is_lazy(entry.tensor)], former)
     specs = [make_spec(entry, dtype) for entry in found]
     check_memory(found, former)
     on_meta = [entry for entry in found if entry.tensor.is_meta]
     initialize = plan_values(registry, module, list(zip(found, specs, strict=True)), prefix, init)
-    registry.check_names([name for entry in found for name in entry.names])
+    registry.check_names([name for entry in everything for name in entry.names])
     check_ranks(registry, specs)
     if former is not None:
         release_all(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
@@ -54,7 +56,9 @@ def adopt(
     registry.extend(specs, [entry.tensor for entry in found], names)
     for entry in found:
         registry.by_name[entry.names[0]].places = entry.places
-    keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
+    late = await_lazy(registry, everything, dtype)
+    places = [*(place for entry in found for place in entry.places), *(place for one in late for place in one.places)]
+    keep_for(registry, [module, *(place.owner() for place in places)])
     registry.adopted[module] = Adopted(prefix, buffers)
     if on_meta:
         materialize_buffers(module, registry.device)
@@ -163,7 +167,8 @@ def watch(registry: Registry, module: nn.Module, prefix: str = "") -> list[str]:
 
 def _adopt_rest(registry: Registry, module: nn.Module, prefix: str) -> None:
     """Makes a store that an optimizer made what it would be had the module been adopted: names, all its tensors."""
-    found = takable(find_tensors(module, prefix, buffers=True))
+    everything = find_tensors(module, prefix, buffers=True)
+    found = takable([entry for entry in everything if not is_lazy(entry.tensor)])
     held = {id(variable.param): variable for variable in registry.variables}
     rest = [entry for entry in found if id(entry.tensor) not in held]
     specs = [make_spec(entry, None) for entry in rest]
@@ -178,5 +183,6 @@ def _adopt_rest(registry: Registry, module: nn.Module, prefix: str) -> None:
     for variable in numbered:
         variable.is_numbered = False
     registry.extend(specs, [entry.tensor for entry in rest], [entry.names for entry in rest])
+    await_lazy(registry, everything, None)
     if module not in registry.adopted:
         registry.adopted[module] = Adopted(prefix, True)

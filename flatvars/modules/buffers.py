@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
+from ..variables.lazy import is_lazy
 from ..variables.registry import Adopted, Registry, variable_of
 from ..variables.variable import byte_range
 from .tensors import Found
@@ -47,7 +47,7 @@ def _lies_with(tensor: Tensor, devices: set[torch.device]) -> bool:
 
 def why_left(tensor: Tensor, former: Registry | None = None) -> str | None:
     """Why no store can take a buffer, or None; `former` gives up what it holds."""
-    if isinstance(tensor, UninitializedTensorMixin):
+    if is_lazy(tensor):
         return "without a shape yet"
     if tensor.layout != torch.strided or tensor.is_quantized:
         return "sparse or quantized"
@@ -80,13 +80,16 @@ def _sharing(tensors: Iterable[Tensor], former: Registry | None) -> set[int]:
 # What a store does not hold -------------------------------------------------------------------------------------------
 
 
+LAZY = "lazy: taken in after the first forward pass"
+
+
 def left_out(registry: Registry, *, unasked: bool = False) -> dict[str, str]:
-    """Persistent buffers of adopted modules that the registry does not hold, by name, and why.
+    """Lazy tensors and persistent buffers of adopted modules that the registry does not hold, by name, and why.
 
     Args:
         unasked: Without those of modules that were adopted with `buffers=False`.
     """
-    found: dict[str, str] = {}
+    found = {late.names[0]: LAZY for late in registry.late}
     for module, adopted in list(registry.adopted.items()):
         if unasked and not adopted.buffers:
             continue
@@ -96,7 +99,8 @@ def left_out(registry: Registry, *, unasked: bool = False) -> dict[str, str]:
                     continue
                 name = ".".join(part for part in (adopted.prefix, path, attribute) if part)
                 former = registry.by_name.get(name)
-                if former is None or former.name != name:  # else it was replaced, and is taken in with the next look
+                # One that was replaced is taken in with the next look.
+                if (former is None or former.name != name) and name not in found:
                     found[name] = _reason(tensor, adopted)
     return found
 
@@ -120,7 +124,7 @@ def warn_left_out(registry: Registry) -> None:
     registry.told_left_out.update(found)
     shown = "; ".join(f"{name!r}: {why}" for name, why in itertools.islice(found.items(), 10))
     warnings.warn(
-        f"{len(found)} buffers of the module's state dict are not in the store, and so in no file or snapshot of it "
+        f"{len(found)} tensors of the module's state dict are not in the store, and so in no file or snapshot of it "
         f"({shown}). Call store.add_buffers(module) to take in what was registered since; keep what it cannot hold "
         "yourself, or adopt with buffers=False to say that none is wanted",
         stacklevel=4,

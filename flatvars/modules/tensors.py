@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from ..errors import SpecError
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
+from ..variables.lazy import is_lazy
 from ..variables.places import Place
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import byte_range
@@ -56,8 +56,11 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
         SpecError: a lazy, sparse, quantized, complex or subclassed tensor.
     """
     tensor, name = found.tensor, found.names[0]
-    if isinstance(tensor, UninitializedTensorMixin):
-        raise SpecError(f"{name!r} is a lazy parameter without a shape yet; run one forward pass before adopting")
+    if is_lazy(tensor):
+        raise SpecError(
+            f"{name!r} is a lazy parameter without a shape yet; adopt its module, whose lazy ones are taken in after a "
+            "forward pass, or run one first"
+        )
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise SpecError(f"{name!r} is {tensor.layout} and quantized={tensor.is_quantized}; only dense tensors are held")
     if tensor.is_complex():
@@ -89,7 +92,7 @@ def check_memory(found: list[Found], former: Registry | None = None) -> None:
                 "adopt a deepcopy of the module"
             )
         tensor = entry.tensor
-        if isinstance(tensor, UninitializedTensorMixin) or tensor.layout != torch.strided:
+        if is_lazy(tensor) or tensor.layout != torch.strided:
             continue
         if tensor.numel() and not tensor.is_meta:
             ranges.append((*byte_range(tensor), tensor.untyped_storage().data_ptr(), entry.names[0]))

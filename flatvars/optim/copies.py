@@ -15,6 +15,7 @@ from .recording import Recorded, hyper_of
 
 # What is made anew, and what torch.optim leaves behind as well: hooks, and a scheduler's wrapper of `step`.
 LEFT_OUT = {
+    "_calls",
     "_counted",
     "_counting",
     "_divided",
@@ -33,6 +34,7 @@ LEFT_OUT = {
     "found_inf",
     "grad_scale",
     "membership",
+    "observations",
     "param_groups",
     "registry",
     "states",
@@ -63,6 +65,11 @@ def get_state(optimizer: Copied) -> dict[str, Any]:
     plain = {name: value for name, value in optimizer.__dict__.items() if name not in LEFT_OUT}
     plain = {name: value for name, value in plain.items() if not name.endswith("_hooks")}
     record = optimizer.capture()
+    if lazy := optimizer.membership.lazy:
+        raise FlatvarsError(
+            f"an optimizer of {len(lazy)} lazy parameters cannot be copied before they have shapes; run a forward pass "
+            "first, or make it by name patterns or of the store, which finds them in the copy"
+        )
     counts = record.counts()
     known = optimizer.states.variables  # of some it keeps state though they are in no group any more
     return {

@@ -42,6 +42,7 @@ class Stepped(Numbered, Protocol):
 
     membership: Membership
     elementwise: bool
+    stats_every: int
     max_norm: float | None
     skip_nonfinite: bool
     _norm: Tensor | None
@@ -58,6 +59,11 @@ class Stepped(Numbered, Protocol):
 
 def check_divisible(optimizer: Stepped) -> None:
     """Raises FlatvarsError for an optimizer that must see whole variables."""
+    if optimizer.stats_every:
+        raise FlatvarsError(
+            "stats= tells of whole variables, of which a rank of this store's mesh has a part alone; make the "
+            "optimizer without it, and ask store.norms() for norms of values"
+        )
     if not optimizer.elementwise or any(rule.statistics is not None for rule in optimizer.rules()):
         raise FlatvarsError(
             f"{type(optimizer).__name__} works on whole variables, of which a rank of this store's mesh has a part "

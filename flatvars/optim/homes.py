@@ -18,6 +18,7 @@ from ..errors import SpecError
 from ..gradients.attached import make_registry
 from ..modules.declare import check_unshared
 from ..modules.tensors import Found, check_memory, make_spec
+from ..variables.lazy import awaited_by, is_lazy
 from ..variables.registry import Registry, variable_of
 from .membership import explain_foreign
 
@@ -44,7 +45,8 @@ def given_in(group: Mapping[str, Any]) -> list[GivenParam]:
 def home_of(given: Sequence[GivenParam]) -> Registry | None:
     """The registry that holds parameters, a new one if none does; None without any.
 
-    Those that have no home join the others in theirs, if that was made for an optimizer.
+    Those that have no home join the others in theirs, if that was made for an optimizer. Lazy ones are no one's before
+    they have a shape: the store that adopted their module takes them in, or else one that was made for an optimizer.
 
     Raises:
         ForeignParameterError: they lie in two stores, or in one that was adopted by hand and in none.
@@ -55,10 +57,13 @@ def home_of(given: Sequence[GivenParam]) -> Registry | None:
     for registry, tensor in held:
         if registry is not home:
             explain_foreign(tensor, home, "no optimizer was made")
-    homeless = [one for one in given if variable_of(one.tensor) is None]
-    if homeless:
+    lazy = [one for one in given if is_lazy(one.tensor)]
+    waiting = [awaited_by(one.tensor) for one in lazy]
+    home = home or next((registry for registry in waiting if isinstance(registry, Registry)), None)
+    homeless = [one for one in given if variable_of(one.tensor) is None and not is_lazy(one.tensor)]
+    if homeless or (home is None and lazy):
         if home is None:
-            home = make_registry(homeless[0].tensor.device, "gather")
+            home = make_registry((homeless or lazy)[0].tensor.device, "gather")
             home.made_for_optimizer = True
         elif not home.made_for_optimizer:
             explain_foreign(homeless[0].tensor, home, "no optimizer was made")

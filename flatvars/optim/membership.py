@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ForeignParameterError
+from ..variables.lazy import is_lazy
 from ..variables.registry import Registry, variable_of
 from ..variables.selectors import Selector, as_select, fits
 from ..variables.variable import Variable
@@ -37,6 +38,7 @@ class Membership:
         self.by_number = False
         self._selectors: list[tuple[dict[str, Any], Selector]] = []
         self.foreign: list[Tensor] = []
+        self.lazy: list[Tensor] = []  # without a shape: stepped as soon as they have one
         self._members: list[Variable] = []
         self._known: list[list[Tensor]] = []
         self._params: dict[int, Tensor] = {}  # of each variable that is or was a member, when last looked at
@@ -73,7 +75,7 @@ class Membership:
             self._renew(groups)
         if self._seen != self.registry._next_id:
             self._join(groups, add_group)
-        if not moved and self._is_known(groups):
+        if not moved and self._is_known(groups) and all(map(is_lazy, self.lazy)):
             return []
         self._generation = self.registry.generation
         return self._resolve(groups)
@@ -119,7 +121,7 @@ class Membership:
                 continue
             while len(groups) <= number:
                 add_group({"params": []})
-            params_of(groups[number]).append(variable.param)
+            _insert(params_of(groups[number]), variable)
 
     def _selected(self, groups: Groups, variable: Variable) -> int | None:
         """The first group with a selector that fits the variable."""
@@ -134,10 +136,14 @@ class Membership:
         known: list[list[Tensor]] = []
         group_of: dict[int, dict[str, Any]] = {}
         foreign: list[Tensor] = []
+        lazy: list[Tensor] = []
         for params, group in zip(list(map(unnamed, groups)), groups, strict=True):
             known.append(list(params))
             found.append([])
             for param in params:
+                if is_lazy(param):
+                    lazy.append(param)
+                    continue
                 entry = variable_of(param)
                 if entry is None or entry[0] is not self.registry:
                     foreign.append(param)
@@ -155,7 +161,7 @@ class Membership:
             self.version += 1
             self.groups = found
             self._members = [variable for group in found for variable in group]
-        self.group_of, self._known, self.foreign = group_of, known, foreign
+        self.group_of, self._known, self.foreign, self.lazy = group_of, known, foreign, lazy
         members = self.members()
         exchanged = [v for v in members if self._params.get(v.id, v.param) is not v.param]
         self._params.update((v.id, v.param) for v in members)
@@ -164,6 +170,12 @@ class Membership:
     def look_again(self) -> None:
         """Makes the next `follow` find the variables of all groups anew: a store took in what was foreign."""
         self._known = []
+
+
+def _insert(params: list[Tensor], variable: Variable) -> None:
+    """Puts a variable behind all others, or, if it was lazy, before those that follow it in its module."""
+    behind = (k for k, one in enumerate(params) if (found := variable_of(one)) and found[1].index > variable.index)
+    params.insert(next(behind, len(params)), variable.param)
 
 
 def params_of(group: dict[str, Any]) -> list[Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..memory.streams import own_storage
+from ..variables.lazy import is_lazy
 from ..variables.variable import Variable
 from .entry import STEP
 from .membership import params_of
@@ -205,6 +206,11 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
                 raise ValueError(f"the loaded state of a parameter is {state!r}, no dict; nothing was changed")
             if not state:
                 continue
+            if is_lazy(param):
+                raise ValueError(
+                    "the loaded state dict has state of a lazy parameter, which has no shape here yet; run a forward "
+                    "pass first; nothing was changed"
+                )
             about = f"{kind} cannot go on from the loaded state of {names.get(param, 'a parameter')!r}"
             for owner, foreign in STATES_OF_OTHERS.items():
                 if strange := [name for name in state if name in foreign and name not in known]:

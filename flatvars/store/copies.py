@@ -24,6 +24,8 @@ from ..errors import FlatvarsError
 from ..gradients.attached import make_registry
 from ..gradients.cycle import Mode
 from ..memory.spec import VarSpec
+from ..modules.lazy import await_lazy
+from ..modules.tensors import find_tensors
 from ..variables.carving import OnMoved
 from ..variables.places import Place
 from ..variables.registry import Adopted, Registry
@@ -118,6 +120,8 @@ def restore_registry(
         variable.places = list(entry["handle"].places)
     registry._next_id = next_id
     registry.adopted.update(adopted.modules)
+    for module, how in adopted.modules.items():
+        await_lazy(registry, find_tensors(module, how.prefix, how.buffers), None)
     registry.settle()
     for variable, entry in zip(registry.variables, records, strict=True):
         registry.masks.take(variable, entry["mask"])

@@ -36,6 +36,7 @@ from ..modules.declare import Declarations, OnDuplicate
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
+from ..optim.stats import VariableStats
 from ..variables.carving import OnMoved
 from ..variables.registry import Registry
 from ..variables.selectors import Selector, explain_unknown
@@ -43,7 +44,7 @@ from ..variables.variable import Variable
 from . import transfer
 from .devices import check_arguments, concrete, device_of
 from .given import check_module, registry_in
-from .looking import check_layout, only_region, summary
+from .looking import check_layout, only_region, summary, summary_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh  # which not every torch was built with
@@ -68,9 +69,6 @@ class VarStore:
         mesh: A one-dimensional mesh of data parallel ranks that share optimizer state, each a range: see
             `flatvars/distributed/README.md`. Every rank has all values.
 
-    Attributes:
-        registry: The variables and all that was made for them: what optimizers, initializers and layers work with.
-
     Example:
         >>> store = VarStore.from_module(nn.Linear(4, 2))
         >>> store["weight"].shape
@@ -93,9 +91,16 @@ class VarStore:
         self._hold(make_registry(concrete(device), grads, seed, on_moved, group), dtype, on_duplicate)
 
     def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: OnDuplicate) -> None:
-        self.registry = registry
+        self._registry = registry
         self._declarations = Declarations(registry, dtype, on_duplicate)
         _stores[registry] = weakref.ref(self)
+
+    @property
+    def registry(self) -> Registry:
+        """The variables and all that was made for them: what optimizers, initializers and layers work with."""
+        if self._registry.late:
+            self._registry.take_late()
+        return self._registry
 
     @property
     def device(self) -> torch.device:
@@ -450,10 +455,14 @@ class VarStore:
         """
         self.registry.rename(self[name], new_name)
 
-    def summary(self) -> str:
+    def summary(self, stats: VariableStats | None = None) -> str:
         """Tables of variables and of streams, with totals, and what is left out.
 
         Bytes are of whole streams, padding included; those of an optimizer are there from its first step on.
+
+        Args:
+            stats: Of an optimizer over this store, `optimizer.stats()`: its numbers of each variable are told instead,
+                for which the device is waited for.
 
         Example:
             >>> print(VarStore.from_module(nn.Linear(4, 2)).summary())
@@ -466,7 +475,7 @@ class VarStore:
             values  float32    256
             256 bytes on cpu
         """
-        return summary(self.registry)
+        return summary(self.registry) if stats is None else summary_of(stats)
 
     def __repr__(self) -> str:
         dtypes = ", ".join(str(region.dtype) for region in self.regions) or "empty"

@@ -165,19 +165,36 @@ class Carving:
         """
         with self.lock, normal_tensors():
             self.settle()
+            self._announce()  # while an index still says where a variable lies
             gone = {v.index for v in leaving}
             source = dict(enumerate(i for i in range(len(self.variables)) if i not in gone))
             for variable in leaving:
                 bind(variable, variable.param.detach().clone(memory_format=torch.preserve_format))
                 variable.index, variable._span = -1, None
                 variable.state_epoch += 1
-            self.variables[:] = [self.variables[old] for old in source.values()]
-            for index, variable in enumerate(self.variables):
-                variable.index = index
-                self.claims.add(variable)
-            self._carved = len(self.variables)
-            self._carve([v.spec for v in self.variables], self.device, source, self.variables)
-            self._notify()
+            self._move_up([self.variables[old] for old in source.values()], source)
+
+    def reorder(self, variables: Sequence[Variable]) -> None:
+        """Puts all variables into another order; nothing else of them changes."""
+        with self.lock, normal_tensors():
+            self.settle()
+            if list(variables) != self.variables:
+                self._announce()
+                self._move_up(variables, {new: v.index for new, v in enumerate(variables)})
+
+    def _move_up(self, variables: Sequence[Variable], source: Mapping[int, int]) -> None:
+        """Makes these all variables; who must know was told.
+
+        Args:
+            source: From an index to the one that the variable there had.
+        """
+        self.variables[:] = variables
+        for index, variable in enumerate(self.variables):
+            variable.index = index
+            self.claims.add(variable)
+        self._carved = len(self.variables)
+        self._carve([v.spec for v in self.variables], self.device, source, self.variables, announced=True)
+        self._notify()
 
     def lay_side_by_side(self, variables: Iterable[Variable]) -> None:
         """Makes these, and all of earlier calls, lie first in their regions, shape by shape; carves if they do not yet.
@@ -205,12 +222,18 @@ class Carving:
         return plan_layout(specs, side_by_side=beside, ranks=None if self.group is None else self.group.ranks)
 
     def _carve(
-        self, specs: Sequence[VarSpec], device: torch.device, source: Mapping[int, int], bound: Sequence[Variable]
+        self,
+        specs: Sequence[VarSpec],
+        device: torch.device,
+        source: Mapping[int, int],
+        bound: Sequence[Variable],
+        announced: bool = False,
     ) -> None:
         """Makes streams for the specs, copies what variables had into them, and binds `bound`.
 
         Args:
             source: Index of each variable that had something, and the index it had.
+            announced: Whether it was told already that spans move.
         """
         if self.group is not None and self._streams.divided:
             raise FlatvarsError(
@@ -218,7 +241,8 @@ class Carving:
                 "it from rank to rank: add, convert, move and unfreeze variables before the first step, or save with "
                 "torch.distributed.checkpoint and load into a new store and optimizer"
             )
-        self._announce()
+        if not announced:
+            self._announce()
         for variable, spec in zip(self.variables, specs, strict=False):
             # Without room for state, what an optimizer knew of the variable is gone: its step count is another's.
             variable.state_epoch += variable.spec.has_room and not spec.has_room

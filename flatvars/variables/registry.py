@@ -15,6 +15,7 @@ from ..memory.spec import VarSpec
 from .binding import bind
 from .carving import Carving
 from .claims import owner_of
+from .lazy import Late, put_in_place, ready
 from .selectors import Selector, selected
 from .variable import GradientAccess, MaskAccess, Variable
 
@@ -48,6 +49,7 @@ class Registry(Carving):
 
     Attributes:
         adopted: Modules whose tensors became variables.
+        late: Lazy tensors of those, which become variables when they have shapes.
         told_left_out: Names of buffers that the store does not hold, of which it has warned.
         made_for_optimizer: Whether no one adopted the parameters by hand: it takes in what its optimizers are given.
     """
@@ -64,6 +66,7 @@ class Registry(Carving):
     ) -> None:
         super().__init__(device)
         self.by_name: dict[str, Variable] = {}
+        self.late: list[Late] = []
         self.seed = seed
         self.adopted: weakref.WeakKeyDictionary[nn.Module, Adopted] = weakref.WeakKeyDictionary()
         self.told_left_out: set[str] = set()
@@ -74,6 +77,29 @@ class Registry(Carving):
         self.masks = masks(self)
 
     # Declaring --------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        if self.late and self._announcing is None:
+            self.take_late()
+        super().settle()
+
+    def take_late(self) -> None:
+        """Makes variables of lazy tensors that have a shape by now."""
+        with self.lock:
+            waiting = self.late
+            found, self.late = ready(waiting)
+            if not found:
+                return
+            try:
+                specs = [late.spec(tensor) for late, tensor in found]
+                added = self.extend(specs, [tensor for _, tensor in found], [late.names for late, _ in found])
+            except BaseException:
+                self.late = waiting
+                raise
+            for variable, (late, _) in zip(added, found, strict=True):
+                variable.places = late.places
+            came = {variable: late for variable, (late, _) in zip(added, found, strict=True)}
+            self.reorder(put_in_place(self.variables, came))
 
     def declare(self, spec: VarSpec, param: Tensor, names: list[str], group: int = 0) -> Variable:
         """Adds a variable; its parameter keeps its own memory until the streams are asked for.
@@ -158,15 +184,16 @@ class Registry(Carving):
         """Gives all variables away; whatever still uses this registry gets `reason` as an error."""
         with self.lock:
             super().retire(reason)
-            self.by_name = {}
+            self.by_name, self.late = {}, []
 
     # Names ------------------------------------------------------------------------------------------------------------
 
     def check_names(self, names: Iterable[str]) -> None:
         """Raises NameTakenError where a name is in use or comes twice."""
         seen: set[str] = set()
+        awaited = {name for late in self.late for name in late.names}
         for name in names:
-            if name in self.by_name or name in seen:
+            if name in self.by_name or name in seen or name in awaited:
                 raise NameTakenError(
                     f"a variable named {name!r} exists already; pass another name, or adopt the module with prefix="
                 )
@@ -176,7 +203,7 @@ class Registry(Carving):
         """The name itself, or where it is taken `name__N`, N being the number of variables: tch's rule, until free."""
         number = len(self.variables)
         free = name
-        while free in self.by_name:
+        while free in self.by_name or any(free in late.names for late in self.late):
             free = f"{name}__{number}"
             number += 1
         return free
@@ -232,7 +259,7 @@ class Registry(Carving):
         Raises:
             UnknownNameError: a pattern matches nothing.
         """
-        return selected(self.variables, self.by_name, selector)
+        return selected(self.variables, self.by_name, selector, [name for late in self.late for name in late.names])
 
     # Optimizers -------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -82,15 +82,22 @@ def names(name: str, pattern: str | re.Pattern[str]) -> bool:
     return pattern.search(name) is not None
 
 
-def selected(variables: Sequence[Variable], by_name: Mapping[str, Variable], selector: Selector) -> list[Variable]:
+def selected(
+    variables: Sequence[Variable], by_name: Mapping[str, Variable], selector: Selector, awaited: Collection[str] = ()
+) -> list[Variable]:
     """The selected variables, in creation order.
+
+    Args:
+        awaited: Names of variables that will come: what fits one of these fits something.
 
     Raises:
         UnknownNameError: a name, glob or regular expression that fits nothing, in `include` or `exclude`.
     """
     selector = as_select(selector)
     for pattern in (*selector.include, *selector.exclude):
-        if isinstance(pattern, (str, re.Pattern)) and not selector.missing_ok:
+        if not isinstance(pattern, (str, re.Pattern)) or selector.missing_ok:
+            continue
+        if not any(names(name, pattern) for name in awaited):
             check_known(pattern, variables, by_name)
     # A string that is a name means that variable alone, though it may be a glob that fits others: "w[0]" fits "w0".
     exact = frozenset(p for p in (*selector.include, *selector.exclude) if isinstance(p, str) and p in by_name)

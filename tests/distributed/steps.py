@@ -291,7 +291,7 @@ def check_what_one_rank_cannot_do_is_refused(world: World) -> None:
 def check_optimizers_of_whole_variables_are_refused(world: World) -> None:
     net = Net()
     store = fv.VarStore.from_module(net, mesh=world.mesh)
-    for opt in (fv.optim.LAMB(store), fv.optim.Muon(store)):
+    for opt in (fv.optim.LAMB(store), fv.optim.Muon(store), adamw(store, stats=True)):
         give(net, gradients(world.rank, 0))
         with pytest.raises(fv.FlatvarsError, match="whole variables"):
             opt.step()

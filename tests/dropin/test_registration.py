@@ -126,16 +126,6 @@ def test_lists_and_dicts_of_parameters() -> None:
     assert store["list.2"].param is module.list[2]
 
 
-@pytest.mark.row("P-R-11")
-def test_a_lazy_module_is_adopted_after_its_first_pass() -> None:
-    module = nn.LazyLinear(2)
-    with pytest.raises(fv.SpecError, match=r"lazy.*one forward pass"):
-        fv.VarStore.from_module(module)
-    module(torch.ones(1, 3))
-    store = fv.VarStore.from_module(module)
-    assert store["weight"].shape == (2, 3)
-
-
 @pytest.mark.row("P-A-09")
 def test_data_of_another_shape_or_dtype_is_noticed() -> None:
     module, store, opt = adopted()

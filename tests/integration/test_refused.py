@@ -126,7 +126,6 @@ def test_neighbors_in_one_buffer_are_taken() -> None:
 
 
 BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "lazy": (lambda: nn.LazyLinear(2), r"'weight' is a lazy parameter.*one forward pass"),
     "complex": (lambda: nn.Linear(2, 2, dtype=torch.complex64), r"'weight' is torch\.complex64.*view_as_real"),
     "sparse": (
         lambda: holding(nn.Parameter(torch.eye(2).to_sparse())),
@@ -179,8 +178,9 @@ def test_a_lazy_module_after_its_first_pass() -> None:
         ("a..b", torch.ones(1), "empty part.*dotted path"),
         ("count", torch.arange(3), r"torch\.int64 and cannot be trained.*trainable=False"),
         ("wave", torch.ones(2, dtype=torch.complex64), "complex64.*view_as_real"),
+        ("lazy", nn.UninitializedParameter(), "lazy parameter without a shape.*adopt its module"),
     ],
-    ids=["no-name", "hole-in-name", "integer", "complex"],
+    ids=["no-name", "hole-in-name", "integer", "complex", "lazy"],
 )
 def test_variables_that_cannot_be_added(name: str, tensor: torch.Tensor, message: str) -> None:
     _, store, _ = adopted()
