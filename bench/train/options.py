@@ -71,6 +71,7 @@ class Job:
     save_every: int
     resume: Path | None
     plot: bool
+    ranks: int
     paced: bool
     format: str
     command: str
@@ -117,6 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--save", type=Path, metavar="PATH", help="write a checkpoint of the run at its end")
     add("--save-every", type=_positive, default=0, metavar="N", help="... and after every N steps")
     add("--resume", type=Path, metavar="PATH", help="continue a saved run up to --steps")
+    add(
+        "--ranks",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="flatvars alone, on N ranks that share state, beside one process",
+    )
     add("--no-plot", action="store_true", help="write no PNG")
     return parser
 
@@ -162,6 +170,7 @@ def parse_job(argv: list[str]) -> Job:
         save_every=args.save_every,
         resume=args.resume,
         plot=not args.no_plot,
+        ranks=args.ranks,
         # A run of so many steps, or that goes on in another, is the same on every machine.
         paced=not (args.steps or args.stop_at or args.save or args.resume or args.quick),
         format=args.format,

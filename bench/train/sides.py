@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from bench.train.gpt import GPT
 from bench.train.options import Job, JobError
@@ -100,11 +101,11 @@ class FlatSide(Side):
 
     name = "flatvars"
 
-    def __init__(self, model: nn.Module, job: Job) -> None:
+    def __init__(self, model: nn.Module, job: Job, mesh: DeviceMesh | None = None) -> None:
         # Imported here, so that the torch side runs alone where flatvars cannot be imported.
         import flatvars as fv
 
-        self.store = fv.VarStore.from_module(model)
+        self.store = fv.VarStore.from_module(model, mesh=mesh)
         for pattern in job.freeze:
             self.store.freeze(pattern)
         groups = [
