@@ -184,6 +184,25 @@ class Gathered(Gradients):
         mixed = [self._lying(variable) if lies else grad for variable, grad, lies in places]
         return Collected(plans.scattered(mixed), [grad is not None for grad in mixed], pending, any(held))
 
+    def flat(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> dict[torch.dtype, Tensor]:
+        held, waiting = (
+            collected.gathered,
+            [key for key, g in zip(plans.ids, collected.pending, strict=True) if exists(g)],
+        )
+        if held:
+            self._sweep(plans.variables)
+        if waiting or not held:
+            ready = plans.in_memory_order(collected.pending)
+            for part in plans.parts:
+                part.plan.accumulate_(part.pick(ready), self.stream(part.region), 1.0, held)
+            # It lies in `.grad` still: what the stream has is nobody's gradient.
+            self._unswept.difference_update(plans.ids if not held else ())
+            self._unswept.update(waiting)
+        streams = {part.region: self.stream(part.region) for part in plans.parts}
+        for stream in streams.values() if grad_scale is not None else ():
+            stream.mul_(1.0 / grad_scale)  # type: ignore[operator]  # none is held under a scaler: it is scratch
+        return streams
+
     def _join(self, plans: PlanSet, pending: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Adds what is pending of open variables to what the stream holds of them; returns what is pending still."""
         both = {

@@ -30,6 +30,7 @@ from .averaging import Averaging, check_average
 from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_tensor
 from .conveniences import Conveniences
 from .copies import get_state, set_state
+from .divided import DividedStep, step_divided
 from .entries import Entries
 from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
@@ -41,6 +42,7 @@ from .scaling import read_scaling
 from .showing import show
 from .state_dict import load_state_dict, state_dict
 from .states import States, origin_of
+from .stats import Observations, VariableStats
 
 
 class Optimizer(Averaging, Conveniences):
@@ -59,6 +61,7 @@ class Optimizer(Averaging, Conveniences):
             squares are rounded at random (`stochastic_rounding`).
         state_format: "root8" stores averages in 8 bits, with a float32 scale for each 128 elements: all that may be, or
             those of a mapping by name. Other states are as `state_dtype` says.
+        stats: Every step tells norms and counts of its variables, which `stats()` gives; or every k-th, of a number k.
 
     Raises:
         ForeignParameterError: parameters of two stores, or of none beside those of a store that was adopted by hand.
@@ -80,6 +83,9 @@ class Optimizer(Averaging, Conveniences):
     as torch.optim does it, they never decay. The draws depend on the store's seed, the variable's name, its step and
     the position alone. Set it to False on an optimizer to compare with torch's."""
 
+    elementwise = True
+    """Whether the step of an element depends on no other but through the norm: what can be shared out over ranks."""
+
     lengths: Mapping[str, int] = LENGTHS
     """Entries of a param group that are several numbers, and how many."""
 
@@ -99,8 +105,9 @@ class Optimizer(Averaging, Conveniences):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
-        check_options(max_norm, state_dtype)
+        check_options(max_norm, state_dtype, stats)
         check_format(state_format)
         self.check_entries(defaults, self.number_names(defaults))
         groups = as_groups(params)
@@ -109,6 +116,7 @@ class Optimizer(Averaging, Conveniences):
         self.skip_nonfinite = skip_nonfinite
         self.state_dtype = state_dtype
         self.state_format = state_format
+        self.stats_every = int(stats)
         # Without any parameter there is no store yet: the first one says which.
         self._attach(make_registry(torch.device("cpu"), "gather") if registry is None else registry)
         self._homeless = registry is None
@@ -136,6 +144,7 @@ class Optimizer(Averaging, Conveniences):
         self.entries = Entries(self)
         self._enrolled = -1  # version of the membership whose variables have rows
         self._plans: PlanSet | None = None
+        self._divided: DividedStep | None = None
         self._planned = -1  # version of the membership that the plans are for
         self._frozen: list[Tensor] = []
         self._last_rules: dict[int, Rule] = {}
@@ -143,6 +152,8 @@ class Optimizer(Averaging, Conveniences):
         self._counted: Any = None  # what `_count` has looked at
         self._counting: dict[int, bool] = {}  # whether steps of a variable counted, by id
         self._norm: Tensor | None = None
+        self.observations = Observations()
+        self._calls = 0  # steps that were asked for
         hook = _Hook(weakref.ref(self))
         registry.after_carve.append(hook)
         weakref.finalize(self, _unhook, weakref.ref(registry), hook)
@@ -417,12 +428,18 @@ class Optimizer(Averaging, Conveniences):
         gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched
-        if strict and not all(hits := gradients.hits(plans, collected)):
+        divided = self.states.is_divided
+        if strict and not divided and not all(hits := gradients.hits(plans, collected)):
             names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
             check_complete(names)
         self.entries.settle(strict=True)
         self._count()
-        self._launch(plans, collected)
+        self._calls += 1
+        if divided:
+            step_divided(self, plans, collected, strict)
+            touched = [True] * len(plans.params)  # every rank has the values of all
+        else:
+            self._launch(plans, collected)
         self.entries.refresh()
         gradients.spend(plans, collected)
         # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
@@ -454,6 +471,8 @@ class Optimizer(Averaging, Conveniences):
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
         if self.max_norm is not None or self.skip_nonfinite:
             self._norm = norm
+        if self.observes():
+            self.observations.note(plans.variables, self.states.slots, plans)
         for part, source in zip(plans.parts, collected.sources, strict=True):
             self.launch_part(plans, part, source, norm, scaling)
 
@@ -477,9 +496,40 @@ class Optimizer(Averaging, Conveniences):
             skipped=self.states.skipped,
             own=self.states.scalars(rule.own),
             keys=self._keys_for(rule, states),
+            observed=self.observed()[0],
             check=self.check_changed,
             **scaling,
         )
+
+    def observes(self) -> bool:
+        """Whether the step that is under way is looked at."""
+        return self.stats_every > 0 and (self._calls - 1) % self.stats_every == 0
+
+    def observed(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Where the step that is under way writes what it tells; None where it is not asked."""
+        return self.observations.tables(self.states.steps) if self.observes() else (None, None)
+
+    def stats(self) -> VariableStats:
+        """Norms, ratios and counts of every variable, of the last step that told them: on the device, no sync.
+
+        A step that is skipped tells nothing, and a variable without a gradient is as it was when it stepped last.
+
+        Raises:
+            FlatvarsError: the optimizer was made without `stats`.
+
+        Example:
+            >>> optimizer = AdamW(store, stats=10)  # every tenth step tells
+            >>> optimizer.step()
+            >>> largest = optimizer.stats().update_ratio.max()
+            >>> print(store.summary(optimizer.stats()))
+        """
+        if not self.stats_every:
+            raise FlatvarsError(
+                f"this {type(self).__name__} gathers no numbers; make it with stats=True, or stats=k for those of "
+                "every k-th step"
+            )
+        members = sorted(self.take_up(), key=lambda v: v.index)
+        return self.observations.read(members, self.states.slots, self.states.steps)
 
     def _keys_for(self, rule: Rule, states: Sequence[Stream]) -> Tensor | None:
         """What states are rounded at random by, where any is."""
@@ -592,6 +642,7 @@ class Optimizer(Averaging, Conveniences):
 
     def __repr__(self) -> str:
         options = {name: getattr(self, name) for name in ("max_norm", "skip_nonfinite", "state_dtype", "state_format")}
+        options["stats"] = self.stats_every or None
         return show(self, self.registry, options)
 
     def __copy__(self) -> NoReturn:

@@ -15,8 +15,10 @@ from .recording import Recorded, hyper_of
 
 # What is made anew, and what torch.optim leaves behind as well: hooks, and a scheduler's wrapper of `step`.
 LEFT_OUT = {
+    "_calls",
     "_counted",
     "_counting",
+    "_divided",
     "_enrolled",
     "_following",
     "_frozen",
@@ -32,6 +34,7 @@ LEFT_OUT = {
     "found_inf",
     "grad_scale",
     "membership",
+    "observations",
     "param_groups",
     "registry",
     "states",
@@ -54,6 +57,11 @@ class Copied(Recorded, Protocol):
 
 def get_state(optimizer: Copied) -> dict[str, Any]:
     """What an optimizer is, without its store's streams: param groups by index, states one by one."""
+    if optimizer.states.is_divided:
+        raise FlatvarsError(
+            f"the state of this {type(optimizer).__name__} is shared out over ranks, and a copy would hold this rank's "
+            "part alone; save it with torch.distributed.checkpoint (see flatvars/distributed/README.md)"
+        )
     plain = {name: value for name, value in optimizer.__dict__.items() if name not in LEFT_OUT}
     plain = {name: value for name, value in plain.items() if not name.endswith("_hooks")}
     record = optimizer.capture()
