@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .errors import FlatvarsError
 from .kernels import fills
-from .kernels.addresses import Sources, all_in_memory_order, in_memory_order
+from .kernels.addresses import CODE_OF, EMPTY, Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
 from .kernels.formats import STATE_FORMATS, Format, FormatPart, Stored, state_format_of
 from .kernels.lang import HAS_TRITON, INTERPRETED
@@ -73,7 +73,7 @@ from .kernels.rules import (
     statistics,
     with_decay,
 )
-from .kernels.segments import UNIT, Segments, round_up
+from .kernels.segments import UNIT, Segments, round_up, unit_counts
 
 __all__ = [
     "ADADELTA",
@@ -90,6 +90,8 @@ __all__ = [
     "ASIDE",
     "AVERAGE",
     "BEGIN",
+    "CODE_OF",
+    "EMPTY",
     "EXCHANGE",
     "GRAMS",
     "LAMB",
@@ -147,6 +149,7 @@ __all__ = [
     "scalars",
     "state_format_of",
     "statistics",
+    "unit_counts",
     "use_backend",
     "with_decay",
 ]

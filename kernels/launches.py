@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Tables:
     @cached_property
     def numel(self) -> int:
         """Elements of all variables."""
-        return sum(self.segments.numels)
+        return int(self.segments.lengths.sum())
 
     @cached_property
     def compute_dtype(self) -> torch.dtype:
@@ -110,6 +110,8 @@ class Launches(Protocol):
     """The kernels of one compiler over the tables of one plan."""
 
     tables: Tables
+    lanes: ClassVar[int]
+    """Sums that groups of units are dealt out to: see `squares`."""
 
     def accumulate(
         self,
@@ -126,6 +128,13 @@ class Launches(Protocol):
         With no stream, the norm of the gradients alone, divided by `grad_scale` if given; of `sources.viewed`, it also
         notes for `written`, `step` and later launches which variables were written: those of which an element is not
         -0.0, masked or not, and those without elements that have an address.
+        """
+
+    def squares(self) -> Tensor:
+        """What the last norm alone found: sums of squares, [units], of `UNIT` elements each, in the order of the tiles.
+
+        The norm is the root of their sum: 1,024 units make a group, added as neighbors, then neighbors of the results,
+        and so on; group i goes to lane i % `lanes`, in order, and lanes are added as units are; all in float64.
         """
 
     def written(self) -> Tensor:

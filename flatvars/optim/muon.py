@@ -84,6 +84,7 @@ class Muon(Optimizer):
     """
 
     several = True
+    elementwise = False
 
     def __init__(
         self,
