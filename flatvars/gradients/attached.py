@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from ..backend import SPLIT, Format
+from ..distributed.group import Group
 from ..variables.carving import ERROR, FOLLOW, OnMoved
 from ..variables.registry import Registry
 from .cycle import Gradients, Mode
@@ -21,13 +22,19 @@ MODES: dict[Mode, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Vie
 
 
 def make_registry(
-    device: torch.device, mode: Mode, seed: int = 0, on_moved: OnMoved = FOLLOW, values: ValueFormat | None = None
+    device: torch.device,
+    mode: Mode,
+    seed: int = 0,
+    on_moved: OnMoved = FOLLOW,
+    group: Group | None = None,
+    values: ValueFormat | None = None,
 ) -> Registry:
     """An empty registry with gradients and element masks.
 
     Args:
         mode: "gather" or "views".
         on_moved: "follow" or "error".
+        group: The ranks that share its state, if there are several.
         values: "split" or None: how bfloat16 values are stored.
     """
     if on_moved not in (FOLLOW, ERROR):
@@ -36,12 +43,18 @@ def make_registry(
         raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
     registry = Registry(device, MODES[mode], ElementMasks, seed)
     registry.on_moved = on_moved
-    if values is not None and values not in VALUE_FORMATS:
+    registry.group = group
+    if values is None:
+        return registry
+    if values not in VALUE_FORMATS:
+        names = ", ".join(map(repr, VALUE_FORMATS))
+        raise ValueError(f"values={values!r} is no format of values; use {names}, or None")
+    if group is not None:
         raise ValueError(
-            f"values={values!r} is no format of values; use {', '.join(map(repr, VALUE_FORMATS))}, or None"
+            f"values={values!r} keeps a part of every value that ranks do not exchange; leave it out, or make the store "
+            "without mesh="
         )
-    if values is not None:
-        registry.store_values_as(VALUE_FORMATS[values])
+    registry.store_values_as(VALUE_FORMATS[values])
     return registry
 
 

@@ -112,7 +112,7 @@ def restore_registry(
     """The registry of `reduce_registry`, carved; on the device its tensors were loaded to."""
     params = [entry["handle"].param for entry in records]
     device, mode, seed, on_moved, values, made = home
-    registry = make_registry(params[0].device if params else device, mode, seed, on_moved, values)
+    registry = make_registry(params[0].device if params else device, mode, seed, on_moved, None, values)
     registry.made_for_optimizer = made
     for entry, param in zip(records, params, strict=True):
         spec: VarSpec = entry["spec"]

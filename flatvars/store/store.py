@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ..checkpoint.match import DtypePolicy, Rename
 from ..checkpoint.opening import PathOrStream, TorchKey
 from ..checkpoint.save import write
 from ..checkpoint.snapshot import restore, take
+from ..distributed.group import Group
 from ..errors import UnknownNameError
 from ..gradients import freezing, norms
 from ..gradients.attached import ValueFormat, gradients_of, make_registry, masks_of
@@ -45,6 +46,9 @@ from .devices import check_arguments, concrete, device_of
 from .given import check_module, registry_in
 from .looking import check_layout, only_region, summary, summary_of
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh  # which not every torch was built with
+
 _stores: weakref.WeakKeyDictionary[Registry, weakref.ref[VarStore]] = weakref.WeakKeyDictionary()
 
 
@@ -65,6 +69,8 @@ class VarStore:
         values: "split" keeps 16 more bits of every bfloat16 variable that trains, beside what torch sees: exactly a
             float32, in 4 bytes. Steps read and write all of it; `float32` and `write` do, files and copies too. Who
             writes to a Parameter has written the value. None: the dtype says it all.
+        mesh: A one-dimensional mesh of data parallel ranks that share optimizer state, each a range: see
+            `flatvars/distributed/README.md`. Every rank has all values.
 
     Example:
         >>> store = VarStore.from_module(nn.Linear(4, 2))
@@ -81,6 +87,7 @@ class VarStore:
         grads: Mode = "gather",
         on_duplicate: OnDuplicate = "suffix",
         on_moved: OnMoved = "follow",
+        mesh: DeviceMesh | None = None,
         values: ValueFormat | None = None,
     ) -> None:
         check_arguments(device, dtype)
@@ -88,7 +95,8 @@ class VarStore:
             raise ValueError(
                 f"values={values!r} is of bfloat16 variables, and dtype={dtype}: pass dtype=torch.bfloat16"
             )
-        self._hold(make_registry(concrete(device), grads, seed, on_moved, values), dtype, on_duplicate)
+        group = None if mesh is None else Group(mesh)
+        self._hold(make_registry(concrete(device), grads, seed, on_moved, group, values), dtype, on_duplicate)
 
     def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: OnDuplicate) -> None:
         self._registry = registry
@@ -142,6 +150,7 @@ class VarStore:
         seed: int = 0,
         on_moved: OnMoved = "follow",
         values: ValueFormat | None = None,
+        mesh: DeviceMesh | None = None,
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
 
@@ -167,11 +176,14 @@ class VarStore:
             seed: Of initializers, as for `VarStore`.
             on_moved: As for `VarStore`.
             values: As for `VarStore`: with dtype=torch.bfloat16, a float32 model is taken in without losing a bit.
+            mesh: A one-dimensional mesh of data parallel ranks: steps average gradients over them, each rank keeps the
+                optimizer state of its range alone, and the first rank's values are sent to all here. DDP is not needed.
 
         Raises:
             SpecError: a lazy, sparse, complex or subclassed parameter, one that a store of more than this module holds,
                 two that share memory, or meta modules without an initializer. The module is unchanged then.
             InitError: rules that do not match, or do not fit. The module is unchanged then.
+            DisagreementError: modules of other names, shapes or dtypes on some rank. No module is changed then.
 
         Example:
             >>> model = nn.Linear(4, 2)
@@ -181,7 +193,8 @@ class VarStore:
         """
         check_module(module)
         device = device_of(module) if device is None else device
-        store = cls(device, dtype or torch.float32, seed, grads=grads, on_moved=on_moved, values=values)
+        options: dict[str, Any] = {"grads": grads, "on_moved": on_moved, "mesh": mesh, "values": values}
+        store = cls(device, dtype or torch.float32, seed, **options)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
 
