@@ -158,7 +158,8 @@ class VarStore:
             on_moved: As for `VarStore`.
 
         Raises:
-            SpecError: a lazy, sparse, complex or subclassed parameter, one that a store of more than this module holds,
+            SpecError: a sparse, complex or subclassed parameter, one that a store of more than this module holds, or
+                whose memory other processes share,
                 two that share memory, or meta modules without an initializer. The module is unchanged then.
             InitError: rules that do not match, or do not fit. The module is unchanged then.
 
