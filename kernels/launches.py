@@ -84,6 +84,7 @@ class StepInputs:
         skipped: int32 [] in/out: steps that were skipped, counted where `count_skips`.
         grad_scale, found_inf: float32 [] or None: divide gradients by the one, change nothing if the other is not 0.
         own: float32 [slots] in/out of each scalar that the rule's variables keep, at the slots of `steps`.
+        observed: float64 [slots, sums] out: what `rules/observe.py` tells of each variable; None for nothing.
         keys: int64 [1 + slots]: seed, then the key of each variable's name, for the states that the rule rounds at
             random; None rounds all to nearest.
         unit: Unit of the region at which the buffers of state streams begin that have an item for each unit.
@@ -102,6 +103,7 @@ class StepInputs:
     own: tuple[Tensor, ...] = ()
     keys: Tensor | None = None
     unit: int = 0
+    observed: Tensor | None = None
 
 
 class Launches(Protocol):

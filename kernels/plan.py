@@ -113,6 +113,7 @@ class Plan:
         own: Sequence[Tensor] = (),
         keys: Tensor | None = None,
         unit: int = 0,
+        observed: Tensor | None = None,
         check: Check = anything,
     ) -> None:
         """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
@@ -131,6 +132,7 @@ class Plan:
             keys: int64 [1 + slots] on the device: a seed, then the key of each variable's name. With it, the states
                 that the rule says are rounded at random in bfloat16; without, to nearest.
             unit: Unit of the region at which the scales of states begin.
+            observed: float64 [slots, sums] on the device: written with sums over every variable that is stepped.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
         """
         self._note_capture()
@@ -148,6 +150,7 @@ class Plan:
             tuple(own),
             keys,
             unit,
+            observed,
         )
         kept, held = as_stored(values), [as_stored(state) for state in states]
         if rule.statistics is not None:

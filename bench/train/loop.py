@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.train.measure import Stopwatch, WorkCounter, synchronize
 from bench.train.options import Job
 from bench.train.sides import Side
-from bench.train.text import Text, draw_batch, sweep
+from bench.train.text import Text, sweep
 
 # The first steps of a process allocate, compile and warm caches: they are trained, but not timed. One of them,
 # when optimizer state exists already, runs under the counter instead.
@@ -101,19 +101,28 @@ def _counted_step(side: Side, batches: Batches, job: Job, record: Record) -> Non
     record.step_ms.append(math.nan)
 
 
+def micro_batches(batch: tuple[Tensor, Tensor], job: Job) -> Batches:
+    """A batch in as many equal parts as the job asks for."""
+    inputs, targets = batch
+    return list(zip(inputs.chunk(job.micro_batches), targets.chunk(job.micro_batches), strict=True))
+
+
 def train(
     sides: list[Side],
     records: dict[str, Record],
-    text: Text,
-    generator: torch.Generator,
+    draw: Callable[[], tuple[Tensor, Tensor]],
     job: Job,
     first_step: int,
-    after_step: Callable[[int], None],
+    after_step: Callable[[int], bool],
 ) -> None:
-    """Train all sides from ``first_step`` up to ``job.stop_at``; ``after_step`` hears how many steps are done."""
+    """Train all sides from ``first_step`` up to ``job.stop_at``.
+
+    Args:
+        draw: Gives the next batch, inputs and targets.
+        after_step: Hears how many steps are done, and says whether to go on.
+    """
     for step in range(first_step, job.stop_at):
-        inputs, targets = draw_batch(text.train, job.batch, job.model.context, generator)
-        batches = list(zip(inputs.chunk(job.micro_batches), targets.chunk(job.micro_batches), strict=True))
+        batches = micro_batches(draw(), job)
         # On a GPU steps take turns: two are timed whole, two by parts, so that each side goes first in both kinds.
         split = job.device.type == "cpu" or step // 2 % 2 == 0
         for side in sides if step % 2 == 0 else reversed(sides):
@@ -123,4 +132,5 @@ def train(
             else:
                 timed = step - first_step >= UNTIMED_STEPS
                 _timed_step(side, batches, job, record, timed=timed, split=split)
-        after_step(step + 1)
+        if not after_step(step + 1):
+            return

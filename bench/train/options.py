@@ -69,6 +69,7 @@ class Job:
     save_every: int
     resume: Path | None
     plot: bool
+    paced: bool
     command: str
 
     @property
@@ -156,5 +157,7 @@ def parse_job(argv: list[str]) -> Job:
         save_every=args.save_every,
         resume=args.resume,
         plot=not args.no_plot,
+        # A run of so many steps, or that goes on in another, is the same on every machine.
+        paced=not (args.steps or args.stop_at or args.save or args.resume or args.quick),
         command=shlex.join(["python", "-m", "bench.train", *argv]),
     )

@@ -11,8 +11,12 @@ COLORS = {"torch": "#d1762b", "flatvars": "#2b6cb0"}
 LINES = {"torch": "-", "flatvars": "--"}
 
 
-def draw(records: dict[str, Record], title: str, path: Path) -> str:
-    """Draw the plot into ``path``, and return a sentence saying what was written, or why nothing was."""
+def draw(records: dict[str, Record], title: str, path: Path, unit: str = "nats per byte") -> str:
+    """Draw the plot into ``path``, and return a sentence saying what was written, or why nothing was.
+
+    Args:
+        unit: Of the losses.
+    """
     try:
         import matplotlib
     except ImportError:
@@ -33,8 +37,8 @@ def draw(records: dict[str, Record], title: str, path: Path) -> str:
     losses.legend()
     _draw_times(optimizer, {name: record.optimizer_ms for name, record in records.items()})
     _draw_times(whole, {name: record.step_ms for name, record in records.items()})
-    _label(losses, "training loss", "nats per byte")
-    _label(differences, "difference between the two losses", "nats per byte")
+    _label(losses, "training loss", unit)
+    _label(differences, "difference between the two losses", unit)
     _label(optimizer, "optimizer part of the step", "ms")
     _label(whole, "whole step", "ms")
     optimizer.set_xlabel("step")

@@ -23,7 +23,7 @@ def median(values: list[float]) -> float | None:
     return statistics.median(measured) if measured else None
 
 
-def _side_figures(record: Record) -> dict:
+def side_figures(record: Record) -> dict:
     return {
         "final_train_loss": record.losses[-1],
         "valid_bits_per_byte_before": record.bits_before,
@@ -82,7 +82,7 @@ def figures(job: Job, records: dict[str, Record], parameters: int, text: str, se
         "amp": job.amp,
         "work_unit": WorkCounter.unit(job.device),
         "total_seconds": round(seconds, 1),
-        "sides": {name: _side_figures(record) for name, record in records.items()},
+        "sides": {name: side_figures(record) for name, record in records.items()},
     }
     if "flatvars" in records:
         import flatvars
@@ -108,6 +108,23 @@ def _row(label: str, values: list[float | None], form: str, ratio: bool = False)
     return line
 
 
+def _head(sides: dict) -> str:
+    return f"  {'':<44}" + "".join(f"{name:>14}" for name in sides) + (f"{'ratio':>13}" if len(sides) == 2 else "")
+
+
+def many_table(result: dict) -> str:
+    """The figures of the second comparison, likewise."""
+    sides = result["sides"]
+    keys = {"optimizer part, median ms per step": ("optimizer_ms", ".3f"), "whole step, median ms": ("step_ms", ".2f")}
+    keys[f"optimizer part, {result['work_unit']}"] = ("optimizer_work_count", "d")
+    about = (
+        f"A model of {result['tensors']:,} small tensors, {result['parameters']:,} parameters, {result['steps']} steps:"
+    )
+    rows = [_row(label, [side[key] for side in sides.values()], form, True) for label, (key, form) in keys.items()]
+    losses = _row("loss, last step", [side["final_train_loss"] for side in sides.values()], ".5f")
+    return "\n".join([about, _head(sides), losses, *rows])
+
+
 def table(result: dict) -> str:
     """The figures as a table for people; the last column is torch divided by flatvars."""
     sides = result["sides"]
@@ -115,9 +132,8 @@ def table(result: dict) -> str:
     def values(key: str) -> list[float | None]:
         return [side[key] for side in sides.values()]
 
-    head = f"  {'':<44}" + "".join(f"{name:>14}" for name in sides)
     lines = [
-        head + (f"{'ratio':>13}" if len(sides) == 2 else ""),
+        _head(sides),
         _row("train loss, last step (nats per byte)", values("final_train_loss"), ".4f"),
         _row("validation bits per byte, before", values("valid_bits_per_byte_before"), ".3f"),
         _row("validation bits per byte, after", values("valid_bits_per_byte_after"), ".3f"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import torch
@@ -43,7 +44,7 @@ class Side:
     name: str
     loss_scale = 1.0  # what the loss is multiplied by before its backward pass
 
-    def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, job: Job) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, job: Job) -> None:
         self.model = model
         self.optimizer = optimizer
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, job.steps))
@@ -75,7 +76,7 @@ class TorchSide(Side):
 
     name = "torch"
 
-    def __init__(self, model: GPT, job: Job) -> None:
+    def __init__(self, model: nn.Module, job: Job) -> None:
         for name, param in model.named_parameters():
             if matches(name, job.freeze):
                 param.requires_grad_(False)
@@ -99,7 +100,7 @@ class FlatSide(Side):
 
     name = "flatvars"
 
-    def __init__(self, model: GPT, job: Job) -> None:
+    def __init__(self, model: nn.Module, job: Job) -> None:
         # Imported here, so that the torch side runs alone where flatvars cannot be imported.
         import flatvars as fv
 
@@ -124,14 +125,17 @@ class FlatSide(Side):
         self.optimizer.zero_grad()
 
 
-def build_sides(job: Job) -> list[Side]:
+def build_sides(job: Job, make: Callable[[], nn.Module] | None = None) -> list[Side]:
     """The sides the job asks for, all from the same initial weights.
+
+    Args:
+        make: Makes the model; the job's GPT if not given.
 
     Raises:
         JobError: a ``--freeze`` pattern matches no parameter, or together they leave none to train.
     """
     torch.manual_seed(job.seed)
-    model = GPT(job.model).to(job.device)
+    model = (GPT(job.model) if make is None else make()).to(job.device)
     names = [name for name, _ in model.named_parameters()]
     for pattern in job.freeze:
         if not any(matches(name, (pattern,)) for name in names):

@@ -12,6 +12,7 @@ from .asgd import ASGD
 from .base import Optimizer
 from .ema import EMA
 from .grams import Grams
+from .group_helpers import decay_groups, layerwise_lr
 from .lamb import LAMB
 from .lars import LARS
 from .lion import Lion
@@ -26,6 +27,7 @@ from .rprop import Rprop
 from .schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from .sgd import SGD
 from .stable_adamw import StableAdamW
+from .stats import VariableStats
 
 __all__ = [
     "ADOPT",
@@ -56,6 +58,9 @@ __all__ = [
     "ScheduleFreeAdamW",
     "ScheduleFreeSGD",
     "StableAdamW",
+    "VariableStats",
+    "decay_groups",
+    "layerwise_lr",
     "muon_settings",
     "rule",
     "scalars",

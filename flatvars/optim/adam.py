@@ -38,7 +38,7 @@ class Adam(Optimizer):
             decoupled decay.
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch, needs decoupled decay.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -69,6 +69,7 @@ class Adam(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -94,6 +95,7 @@ class Adam(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -139,7 +141,7 @@ class AdamW(Adam):
             may differ.
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch; param groups may differ.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -169,6 +171,7 @@ class AdamW(Adam):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         super().__init__(
             params,
@@ -190,6 +193,7 @@ class AdamW(Adam):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def after_load(self) -> None:

@@ -27,7 +27,7 @@ class Adan(Optimizer):
         weight_decay: The value is divided by 1 + lr weight_decay behind the step.
         no_prox: Decay before the step instead, as AdamW's; param groups may differ.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -51,6 +51,7 @@ class Adan(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -68,6 +69,7 @@ class Adan(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ class ADOPT(Optimizer):
         clip_exponent: Divided gradients stay within (t - 1)^clip_exponent at step t; None does not clip. It stands for
             the function `clip_lambda` of the authors' class.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -57,6 +57,7 @@ class ADOPT(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -75,6 +76,7 @@ class ADOPT(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -41,6 +41,7 @@ from .scaling import read_scaling
 from .showing import show
 from .state_dict import load_state_dict, state_dict
 from .states import States, origin_of
+from .stats import Observations, VariableStats
 
 
 class Optimizer(Averaging, Conveniences):
@@ -59,6 +60,7 @@ class Optimizer(Averaging, Conveniences):
             squares are rounded at random (`stochastic_rounding`).
         state_format: "root8" stores averages in 8 bits, with a float32 scale for each 128 elements: all that may be, or
             those of a mapping by name. Other states are as `state_dtype` says.
+        stats: Every step tells norms and counts of its variables, which `stats()` gives; or every k-th, of a number k.
 
     Raises:
         ForeignParameterError: parameters of two stores, or of none beside those of a store that was adopted by hand.
@@ -99,8 +101,9 @@ class Optimizer(Averaging, Conveniences):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
-        check_options(max_norm, state_dtype)
+        check_options(max_norm, state_dtype, stats)
         check_format(state_format)
         self.check_entries(defaults, self.number_names(defaults))
         groups = as_groups(params)
@@ -109,6 +112,7 @@ class Optimizer(Averaging, Conveniences):
         self.skip_nonfinite = skip_nonfinite
         self.state_dtype = state_dtype
         self.state_format = state_format
+        self.stats_every = int(stats)
         # Without any parameter there is no store yet: the first one says which.
         self._attach(make_registry(torch.device("cpu"), "gather") if registry is None else registry)
         self._homeless = registry is None
@@ -143,6 +147,8 @@ class Optimizer(Averaging, Conveniences):
         self._counted: Any = None  # what `_count` has looked at
         self._counting: dict[int, bool] = {}  # whether steps of a variable counted, by id
         self._norm: Tensor | None = None
+        self.observations = Observations()
+        self._calls = 0  # steps that were asked for
         hook = _Hook(weakref.ref(self))
         registry.after_carve.append(hook)
         weakref.finalize(self, _unhook, weakref.ref(registry), hook)
@@ -422,6 +428,7 @@ class Optimizer(Averaging, Conveniences):
             check_complete(names)
         self.entries.settle(strict=True)
         self._count()
+        self._calls += 1
         self._launch(plans, collected)
         self.entries.refresh()
         gradients.spend(plans, collected)
@@ -454,6 +461,8 @@ class Optimizer(Averaging, Conveniences):
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
         if self.max_norm is not None or self.skip_nonfinite:
             self._norm = norm
+        if self.observes():
+            self.observations.note(plans.variables, self.states.slots, plans)
         for part, source in zip(plans.parts, collected.sources, strict=True):
             self.launch_part(plans, part, source, norm, scaling)
 
@@ -477,9 +486,40 @@ class Optimizer(Averaging, Conveniences):
             skipped=self.states.skipped,
             own=self.states.scalars(rule.own),
             keys=self._keys_for(rule, states),
+            observed=self.observed()[0],
             check=self.check_changed,
             **scaling,
         )
+
+    def observes(self) -> bool:
+        """Whether the step that is under way is looked at."""
+        return self.stats_every > 0 and (self._calls - 1) % self.stats_every == 0
+
+    def observed(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Where the step that is under way writes what it tells; None where it is not asked."""
+        return self.observations.tables(self.states.steps) if self.observes() else (None, None)
+
+    def stats(self) -> VariableStats:
+        """Norms, ratios and counts of every variable, of the last step that told them: on the device, no sync.
+
+        A step that is skipped tells nothing, and a variable without a gradient is as it was when it stepped last.
+
+        Raises:
+            FlatvarsError: the optimizer was made without `stats`.
+
+        Example:
+            >>> optimizer = AdamW(store, stats=10)  # every tenth step tells
+            >>> optimizer.step()
+            >>> largest = optimizer.stats().update_ratio.max()
+            >>> print(store.summary(optimizer.stats()))
+        """
+        if not self.stats_every:
+            raise FlatvarsError(
+                f"this {type(self).__name__} gathers no numbers; make it with stats=True, or stats=k for those of "
+                "every k-th step"
+            )
+        members = sorted(self.take_up(), key=lambda v: v.index)
+        return self.observations.read(members, self.states.slots, self.states.steps)
 
     def _keys_for(self, rule: Rule, states: Sequence[Stream]) -> Tensor | None:
         """What states are rounded at random by, where any is."""
@@ -592,6 +632,7 @@ class Optimizer(Averaging, Conveniences):
 
     def __repr__(self) -> str:
         options = {name: getattr(self, name) for name in ("max_norm", "skip_nonfinite", "state_dtype", "state_format")}
+        options["stats"] = self.stats_every or None
         return show(self, self.registry, options)
 
     def __copy__(self) -> NoReturn:

@@ -23,7 +23,7 @@ def check_complete(untouched: list[str]) -> None:
         )
 
 
-def check_options(max_norm: float | None, state_dtype: torch.dtype | None) -> None:
+def check_options(max_norm: float | None, state_dtype: torch.dtype | None, stats: bool | int) -> None:
     """Raises for options of an optimizer that cannot be."""
     if max_norm is not None:
         check_number("max_norm", max_norm)
@@ -34,6 +34,8 @@ def check_options(max_norm: float | None, state_dtype: torch.dtype | None) -> No
             f"state_dtype={state_dtype!r} cannot hold optimizer state; give a floating dtype, such as torch.float32, "
             "or None for the variables' own"
         )
+    if not isinstance(stats, Integral) or stats < 0:
+        raise ValueError(f"stats={stats!r}: give True, or a whole number k for the numbers of every k-th step")
 
 
 FLAGS = frozenset(

@@ -15,6 +15,7 @@ from .recording import Recorded, hyper_of
 
 # What is made anew, and what torch.optim leaves behind as well: hooks, and a scheduler's wrapper of `step`.
 LEFT_OUT = {
+    "_calls",
     "_counted",
     "_counting",
     "_enrolled",
@@ -32,6 +33,7 @@ LEFT_OUT = {
     "found_inf",
     "grad_scale",
     "membership",
+    "observations",
     "param_groups",
     "registry",
     "states",

@@ -14,7 +14,7 @@ from ..variables.selectors import is_selector
 from ..variables.variable import Variable
 from .homes import given_in, home_of
 
-OPTIONS = ("store", "max_norm", "skip_nonfinite", "state_dtype", "state_format")
+OPTIONS = ("store", "max_norm", "skip_nonfinite", "state_dtype", "state_format", "stats")
 """Arguments of an optimizer that hold for all of its groups."""
 
 

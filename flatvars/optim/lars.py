@@ -31,7 +31,7 @@ class LARS(Optimizer):
         eps: Added to the gradient's norm.
         trust_clip: No variable steps by more than `lr`, as LARC.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -57,6 +57,7 @@ class LARS(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -77,6 +78,7 @@ class LARS(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ class Lion(Optimizer):
         cautious_decay: Decay only what the step moves towards zero (Chen et al. 2025, arXiv 2510.12402).
         cautious: Move no element against its gradient, and the others of its variable by more (Liang et al. 2024, arXiv
             2411.16085); one more launch.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -49,6 +49,7 @@ class Lion(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -66,6 +67,7 @@ class Lion(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

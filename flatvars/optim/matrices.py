@@ -107,6 +107,7 @@ class MatrixStep:
         common: Mapping[str, Any],
         scaling: Mapping[str, Tensor | None],
         last: Mapping[str, Any],
+        observed: tuple[Tensor | None, Tensor | None],
     ) -> None:
         """One step.
 
@@ -115,6 +116,7 @@ class MatrixStep:
             frozen: Mask of the region, if elements are masked: their directions are 0, and value and momentum stay.
             common: Arguments of both launches: norm, skip; and of the first: max_norm, skipped.
             scaling: A GradScaler's.
+            observed: Where each launch writes what it tells.
             last: Arguments of the second launch, which counts: its rule, states, steps, base, own and keys.
         """
         steps = last["steps"]
@@ -127,6 +129,7 @@ class MatrixStep:
             [self.directions],
             groups,
             steps=self._steps,
+            observed=observed[0],
             **common,
             **scaling,
         )
@@ -137,7 +140,15 @@ class MatrixStep:
         # Skips were counted by the first launch.
         again = {**common, "skipped": self._skipped, "max_norm": None}
         orthogonal = read(self.directions, source.touched)
-        self.apply.step_(orthogonal, values=values, groups=groups, **again, **last, found_inf=scaling["found_inf"])
+        self.apply.step_(
+            orthogonal,
+            values=values,
+            groups=groups,
+            **again,
+            **last,
+            observed=observed[1],
+            found_inf=scaling["found_inf"],
+        )
 
     def _orthogonalize(self, rounds: Sequence[Round]) -> None:
         if not rounds:

@@ -73,7 +73,8 @@ class Muon(Optimizer):
         add_eps: Add `eps` to the norm.
         cautious_decay: Decay only what the step moves towards zero.
         convolutions: Take tensors of more axes as matrices [out, all others].
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`; the norm is that of all groups.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`; the norm is that of all
+            groups.
 
     Raises:
         ValueError: a number out of range, or a parameter of Muon's that is no matrix.
@@ -109,6 +110,7 @@ class Muon(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -149,6 +151,7 @@ class Muon(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
         self._arrange()
 
@@ -283,7 +286,7 @@ class Muon(Optimizer):
             "check": self.check_changed,
         }
         step, groups = self._step_of(plans, part), self.groups_of(part)
-        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling, last)
+        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling, last, self.observed()[::-1])
 
     def upload_part(self, part: Part) -> None:
         if part.kind is not MUON:

@@ -40,7 +40,7 @@ class RMSprop(Optimizer):
         capturable, foreach: Accepted, and change nothing: the step is fused always.
         maximize: Ascend.
         differentiable: Refused where True.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -71,6 +71,7 @@ class RMSprop(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -93,6 +94,7 @@ class RMSprop(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

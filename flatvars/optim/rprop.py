@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ class Rprop(Optimizer):
     """Rprop (Riedmiller and Braun 1993): signs of gradients alone, with a step size for every element.
 
     For gradients of whole data sets. `lr` is where the step sizes begin: a schedule changes nothing after a variable's
-    first step, as in torch.
+    first step, as in torch; a warning says so once.
 
     Args:
         params: As for `Optimizer`.
@@ -30,11 +31,13 @@ class Rprop(Optimizer):
         maximize: Ascend.
         foreach, capturable: Accepted, and change nothing: the step is fused always.
         differentiable: Refused where True.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
     """
+
+    _warned = False
 
     def __init__(
         self,
@@ -52,8 +55,10 @@ class Rprop(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         refuse_differentiable(differentiable)
+        self._rates: dict[int, float] = {}  # by identity of the param group
         defaults = {
             "lr": lr,
             "etas": etas,
@@ -71,6 +76,7 @@ class Rprop(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -81,6 +87,21 @@ class Rprop(Optimizer):
         least, most = numbers["step_sizes"]
         if not 0.0 <= least <= most:
             raise ValueError(f"Invalid step_sizes: {least}, {most}; give the least, at least 0, and the largest")
+
+    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+        """As `Optimizer`'s; warns once of a learning rate that changes after the first step."""
+        super().check_changed(group, waits)
+        lr = group["lr"]
+        if waits or self._warned or isinstance(lr, Tensor):
+            return
+        if self._calls > 1 and lr != self._rates.get(id(group), lr):
+            self._warned = True
+            warnings.warn(
+                f"Rprop reads lr in the first step of a variable alone, and it changed to {lr}: step sizes grow and "
+                "shrink by themselves. Take the schedule out, or set the limits by step_sizes",
+                stacklevel=2,
+            )
+        self._rates[id(group)] = lr
 
     def rule(self) -> Rule:
         return RPROP

@@ -86,7 +86,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         r: Weights of later steps in the average grow with t^r.
         weight_lr_power: And with the largest rate so far to this power.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -109,6 +109,7 @@ class ScheduleFreeAdamW(ScheduleFree):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -129,6 +130,7 @@ class ScheduleFreeAdamW(ScheduleFree):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
@@ -154,7 +156,7 @@ class ScheduleFreeSGD(ScheduleFree):
         r: Weights of later steps in the average grow with t^r.
         weight_lr_power: And with the largest rate so far to this power.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -176,6 +178,7 @@ class ScheduleFreeSGD(ScheduleFree):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -195,6 +198,7 @@ class ScheduleFreeSGD(ScheduleFree):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -32,7 +32,7 @@ class SGD(Optimizer):
         maximize: Ascend.
         foreach, fused: Accepted, and change nothing: the step is fused always.
         differentiable: Refused where True.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range, or nesterov without momentum or with dampening.
@@ -58,6 +58,7 @@ class SGD(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         refuse_differentiable(differentiable)
         defaults = {
@@ -82,6 +83,7 @@ class SGD(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ class StableAdamW(Optimizer):
         eps: Added to the root, and the least that a gradient is divided by.
         weight_decay: Decoupled, by the rate of the variable.
         maximize: Ascend.
-        store, max_norm, skip_nonfinite, state_dtype, state_format: As for `Optimizer`.
+        store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`.
 
     Raises:
         ValueError: a hyper-parameter out of range.
@@ -50,6 +50,7 @@ class StableAdamW(Optimizer):
         skip_nonfinite: bool = False,
         state_dtype: torch.dtype | None = None,
         state_format: StateFormat = None,
+        stats: bool | int = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -66,6 +67,7 @@ class StableAdamW(Optimizer):
             skip_nonfinite=skip_nonfinite,
             state_dtype=state_dtype,
             state_format=state_format,
+            stats=stats,
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from ..errors import FlatvarsError
 from ..modules.buffers import left_out
+from ..optim.stats import COLUMNS, COUNTS, VariableStats
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -54,6 +55,22 @@ def summary(registry: Registry) -> str:
             *(f"left out: {name} ({why})" for name, why in left_out(registry).items()),
         ]
     )
+
+
+def summary_of(stats: VariableStats) -> str:
+    """The numbers that an optimizer tells of its variables. Waits for the device."""
+    columns = [getattr(stats, column).tolist() for column in COLUMNS]
+    rows = [
+        (name, *(_told(column, number) for column, number in zip(COLUMNS, numbers, strict=True)))
+        for name, *numbers in zip(stats, *columns, strict=True)
+    ]
+    return "\n".join(_table(("variable", *COLUMNS), rows, "<" + ">" * len(COLUMNS)))
+
+
+def _told(column: str, number: float) -> str:
+    if number != number:
+        return "-" if column in COUNTS else "nan"
+    return f"{int(number):,}" if column in COUNTS else f"{number:.3g}"
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]], sides: str) -> list[str]:

@@ -35,6 +35,7 @@ from ..modules.declare import Declarations, OnDuplicate
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
+from ..optim.stats import VariableStats
 from ..variables.carving import OnMoved
 from ..variables.registry import Registry
 from ..variables.selectors import Selector, explain_unknown
@@ -42,7 +43,7 @@ from ..variables.variable import Variable
 from . import transfer
 from .devices import check_arguments, concrete, device_of
 from .given import check_module, registry_in
-from .looking import check_layout, only_region, summary
+from .looking import check_layout, only_region, summary, summary_of
 
 _stores: weakref.WeakKeyDictionary[Registry, weakref.ref[VarStore]] = weakref.WeakKeyDictionary()
 
@@ -443,10 +444,14 @@ class VarStore:
         """
         self.registry.rename(self[name], new_name)
 
-    def summary(self) -> str:
+    def summary(self, stats: VariableStats | None = None) -> str:
         """Tables of variables and of streams, with totals, and what is left out.
 
         Bytes are of whole streams, padding included; those of an optimizer are there from its first step on.
+
+        Args:
+            stats: Of an optimizer over this store, `optimizer.stats()`: its numbers of each variable are told instead,
+                for which the device is waited for.
 
         Example:
             >>> print(VarStore.from_module(nn.Linear(4, 2)).summary())
@@ -459,7 +464,7 @@ class VarStore:
             values  float32    256
             256 bytes on cpu
         """
-        return summary(self.registry)
+        return summary(self.registry) if stats is None else summary_of(stats)
 
     def __repr__(self) -> str:
         dtypes = ", ".join(str(region.dtype) for region in self.regions) or "empty"

@@ -169,6 +169,33 @@ class Elements:
 
         return store
 
+    def value_storer(self) -> Any:
+        """`as_stored(p)`: what would be loaded of a value that is stored."""
+
+        @intrinsic
+        def as_stored(typing: Any, p: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                raw = self.formats[0].round(builder, arguments[0])
+                return self.formats[0].widen(builder, raw, context.get_value_type(self.compute))
+
+            return self.compute(self.compute), generate
+
+        return as_stored
+
+    def state_taker(self, place: int) -> Any:
+        """`take(p, state)`: a state, the value where `place` is -2, or 0 where it is -1."""
+
+        @intrinsic
+        def take(typing: Any, p: Any, state: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                if place >= 0:
+                    return builder.extract_value(arguments[1], place)
+                return arguments[0] if place == -2 else ir.Constant(context.get_value_type(self.compute), 0.0)
+
+            return self.compute(p, state), generate
+
+        return take
+
     def _rounded(self, builder: Any, i: int, number: Any, drawn: Any, lane: Any) -> Any:
         if self.draws[i] < 0:
             return self.formats[i].round(builder, number)

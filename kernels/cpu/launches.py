@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..addresses import Sources
 from ..formats import Stored
 from ..launches import NormSlot, StepInputs, Tables
-from ..rules import Rule
+from ..rules import OBSERVED, Rule
 from ..segments import Segments
 from . import accumulate, norms, statistics, step
 from .fill import fill
@@ -69,6 +70,13 @@ class CpuLaunches:
             found = self._sums[count] = step.Measures(sums, units.firsts, scratch)
         return found
 
+    @cached_property
+    def _observed(self) -> step.Measures:
+        """Scratch of what a step tells of its variables."""
+        units = self._units
+        scratch = np.zeros_like(units.squares, shape=(len(OBSERVED), len(units.squares)))
+        return step.Measures(np.zeros((0, 0)), units.firsts, scratch)
+
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
     ) -> None:
@@ -82,4 +90,5 @@ class CpuLaunches:
         """See `Launches.step`."""
         measures = None if rule.statistics is None else self._measures(len(rule.statistics.names))
         written = self._written if sources.viewed else None
-        step.launch(self.tables, sources, rule, values, states, inputs, written, measures)
+        observed = None if inputs.observed is None else self._observed
+        step.launch(self.tables, sources, rule, values, states, inputs, written, measures, observed)

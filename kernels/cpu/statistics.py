@@ -193,4 +193,4 @@ def launch(
     draws = draws_of(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
     update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
     code = kernel(dtype, finisher(dtype), True)
-    run(code, update, tables, sources, rule, values, states, inputs, written, measures)
+    run(code, update, tables, sources, rule, values, states, inputs, written, measures, measures)

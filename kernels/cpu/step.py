@@ -29,7 +29,7 @@ from torch import Tensor
 from ..addresses import Sources
 from ..formats import Stored
 from ..launches import StepInputs, Tables
-from ..rules import Rule
+from ..rules import OBSERVED, Rule, observe
 from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native, twin
 from .elements import Elements
@@ -45,12 +45,14 @@ from .memory import (
     read_int,
     read_int32,
     stack,
+    write_double,
     write_float,
     write_int32,
 )
 from .numbers import reader, starter
 from .philox import write_draws
 from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
+from .squares import unit_sums, variable_sum
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, row_addresses
 
@@ -93,6 +95,7 @@ LAYOUT = RecordLayout(
     "firsts",  # address of int32 [tiles + 1]: first unit of each tile; read where sums are taken
     "units",  # address of [sum_count, unit_count] scratch
     "unit_count",
+    "observed",  # address of float64 [slots, sums] out, in launches that observe
 )
 word = LAYOUT.reader()
 ONE = np.float32(1.0)
@@ -156,14 +159,23 @@ def count_step(record: Any) -> None:
 
 @functools.cache
 def updater(
-    rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool, draws: tuple[int, ...] = ()
+    rule: Rule,
+    value: str,
+    states: tuple[str, ...],
+    dtype: type,
+    masked: bool,
+    draws: tuple[int, ...] = (),
+    observes: bool = False,
 ) -> Any:
     """Machine code of the loop over the elements of a tile, for one rule over streams of these formats.
 
     What does not change from one element to the next, LLVM moves before the loop: bias corrections, step sizes.
+
+    Args:
+        observes: Whether it takes the sums of `rules/observe.py`.
     """
-    kinds_of = (value, *states)
-    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, draws)
+    kinds_of, terms = (value, *states), len(OBSERVED) if observes else 0
+    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, draws, terms)
     kinds = 1 + max(draws, default=-1)
     draw, room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
@@ -176,6 +188,15 @@ def updater(
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, True, range(rule.stored))
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
+
+    size, place = np.dtype(dtype).itemsize, rule.momentum
+    term_room, add_units, tell = stack(max(terms, 1) * TILE * size), unit_sums(number), twin(observe, dtype)
+    store_terms, as_stored, take = elements.term_storer(terms), elements.value_storer(), elements.state_taker(place)
+
+    @compiled
+    def tell_units(told: Any, count: Any, units: Any, unit_count: Any) -> None:
+        for k in range(terms):
+            add_units(told + k * TILE * size, count, units + k * unit_count * size)
 
     @compiled
     def work(
@@ -194,9 +215,11 @@ def updater(
         is_new: Any,
         first: Any,
         drawn: Any,
+        told: Any,
     ) -> None:
         for i in range(first_lane, last):
-            g = load_gradient(gradients, i) * unscale * clip
+            plain = load_gradient(gradients, i) * unscale
+            g = plain * clip
             stored = load(values, start + i, addresses, state_start + i)
             p, state = widen(stored)
             if begins:
@@ -204,8 +227,11 @@ def updater(
                 if masked:
                     stored = keep(is_new, state, stored)
             kept = masked and read_byte(frozen, start + i) != 0
+            old, momentum = p, take(p, state)
             p, state = function(p, g, state, hyper, step)
             store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
+            if observes:
+                store_terms(told, i, tell(old, p, as_stored(p), plain, momentum), kept)
 
     def update(
         gradients: Any,
@@ -239,11 +265,13 @@ def updater(
         is_new, first = fresh != 0, read_first(row)
         drawn = room()
         draw(drawn, keys, slot, local, count, step)
+        told = term_room()
         if not by_units:
             work(
                 0, count, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step, is_new,
-                first, drawn,
+                first, drawn, told,
             )  # fmt: skip
+            tell_units(told, count, units, unit_count)
             return
         memory = rows()
         for lane in range(0, count, UNIT):
@@ -254,10 +282,35 @@ def updater(
             work(
                 lane, last, gradients, unscale, clip, memory - 4 * at if split else values, start,
                 in_rows(addresses, memory - 4 * state_at), state_start, frozen, hyper, step, is_new, first, drawn,
+                told,
             )  # fmt: skip
             store_units(values, low, prints, state_table, scales, places, memory)
+        tell_units(told, count, units, unit_count)
 
     return native(update, types.void(*updater_arguments(number)))
+
+
+@functools.cache
+def observer(dtype: type) -> Any:
+    """`(record)`: adds up the units of every variable that was stepped, and counts the steps."""
+    total, size, count = variable_sum(dtype), np.dtype(dtype).itemsize, len(OBSERVED)
+
+    @compiled
+    def observe_and_count(record: Any) -> None:
+        if not is_skipped(record):
+            variables, firsts, units = word(record, "variables"), word(record, "firsts"), word(record, "units")
+            observed, unit_count = word(record, "observed"), word(record, "unit_count")
+            for variable in range(word(record, "variable_count")):
+                if not is_untouched(record, variable):
+                    tile, slot = read_int(variables, 3 * variable), read_int(variables, 3 * variable + 2)
+                    first = read_int32(firsts, tile)
+                    last = read_int32(firsts, tile + read_int(variables, 3 * variable + 1))
+                    for k in range(count):
+                        begin = units + size * (k * unit_count + first)
+                        write_double(observed, count * slot + k, total(begin, last - first))
+        count_step(record)
+
+    return observe_and_count
 
 
 def updater_arguments(number: Any) -> list[Any]:
@@ -406,12 +459,20 @@ def launch(
     inputs: StepInputs,
     written: Tensor | None,
     measures: Measures | None,
+    observed: Measures | None,
 ) -> None:
-    """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics."""
+    """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics.
+
+    Args:
+        observed: Scratch of what `inputs.observed` asks for.
+    """
     dtype = DTYPES[tables.compute_dtype]
     draws = draws_of(rule, states, inputs, range(rule.stored))
-    update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
-    run(kernel(dtype), update, tables, sources, rule, values, states, inputs, written, measures)
+    observes = observed is not None
+    kinds = tuple(map(kind_of, states))
+    update = updater(rule, kind_of(values), kinds, dtype, tables.frozen is not None, draws, observes)
+    code = kernel(dtype, observer(dtype), True) if observes else kernel(dtype)
+    run(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 
 
 def draws_of(rule: Rule, states: Sequence[Stored], inputs: StepInputs, stored: range) -> tuple[int, ...]:
@@ -432,8 +493,14 @@ def run(
     inputs: StepInputs,
     written: Tensor | None,
     measures: Measures | None,
+    scratch: Measures | None,
 ) -> None:
-    """Runs an updater over all tiles."""
+    """Runs an updater over all tiles.
+
+    Args:
+        measures: Sums that the rule reads.
+        scratch: Of the sums that this launch takes.
+    """
     dtype = DTYPES[tables.compute_dtype]
     buffers = [state.buffer for state in states]
     addresses, own = (row_of([*map(Tensor.data_ptr, tensors)]) for tensors in (buffers, inputs.own))
@@ -479,8 +546,9 @@ def run(
         scales=address_of_row(scales),
         sums=0 if measures is None else measures.sums.ctypes.data,
         sum_count=0 if measures is None else measures.sums.shape[1],
-        firsts=0 if measures is None else measures.firsts.ctypes.data,
-        units=0 if measures is None else measures.units.ctypes.data,
-        unit_count=0 if measures is None else measures.units.shape[1],
+        firsts=0 if scratch is None else scratch.firsts.ctypes.data,
+        units=0 if scratch is None else scratch.units.ctypes.data,
+        unit_count=0 if scratch is None else scratch.units.shape[1],
+        observed=address_of(inputs.observed),
     )
     POOL.launch(callable_of(code), record, threads)

@@ -18,6 +18,7 @@ from .lion import LION
 from .mars import MARS
 from .muon import MUON, MUON_APPLY, MUON_DIRECTION
 from .nadam import NADAM
+from .observe import OBSERVED, observe
 from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
 from .rprop import RPROP
@@ -52,6 +53,7 @@ __all__ = [
     "MUON_APPLY",
     "MUON_DIRECTION",
     "NADAM",
+    "OBSERVED",
     "OPTIONS",
     "PUT_BACK",
     "RADAM",
@@ -76,6 +78,7 @@ __all__ = [
     "Statistics",
     "averaged",
     "cautious_updates",
+    "observe",
     "rule",
     "scalars",
     "statistics",

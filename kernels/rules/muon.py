@@ -65,8 +65,14 @@ def apply_numbers(group: Mapping[str, Any]) -> ApplyNumbers:
 
 
 MUON_DIRECTION = Rule(
-    "Muon(direction)", muon_direction, ("direction",), DirectionNumbers, direction_numbers, keeps_step=False
+    "Muon(direction)",
+    muon_direction,
+    ("direction",),
+    DirectionNumbers,
+    direction_numbers,
+    keeps_step=False,
+    is_momentum=True,
 )
 MUON_APPLY = Rule("Muon(apply)", muon_apply, (), ApplyNumbers, apply_numbers, keeps_step=False)
-MUON = replace(MUON_DIRECTION, name="Muon", states=("momentum_buffer",), exact=("momentum_buffer",))
+MUON = replace(MUON_DIRECTION, name="Muon", states=("momentum_buffer",), exact=("momentum_buffer",), is_momentum=False)
 """What a variable keeps; its step is the two above."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..lang import device_function
 from .check import check_compiled, check_function, check_init, check_names
+from .observe import MOMENTA, NO_MOMENTUM, OWN_MOMENTUM
 from .stages import Fields, Scalars, Statistics, gathered
 
 VALUE = "the variable's value"
@@ -49,6 +50,7 @@ class Rule:
         decaying: The same function with decoupled decay in it, of the same bits: where a value decays only when it is
             moved, fewer registers of a GPU are taken. Without one, decoupled decay comes before `function`.
         beside: How many of the first states statistics that move leave alone: the step stores those.
+        is_momentum: Whether its value is the momentum of another one's.
         made: The option that made it of another rule, and what of.
     """
 
@@ -70,6 +72,7 @@ class Rule:
     idle: int = 0
     decaying: Any = None
     beside: int = 0
+    is_momentum: bool = False
     made: tuple[Callable[..., Rule], tuple[Any, ...]] | None = None
 
     # What compilers read: positions instead of names ------------------------------------------------------------------
@@ -154,6 +157,13 @@ class Rule:
     def kept(self) -> tuple[int, ...]:
         """Which results of `scalars` the variable keeps, in the order of `own`."""
         return () if self.scalars is None else tuple(self.scalars.names.index(name) for name in self.own)
+
+    @cached_property
+    def momentum(self) -> int:
+        """Which of the states is a momentum, if one is; see `observe.py`."""
+        if self.is_momentum:
+            return OWN_MOMENTUM
+        return next((i for i, name in enumerate(self.states) if name in MOMENTA), NO_MOMENTUM)
 
     def draws(self, halves: Sequence[bool]) -> tuple[int, ...]:
         """For each state, which of the rule's draws rounds it at random; -1 where it is rounded to nearest.

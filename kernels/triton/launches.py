@@ -13,9 +13,10 @@ from torch import Tensor
 from ..addresses import Sources
 from ..formats import Stored
 from ..launches import NormSlot, StepInputs, Tables
-from ..rules import Rule
+from ..rules import OBSERVED, Rule, observe
 from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
+from .compile import twin
 from .fill import fill_ as fill
 from .handles import Handles
 from .launch import Launch, on, program_limit, tile_for
@@ -172,6 +173,12 @@ class TritonLaunches:
             found = self._measures[count] = units, sums
         return found
 
+    @cached_property
+    def _observed(self) -> Tensor:
+        """Scratch of what a step tells of its variables: [sums, units]."""
+        tables = self.tables
+        return torch.zeros((len(OBSERVED), self._units), dtype=tables.compute_dtype, device=tables.device)
+
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
     ) -> None:
@@ -245,6 +252,7 @@ class TritonLaunches:
         low, prints = values.beside or (values.buffer, tables.tiles)
         scales, by_unit = scales_of(held), any(one.beside for one in (values, *held))
         units = tables.units if by_unit else tables.tiles
+        observed = inputs.observed
         args = (
             tables.tiles,
             tables.variables,
@@ -266,12 +274,17 @@ class TritonLaunches:
             inputs.own,
             keys,
             self._groups if rule.statistics is None else self._sums(len(rule.statistics.names))[1],
+            self._firsts,
+            self._squares if observed is None else self._observed,
+            self._groups if observed is None else observed,
             tables.frozen,
+            self._units,
             inputs.base,
             inputs.unit,
         )
         constants = {
             **constants_of(rule),
+            "OBSERVE": None if observed is None else twin(observe),
             **_stored(rule, values, held, inputs),
             "CLIP": inputs.clip,
             "SKIP": inputs.skip,
@@ -284,7 +297,7 @@ class TritonLaunches:
             "BLOCK": tables.block,
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped)
-        changing += (*_buffers(values, held), units, *inputs.own, keys)
+        changing += (*_buffers(values, held), units, *inputs.own, keys, *(() if observed is None else (observed,)))
         with on(tables.device):
             programs = len(tables.tiles)
             width = max(inputs.base, inputs.unit)

@@ -32,6 +32,7 @@ def constants_of(rule: Rule) -> dict[str, Any]:
         "SUMMED_PICKS": None if after is None else rule.summed.picks,
         "KEPT": rule.kept if rule.own else None,
         "STORED": rule.stored,
+        "MOMENTUM": rule.momentum,
         "STARTS": _starts(rule.step_starts),
     }
 

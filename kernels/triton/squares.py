@@ -110,6 +110,17 @@ def store_units(squares_ptr, first, sums, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def variable_sum(units_ptr, first, last):
+    """The units of a variable, in float64."""
+    lane = tl.arange(0, GROUP)
+    total = tl.zeros([GROUP], tl.float64)
+    for begin in range(first, last, GROUP):
+        units = tl.load(units_ptr + begin + lane, mask=begin + lane < last, other=0.0, cache_modifier=".cg")
+        total += units.to(tl.float64)
+    return whole_sum(total, GROUP)
+
+
+@triton.jit
 def note_written(squares, real, owners_ptr, written_ptr, begin):
     """Marks the variables of a group's units that hold anything but -0.0 with the number of this launch."""
     number = tl.load(written_ptr) + 1

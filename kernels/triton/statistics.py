@@ -21,21 +21,10 @@ import triton.language as tl
 from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, narrowed, picked, started
 from .split import joined, lower_bits, upper_bits
-from .squares import GROUP, store_units, unit_sums, whole_sum
+from .squares import store_units, unit_sums, variable_sum
 from .step import clip_coefficient, is_skipped, load_states
 from .stored import UNIT, load_scales, numbers_of, store_states, unit_of
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row
-
-
-@triton.jit
-def variable_sum(units_ptr, first, last):
-    """The units of a variable, in float64."""
-    lane = tl.arange(0, GROUP)
-    total = tl.zeros([GROUP], tl.float64)
-    for begin in range(first, last, GROUP):
-        units = tl.load(units_ptr + begin + lane, mask=begin + lane < last, other=0.0, cache_modifier=".cg")
-        total += units.to(tl.float64)
-    return whole_sum(total, GROUP)
 
 
 @triton.jit(do_not_specialize=["base", "unit_base", "units"], do_not_specialize_on_alignment=["frozen_ptr"])

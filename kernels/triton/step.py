@@ -5,7 +5,8 @@
     p, state <- RULE(p, g, state, hyper, step)   hyper: the group's numbers, and what SCALARS makes of them in float64
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
-where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements.
+where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements. With OBSERVE, 8 sums of 4 B a unit of
+128 elements are written and read once more, 0.5 B an element.
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
 even, those of the states in DRAWS to bfloat16 at random (`stochastic.py`).
 Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. A variable whose
@@ -26,6 +27,7 @@ import triton.language as tl
 from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed, picked, started, store_own
 from .split import joined, lower_bits, parted, store_split, upper_bits
+from .squares import store_units, unit_sums, variable_sum
 from .stored import UNIT, load_scales, numbers_of, store_states, to_store, unit_of
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row
 
@@ -55,7 +57,7 @@ def load_states(states_ptr, offset, mask):
     return stored
 
 
-@triton.jit(do_not_specialize=["base", "unit_base"], do_not_specialize_on_alignment=["frozen_ptr"])
+@triton.jit(do_not_specialize=["base", "unit_base", "scratch_units"], do_not_specialize_on_alignment=["frozen_ptr"])
 def step_kernel(
     tiles_ptr,  # [tiles, 5] int64
     variables_ptr,  # [variables, 3] int64: first tile, number of tiles, slot
@@ -77,7 +79,11 @@ def step_kernel(
     own_ptr,  # tuple of [slots] float32 in/out: scalars of the variables
     keys_ptr,  # [1 + slots] int64, read with DRAWS: seed, then keys of the variables' names
     sums_ptr,  # [variables, SUMS] float64, of the statistics kernel
+    firsts_ptr,  # [tiles + 1] int32, read with OBSERVE: first unit of each tile
+    scratch_ptr,  # [terms, units], with OBSERVE
+    observed_ptr,  # [slots, terms] float64 out, with OBSERVE
     frozen_ptr,  # [numel] uint8: not 0 where value and state stay; None where all elements train
+    scratch_units,
     base,  # element of the region at which the states begin, a multiple of 128
     unit_base,  # unit of the region at which their scales begin
     RULE: tl.constexpr,
@@ -96,6 +102,8 @@ def step_kernel(
     SUMMED_PICKS: tl.constexpr,
     KEPT: tl.constexpr,
     STORED: tl.constexpr,
+    OBSERVE: tl.constexpr,
+    MOMENTUM: tl.constexpr,
     DRAWS: tl.constexpr,
     SPLIT: tl.constexpr,
     FORMATS: tl.constexpr,
@@ -148,6 +156,7 @@ def step_kernel(
     step = count + 1.0
     if SCALED:
         grad = grad * div_rn(tl.full([], 1.0, COMPUTE), grad_scale)
+    plain_grad = grad
     if CLIP:
         grad = grad * clip_coefficient(norm, max_norm)
     numbers = first_of(row, FIELDS)
@@ -195,11 +204,36 @@ def step_kernel(
         is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, 0, STORED, COMPUTE,
         BLOCK,
     )  # fmt: skip
+    if OBSERVE is not None:
+        counts = real
+        if frozen is not None:
+            counts = real & (frozen == 0)
+        if MOMENTUM >= 0:
+            momentum = begun[MOMENTUM]
+        elif MOMENTUM == -2:
+            momentum = before
+        else:
+            momentum = tl.zeros([BLOCK], COMPUTE)
+        if SPLIT:
+            stored = value
+        else:
+            stored = to_store(value, real, old_value.dtype).to(COMPUTE)
+        terms = OBSERVE(before, value, stored, plain_grad, momentum)
+        first = tl.load(firsts_ptr + tile)
+        for i in tl.static_range(len(terms)):
+            sums = unit_sums(tl.where(counts, terms[i], 0.0), BLOCK)
+            store_units(scratch_ptr + i * scratch_units.to(tl.int64), first, sums, length, BLOCK)
     # One thread arrives for all warps, so all must have read the count first: the last program raises it at once.
     tl.debug_barrier()
     tiles = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)
     if tl.atomic_add(arrived_ptr + variable, 1, sem="acq_rel") == tiles - 1:
         tl.store(arrived_ptr + variable, 0)
         tl.store(steps_ptr + slot, step)
+        if OBSERVE is not None:
+            first_tile = tl.load(variables_ptr + VARIABLE_COLUMNS * variable)
+            begin, end = tl.load(firsts_ptr + first_tile), tl.load(firsts_ptr + first_tile + tiles)
+            for i in tl.static_range(len(terms)):
+                total = variable_sum(scratch_ptr + i * scratch_units.to(tl.int64), begin, end)
+                tl.store(observed_ptr + slot * len(terms) + i, total)
         if OWN_STARTS is not None:
             store_own(own_ptr, slot, results, KEPT)

@@ -202,3 +202,12 @@ def test_options_are_the_launchers():
     metadata = compile_for(SM90, step_launch(CASES["adamw"])).compiled.metadata
     assert metadata.num_warps == TILE.warps
     assert metadata.enable_fp_fusion is False
+
+
+@pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])
+def test_a_step_that_tells_reads_no_stream_more(target):
+    case = CASES["adamw"]
+    code = compile_for(target, step_launch(case, observed=True))
+    assert code.wide("ld") == wide_accesses(target, *[torch.float32] * 4, tile=code.tile)
+    assert code.wide("st") == wide_accesses(target, *[torch.float32] * 3, tile=code.tile)
+    assert code.spilled == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from bench.train import pace
 from bench.train.__main__ import main
+from bench.train.options import parse_job
+from bench.train.text import read_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,7 +46,22 @@ def test_both_sides_learn_the_same(tmp_path: Path) -> None:
     assert result["agreement"]["largest_loss_difference"] < 1e-4
     for side in result["sides"].values():
         assert side["valid_bits_per_byte_after"] < 0.8 * side["valid_bits_per_byte_before"]
+    many = result["many"]
+    assert (many["tensors"], many["steps"]) == (52, 12)
+    losses = [side["final_train_loss"] for side in many["sides"].values()]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert all(side["optimizer_ms"] > 0.0 for side in many["sides"].values())
+    assert "A model of 52 small tensors" in done.stdout
     assert bool(list(tmp_path.glob("*.png"))) == (find_spec("matplotlib") is not None)
+
+
+def test_a_busy_machine_takes_fewer_steps(tmp_path: Path) -> None:
+    job = replace(parse_job(["--quick", "--out", str(tmp_path)]), steps=600, stop_at=600, paced=True)
+    text, now = read_text(job.device), time.perf_counter()
+    assert pace.affordable(job, text, now) > pace.FEWEST
+    assert pace.affordable(job, text, now - pace.LIMIT) == pace.FEWEST  # none left: still enough for a median
+    assert not parse_job(["--steps", "10"]).paced
+    assert parse_job([]).paced
 
 
 def test_options_work_together(tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ def test_statistics_are_one_launch_more(make, max_norm, device):
     assert launches.operators == []
 
 
+def test_numbers_of_variables_take_no_launch(device):
+    store = store_of([(3, i % 4) for i in range(5)], device=device)
+    optimizer = fv.optim.AdamW(groups_of(store, 2), store=store, stats=True)
+    set_grads(store)
+    launches = launches_of(optimizer.step)
+    assert (launches.kernels, launches.operators) == ([STEP], [])
+    assert not bool(optimizer.stats().update_ratio[1:].isnan().all())
+
+
 @pytest.mark.parametrize("make", [fv.optim.AdamW, fv.optim.SGD, fv.optim.LAMB], ids=["adamw", "sgd", "lamb"])
 def test_an_average_takes_no_launch_in_a_step_and_one_to_be_exchanged(make, device):
     store = store_of([(3, i % 4) for i in range(5)], device=device)

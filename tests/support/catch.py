@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flatvars.kernels.fills import CONSTANT, NORMAL, Draw, Fill
+from flatvars.kernels.rules import OBSERVED
 from flatvars.kernels.triton.fill import fill_
 
 from .compiled import Captured, captured, captured_all
@@ -43,6 +44,7 @@ def step_launch(
     drawn: bool = False,
     shapes: Sequence[Shape] = SMALL,
     statistics: bool = False,
+    observed: bool = False,
 ) -> Captured:
     """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
 
@@ -53,6 +55,7 @@ def step_launch(
         scaled: By a GradScaler.
         drawn: States in bfloat16 are rounded at random, where the rule says so.
         statistics: The launch before it, of a rule that has one.
+        observed: It tells of its variables.
     """
     rig = Rig(
         shapes,
@@ -73,6 +76,8 @@ def step_launch(
         "skipped": rig.skipped,
         "own": rig.own,
     }
+    if observed:
+        options["observed"] = torch.zeros((len(shapes), len(OBSERVED)), dtype=torch.float64)
     if drawn:
         options["keys"] = torch.zeros(1 + len(shapes), dtype=torch.int64)
     if scaled:

@@ -124,6 +124,7 @@ class Rig:
         skip: bool = False,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        observed: Tensor | None = None,
     ) -> None:
         """One step from scattered gradients, with a norm launch where clipping or skipping needs one."""
         assert self.rule is not None
@@ -144,6 +145,7 @@ class Rig:
             grad_scale=grad_scale,
             found_inf=found_inf,
             own=self.own,
+            observed=observed,
         )
 
     def accumulate(self, grads: Sequence[Tensor | None], scale: float = 1.0, *, add: bool = False) -> None:

@@ -16,7 +16,7 @@ ROWS = [
     for line in README.split("| `fv.optim.` |")[1].split("\n\n")[0].splitlines()[2:]
 ]
 CLASSES = [name for name in fv.optim.__all__ if isinstance(getattr(fv.optim, name), type)]
-NO_OPTIMIZERS = {"EMA", "Optimizer", "Rule"}
+NO_OPTIMIZERS = {"EMA", "Optimizer", "Rule", "VariableStats"}
 # Of classes that choose among rules: the one with the fewest states, and with the most.
 RULES = {
     "SGD": (rules.SGD, rules.SGD_MOMENTUM),
