@@ -83,7 +83,7 @@ def assert_same(mine: fv.VarStore, opt: Optimizer, whole: fv.VarStore, reference
 
 def warm() -> None:
     """Compiles what the checks share, before the ranks are forked."""
-    fv.init.apply_(nn.Linear(2, 2), {"*": fv.init.normal(0.0, 0.5)}, seed=1)
+    fv.init.apply_(fv.VarStore.from_module(nn.Linear(2, 2)), {"*": fv.init.normal(0.0, 0.5)}, seed=1)
     for kind, dtypes in ((adamw, DTYPES), (adamw, DTYPES[:1]), (averaged, DTYPES[:1])):
         net = Net(dtypes=dtypes)
         store = fv.VarStore.from_module(net)
