@@ -82,10 +82,11 @@ class Plan:
         self._note_capture()
         self.launches.accumulate(sources, None, self.out, grad_scale=grad_scale)
 
-    def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
+    def accumulate_(self, grads: Sequence[Tensor | None] | Sources, stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`. One launch."""
         self._note_capture()
-        self.launches.accumulate(self.scattered(grads), stream, self.out, scale=scale, add=add)
+        sources = grads if isinstance(grads, Sources) else self.scattered(grads)
+        self.launches.accumulate(sources, stream, self.out, scale=scale, add=add)
 
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
         """Norms of every variable, [variables, 2]: of its value and of its gradient; 0 for what is not given."""

@@ -112,7 +112,8 @@ class FlatSide(Side):
             {"params": list(NO_DECAY), "weight_decay": 0.0},
             {"params": "*", "weight_decay": WEIGHT_DECAY},
         ]
-        optimizer = fv.optim.AdamW(groups, store=self.store, lr=job.lr, betas=BETAS, max_norm=MAX_NORM)
+        states = {"bfloat16": {"state_dtype": torch.bfloat16}, "root8": {"state_format": "root8"}}.get(job.format, {})
+        optimizer = fv.optim.AdamW(groups, store=self.store, lr=job.lr, betas=BETAS, max_norm=MAX_NORM, **states)
         super().__init__(model, optimizer, job)
         self.micro_batches = job.micro_batches
 
