@@ -17,7 +17,7 @@ from .kernels.formats import STATE_FORMATS, Format, FormatPart, Stored, state_fo
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
 from .kernels.looks import Looks
-from .kernels.plan import Plan
+from .kernels.plan import Plan, Stage
 from .kernels.rules import (
     ADADELTA,
     ADAGRAD,
@@ -44,6 +44,7 @@ from .kernels.rules import (
     MUON_DIRECTION,
     NADAM,
     OBSERVED,
+    PRODIGY,
     PUT_BACK,
     RADAM,
     RMSPROP,
@@ -102,6 +103,7 @@ __all__ = [
     "MUON_DIRECTION",
     "NADAM",
     "OBSERVED",
+    "PRODIGY",
     "PUT_BACK",
     "RADAM",
     "RMSPROP",
@@ -131,6 +133,7 @@ __all__ = [
     "Scalars",
     "Segments",
     "Sources",
+    "Stage",
     "Statistics",
     "Stored",
     "all_in_memory_order",

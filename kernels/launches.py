@@ -151,6 +151,9 @@ class Launches(Protocol):
         Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either.
         """
 
+    def sums(self, rule: Rule) -> Tensor:
+        """What the last `statistics` of this rule wrote, float64 [variables, sums] on the device."""
+
     def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
         """Updates values and states of all variables that have a source, and counts their steps.
 

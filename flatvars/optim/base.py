@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..backend import AVERAGE, VALUE, Rule, Sources
+from ..backend import AVERAGE, VALUE, Rule, Sources, Stage
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
@@ -473,11 +473,23 @@ class Optimizer(Averaging, Conveniences):
             self._norm = norm
         if self.observes():
             self.observations.note(plans.variables, self.states.slots, plans)
+        self.launch_parts(plans, collected, norm, scaling)
+
+    def launch_parts(
+        self, plans: PlanSet, collected: Collected, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    ) -> None:
+        """The step of all variables."""
         for part, source in zip(plans.parts, collected.sources, strict=True):
             self.launch_part(plans, part, source, norm, scaling)
 
     def launch_part(
-        self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+        self,
+        plans: PlanSet,
+        part: Part,
+        source: Sources,
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
+        stage: Stage = "both",
     ) -> None:
         """The step of the variables of one region, and where there are several rules, of one rule."""
         rule = self.with_average(self.rule() if part.kind is None else part.kind)
@@ -498,6 +510,7 @@ class Optimizer(Averaging, Conveniences):
             keys=self._keys_for(rule, states),
             observed=self.observed()[0],
             check=self.check_changed,
+            stage=stage,
             **scaling,
         )
 

@@ -84,6 +84,11 @@ class CpuLaunches:
         scratch = np.zeros_like(units.squares, shape=(len(OBSERVED), len(units.squares)))
         return step.Measures(np.zeros((0, 0)), units.firsts, scratch)
 
+    def sums(self, rule: Rule) -> Tensor:
+        """See `Launches.sums`."""
+        assert rule.statistics is not None
+        return torch.from_numpy(self._measures(len(rule.statistics.names)).sums)
+
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
     ) -> None:

@@ -186,6 +186,11 @@ class TritonLaunches:
         tables = self.tables
         return torch.zeros((len(OBSERVED), self._units), dtype=tables.compute_dtype, device=tables.device)
 
+    def sums(self, rule: Rule) -> Tensor:
+        """See `Launches.sums`."""
+        assert rule.statistics is not None
+        return self._sums(len(rule.statistics.names))[1]
+
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
     ) -> None:
