@@ -5,7 +5,7 @@ A CPU gets the same tables at sizes that two cores finish in a quarter of an hou
 
 from __future__ import annotations
 
-from bench.cases.cell import FORMATS, STATES, Cell
+from bench.cases.cell import FAMILY, FORMATS, STATES, Cell
 
 CASES = {
     "tail": "norm, clip, AdamW, zero_grad: all between backward and the next forward",
@@ -76,6 +76,7 @@ def full_cells(device: str) -> list[Cell]:
     few = ["1000x1024", sizes[-1]]
     steps = [Cell("step", on, "adamw") for on in sizes]
     formats = [Cell("step", formats_on, optimizer, form) for optimizer in STATES for form in FORMATS]
+    family = [Cell("step", on, optimizer) for optimizer in FAMILY for on in ("1000x1024", formats_on)]
     return [
         *(Cell("tail", on, "adamw") for on in dict.fromkeys([*SMALL, *counts, *sizes, *models])),
         *steps,
@@ -85,6 +86,7 @@ def full_cells(device: str) -> list[Cell]:
         *(Cell(case, on) for case in ("init", "adopt") for on in [*counts, *few[1:]]),
         *(Cell(case, on, "adamw") for case in ("save", "load") for on in files_on),
         *(Cell("train", on, "adamw") for on in (GPU_TRAINED if on_gpu else CPU_TRAINED)),
+        *family,
         # The most rows, and those that are missed least if the time is up.
         *(cell for cell in formats if cell not in steps),
     ]

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from .errors import FlatvarsError
 from .kernels import fills
-from .kernels.addresses import Sources, all_in_memory_order, in_memory_order
+from .kernels.addresses import CODE_OF, EMPTY, Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
 from .kernels.formats import STATE_FORMATS, Format, FormatPart, Stored, state_format_of
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
 from .kernels.looks import Looks
-from .kernels.plan import Plan
+from .kernels.plan import Plan, Stage
 from .kernels.rules import (
     ADADELTA,
     ADAGRAD,
@@ -44,6 +44,7 @@ from .kernels.rules import (
     MUON_DIRECTION,
     NADAM,
     OBSERVED,
+    PRODIGY,
     PUT_BACK,
     RADAM,
     RMSPROP,
@@ -72,7 +73,7 @@ from .kernels.rules import (
     statistics,
     with_decay,
 )
-from .kernels.segments import UNIT, Segments, round_up
+from .kernels.segments import UNIT, Segments, round_up, unit_counts
 
 __all__ = [
     "ADADELTA",
@@ -89,6 +90,8 @@ __all__ = [
     "ASIDE",
     "AVERAGE",
     "BEGIN",
+    "CODE_OF",
+    "EMPTY",
     "EXCHANGE",
     "GRAMS",
     "LAMB",
@@ -100,6 +103,7 @@ __all__ = [
     "MUON_DIRECTION",
     "NADAM",
     "OBSERVED",
+    "PRODIGY",
     "PUT_BACK",
     "RADAM",
     "RMSPROP",
@@ -129,6 +133,7 @@ __all__ = [
     "Scalars",
     "Segments",
     "Sources",
+    "Stage",
     "Statistics",
     "Stored",
     "all_in_memory_order",
@@ -144,6 +149,7 @@ __all__ = [
     "scalars",
     "state_format_of",
     "statistics",
+    "unit_counts",
     "use_backend",
     "with_decay",
 ]

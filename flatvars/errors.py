@@ -8,6 +8,7 @@ __all__ = [
     "AliasError",
     "CheckpointError",
     "DamagedFileError",
+    "DisagreementError",
     "FlatvarsError",
     "ForeignParameterError",
     "GradientError",
@@ -55,6 +56,10 @@ class MovedWarning(UserWarning):
 
 class ForeignParameterError(FlatvarsError, ValueError):
     """A parameter that belongs to no store, or to another one."""
+
+
+class DisagreementError(FlatvarsError, RuntimeError):
+    """The ranks that share a store differ in what must be the same on all of them."""
 
 
 class CheckpointError(FlatvarsError, RuntimeError):

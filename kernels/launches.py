@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Tables:
     @cached_property
     def numel(self) -> int:
         """Elements of all variables."""
-        return sum(self.segments.numels)
+        return int(self.segments.lengths.sum())
 
     @cached_property
     def compute_dtype(self) -> torch.dtype:
@@ -110,6 +110,8 @@ class Launches(Protocol):
     """The kernels of one compiler over the tables of one plan."""
 
     tables: Tables
+    lanes: ClassVar[int]
+    """Sums that groups of units are dealt out to: see `squares`."""
 
     def accumulate(
         self,
@@ -128,6 +130,13 @@ class Launches(Protocol):
         -0.0, masked or not, and those without elements that have an address.
         """
 
+    def squares(self) -> Tensor:
+        """What the last norm alone found: sums of squares, [units], of `UNIT` elements each, in the order of the tiles.
+
+        The norm is the root of their sum: 1,024 units make a group, added as neighbors, then neighbors of the results,
+        and so on; group i goes to lane i % `lanes`, in order, and lanes are added as units are; all in float64.
+        """
+
     def written(self) -> Tensor:
         """Which variables the last norm of viewed sources found written, bool [variables] on the device."""
 
@@ -141,6 +150,9 @@ class Launches(Protocol):
 
         Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either.
         """
+
+    def sums(self, rule: Rule) -> Tensor:
+        """What the last `statistics` of this rule wrote, float64 [variables, sums] on the device."""
 
     def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
         """Updates values and states of all variables that have a source, and counts their steps.

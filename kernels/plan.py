@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from .formats import Stored, as_stored
 from .hyper import Check, HyperTable, anything
 from .launches import Launches, NormSlot, StepInputs
 from .rules import Rule
+
+Stage = Literal["both", "measure", "move"]
+"""Which launches of a step."""
 
 # Plans whose launches were captured. A replay reads their tables and scratch, and nobody can tell when the last graph
 # is gone: they are kept, though the optimizer makes others, 50 B for every 2,048 elements and what is masked.
@@ -82,10 +85,11 @@ class Plan:
         self._note_capture()
         self.launches.accumulate(sources, None, self.out, grad_scale=grad_scale)
 
-    def accumulate_(self, grads: Sequence[Tensor | None], stream: Tensor, scale: float, add: bool) -> None:
+    def accumulate_(self, grads: Sequence[Tensor | None] | Sources, stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`. One launch."""
         self._note_capture()
-        self.launches.accumulate(self.scattered(grads), stream, self.out, scale=scale, add=add)
+        sources = grads if isinstance(grads, Sources) else self.scattered(grads)
+        self.launches.accumulate(sources, stream, self.out, scale=scale, add=add)
 
     def variable_norms(self, values: Tensor | None, sources: Sources | None, order: float) -> Tensor:
         """Norms of every variable, [variables, 2]: of its value and of its gradient; 0 for what is not given."""
@@ -115,6 +119,7 @@ class Plan:
         unit: int = 0,
         observed: Tensor | None = None,
         check: Check = anything,
+        stage: Stage = "both",
     ) -> None:
         """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
 
@@ -134,6 +139,7 @@ class Plan:
             unit: Unit of the region at which the scales of states begin.
             observed: float64 [slots, sums] on the device: written with sums over every variable that is stepped.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
+            stage: "measure" for the launch of the statistics alone, "move" for the step after it.
         """
         self._note_capture()
         inputs = StepInputs(
@@ -153,9 +159,14 @@ class Plan:
             observed,
         )
         kept, held = as_stored(values), [as_stored(state) for state in states]
-        if rule.statistics is not None:
+        if rule.statistics is not None and stage != "move":
             self.launches.statistics(sources, rule, kept, held, inputs)
-        self.launches.step(sources, rule, kept, held, inputs)
+        if stage != "measure":
+            self.launches.step(sources, rule, kept, held, inputs)
+
+    def sums(self, rule: Rule, sources: Sources) -> Tensor:
+        """What the statistics of a rule have found, float64 [variables, sums] on the device; 0 of what is untouched."""
+        return torch.where(self.written(sources)[:, None], self.launches.sums(rule), 0.0)
 
     def _note_capture(self) -> None:
         if is_capturing(self.addresses.table):

@@ -32,6 +32,8 @@ class Segments:
         groups: Row of each variable in the hyper-parameter table.
         dtype: Of the region.
         slots: Row of each variable in its optimizer's step counts; 0, 1, 2, ... if not given.
+        share: Elements of the region that a launch is about, as the share of one rank, from a multiple of `UNIT` to
+            another; all if not given. Starts are then multiples of `UNIT` as well, so that no unit is cut.
         units: First unit of each variable in the buffers that hold an item for each unit; one behind the other if not
             given.
     """
@@ -44,6 +46,7 @@ class Segments:
     groups: tuple[int, ...]
     dtype: torch.dtype
     slots: tuple[int, ...] = ()
+    share: tuple[int, int] | None = None
     units: tuple[int, ...] = ()
 
     # Spans start on multiples of this in every stream, and are zero up to the next multiple.
@@ -68,6 +71,21 @@ class Segments:
         """End of each variable with its padding."""
         return tuple(start + round_up(numel, self.LANES) for start, numel in zip(self.starts, self.numels, strict=True))
 
+    @cached_property
+    def bounds(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """First element of each variable that a launch is about, and the one behind the last; equal where none is."""
+        starts, numels = np.array(self.starts, dtype=np.int64), np.array(self.numels, dtype=np.int64)
+        if self.share is None:
+            return np.zeros_like(numels), numels
+        first, stop = (np.clip(end - starts, 0, numels) for end in self.share)
+        return np.where(first < stop, first, 0), np.where(first < stop, stop, 0)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Elements of each variable that a launch is about."""
+        first, stop = self.bounds
+        return stop - first
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """In which rules and norms are computed: float64 for float64, else float32."""
@@ -80,16 +98,17 @@ def tile_table(segments: Segments, block: int) -> npt.NDArray[np.int64]:
     A tile is at most `block` elements of one variable. Its row is `[start, local, length, variable, group]`: where it
     starts in the region, where in the variable, how many elements it holds, and whose they are. Starts and locals are
     multiples of 16 and spans are padded to 16 elements, so streams are read and written at full vector width without
-    luck; `length` counts no padding. An empty variable has one empty tile: its steps are counted like any other's.
+    luck; `length` counts no padding. A variable without elements in what the launch is about has one empty tile: its
+    steps are counted like any other's.
     """
-    numels = np.array(segments.numels, dtype=np.int64)
-    counts = np.maximum(-(-numels // block), 1)
+    begin, stop = segments.bounds
+    counts = np.maximum(-(-segments.lengths // block), 1)
     variable = np.repeat(np.arange(len(segments), dtype=np.int64), counts)
     first = np.cumsum(counts) - counts
-    local = (np.arange(counts.sum(), dtype=np.int64) - first[variable]) * block
+    local = begin[variable] + (np.arange(counts.sum(), dtype=np.int64) - first[variable]) * block
     starts = np.array(segments.starts, dtype=np.int64)
     groups = np.array(segments.groups, dtype=np.int64)
-    length = np.minimum(numels[variable] - local, block)
+    length = np.minimum(stop[variable] - local, block)
     return np.stack([starts[variable] + local, local, length, variable, groups[variable]], axis=1)
 
 
@@ -101,7 +120,8 @@ def variable_table(segments: Segments, tiles: npt.NDArray[np.int64]) -> npt.NDAr
 
 def unit_counts(segments: Segments) -> npt.NDArray[np.int64]:
     """[variables] int64: units of each variable; an empty one has one unit, as it has one tile."""
-    return np.maximum(-(-np.array(segments.numels, dtype=np.int64) // UNIT), 1)
+    units: npt.NDArray[np.int64] = np.maximum(-(-segments.lengths // UNIT), 1)
+    return units
 
 
 def unit_table(segments: Segments, block: int) -> npt.NDArray[np.int32]:

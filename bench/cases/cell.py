@@ -42,6 +42,8 @@ FORMATS = {
 
 # Streams of state that each optimizer keeps, at its hyper-parameters in `optimizing.py`.
 STATES = {"sgd": 0, "momentum": 1, "lion": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "amsgrad": 3}
+# The rest of torch.optim's elementwise classes, in float32 alone.
+FAMILY = {"adagrad": 1, "adadelta": 2, "adamax": 2, "nadam": 2, "radam": 2, "rprop": 2, "asgd": 1}
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Cell:
     Attributes:
         case: One of `CASES`.
         on: Name of the workload; for the case "train" that of a model.
-        optimizer: One of `STATES`, where the case steps.
+        optimizer: One of `STATES` or `FAMILY`, where the case steps.
         format: One of `FORMATS`.
     """
 
@@ -77,7 +79,7 @@ class Cell:
         form = FORMATS[self.format]
         p, g = form.param.itemsize, form.param.itemsize
         gathered = max(4, g)
-        s = STATES.get(self.optimizer, 0) * form.state.itemsize if state_bytes is None else state_bytes
+        s = {**STATES, **FAMILY}.get(self.optimizer, 0) * form.state.itemsize if state_bytes is None else state_bytes
         return {
             "copy": 2.0 * p,
             "norm": g,

@@ -24,6 +24,13 @@ HYPER: dict[str, dict[str, Any]] = {
     "adam": {**ADAM, "weight_decay": 0.1},
     "adamw": {**ADAM, "weight_decay": 0.1},
     "amsgrad": {**ADAM, "weight_decay": 0.1},
+    "adagrad": {"lr": 1e-2, "lr_decay": 0.1, "weight_decay": 0.1},
+    "adadelta": {"lr": 1.0, "weight_decay": 0.1},
+    "adamax": {**ADAM, "weight_decay": 0.1},
+    "nadam": {**ADAM, "weight_decay": 0.1},
+    "radam": {**ADAM, "weight_decay": 0.1},
+    "rprop": {"lr": 1e-3},
+    "asgd": {"lr": 1e-2, "weight_decay": 0.1},
 }
 # Name in torch.optim (and in fv.optim), and what it is called with beside `HYPER`.
 TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,6 +40,13 @@ TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "adam": ("Adam", {}),
     "adamw": ("AdamW", {}),
     "amsgrad": ("AdamW", {"amsgrad": True}),
+    "adagrad": ("Adagrad", {}),
+    "adadelta": ("Adadelta", {}),
+    "adamax": ("Adamax", {}),
+    "nadam": ("NAdam", {}),
+    "radam": ("RAdam", {}),
+    "rprop": ("Rprop", {}),
+    "asgd": ("ASGD", {}),
 }
 # Error of three steps that values or state of this precision explain, in units of the largest change of a value.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
-from bench.cases.cell import CannotRunError, Cell
+from bench.cases.cell import FAMILY, CannotRunError, Cell
 from bench.cases.optimizing import HYPER, TORCH_NAMES, Trainer, param_groups, torch_optimizer, usual_trainer
 from bench.peers.peer import Builder, Peer, need_formats, optimizer_cases
 
 Params = list[nn.Parameter]
 SAME_DTYPE = ("float32", "bfloat16", "float64")
-NO_FUSED = ("rmsprop",)
+NO_FUSED = ("rmsprop", *(name for name in FAMILY if name != "adagrad"))
 
 
 def optimizer_of(cell: Cell, params: Params, **options: Any) -> torch.optim.Optimizer:
@@ -26,7 +26,7 @@ def optimizer_of(cell: Cell, params: Params, **options: Any) -> torch.optim.Opti
     if cell.optimizer not in TORCH_NAMES:
         raise CannotRunError("torch.optim has no Lion")
     if options.get("fused") and cell.optimizer in NO_FUSED:
-        raise CannotRunError("torch.optim.RMSprop has no fused form")
+        raise CannotRunError(f"torch.optim.{TORCH_NAMES[cell.optimizer][0]} has no fused form")
     return torch_optimizer(cell.optimizer, param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"]), **options)
 
 

@@ -17,6 +17,7 @@ from bench.plot import FIGURES, draw, figure_path
 from bench.report.headline import headline
 from bench.report.summary import averages, cell_text, losses
 from bench.report.table import aims, number
+from bench.report.trained import trained_part
 
 BENCH = Path(__file__).parents[1]
 PAGES = (BENCH / "README.md", BENCH.parent / "README.md")
@@ -56,6 +57,7 @@ def page(text: str, folder: Path = FOLDER) -> str:
     for device in NAMES:
         parts[device] = device_part(newest(folder, device), device)
     measured = [path for device in NAMES if (path := newest(folder, device)) is not None]
+    parts["trained"] = trained_part(folder / "train")
     parts["headline"] = headline(measured, folder / "train", folder.parents[1])
 
     def fill(match: re.Match[str]) -> str:

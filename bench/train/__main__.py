@@ -3,6 +3,7 @@
     python -m bench.train                           # a small GPT, about two minutes on two CPU cores
     python -m bench.train --preset gpt2             # 124M parameters, for a GPU
     python -m bench.train --quick                   # 30 steps, to see that everything works
+    python -m bench.train --ranks 2                 # flatvars on ranks that share state, beside one process
 
 Both runs start from the same weights and see the same batches, step by step in turn. The text is the source of
 Python's standard library, so nothing is downloaded. A second, short comparison trains a model of a thousand small
@@ -18,7 +19,7 @@ from dataclasses import replace
 
 import torch
 
-from bench.train import checkpoint, pace, plot, report
+from bench.train import checkpoint, pace, plot, ranks, report
 from bench.train.gpt import generate
 from bench.train.loop import Record, bits_per_byte, train
 from bench.train.many import compare
@@ -101,6 +102,10 @@ def main(argv: list[str]) -> int:
     if job.deterministic:
         _make_deterministic()
     try:
+        if job.ranks:
+            found = ranks.compare(job)
+            print(ranks.table(found))
+            return int(found["largest_loss_difference"] > ranks.TOLERANCE)
         text = read_text(job.device)
         print(f"Text: {text.describe()}")
         job = _paced(job, text, start)

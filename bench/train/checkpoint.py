@@ -24,6 +24,7 @@ def _identity(job: Job) -> dict:
         "freeze": list(job.freeze),
         "seed": job.seed,
         "amp": job.amp,
+        "format": job.format,
     }
 
 

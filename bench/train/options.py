@@ -13,6 +13,8 @@ from bench.train.gpt import GPTConfig
 
 RESULTS = Path(__file__).parents[1] / "results" / "train"
 SIDES = ("torch", "flatvars")
+FORMATS = ("plain", "bfloat16", "root8")
+"""How flatvars stores the states of its AdamW: as torch, or in 16 or 8 bits."""
 
 
 class JobError(Exception):
@@ -69,14 +71,17 @@ class Job:
     save_every: int
     resume: Path | None
     plot: bool
+    ranks: int
     paced: bool
+    format: str
     command: str
 
     @property
     def label(self) -> str:
-        """The stem of the result files: runs of another preset, device or side do not overwrite each other."""
+        """The stem of the result files: runs of another preset, device, side or format do not overwrite each other."""
         only = "" if len(self.sides) == len(SIDES) else f"-{self.sides[0]}-only"
-        return f"{self.preset}-{self.device.type}{only}"
+        form = "" if self.format == "plain" else f"-{self.format}"
+        return f"{self.preset}-{self.device.type}{only}{form}"
 
 
 def _positive(text: str) -> int:
@@ -100,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stop-at", type=_positive, metavar="N", help="stop after step N of the schedule (then --save, --resume)")
     add("--batch", type=_positive, help="sequences per step")
     add("--micro-batches", type=_positive, default=1, metavar="K", help="accumulate gradients over K parts of a batch")
+    add("--format", choices=FORMATS, default="plain", help="of flatvars' optimizer state; torch's stays plain")
     add("--freeze", action="append", default=[], metavar="PATTERN", help="glob on parameter names; may be repeated")
     add("--lr", type=float, help="peak learning rate")
     add("--seed", type=int, default=0, help="of the initial weights, the batches and the sample")
@@ -112,6 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--save", type=Path, metavar="PATH", help="write a checkpoint of the run at its end")
     add("--save-every", type=_positive, default=0, metavar="N", help="... and after every N steps")
     add("--resume", type=Path, metavar="PATH", help="continue a saved run up to --steps")
+    add(
+        "--ranks",
+        type=_positive,
+        default=0,
+        metavar="N",
+        help="flatvars alone, on N ranks that share state, beside one process",
+    )
     add("--no-plot", action="store_true", help="write no PNG")
     return parser
 
@@ -157,7 +170,9 @@ def parse_job(argv: list[str]) -> Job:
         save_every=args.save_every,
         resume=args.resume,
         plot=not args.no_plot,
+        ranks=args.ranks,
         # A run of so many steps, or that goes on in another, is the same on every machine.
         paced=not (args.steps or args.stop_at or args.save or args.resume or args.quick),
+        format=args.format,
         command=shlex.join(["python", "-m", "bench.train", *argv]),
     )

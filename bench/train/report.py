@@ -80,6 +80,7 @@ def figures(job: Job, records: dict[str, Record], parameters: int, text: str, se
         "context": job.model.context,
         "micro_batches": job.micro_batches,
         "amp": job.amp,
+        "format": job.format,
         "work_unit": WorkCounter.unit(job.device),
         "total_seconds": round(seconds, 1),
         "sides": {name: side_figures(record) for name, record in records.items()},
@@ -144,6 +145,8 @@ def table(result: dict) -> str:
     if "agreement" in result:
         agreement = result["agreement"]
         equal = "bit-equal" if agreement["first_loss_bit_equal"] else "NOT bit-equal"
+        if result["format"] != "plain":
+            lines.append(f"  flatvars keeps its state in {result['format']}, so that the two runs differ from then on.")
         lines.append(
             f"  first losses {equal}; largest loss difference "
             f"{agreement['largest_loss_difference']:.2e}, at step {agreement['at_step']}"

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from bench.train.gpt import GPT
 from bench.train.options import Job, JobError
@@ -100,18 +101,19 @@ class FlatSide(Side):
 
     name = "flatvars"
 
-    def __init__(self, model: nn.Module, job: Job) -> None:
+    def __init__(self, model: nn.Module, job: Job, mesh: DeviceMesh | None = None) -> None:
         # Imported here, so that the torch side runs alone where flatvars cannot be imported.
         import flatvars as fv
 
-        self.store = fv.VarStore.from_module(model)
+        self.store = fv.VarStore.from_module(model, mesh=mesh)
         for pattern in job.freeze:
             self.store.freeze(pattern)
         groups = [
             {"params": list(NO_DECAY), "weight_decay": 0.0},
             {"params": "*", "weight_decay": WEIGHT_DECAY},
         ]
-        optimizer = fv.optim.AdamW(groups, store=self.store, lr=job.lr, betas=BETAS, max_norm=MAX_NORM)
+        states = {"bfloat16": {"state_dtype": torch.bfloat16}, "root8": {"state_format": "root8"}}.get(job.format, {})
+        optimizer = fv.optim.AdamW(groups, store=self.store, lr=job.lr, betas=BETAS, max_norm=MAX_NORM, **states)
         super().__init__(model, optimizer, job)
         self.micro_batches = job.micro_batches
 

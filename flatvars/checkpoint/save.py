@@ -22,9 +22,15 @@ def check_target(target: PathOrStream, image: Image | None = None, shard_size: i
 
     Raises:
         CheckpointError: a path whose ending says no format, training state for a torch file, or a size of shards for
-            what has none.
+            what has none; or state that is shared out over ranks.
         ValueError: a size that is none.
     """
+    if image is not None and any(plane.held.divided for plane in image.planes):
+        raise CheckpointError(
+            "the optimizer's state is shared out over ranks, and this file would hold one rank's: save with "
+            "torch.distributed.checkpoint on all ranks, dcp.save(dict(zip(('model', 'optim'), get_state_dict(model, "
+            "optimizer)))), or save the values alone, which every rank has, without optimizer="
+        )
     limit = None if shard_size in (None, SHARD_SIZE) else bytes_of_size(shard_size)
     if not isinstance(target, (str, os.PathLike)):
         _check_whole("a stream", limit)

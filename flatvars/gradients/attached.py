@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..distributed.group import Group
 from ..variables.carving import ERROR, FOLLOW, OnMoved
 from ..variables.registry import Registry
 from .cycle import Gradients, Mode
@@ -14,12 +15,15 @@ from .views import Views
 MODES: dict[Mode, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
 
 
-def make_registry(device: torch.device, mode: Mode, seed: int = 0, on_moved: OnMoved = FOLLOW) -> Registry:
+def make_registry(
+    device: torch.device, mode: Mode, seed: int = 0, on_moved: OnMoved = FOLLOW, group: Group | None = None
+) -> Registry:
     """An empty registry with gradients and element masks.
 
     Args:
         mode: "gather" or "views".
         on_moved: "follow" or "error".
+        group: The ranks that share its state, if there are several.
     """
     if on_moved not in (FOLLOW, ERROR):
         raise ValueError(f"on_moved={on_moved!r} is not known; use 'follow' or 'error'")
@@ -27,6 +31,7 @@ def make_registry(device: torch.device, mode: Mode, seed: int = 0, on_moved: OnM
         raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
     registry = Registry(device, MODES[mode], ElementMasks, seed)
     registry.on_moved = on_moved
+    registry.group = group
     return registry
 
 

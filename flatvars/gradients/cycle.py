@@ -176,6 +176,17 @@ class Gradients(ABC):
         """The gradients that a step of these plans would use now."""
 
     @abstractmethod
+    def flat(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> dict[torch.dtype, Tensor]:
+        """The flat gradients of each region, with those of these plans in their places and zeros where there is none.
+
+        What lies elsewhere, in `.grad` or in the stream, stays as it is; between variables there may be anything.
+
+        Args:
+            collected: What `collect` returned for the plans.
+            grad_scale: float32 [] that they are divided by.
+        """
+
+    @abstractmethod
     def spend(self, plans: PlanSet, collected: Collected) -> None:
         """A step has used these gradients."""
 

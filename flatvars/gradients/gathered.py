@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import compress
-from operator import is_not
+from operator import is_, is_not
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from ..backend import Sources
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, normal_tensors
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -115,17 +116,39 @@ class Gathered(Gradients):
     @torch.no_grad()
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
         plans = checked(self.plans)
-        given = plans.pending() if grads is None else aligned(plans, grads)
-        touched = [grad is not None for grad in given]
+        # On a GPU, who drops a gradient must hold it in hand: its memory may belong to another stream.
+        told = plans.repeats.take() if grads is None and self.registry.device.type == "cpu" else None
+        given: Sequence[Tensor | None] = plans.left if told is not None else self._given(plans, grads)
+        # What no kernel can read is refused before anything is changed.
+        sources, touched, _held = (*told, None) if told else self._tell(plans, given, from_grad=grads is None)
         if not any(touched):
             return
-        ready = plans.in_memory_order(given)  # which refuses what no kernel can read, before anything is changed
         self._forget(self._spent.intersection(plans.ids))
-        self._gather(plans, ready, touched, scale)
-        if grads is None:
+        self._gather(plans, sources, touched, scale)
+        if told is not None:
+            plans.clear(touched)
+        elif grads is None:
             plans.drop(given)
 
-    def _gather(self, plans: PlanSet, ready: Sequence[Tensor | None], touched: list[bool], scale: float) -> None:
+    @staticmethod
+    def _given(plans: PlanSet, grads: Given) -> Sequence[Tensor | None]:
+        return plans.pending() if grads is None else aligned(plans, grads)
+
+    @staticmethod
+    def _tell(
+        plans: PlanSet, given: Sequence[Tensor | None], from_grad: bool
+    ) -> tuple[list[Sources], list[bool], Sequence[Tensor | None]]:
+        """What launches are told of gradients, looked at one by one; which these are; and what they must find alive."""
+        touched = list(map(exists, given))
+        if not any(touched):
+            return [], touched, given
+        ready = plans.in_memory_order(given)
+        sources = plans.scattered(ready)
+        if from_grad and all(map(is_, ready, given)):
+            plans.repeats.note(sources, touched)
+        return sources, touched, ready
+
+    def _gather(self, plans: PlanSet, sources: Sequence[Sources], touched: list[bool], scale: float) -> None:
         """Takes gradients of the store's plans into the stream: one launch a region, and the norm on the way."""
         held = self._open | self._spent
         add = not held.isdisjoint(plans.ids)
@@ -133,8 +156,8 @@ class Gathered(Gradients):
             self._sweep(plans.variables)
         self._unswept.difference_update(plans.ids)
         plans.renew_norm()
-        for part in plans.parts:
-            part.plan.accumulate_(part.pick(ready), self.stream(part.region), float(scale), add)
+        for part, source in zip(plans.parts, sources, strict=True):
+            part.plan.accumulate_(source, self.stream(part.region), float(scale), add)
         self._open.update(compress(plans.ids, touched))
         self._note_norm(plans)
 
@@ -161,6 +184,25 @@ class Gathered(Gradients):
         mixed = [self._lying(variable) if lies else grad for variable, grad, lies in places]
         return Collected(plans.scattered(mixed), [grad is not None for grad in mixed], pending, any(held))
 
+    def flat(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> dict[torch.dtype, Tensor]:
+        held, waiting = (
+            collected.gathered,
+            [key for key, g in zip(plans.ids, collected.pending, strict=True) if exists(g)],
+        )
+        if held:
+            self._sweep(plans.variables)
+        if waiting or not held:
+            ready = plans.in_memory_order(collected.pending)
+            for part in plans.parts:
+                part.plan.accumulate_(part.pick(ready), self.stream(part.region), 1.0, held)
+            # It lies in `.grad` still: what the stream has is nobody's gradient.
+            self._unswept.difference_update(plans.ids if not held else ())
+            self._unswept.update(waiting)
+        streams = {part.region: self.stream(part.region) for part in plans.parts}
+        for stream in streams.values() if grad_scale is not None else ():
+            stream.mul_(1.0 / grad_scale)  # type: ignore[operator]  # none is held under a scaler: it is scratch
+        return streams
+
     def _join(self, plans: PlanSet, pending: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Adds what is pending of open variables to what the stream holds of them; returns what is pending still."""
         both = {
@@ -170,7 +212,8 @@ class Gathered(Gradients):
             return pending
         whole = self.plans()
         given = [both.get(key) for key in whole.ids]
-        self._gather(whole, whole.in_memory_order(given), [grad is not None for grad in given], 1.0)
+        sources, touched, _held = self._tell(whole, given, from_grad=False)
+        self._gather(whole, sources, touched, 1.0)
         plans.drop([both.get(key) for key in plans.ids])
         return [None if key in both else grad for key, grad in zip(plans.ids, pending, strict=True)]
 

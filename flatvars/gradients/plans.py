@@ -166,6 +166,11 @@ class PlanSet:
         for param, _ in present:
             param.grad = None
 
+    def clear(self, touched: Sequence[bool]) -> None:
+        """Makes `.grad` None where there is one, on a CPU."""
+        for param in compress(self.params, touched):
+            param.grad = None
+
     def note(self, pending: Sequence[Tensor | None], touched: list[bool], zeroed: set[int]) -> None:
         """Keeps a receipt of the `.grad`s that a step has used.
 

@@ -258,6 +258,12 @@ class Views(Gradients):
         self.norm_for(plans, collected)
         return plans.written(collected.sources)
 
+    def flat(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> dict[torch.dtype, Tensor]:
+        streams = {part.region: self.stream(part.region) for part in plans.parts}
+        if grad_scale is None:
+            return streams
+        return {region: stream * (1.0 / grad_scale) for region, stream in streams.items()}
+
     def spend(self, plans: PlanSet, collected: Collected) -> None:
         self._keep_receipt(plans, collected)
 

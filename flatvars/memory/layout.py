@@ -13,6 +13,7 @@ import torch
 
 from ..backend import UNIT, Segments, round_up
 from .batches import Batch, Block, find_batches, matrix_of
+from .ranks import GRAIN, Ranks
 from .spec import VarSpec
 
 ALIGNMENT = 128
@@ -69,10 +70,19 @@ class Layout:
 
     Physical order differs: in each region trainable variables come first, those among them first that lie side by side,
     shape by shape; frozen ones and buffers come last.
+
+    Attributes:
+        ranks: Over whom the trainable parts are divided, in equal ranges; None where they are one process's.
     """
 
     spans: tuple[Span, ...] = ()
     regions: tuple[Region, ...] = ()
+    ranks: Ranks | None = None
+
+    def share(self, dtype: torch.dtype, rank: int | None = None) -> tuple[int, int]:
+        """Elements of a region's trainable part whose state a rank keeps, this one if not given; all without ranks."""
+        numel = self.region_of[dtype].trainable_numel
+        return (0, numel) if self.ranks is None else self.ranks.share(numel, rank)
 
     @cached_property
     def region_of(self) -> dict[torch.dtype, Region]:
@@ -179,13 +189,19 @@ def element_alignment(dtype: torch.dtype, alignment: int = ALIGNMENT) -> int:
     return math.lcm(max(alignment // dtype.itemsize, 1), Segments.LANES)
 
 
-def plan_layout(specs: Sequence[VarSpec], alignment: int = ALIGNMENT, side_by_side: Collection[int] = ()) -> Layout:
+def plan_layout(
+    specs: Sequence[VarSpec],
+    alignment: int = ALIGNMENT,
+    side_by_side: Collection[int] = (),
+    ranks: Ranks | None = None,
+) -> Layout:
     """Lays out variables: one region per dtype, trainable first, every span aligned.
 
     Args:
         specs: In creation order, with unique names.
         alignment: Bytes, a power of two.
         side_by_side: Indices of specs to come first in their regions, those of one shape and memory order in a row.
+        ranks: Who shares the state: trainable parts are padded to equal ranges, and no unit of 128 elements is cut.
 
     Returns:
         The layout. It depends on these alone.
@@ -196,16 +212,20 @@ def plan_layout(specs: Sequence[VarSpec], alignment: int = ALIGNMENT, side_by_si
     for dtype in dict.fromkeys(spec.dtype for spec in specs):
         members = [i for i, spec in enumerate(specs) if spec.dtype == dtype]
         step = element_alignment(dtype, alignment)
+        step = step if ranks is None else math.lcm(step, GRAIN)
         cursor = 0
         trainable_numel = trainable_units = unit = 0
         for i in _physical_order(specs, members, side_by_side):
+            if not specs[i].has_room:
+                cursor = max(cursor, trainable_numel)
             offsets[i], units[i] = cursor, unit
             cursor = round_up(cursor + specs[i].numel, step)
             unit += -(-specs[i].numel // UNIT)
             if specs[i].has_room:
-                trainable_numel, trainable_units = cursor, unit
+                trainable_numel, trainable_units = cursor if ranks is None else ranks.padded(cursor), unit
+        cursor = max(cursor, trainable_numel)
         regions.append(Region(dtype, cursor, trainable_numel, trainable_units))
-    return Layout(tuple(Span(spec, offsets[i], units[i]) for i, spec in enumerate(specs)), tuple(regions))
+    return Layout(tuple(Span(spec, offsets[i], units[i]) for i, spec in enumerate(specs)), tuple(regions), ranks)
 
 
 def _physical_order(specs: Sequence[VarSpec], members: Sequence[int], side_by_side: Collection[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +15,12 @@ from ..backend import UNIT, Format, FormatPart, Stored, round_up
 from ..errors import FlatvarsError
 from .layout import Layout, Span
 from .pages import paged_zeros
+from .piece import piece_of
+from .ranks import GRAIN
 
 VALUES = "values"
 GRADS = "grads"
 FROZEN_ELEMENTS = "frozen_elements"
-
-GRAIN = 128
-"""Elements. A stream over a part of a region begins and ends on multiples of it, or ends with the trainable part."""
 
 Cover = tuple[int, int]
 """Elements of a region, from the first to the one behind the last."""
@@ -51,6 +51,7 @@ class Stream:
         base: Element of the region at which the range begins.
         shared: Other processes use it, who find memory by the storage of a tensor: pieces are then plain views, and
             another process gets the whole buffer, once.
+        divided: It is a rank's share: of a variable it holds all, a part or nothing, and what shows that is a `Piece`.
         format: How numbers are stored; None where the dtype of the buffer says it.
         beside: The buffers of the other parts of the format.
         unit: The unit at which those of them begin that have an item for each unit.
@@ -59,6 +60,7 @@ class Stream:
     buffer: Tensor
     base: int = 0
     shared: bool = False
+    divided: bool = False
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
     unit: int = 0
@@ -73,14 +75,24 @@ class Stream:
             return self
         if self.format is not None:
             raise FlatvarsError("a stream of a format is not cut: its units begin where variables do")
-        return Stream(self.buffer[base - self.base :], base, self.shared)
+        return dataclasses.replace(self, buffer=self.buffer[base - self.base :], base=base)
 
     def covers(self, span: Span) -> bool:
-        """Whether it holds all of a variable."""
-        return self.base <= span.offset and span.stop <= self.base + len(self.buffer)
+        """Whether it holds all of a variable, or this rank's part of it."""
+        return self.divided or (self.base <= span.offset and span.stop <= self.base + len(self.buffer))
+
+    def share(self, span: Span) -> tuple[int, Tensor]:
+        """The elements of a variable that it holds, [elements] in memory order, and which of them is the first."""
+        first = min(max(self.base - span.offset, 0), span.numel)
+        stop = min(max(self.base + len(self.buffer) - span.offset, first), span.numel)
+        begin = span.offset + first - self.base if first < stop else 0
+        return first, self.buffer[begin : begin + stop - first]
 
     def view(self, span: Span) -> Tensor:
-        """The variable's own shape over the stream, in its memory order."""
+        """The variable's own shape over the stream, in its memory order; a `Piece` where the stream is divided."""
+        if self.divided:
+            first, local = self.share(span)
+            return piece_of(local, first, span.spec.shape, span.spec.stride)
         return self.buffer.as_strided(span.spec.shape, span.spec.stride, span.offset - self.base)
 
     def flat(self, span: Span) -> Tensor:
@@ -97,6 +109,8 @@ class Stream:
         tensor.
         """
         device = self.buffer.device.type
+        if self.divided:
+            return self.view(span)
         if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and self.buffer.is_shared()):  # type: ignore[no-untyped-call]
             return self.view(span).data
         return own_storage(self.flat(span)).as_strided(span.spec.shape, span.spec.stride)
@@ -165,10 +179,11 @@ class Stream:
             part.copy_(items)
 
     def room(self, span: Span) -> Tensor:
-        """Where to put what `write` is then given of a variable, [shape]: in place, or anew for a format."""
-        if not self.is_encoded(span):
+        """Where to put what `write` is then given of a variable, [shape]: in place, or anew for a format or a share."""
+        if not self.is_encoded(span) and not self.divided:
             return self.view(span)
-        return torch.empty_strided(span.spec.shape, span.spec.stride, dtype=torch.float32, device=self.buffer.device)
+        dtype = self.dtype_of(span)
+        return torch.empty_strided(span.spec.shape, span.spec.stride, dtype=dtype, device=self.buffer.device)
 
     def take(self, span: Span, other: Stream, origin: Span) -> None:
         """Writes what another stream holds of a variable, as it is where both store it alike."""
@@ -191,7 +206,12 @@ class Stream:
 
     def is_like(self, other: Stream) -> bool:
         """Whether `replace` may be given another stream."""
-        return self.cover == other.cover and self.format == other.format and self.unit == other.unit
+        return (
+            self.cover == other.cover
+            and self.divided == other.divided
+            and self.format == other.format
+            and self.unit == other.unit
+        )
 
 
 class Streams:
@@ -210,6 +230,7 @@ class Streams:
         self._streams: dict[tuple[str, torch.dtype], Stream] = {}
         self._form_of: dict[str, FormOf] = {}
         self._partial: set[str] = set()  # streams that cover what they were asked for, and not a whole trainable part
+        self._divided: set[str] = set()  # streams of this rank's share alone
         for region in layout.regions:
             self._streams[VALUES, region.dtype] = self._values(self._zeros(region.numel, region.dtype))
 
@@ -233,6 +254,33 @@ class Streams:
 
     def values(self, region: torch.dtype) -> Tensor:
         return self._streams[VALUES, region].buffer
+
+    def share_of(self, name: str, region: torch.dtype, form_of: FormOf) -> Stream:
+        """A stream over this rank's share of a region; made of zeros when first asked for.
+
+        Raises:
+            FlatvarsError: a format, whose parts would have to be shown and moved in pieces.
+        """
+        old = self._streams.get((name, region))
+        if old is not None:
+            return old
+        form = form_of(region)
+        if not isinstance(form, torch.dtype):
+            raise FlatvarsError(
+                "state that is shared out over ranks cannot be stored in a format of blocks; give a plain "
+                "state_dtype=, such as torch.bfloat16, or make the store without mesh="
+            )
+        self._form_of[name] = form_of
+        self._divided.add(name)
+        start, stop = self.layout.share(region)
+        made = Stream(self._zeros(stop - start, form), start, divided=True)
+        self._streams[name, region] = made
+        return made
+
+    @property
+    def divided(self) -> list[str]:
+        """Names of the streams that hold this rank's share alone."""
+        return list(dict.fromkeys(name for name, _ in self._streams if name in self._divided))
 
     def get(self, name: str, region: torch.dtype, form_of: FormOf = same_dtype, cover: Cover | None = None) -> Stream:
         """The stream `name` of a region; made of zeros when first asked for.

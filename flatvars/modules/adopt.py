@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import FlatvarsError, SpecError
+from ..memory.spec import VarSpec
+from ..memory.streams import VALUES
 from ..variables.lazy import is_lazy
 from ..variables.places import Place
 from ..variables.registry import Adopted, Registry, variable_of
@@ -45,6 +47,7 @@ def adopt(
     on_meta = [entry for entry in found if entry.tensor.is_meta]
     initialize = plan_values(registry, module, list(zip(found, specs, strict=True)), prefix, init)
     registry.check_names([name for entry in everything for name in entry.names])
+    check_ranks(registry, specs)
     if former is not None:
         release_all(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
     for entry in on_meta:
@@ -62,6 +65,28 @@ def adopt(
         materialize_buffers(module, registry.device)
         with torch.no_grad():
             initialize()
+    share_values(registry, specs)
+
+
+def check_ranks(registry: Registry, specs: list[VarSpec]) -> None:
+    """Raises DisagreementError, on every rank that shares the store's state, if one adopts something else."""
+    if registry.group is not None:
+        facts = {spec.name: f"{spec.shape} {spec.dtype}{'' if spec.has_room else ' frozen'}" for spec in specs}
+        registry.group.check_same("the tensors of their modules", facts, registry.device)
+
+
+@torch.no_grad()
+def share_values(registry: Registry, specs: list[VarSpec]) -> None:
+    """Sends the first rank's values to all: of a whole region at once, where it is new."""
+    if registry.group is None:
+        return
+    if len(specs) == len(registry.variables):
+        for region in registry.layout.regions:
+            registry.group.send_from_first(registry.streams.values(region.dtype))
+        return
+    for spec in specs:
+        variable = registry.by_name[spec.name]
+        registry.group.send_from_first(registry.streams.get(VALUES, spec.dtype).flat(variable.span))
 
 
 def adopt_buffers(registry: Registry, module: nn.Module, prefix: str) -> list[str]:

@@ -21,6 +21,7 @@ from .muon import Muon
 from .muon_settings import muon_settings
 from .nadam import NAdam
 from .own_rule import RuleOptimizer
+from .prodigy import Prodigy
 from .radam import RAdam
 from .rmsprop import RMSprop
 from .rprop import Rprop
@@ -50,6 +51,7 @@ __all__ = [
     "Muon",
     "NAdam",
     "Optimizer",
+    "Prodigy",
     "RAdam",
     "RMSprop",
     "Rprop",

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..backend import AVERAGE, VALUE, Rule, Sources
+from ..backend import AVERAGE, VALUE, Rule, Sources, Stage
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
@@ -30,6 +30,7 @@ from .averaging import Averaging, check_average
 from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_tensor
 from .conveniences import Conveniences
 from .copies import get_state, set_state
+from .divided import DividedStep, step_divided
 from .entries import Entries
 from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
@@ -81,6 +82,9 @@ class Optimizer(Averaging, Conveniences):
     """Whether slow averages that are stored in bfloat16, such as those of squares, are rounded at random: to nearest,
     as torch.optim does it, they never decay. The draws depend on the store's seed, the variable's name, its step and
     the position alone. Set it to False on an optimizer to compare with torch's."""
+
+    elementwise = True
+    """Whether the step of an element depends on no other but through the norm: what can be shared out over ranks."""
 
     lengths: Mapping[str, int] = LENGTHS
     """Entries of a param group that are several numbers, and how many."""
@@ -140,6 +144,7 @@ class Optimizer(Averaging, Conveniences):
         self.entries = Entries(self)
         self._enrolled = -1  # version of the membership whose variables have rows
         self._plans: PlanSet | None = None
+        self._divided: DividedStep | None = None
         self._planned = -1  # version of the membership that the plans are for
         self._frozen: list[Tensor] = []
         self._last_rules: dict[int, Rule] = {}
@@ -423,13 +428,18 @@ class Optimizer(Averaging, Conveniences):
         gradients = gradients_of(self.registry)
         collected = gradients.collect(plans)
         touched = collected.touched
-        if strict and not all(hits := gradients.hits(plans, collected)):
+        divided = self.states.is_divided
+        if strict and not divided and not all(hits := gradients.hits(plans, collected)):
             names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
             check_complete(names)
         self.entries.settle(strict=True)
         self._count()
         self._calls += 1
-        self._launch(plans, collected)
+        if divided:
+            step_divided(self, plans, collected, strict)
+            touched = [True] * len(plans.params)  # every rank has the values of all
+        else:
+            self._launch(plans, collected)
         self.entries.refresh()
         gradients.spend(plans, collected)
         # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
@@ -463,11 +473,23 @@ class Optimizer(Averaging, Conveniences):
             self._norm = norm
         if self.observes():
             self.observations.note(plans.variables, self.states.slots, plans)
+        self.launch_parts(plans, collected, norm, scaling)
+
+    def launch_parts(
+        self, plans: PlanSet, collected: Collected, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    ) -> None:
+        """The step of all variables."""
         for part, source in zip(plans.parts, collected.sources, strict=True):
             self.launch_part(plans, part, source, norm, scaling)
 
     def launch_part(
-        self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+        self,
+        plans: PlanSet,
+        part: Part,
+        source: Sources,
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
+        stage: Stage = "both",
     ) -> None:
         """The step of the variables of one region, and where there are several rules, of one rule."""
         rule = self.with_average(self.rule() if part.kind is None else part.kind)
@@ -488,6 +510,7 @@ class Optimizer(Averaging, Conveniences):
             keys=self._keys_for(rule, states),
             observed=self.observed()[0],
             check=self.check_changed,
+            stage=stage,
             **scaling,
         )
 

@@ -18,6 +18,7 @@ LEFT_OUT = {
     "_calls",
     "_counted",
     "_counting",
+    "_divided",
     "_enrolled",
     "_following",
     "_frozen",
@@ -56,6 +57,11 @@ class Copied(Recorded, Protocol):
 
 def get_state(optimizer: Copied) -> dict[str, Any]:
     """What an optimizer is, without its store's streams: param groups by index, states one by one."""
+    if optimizer.states.is_divided:
+        raise FlatvarsError(
+            f"the state of this {type(optimizer).__name__} is shared out over ranks, and a copy would hold this rank's "
+            "part alone; save it with torch.distributed.checkpoint (see flatvars/distributed/README.md)"
+        )
     plain = {name: value for name, value in optimizer.__dict__.items() if name not in LEFT_OUT}
     plain = {name: value for name, value in plain.items() if not name.endswith("_hooks")}
     record = optimizer.capture()

@@ -143,7 +143,7 @@ class Entries(MutableMapping[Any, Any]):
         torch.distributed.checkpoint asks, and makes the state of a new optimizer by a step with zeros: but only if it
         finds no `.grad` next.
         """
-        if len(self):
+        if len(self) or self._optimizer.states.is_divided:
             return True
         gradients_of(self._optimizer.states.registry).hide_empty()
         return False
@@ -196,7 +196,11 @@ class Entries(MutableMapping[Any, Any]):
         rule = optimizer.rule_for(variable)
         if variable.id in self._dropped or not (optimizer.names_of(variable) or rule.keeps_step):
             return False
-        return rule.early or is_set(float(optimizer.states.steps[optimizer.states.slots[variable.id]]))
+        return (
+            rule.early
+            or optimizer.states.is_divided
+            or is_set(float(optimizer.states.steps[optimizer.states.slots[variable.id]]))
+        )
 
     def _present(self) -> list[Variable]:
         """Variables with an entry: those of the param groups first. Waits for the device, once."""
@@ -209,7 +213,7 @@ class Entries(MutableMapping[Any, Any]):
         def stepped(v: Variable) -> bool:
             rule = common or optimizer.rule_for(v)
             return (
-                (rule.early or is_set(counts[states.slots[v.id]]))
+                (rule.early or states.is_divided or is_set(counts[states.slots[v.id]]))
                 and v.id not in self._dropped
                 and (rule.keeps_step or bool(optimizer.names_of(v)))
             )
@@ -275,7 +279,7 @@ class Entries(MutableMapping[Any, Any]):
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
-            early = (common or optimizer.rule_for(variable)).early
+            early = (common or optimizer.rule_for(variable)).early or states.is_divided
             has_state = early or is_set(counts[states.slots[variable.id]])
             if missing and variable.id not in self._dropped and has_state:
                 self._show(entry, variable)

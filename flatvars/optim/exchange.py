@@ -10,6 +10,7 @@ import torch
 from ..backend import Rule
 from ..gradients.plans import Part, PlanSet, checked
 from ..memory.streams import Stream
+from .divided import DividedStep
 from .entries import Entries
 from .states import States, origin_of
 
@@ -46,7 +47,9 @@ def apply_once(
     plans = checked(lambda: optimizer.room_plans(groups))
     optimizer.entries.settle(strict=True)
     steps = optimizer.states.steps.clone()
-    for part in plans.parts:
+    registry = plans.registry
+    divided = None if registry.group is None else DividedStep(plans, registry.group)
+    for part in plans.parts if divided is None else [share.part for share in divided.shares]:
         if regions is not None and part.region not in regions:
             continue
         values = plans.values(part)
@@ -65,4 +68,6 @@ def apply_once(
             skipped=optimizer.states.skipped,
             own=optimizer.states.scalars(rule.own),
         )
+    if divided is not None:
+        divided.gather_values()
     torch.autograd.graph.increment_version(plans.params)

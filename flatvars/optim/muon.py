@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import ADAMW, AMSGRADW, MUON, MUON_APPLY, Rule, Sources
+from ..backend import ADAMW, AMSGRADW, MUON, MUON_APPLY, Rule, Sources, Stage
 from ..errors import SpecError
 from ..gradients.plans import Part, PlanSet
 from ..memory.batches import matrix_of, split_block
@@ -84,6 +84,7 @@ class Muon(Optimizer):
     """
 
     several = True
+    elementwise = False
 
     def __init__(
         self,
@@ -261,10 +262,16 @@ class Muon(Optimizer):
     # Stepping ---------------------------------------------------------------------------------------------------------
 
     def launch_part(
-        self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+        self,
+        plans: PlanSet,
+        part: Part,
+        source: Sources,
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
+        stage: Stage = "both",
     ) -> None:
         if part.kind is not MUON:
-            super().launch_part(plans, part, source, norm, scaling)
+            super().launch_part(plans, part, source, norm, scaling, stage)
             return
         (momentum,) = self.states.streams(part.region, MUON.states)
         frozen = self.registry.streams.find(FROZEN_ELEMENTS, part.region)

@@ -176,7 +176,7 @@ def _fetch(fetch: FetchState, name: str, stream: Stream, variables: list[Variabl
         room = stream.room(variable.span)
         if not fetch(name, variable, room):
             stream.write(variable.span, None)
-        elif stream.format is not None:
+        elif stream.format is not None or stream.divided:
             stream.write(variable.span, room)
 
 

@@ -207,6 +207,11 @@ class States:
 
     # Streams --------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether this rank keeps the state of its share alone."""
+        return self.registry.group is not None
+
     def key_of(self, name: str) -> str:
         """What the stream of a state is called in the store."""
         return f"{self._key}.{name}"
@@ -233,9 +238,13 @@ class States:
         """By name, over one range."""
         if not names:
             return {}
-        cover, streams = self._cover(region, names), self.registry.streams
-        before = [self.find(name, region) for name in names]
-        made = [streams.get(self.key_of(name), region, self._form_of(name), cover) for name in names]
+        streams, keys = self.registry.streams, [self.key_of(name) for name in names]
+        before, forms = [self.find(name, region) for name in names], map(self._form_of, names)
+        if self.is_divided:
+            made = [streams.share_of(key, region, form) for key, form in zip(keys, forms, strict=True)]
+        else:
+            cover = self._cover(region, names)
+            made = [streams.get(key, region, form, cover) for key, form in zip(keys, forms, strict=True)]
         self.version += any(old is not new for old, new in zip(before, made, strict=True))
         return dict(zip(names, made, strict=True))
 

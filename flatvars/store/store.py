@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ..checkpoint.match import DtypePolicy, Rename
 from ..checkpoint.opening import PathOrStream, TorchKey
 from ..checkpoint.save import write
 from ..checkpoint.snapshot import restore, take
+from ..distributed.group import Group
 from ..errors import UnknownNameError
 from ..gradients import freezing, norms
 from ..gradients.attached import gradients_of, make_registry, masks_of
@@ -45,6 +46,9 @@ from .devices import check_arguments, concrete, device_of
 from .given import check_module, registry_in
 from .looking import check_layout, only_region, summary, summary_of
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh  # which not every torch was built with
+
 _stores: weakref.WeakKeyDictionary[Registry, weakref.ref[VarStore]] = weakref.WeakKeyDictionary()
 
 
@@ -62,6 +66,8 @@ class VarStore:
             `.data =`, a conversion inside a forward pass): "follow" copies the values back in, with one re-carve if
             dtypes or devices changed, and warns once (`flatvars.MovedWarning`); "error" raises AliasError. What would
             lose something raises in both.
+        mesh: A one-dimensional mesh of data parallel ranks that share optimizer state, each a range: see
+            `flatvars/distributed/README.md`. Every rank has all values.
 
     Example:
         >>> store = VarStore.from_module(nn.Linear(4, 2))
@@ -78,9 +84,11 @@ class VarStore:
         grads: Mode = "gather",
         on_duplicate: OnDuplicate = "suffix",
         on_moved: OnMoved = "follow",
+        mesh: DeviceMesh | None = None,
     ) -> None:
         check_arguments(device, dtype)
-        self._hold(make_registry(concrete(device), grads, seed, on_moved), dtype, on_duplicate)
+        group = None if mesh is None else Group(mesh)
+        self._hold(make_registry(concrete(device), grads, seed, on_moved, group), dtype, on_duplicate)
 
     def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: OnDuplicate) -> None:
         self._registry = registry
@@ -133,6 +141,7 @@ class VarStore:
         init: Init | None = None,
         seed: int = 0,
         on_moved: OnMoved = "follow",
+        mesh: DeviceMesh | None = None,
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
 
@@ -157,12 +166,15 @@ class VarStore:
                 raises passes through; the module then lies in the store, with zeros where nothing was written yet.
             seed: Of initializers, as for `VarStore`.
             on_moved: As for `VarStore`.
+            mesh: A one-dimensional mesh of data parallel ranks: steps average gradients over them, each rank keeps the
+                optimizer state of its range alone, and the first rank's values are sent to all here. DDP is not needed.
 
         Raises:
             SpecError: a sparse, complex or subclassed parameter, one that a store of more than this module holds, or
                 whose memory other processes share,
                 two that share memory, or meta modules without an initializer. The module is unchanged then.
             InitError: rules that do not match, or do not fit. The module is unchanged then.
+            DisagreementError: modules of other names, shapes or dtypes on some rank. No module is changed then.
 
         Example:
             >>> model = nn.Linear(4, 2)
@@ -172,7 +184,7 @@ class VarStore:
         """
         check_module(module)
         device = device_of(module) if device is None else device
-        store = cls(device, dtype or torch.float32, seed, grads=grads, on_moved=on_moved)
+        store = cls(device, dtype or torch.float32, seed, grads=grads, on_moved=on_moved, mesh=mesh)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..distributed.group import Group
 from ..errors import AliasError, FlatvarsError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
@@ -38,6 +39,7 @@ class Carving:
         after_carve: Called after spans moved.
         claims: Which tensors are its variables'.
         on_moved: What is done about memory that left the streams: "follow" or "error".
+        group: The ranks that share the state of optimizers, each a range of every region; None for one process.
         gradients: Of the variables, wherever they lie; whoever is a registry has them.
     """
 
@@ -46,6 +48,7 @@ class Carving:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.on_moved: OnMoved = FOLLOW
+        self.group: Group | None = None
         self._told = False  # that something was followed
         self.variables: list[Variable] = []
         self.generation = 0
@@ -215,7 +218,8 @@ class Carving:
     def _plan(self, specs: Sequence[VarSpec]) -> Layout:
         """The layout of specs of the first variables."""
         pairs = zip(specs, self.variables, strict=False)
-        return plan_layout(specs, side_by_side={i for i, (_, v) in enumerate(pairs) if v.id in self._side_by_side})
+        beside = {i for i, (_, v) in enumerate(pairs) if v.id in self._side_by_side}
+        return plan_layout(specs, side_by_side=beside, ranks=None if self.group is None else self.group.ranks)
 
     def _carve(
         self,
@@ -231,6 +235,12 @@ class Carving:
             source: Index of each variable that had something, and the index it had.
             announced: Whether it was told already that spans move.
         """
+        if self.group is not None and self._streams.divided:
+            raise FlatvarsError(
+                "optimizer state of this store is shared out over ranks, and laying the variables out anew would move "
+                "it from rank to rank: add, convert, move and unfreeze variables before the first step, or save with "
+                "torch.distributed.checkpoint and load into a new store and optimizer"
+            )
         if not announced:
             self._announce()
         for variable, spec in zip(self.variables, specs, strict=False):

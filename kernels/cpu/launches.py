@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ..segments import Segments
 from . import accumulate, norms, statistics, step
 from .fill import fill
 from .gradients import TILE
-from .squares import units_of
+from .squares import GROUP, units_of
 
 __all__ = ["CpuLaunches", "bind", "fill"]
 
@@ -38,6 +39,12 @@ class CpuLaunches:
         self._units = units_of(tables)
         self._sums: dict[int, step.Measures] = {}
         self._written = torch.zeros(len(tables.segments), dtype=torch.uint8)
+
+    lanes: ClassVar[int] = GROUP
+
+    def squares(self) -> Tensor:
+        """See `Launches.squares`."""
+        return torch.from_numpy(self._units.squares)
 
     def written(self) -> Tensor:
         """See `Launches.written`."""
@@ -76,6 +83,11 @@ class CpuLaunches:
         units = self._units
         scratch = np.zeros_like(units.squares, shape=(len(OBSERVED), len(units.squares)))
         return step.Measures(np.zeros((0, 0)), units.firsts, scratch)
+
+    def sums(self, rule: Rule) -> Tensor:
+        """See `Launches.sums`."""
+        assert rule.statistics is not None
+        return torch.from_numpy(self._measures(len(rule.statistics.names)).sums)
 
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs

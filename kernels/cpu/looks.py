@@ -55,8 +55,8 @@ class Looks(NamedTuple):
     Attributes:
         describe: `(tensors, count, of_grad, rows, width)`: writes a row of `width` words for each of these tensors,
             or of what lies in its `.grad`; returns whether all could be told: not of sparse gradients, which have no
-            address, nor of negative views without axes (all others show in their strides, which are even), nor of
-            tensors with more axes than there is room for.
+            address, nor of those that are read with the other sign, nor of tensors with more axes than there is room
+            for.
         compare: The same arguments: whether `describe` would write what is there.
         hold: `(tensors, count, others, addresses, versions)`: whether what lies in `.grad` of each of these tensors is
             the other one, which lies at its address; writes the versions of the others, int64, if there is an address
@@ -173,7 +173,7 @@ def _describers(shim: list[int], grad: int, is_neg: int, undefined: int) -> tupl
             if not describe_kind(tensor, row, answer):
                 return False
         told = describe_place(tensor, row, width, answer)
-        return told and (of_grad == 0 or read_int(row, 1) != 0 or not ask_whether(is_neg, tensor))
+        return told and (of_grad == 0 or not ask_whether(is_neg, tensor))
 
     def describe(tensors: Any, count: Any, of_grad: Any, rows: Any, width: Any) -> Any:
         answer = room()

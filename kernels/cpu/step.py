@@ -318,8 +318,16 @@ def updater_arguments(number: Any) -> list[Any]:
     return [word, word, number, number, *[word] * 6, number, *[word] * 14]
 
 
+@functools.cache
 def drawer(kinds: int) -> Any:
     """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw."""
+    if kinds == 0:
+
+        @compiled
+        def draw_nothing(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
+            """Most rules draw nothing, and compile in two thirds of the time without the generator."""
+
+        return draw_nothing
 
     @compiled
     def draw(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:

@@ -19,6 +19,7 @@ from .mars import MARS
 from .muon import MUON, MUON_APPLY, MUON_DIRECTION
 from .nadam import NADAM
 from .observe import OBSERVED, observe
+from .prodigy import PRODIGY
 from .radam import RADAM
 from .rmsprop import RMSPROP, RMSPROP_CENTERED, RMSPROP_CENTERED_MOMENTUM, RMSPROP_MOMENTUM
 from .rprop import RPROP
@@ -55,6 +56,7 @@ __all__ = [
     "NADAM",
     "OBSERVED",
     "OPTIONS",
+    "PRODIGY",
     "PUT_BACK",
     "RADAM",
     "RMSPROP",

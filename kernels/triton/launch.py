@@ -56,8 +56,7 @@ def tile_for(segments: Segments) -> Launch:
     """The largest block that leaves few lanes idle over these variables."""
     if INTERPRETED:  # the time of a tile does not depend on its size
         return TILE
-    numels = np.array(segments.numels, dtype=np.int64)
-    lanes = [int(np.maximum(-(-numels // tile.block), 1).sum()) * tile.block for tile in TILES]
+    lanes = [int(np.maximum(-(-segments.lengths // tile.block), 1).sum()) * tile.block for tile in TILES]
     return next(tile for tile, count in zip(TILES, lanes, strict=True) if count <= IDLE * lanes[-1])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from .handles import Handles
 from .launch import Launch, on, program_limit, tile_for
 from .norms import ORDER_INF, ORDER_OTHER, variable_norms_kernel
 from .numbers import constants_of, statistics_constants_of
-from .squares import GROUP_UNITS
+from .squares import GROUP_UNITS, SEATS
 from .statistics import statistics_kernel
 from .step import step_kernel
 from .stored import codes_of, scales_of
@@ -76,6 +77,12 @@ class TritonLaunches:
         Numbers, so that nothing has to be cleared, and on the device, so that a captured graph goes on counting.
         """
         return torch.zeros(1 + len(self.tables.segments), dtype=torch.int32, device=self.tables.device)
+
+    lanes: ClassVar[int] = SEATS.value
+
+    def squares(self) -> Tensor:
+        """See `Launches.squares`."""
+        return self._squares
 
     def written(self) -> Tensor:
         """See `Launches.written`."""
@@ -178,6 +185,11 @@ class TritonLaunches:
         """Scratch of what a step tells of its variables: [sums, units]."""
         tables = self.tables
         return torch.zeros((len(OBSERVED), self._units), dtype=tables.compute_dtype, device=tables.device)
+
+    def sums(self, rule: Rule) -> Tensor:
+        """See `Launches.sums`."""
+        assert rule.statistics is not None
+        return self._sums(len(rule.statistics.names))[1]
 
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.host import Stepping, host_costs
-from flatvars.kernels.cpu import looks
+from flatvars.kernels import looks
 from tests.parity.pairs import MODES
 
 
@@ -51,10 +52,14 @@ def test_the_counter_sees_a_call_per_variable(mode: str) -> None:
 LIMITS = {"step and zero_grad": 10.0, "as views": 10.0}
 
 
-@pytest.mark.parametrize("what", LIMITS)
-def test_little_more_than_reading_gradients(what: str) -> None:
+def test_little_more_than_reading_gradients() -> None:
     """The best of several: a machine that is busy elsewhere makes none of them faster."""
-    if looks.load() is None:
+    if looks._looks() is None:
         pytest.skip("tensors of this torch are looked at in Python")
-    ratios = [(costs := host_costs(1_000, rounds=7))[what] / costs["read .grad"] for _ in range(5)]
-    assert min(ratios) < LIMITS[what]
+    best = dict.fromkeys(LIMITS, math.inf)
+    for _ in range(5):
+        costs = host_costs(1_000, rounds=7)
+        best = {what: min(ratio, costs[what] / costs["read .grad"]) for what, ratio in best.items()}
+        if all(best[what] < limit for what, limit in LIMITS.items()):
+            break
+    assert all(best[what] < limit for what, limit in LIMITS.items()), best

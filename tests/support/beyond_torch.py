@@ -185,6 +185,23 @@ def mars(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Updat
     return p - group["lr"] * (group["weight_decay"] * p + u), (m, v, g)
 
 
+def prodigy(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 2306.06101, konstmish/prodigy, with a distance that is given."""
+    g, (beta1, beta2), d = _signed(g, group), group["betas"], group["d"]
+    beta3 = beta2**0.5 if group["beta3"] is None else group["beta3"]
+    rate = d * group["lr"]
+    if group["use_bias_correction"]:
+        rate *= (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+    if not group["decouple"]:
+        g = g + group["weight_decay"] * p
+    m, v = beta1 * states[0] + d * (1 - beta1) * g, beta2 * states[1] + d * d * (1 - beta2) * g * g
+    s = beta3 * states[2] + d / group["d0"] * (d if group["safeguard_warmup"] else rate) * g
+    first = p if step == 1 else states[3]
+    if group["decouple"]:
+        p = p * (1 - group["weight_decay"] * rate)
+    return p - rate * m / (v.sqrt() + group["next_d"] * group["eps"]), (m, v, s, first)
+
+
 def averaged(truth: Callable[..., Update], schedule: str) -> Callable[..., Update]:
     """An update, and the average of its values before all states, the number of its updates behind them."""
 

@@ -26,6 +26,7 @@ from flatvars.kernels.rules import (
     LION,
     MARS,
     NADAM,
+    PRODIGY,
     RADAM,
     RMSPROP,
     RMSPROP_CENTERED,
@@ -115,6 +116,17 @@ LARS_GROUP = {
     "trust_coeff": 1e-3,
     "trust_clip": False,
     "eps": 1e-8,
+}
+PRODIGY_GROUP = {
+    "betas": (0.9, 0.999),
+    "beta3": None,
+    "eps": 1e-8,
+    "decouple": True,
+    "use_bias_correction": False,
+    "safeguard_warmup": False,
+    "d": 0.25,
+    "d0": 0.125,
+    "next_d": 0.25,
 }
 ASGD_GROUP = {"lambd": 1e-4, "alpha": 0.75, "t0": 1e6}
 
@@ -232,6 +244,14 @@ CASES = {
     ),
     "cautious-updates-off": Case(
         cautious_updates(ADAMW), adam_group(weight_decay=0.1, cautious=False), beyond_torch.cautious_updates
+    ),
+    "prodigy": Case(
+        PRODIGY,
+        group_of(PRODIGY_GROUP, lr=0.1, weight_decay=0.1, decouple=False, use_bias_correction=True),
+        beyond_torch.prodigy,
+    ),
+    "prodigy-plain": Case(
+        PRODIGY, group_of(PRODIGY_GROUP, lr=0.5, weight_decay=0.1, beta3=0.9, next_d=0.3), beyond_torch.prodigy
     ),
     "ema-adamw": Case(
         averaged(ADAMW, "constant"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.cases.cell import FORMATS, STATES, CannotRunError, Cell
+from bench.cases.cell import FAMILY, FORMATS, STATES, CannotRunError, Cell
 from bench.harness.timing import measure_round, middle
 from bench.peers import FULL, PEERS, QUICK, load
 from bench.plan import CASES, full_cells, quick_cells
@@ -54,6 +54,13 @@ def test_gates_are_green(cell, peer):
     contender.close()
 
 
+@pytest.mark.parametrize("optimizer", FAMILY)
+@pytest.mark.parametrize("peer", ["flatvars", "torch foreach"])
+def test_gates_of_the_family_are_green(optimizer, peer):
+    checked = load(PEERS[peer]).cases["step"](Cell("step", SMALL, optimizer), "cpu").check()
+    assert checked.green, checked.text
+
+
 def test_what_torch_cannot_is_refused_with_the_reason():
     refused = PAIRS.keys() - ABLE.keys()
     assert len(refused) == 75
@@ -90,7 +97,8 @@ def test_every_planned_cell_exists_once(device):
         assert all(cell.workload.numel > 0 and cell.case in CASES for cell in planned)
     assert {cell.case for cell in full_cells(device)} == set(CASES)
     assert {(c.optimizer, c.format) for c in full_cells(device) if c.case == "step"} == {
-        (optimizer, form) for optimizer in STATES for form in FORMATS
+        *((optimizer, form) for optimizer in STATES for form in FORMATS),
+        *((optimizer, "float32") for optimizer in FAMILY),
     }
     # --quick covers every kernel: each rule, fill, norm, norms, both ways to accumulate.
     assert {cell.case for cell in quick_cells(device)} >= {"norm", "norms", "accumulate", "accumulate-add", "init"}

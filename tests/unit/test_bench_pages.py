@@ -19,6 +19,7 @@ from bench.report import readme
 from bench.report.headline import headline
 from bench.report.summary import TARGETS, averages, losses
 from bench.report.table import print_cell, print_summary
+from bench.report.trained import trained_part
 
 ROOT = Path(__file__).parents[2]
 MACHINE = {
@@ -152,6 +153,30 @@ def test_the_front_page_shows_rows_that_are_lost_too(folder, results):
     assert "a processor; torch 2, 2020-01-01, `python -m bench`" in text
     assert "](plots/2020-01-01-cpu-tensors.svg)" in text
     assert "Not measured yet" in headline([], folder, folder)
+
+
+def test_the_page_tells_of_the_main_job(tmp_path):
+    side = {"optimizer_ms": 3.0, "step_ms": None, "optimizer_work_count": 700, "valid_bits_per_byte_after": 2.5}
+    sides = {"torch": side, "flatvars": {**side, "optimizer_ms": 2.0, "optimizer_work_count": 7}}
+    job = {
+        "date": "2020-01-01T00:00:00+00:00",
+        "machine": {"gpu": None, "cpu": "a processor", "torch_threads": 2, "torch": "2"},
+        "command": "python -m bench.train",
+        "steps": 60,
+        "total_seconds": 100.4,
+        "agreement": {"first_loss_bit_equal": True, "largest_loss_difference": 1e-5},
+        "work_unit": "operators run",
+        "parameters": 1000,
+        "sides": sides,
+    }
+    (tmp_path / "small-cpu.json").write_text(json.dumps({**job, "many": {**job, "tensors": 1002}}))
+    (tmp_path / "one-side.json").write_text(json.dumps({**job, "sides": {"torch": side}}))
+    text = trained_part(tmp_path)
+    assert "a processor, 2 threads; torch 2; `python -m bench.train`: 60 steps, 100 s in all" in text
+    assert "| GPT: 1,000 parameters | optimizer part, milliseconds | 3 | 2 | 1.50x |" in text
+    assert "| small tensors: 1,002 tensors, 1,000 parameters | optimizer part, milliseconds | 3 | 2 | 1.50x |" in text
+    assert text.count("operators run | 700 | 7 | 100.00x") == 2
+    assert "Not measured yet" in trained_part(tmp_path / "none")
 
 
 def test_the_page_follows_the_results(folder, results):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from flatvars.errors import SpecError
 from flatvars.memory.layout import element_alignment, plan_layout
+from flatvars.memory.ranks import Ranks
 from flatvars.memory.spec import VarSpec, contiguous_stride, is_dense
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
@@ -136,3 +137,23 @@ def test_stretches_cover_the_chosen_and_nobody_else(model: list[VarSpec], data: 
     if chosen == trainable:
         assert len(stretches) <= len(layout.regions)
     assert all(stop <= layout.region_of[dtype].trainable_numel for dtype, _, stop in stretches)
+
+
+@given(specs(), st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_ranks_have_equal_shares_that_cut_no_unit(model: list[VarSpec], world: int) -> None:
+    layout = plan_layout(model, ranks=Ranks(0, world))
+    assert [span.spec for span in layout.spans] == model
+    for region in layout.regions:
+        shares = [layout.share(region.dtype, rank) for rank in range(world)]
+        assert shares[0][0] == 0
+        assert shares[-1][1] == region.trainable_numel <= region.numel
+        assert len({stop - start for start, stop in shares}) == 1
+        assert all(left[1] == right[0] and right[0] % 128 == 0 for left, right in pairwise(shares))
+        spans = sorted((s for s in layout.spans if s.spec.dtype == region.dtype), key=lambda s: (s.offset, s.stop))
+        assert all(left.stop <= right.offset for left, right in pairwise(spans))
+        for span in spans:
+            assert span.offset % 128 == 0
+            assert (
+                (span.stop <= region.trainable_numel) if span.spec.has_room else span.offset >= region.trainable_numel
+            )

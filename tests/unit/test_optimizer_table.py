@@ -28,8 +28,8 @@ RULES = {
     "RMSprop": (rules.RMSPROP, rules.RMSPROP_CENTERED_MOMENTUM),
 }
 # Bytes that the launch of the statistics adds: gradient and second moment; value and both moments once more (the step
-# reads no gradient, and moves no moment); value and gradient; both gradients.
-FIRST_LAUNCH = {"StableAdamW": 8, "LAMB": 12, "LARS": 8, "MARS": 8}
+# reads no gradient, and moves no moment); value and gradient; both gradients; as of LAMB.
+FIRST_LAUNCH = {"StableAdamW": 8, "LAMB": 12, "LARS": 8, "MARS": 8, "Prodigy": 12}
 
 
 def test_every_optimizer_has_a_row() -> None:

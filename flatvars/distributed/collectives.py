@@ -1,0 +1,47 @@
+"""The collectives that are used, in place on flat buffers; torch has renamed them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+# torch 2.13 deprecates the names ending in `_tensor`, which older versions have alone.
+_RENAMED = hasattr(dist, "reduce_scatter_single")
+_reduce_scatter: Any = getattr(dist, "reduce_scatter_single" if _RENAMED else "reduce_scatter_tensor", None)
+_all_gather: Any = getattr(dist, "all_gather_single" if _RENAMED else "all_gather_into_tensor", None)
+
+
+def average_share(share: Tensor, whole: Tensor, group: Any) -> None:
+    """Writes this rank's range of the mean over ranks: share is [numel / ranks], whole is [numel] and stays."""
+    _reduce_scatter(share, whole, op=dist.ReduceOp.AVG, group=group)
+
+
+def gather_shares(whole: Tensor, share: Tensor, group: Any) -> None:
+    """Fills whole, [numel], with the ranges of all ranks; share may be this rank's range of it."""
+    _all_gather(whole, share, group=group)
+
+
+def add_up(numbers: Tensor, group: Any) -> None:
+    """Sums over ranks, in place."""
+    dist.all_reduce(numbers, op=dist.ReduceOp.SUM, group=group)
+
+
+def send_from_first(tensor: Tensor, group: Any) -> None:
+    """Makes every rank's tensor the first rank's, in place."""
+    dist.broadcast(tensor, group=group, group_src=0)
+
+
+def gather_numbers(number: Tensor, group: Any, world: int) -> Tensor:
+    """One number of every rank, [ranks]."""
+    found = number.new_empty(world)
+    _all_gather(found, number.reshape(1), group=group)
+    return found
+
+
+def gather_objects(value: Any, group: Any, world: int) -> list[Any]:
+    """A picklable object of every rank."""
+    found: list[Any] = [None] * world
+    dist.all_gather_object(found, value, group=group)
+    return found

@@ -1,0 +1,55 @@
+"""What ranks must have in common to step one model, in words: an error can then say what differs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+DIGEST_BITS = 20
+
+
+class Numbered(Protocol):
+    """What is asked of an optimizer."""
+
+    param_groups: list[dict[str, Any]]
+    max_norm: float | None
+    skip_nonfinite: bool
+    state_dtype: torch.dtype | None
+
+
+def numbers_of(optimizer: Numbered) -> dict[str, str]:
+    """What a step reads of an optimizer, by name. Numbers on a GPU are not read: that would wait for it."""
+    facts = {"max_norm": repr(optimizer.max_norm), "skip_nonfinite": repr(optimizer.skip_nonfinite)}
+    for number, group in enumerate(optimizer.param_groups):
+        for name, value in group.items():
+            if name != "params":
+                facts[f"{name} of param group {number}"] = _word(value)
+    return facts
+
+
+def members_of(optimizer: Numbered, groups: Sequence[Sequence[Any]]) -> dict[str, str]:
+    """Who is stepped, by name of the variable."""
+    facts = {"class": type(optimizer).__name__, "state_dtype": repr(optimizer.state_dtype)}
+    for number, variables in enumerate(groups):
+        for variable in variables:
+            trains = "trained" if variable.trains else "frozen"
+            spec = variable.spec
+            facts[variable.name] = f"{spec.shape} {spec.dtype} in param group {number}, {trains}"
+    return facts
+
+
+def digests_of(facts: Mapping[str, str]) -> tuple[int, int]:
+    """Two numbers of `DIGEST_BITS` bits."""
+    digest = hashlib.sha256(repr(list(facts.items())).encode()).digest()
+    mask = (1 << DIGEST_BITS) - 1
+    return int.from_bytes(digest[:4], "little") & mask, int.from_bytes(digest[4:8], "little") & mask
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "a tensor on a GPU" if value.is_cuda else repr(value.tolist())
+    return repr(value)

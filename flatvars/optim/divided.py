@@ -1,0 +1,264 @@
+"""The step of an optimizer whose state is shared out over ranks.
+
+Every rank has all values and the gradients of its own batch. A step is one reduce_scatter of the flat gradients, which
+leaves the average of a rank's range there; one all_reduce of a few float64 numbers, among them the sums of squares that
+the norm is made of; the launch over the range; and one all_gather of the values, in place. A region of another dtype
+takes a reduce_scatter and an all_gather of its own.
+
+Whatever a step depends on is decided by what came out of the all_reduce, so all ranks decide the same: whether a
+variable has a gradient (one rank is enough), whether the norm is finite, whether a GradScaler of one rank found an
+infinity, and whether all ranks step with the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..backend import CODE_OF, EMPTY, Rule, Sources, make_plan
+from ..distributed.collectives import add_up, average_share, gather_shares
+from ..distributed.group import Group
+from ..distributed.squares import SharedSquares
+from ..errors import FlatvarsError
+from ..gradients.attached import gradients_of
+from ..gradients.cycle import Collected
+from ..gradients.plans import Part, PlanSet
+from .agreement import Numbered, digests_of, members_of, numbers_of
+from .checks import check_complete
+from .membership import Membership
+from .scaling import read_scaling
+
+# Numbers of an agreement: two digests of 20 bits, each with its square. Sums of both over up to 2,048 ranks are exact
+# in float64, and all ranks have the same digest d if ranks * sum(d^2) = sum(d)^2.
+AGREEMENT = 4
+
+
+class Stepped(Numbered, Protocol):
+    """What is asked of an optimizer."""
+
+    membership: Membership
+    elementwise: bool
+    stats_every: int
+    max_norm: float | None
+    skip_nonfinite: bool
+    _norm: Tensor | None
+    _divided: DividedStep | None
+
+    def rules(self) -> list[Rule]:
+        """Those of all param groups."""
+
+    def launch_part(
+        self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    ) -> None:
+        """The step of one part of the plans."""
+
+
+def check_divisible(optimizer: Stepped) -> None:
+    """Raises FlatvarsError for an optimizer that must see whole variables."""
+    if optimizer.stats_every:
+        raise FlatvarsError(
+            "stats= tells of whole variables, of which a rank of this store's mesh has a part alone; make the "
+            "optimizer without it, and ask store.norms() for norms of values"
+        )
+    if not optimizer.elementwise or any(rule.statistics is not None for rule in optimizer.rules()):
+        raise FlatvarsError(
+            f"{type(optimizer).__name__} works on whole variables, of which a rank of this store's mesh has a part "
+            "alone: train without mesh= (DistributedDataParallel around the model works), or with an elementwise "
+            "optimizer, such as AdamW, Lion or SGD"
+        )
+
+
+def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, strict: bool = False) -> None:
+    """One step of this rank's ranges; all ranks call it.
+
+    Raises:
+        DisagreementError: on every rank, with what differs; nothing was stepped.
+        GradientError: `strict`, and no rank has a gradient of some variable.
+    """
+    registry = plans.registry
+    step, group = optimizer._divided, registry.group
+    assert group is not None
+    if step is None or step.plans is not plans:
+        check_divisible(optimizer)
+        facts = members_of(optimizer, optimizer.membership.groups)
+        group.check_same("what their optimizers step", facts, registry.device)
+        step = optimizer._divided = DividedStep(plans, group)
+    numbers = numbers_of(optimizer)
+    step.check_last(numbers)
+    scaling = read_scaling(optimizer, registry.device, collected.gathered)
+    flags = local_flags(plans, collected)
+    step.average(gradients_of(registry).flat(plans, collected, scaling["grad_scale"]))
+    wanted = optimizer.max_norm is not None or optimizer.skip_nonfinite
+    step.exchange(digests_of(numbers), flags, wanted, scaling["found_inf"])
+    if registry.device.type == "cpu":
+        step.check_last(numbers)
+    if strict:
+        check_complete([v.name for v, hit in zip(plans.variables, step.flags.tolist(), strict=True) if not hit])
+    if wanted:
+        optimizer._norm = plans.norm
+    for share in step.shares:
+        found = {"grad_scale": None, "found_inf": step.found_inf}
+        optimizer.launch_part(plans, share.part, step.source_of(share), plans.norm, found)
+    step.gather_values()
+
+
+@dataclass
+class Share:
+    """One part of the plans, over this rank's range.
+
+    Attributes:
+        part: The part itself, with its plan; it is about the range alone.
+        squares: Of its norm.
+        grads: The averaged gradients of the range.
+        addresses: int64 [variables, 2]: where each variable would begin in the averages, and their dtype.
+        table: What launches read: the same, with 0 for variables without a gradient.
+    """
+
+    part: Part
+    squares: SharedSquares
+    grads: Tensor
+    addresses: Tensor
+    table: Tensor
+
+    def sources(self, flags: Tensor | None = None) -> Sources:
+        """The averages, of the variables with a flag that is not 0; of all if not given."""
+        self.table.copy_(self.addresses)
+        if flags is not None:
+            self.table[:, 0] *= flags != 0.0
+        return Sources(self.table, (True,) * len(self.table), self.grads.dtype)
+
+
+class DividedStep:
+    """The launches of one set of plans over this rank's ranges; made anew with them.
+
+    Attributes:
+        shares: One for each part of the plans.
+        found_inf: float32 [], not 0 where nothing is to be stepped.
+        flags: float64 [variables]: on how many ranks each has a gradient, after `exchange`.
+    """
+
+    def __init__(self, plans: PlanSet, group: Group) -> None:
+        registry = plans.registry
+        self.plans, self.group, self.device = plans, group, registry.device
+        layout, gradients = registry.layout, gradients_of(registry)
+        self._grads: dict[torch.dtype, Tensor] = {}
+        self.shares: list[Share] = []
+        for slot, part in enumerate(plans.parts):
+            share = layout.share(part.region)
+            if part.region not in self._grads:
+                dtype = gradients.dtype_of(part.region)
+                self._grads[part.region] = torch.zeros(share[1] - share[0], dtype=dtype, device=self.device)
+            self.shares.append(self._share(part, slot, share, self._grads[part.region]))
+        self.numel = AGREEMENT + 1 + len(plans.variables) + sum(share.squares.numel for share in self.shares)
+        self.flags = torch.zeros(0)
+        self.found_inf: Tensor | None = None
+        self._agreed: Tensor | None = None
+        self._arrived: torch.cuda.Event | None = None
+
+    def _share(self, part: Part, slot: int, share: tuple[int, int], grads: Tensor) -> Share:
+        whole = part.plan
+        segments = replace(whole.segments, share=share)
+        plan = make_plan(segments, self.device, whole.out.norm, whole.out.sums, slot, whole.launches.tables.frozen)
+        layout, world = self.plans.registry.layout, self.group.ranks.world
+        borders = [layout.share(part.region, rank)[0] for rank in range(1, world)]
+        squares = SharedSquares(segments, borders, plan.launches.lanes, self.device)
+        starts = [grads.data_ptr() + grads.element_size() * (start - share[0]) for start in segments.starts]
+        code = CODE_OF[grads.dtype]
+        rows = [[start if numel else EMPTY, code] for start, numel in zip(starts, segments.numels, strict=True)]
+        addresses = torch.tensor(rows, dtype=torch.int64).to(self.device)
+        return Share(replace(part, plan=plan), squares, grads, addresses, torch.zeros_like(addresses))
+
+    def average(self, streams: Mapping[torch.dtype, Tensor]) -> None:
+        """Takes the mean over ranks of the flat gradients of each region; what every rank has stays as it is."""
+        for region, grads in self._grads.items():
+            stream = streams[region]
+            average_share(grads, stream, self.group.process_group)
+
+    def exchange(self, digests: Sequence[int], flags: Tensor, norm: bool, found_inf: Tensor | None) -> None:
+        """The all_reduce of a step.
+
+        Args:
+            digests: Two, of what must be the same on all ranks.
+            flags: float64 [variables]: not 0 where this rank has a gradient.
+            norm: Whether the norm is wanted.
+            found_inf: float32 []: not 0 where this rank's GradScaler found an infinity.
+        """
+        numbers = torch.zeros(self.numel, dtype=torch.float64, device=self.device)
+        header = [float(number) for digest in digests for number in (digest, digest * digest)]
+        numbers[:AGREEMENT] = torch.tensor(header, dtype=torch.float64)
+        if found_inf is not None:
+            numbers[AGREEMENT] = found_inf
+        begin = AGREEMENT + 1 + len(flags)
+        numbers[AGREEMENT + 1 : begin] = flags
+        places = []
+        for share in self.shares:
+            places.append(numbers[begin : begin + share.squares.numel])
+            begin += share.squares.numel
+            if norm:
+                share.part.plan.norm_(share.sources())
+                share.squares.write(share.part.plan.launches.squares(), places[-1])
+        add_up(numbers, self.group.process_group)
+        self.flags = numbers[AGREEMENT + 1 : AGREEMENT + 1 + len(flags)]
+        if norm and self.shares:
+            totals = [share.squares.total(place) for share, place in zip(self.shares, places, strict=True)]
+            total = totals[-1]
+            for earlier in totals[:-1]:  # in the order of a launch of all variables
+                total = total + earlier
+            self.plans.norm.copy_(total.sqrt())
+        sums = numbers[:AGREEMENT].to(torch.int64)
+        world = self.group.ranks.world
+        agreed = (sums[0] * sums[0] == world * sums[1]) & (sums[2] * sums[2] == world * sums[3])
+        self.found_inf = ((numbers[AGREEMENT] != 0.0) | ~agreed).to(torch.float32)
+        self._note(agreed)
+
+    def _note(self, agreed: Tensor) -> None:
+        """Keeps whether the ranks agree for `check_last`. A GPU need not be waited for: nothing is stepped if not."""
+        if agreed.is_cuda:
+            host = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._agreed = host.copy_(agreed, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()  # type: ignore[no-untyped-call]
+        else:
+            self._agreed = agreed
+
+    def check_last(self, numbers: Mapping[str, str]) -> None:
+        """Raises DisagreementError, on every rank, if the ranks differed when they exchanged last."""
+        if self._agreed is None:
+            return
+        if self._arrived is not None:
+            self._arrived.synchronize()  # type: ignore[no-untyped-call]  # of one step ago
+        agreed, self._agreed = bool(self._agreed), None
+        if not agreed:
+            self.group.explain("the numbers of their optimizers", numbers)
+
+    def source_of(self, share: Share) -> Sources:
+        """The averages of the variables that have a gradient on any rank."""
+        order = torch.tensor(share.part.order, dtype=torch.int64, device=self.device)
+        return share.sources(self.flags if share.part.in_order else self.flags[order])
+
+    def gather_values(self) -> None:
+        """Brings the values of all ranges together, on every rank."""
+        registry = self.plans.registry
+        for region in self._grads:
+            start, stop = registry.layout.share(region)
+            values = registry.streams.values(region)
+            end = registry.layout.region_of[region].trainable_numel
+            gather_shares(values[:end], values[start:stop], self.group.process_group)
+
+
+def local_flags(plans: PlanSet, collected: Collected) -> Tensor:
+    """Which variables have a gradient here, float64 [variables] on the device, without a synchronization."""
+    if not collected.unseen:
+        flags = torch.tensor(collected.touched, dtype=torch.float64)
+        return flags.to(plans.norm.device, non_blocking=True)
+    plans.norm_(collected.sources)
+    flags = torch.zeros(len(plans.variables), dtype=torch.float64, device=plans.norm.device)
+    for part, source in zip(plans.parts, collected.sources, strict=True):
+        flags[torch.tensor(part.order, dtype=torch.int64, device=flags.device)] = part.plan.written(source).to(
+            torch.float64
+        )
+    return flags
