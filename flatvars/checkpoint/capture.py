@@ -91,7 +91,7 @@ def _capture_training(registry: Registry, image: Image, optimizers: Any, schedul
     random, loose = capture_random(registry.device, rng) if rng else (None, {})
     image.loose.update(loose)
     names, mode = image.catalog.names, registry.gradients.mode
-    image.training = Training(names, owners, scheduled, states, mode, gradients, random)
+    image.training = Training(names, owners, scheduled, states, mode, gradients, random, registry.seed)
 
 
 def _capture(registry: Registry, image: Image, number: int, optimizer: Any) -> OptimizerImage:

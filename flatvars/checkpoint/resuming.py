@@ -199,6 +199,7 @@ class Resuming:
         for number, (optimizer, saved) in enumerate(zip(self.optimizers, content["optimizers"], strict=False)):
             self._apply_optimizer(number, optimizer, saved, fetch)
         if self.optimizers:
+            self.registry.seed = content.get("seed", self.registry.seed)
             self._apply_masks()
             self._apply_gradients(content["gradients"], fetch)
         for scheduler, saved in zip(self.schedulers, content["schedulers"], strict=False):

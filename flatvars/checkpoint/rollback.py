@@ -73,6 +73,7 @@ class Rollback:
         if training is None:
             return
         if self.optimizers:
+            self.registry.seed = training.seed
             self._apply_masks()
             self._apply_gradients(training)
         for saved, scheduler in zip(training.scheduled, training.schedulers, strict=True):

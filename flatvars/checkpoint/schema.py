@@ -26,6 +26,7 @@ TRAINING: Schema = {
     "schedulers": [{"class": str, "state": {"*": None}}],
     "gradients": {"mode": {"gather", "views"}, "touched": [str], "pending": [str], "spent": bool, "fresh": bool},
     "random": (type(None), {"python": None, "numpy": None, "tensors": [str]}),
+    "?seed": range(2**64),
 }
 VARIABLE: Schema = {"id": int, "trainable": bool, "frozen": bool, "room": bool, "group": int, "?names": [str]}
 DESCRIPTION: Schema = {

@@ -153,6 +153,7 @@ class Training:
         mode: How gradients are kept.
         gradients: Those that no step has used; None without an optimizer.
         random: Of the generators, as JSON; None if they were not asked for.
+        seed: Of the store: states that are rounded at random go on with the same draws.
     """
 
     names: Mapping[int, str]
@@ -162,6 +163,7 @@ class Training:
     mode: str
     gradients: GradientSnapshot | None
     random: dict[str, Any] | None
+    seed: int = 0
 
     def describe(self) -> dict[str, Any]:
         """As JSON, by names."""
@@ -174,6 +176,7 @@ class Training:
             "schedulers": self.scheduled,
             "gradients": gradients,
             "random": self.random,
+            "seed": self.seed,
         }
 
 

@@ -22,7 +22,7 @@ from .buffers import takable
 from .keep import keep_for, let_go
 from .lazy import await_lazy
 from .meta import Init, leave_meta, materialize_buffers, plan_values, renew_references
-from .tensors import Found, check_memory, find_tensors, make_spec
+from .tensors import Found, check_memory, check_private, find_tensors, make_spec
 
 
 def adopt(
@@ -43,6 +43,7 @@ def adopt(
     found = takable([entry for entry in everything if not is_lazy(entry.tensor)], former)
     specs = [make_spec(entry, dtype) for entry in found]
     check_memory(found, former)
+    check_private(found)
     on_meta = [entry for entry in found if entry.tensor.is_meta]
     initialize = plan_values(registry, module, list(zip(found, specs, strict=True)), prefix, init)
     registry.check_names([name for entry in everything for name in entry.names])
@@ -173,6 +174,7 @@ def _adopt_rest(registry: Registry, module: nn.Module, prefix: str) -> None:
     rest = [entry for entry in found if id(entry.tensor) not in held]
     specs = [make_spec(entry, None) for entry in rest]
     check_memory(rest)
+    check_private(rest)
     for entry in rest:
         if entry.tensor.is_meta:
             raise SpecError(f"{entry.names[0]!r} is on the meta device and has no values; give it memory first")

@@ -23,7 +23,7 @@ from ..init import Initializer
 from ..memory.spec import VarSpec
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .tensors import Found, check_memory, make_spec
+from .tensors import Found, check_memory, check_private, make_spec
 
 OnDuplicate = Literal["suffix", "error"]
 """What is done about a name in use."""
@@ -155,6 +155,7 @@ class Declarations:
             check_memory([found])
             if own or leaf:
                 check_unshared(registry, name, tensor)
+                check_private([found])
                 param: Tensor = tensor.requires_grad_(trainable)
             else:
                 values = torch.empty_strided(spec.shape, spec.stride, dtype=spec.dtype, device=registry.device)

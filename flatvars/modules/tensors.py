@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -74,6 +75,21 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
     stride = stride if is_dense(shape, stride) else contiguous_stride(shape)
     kind = tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype
     return VarSpec(name, shape, kind, stride, has_room=tensor.requires_grad and found.is_parameter)
+
+
+def check_private(found: Iterable[Found]) -> None:
+    """Raises SpecError for a tensor whose memory other processes share: in the store, they would lose sight of it."""
+    for entry in found:
+        tensor = entry.tensor
+        if is_lazy(tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            continue
+        if tensor.numel() and tensor.is_shared():  # type: ignore[no-untyped-call]
+            raise SpecError(
+                f"{entry.names[0]!r} lies in memory that other processes may share (module.share_memory(), or a module "
+                "that was sent to this process), and its place in a store would be a copy that they do not see. To "
+                "train one copy in all processes, adopt the module where it is made, call store.share_memory_(), and "
+                "step what was sent with torch.optim; to train another one here, adopt copy.deepcopy(module)"
+            )
 
 
 def check_memory(found: list[Found], former: Registry | None = None) -> None:

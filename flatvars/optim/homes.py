@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import SpecError
 from ..gradients.attached import make_registry
 from ..modules.declare import check_unshared
-from ..modules.tensors import Found, check_memory, make_spec
+from ..modules.tensors import Found, check_memory, check_private, make_spec
 from ..variables.lazy import awaited_by, is_lazy
 from ..variables.registry import Registry, variable_of
 from .membership import explain_foreign
@@ -86,6 +86,7 @@ def admit(registry: Registry, given: Iterable[GivenParam]) -> None:
             taken.add(name)
             found.append((Found(_checked(registry, name, one.tensor), [name]), not one.name))
         check_memory([entry for entry, _ in found])
+        check_private([entry for entry, _ in found])
         specs = [make_spec(entry, None) for entry, _ in found]
         for entry, _ in found:
             check_unshared(registry, entry.names[0], entry.tensor)

@@ -58,6 +58,7 @@ class States:
         self._paused: Tensor | None = None
         self._scalars: dict[str, Tensor] = {}
         self._keys: Tensor | None = None
+        self._seed = registry.seed  # that stands in the keys
         self._streams: dict[tuple[torch.dtype, tuple[str, ...]], list[Stream]] = {}
         self._generation = -1
         # Where there are several rules: the states of a variable, whose streams then cover those variables alone.
@@ -164,6 +165,10 @@ class States:
                 words[1 + self.slots[variable.id]] = name_key(variable.name)
             with normal_tensors():
                 self._keys = torch.from_numpy(words.view(np.int64)).to(self.steps.device)
+        elif self._seed != self.registry.seed:
+            # In place: a captured graph reads it there.
+            self._keys[0] = int(np.array([self.registry.seed], dtype=np.uint64).view(np.int64)[0])
+        self._seed = self.registry.seed
         return self._keys
 
     def scalars(self, names: Sequence[str]) -> list[Tensor]:

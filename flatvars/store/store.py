@@ -180,7 +180,8 @@ class VarStore:
                 optimizer state of its range alone, and the first rank's values are sent to all here. DDP is not needed.
 
         Raises:
-            SpecError: a lazy, sparse, complex or subclassed parameter, one that a store of more than this module holds,
+            SpecError: a sparse, complex or subclassed parameter, one that a store of more than this module holds, or
+                whose memory other processes share,
                 two that share memory, or meta modules without an initializer. The module is unchanged then.
             InitError: rules that do not match, or do not fit. The module is unchanged then.
             DisagreementError: modules of other names, shapes or dtypes on some rank. No module is changed then.

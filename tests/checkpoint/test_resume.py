@@ -205,3 +205,38 @@ def test_state_that_is_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(fv.CheckpointError, match=r"Odd\['function'\] holds a builtin_function_or_method"):
         store.save(tmp_path / "model.safetensors", optimizer, Odd())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["file", "snapshot", "assigned"])
+def test_states_that_are_rounded_at_random_go_on_with_the_draws_of_their_store(way: str, tmp_path: Path) -> None:
+    """The seed is in the file: a store that was made with another one would draw others."""
+
+    def made(seed: int) -> tuple[nn.Parameter, fv.VarStore, fv.optim.AdamW]:
+        store = fv.VarStore(seed=seed)
+        param = store.add("w", torch.ones(64))
+        assert isinstance(param, nn.Parameter)
+        return param, store, fv.optim.AdamW([param], store=store, lr=0.1, state_dtype=torch.bfloat16)
+
+    def train(param: nn.Parameter, optimizer: fv.optim.AdamW) -> None:
+        for step in range(4):
+            param.grad = torch.linspace(-1.0, 2.0, 64) * (step + 1)
+            optimizer.step()
+
+    param, store, optimizer = made(2**64 - 1)
+    train(param, optimizer)
+    store.save(tmp_path / "run.safetensors", optimizer)
+    snapshot = store.snapshot(optimizer)
+    train(param, optimizer)
+    expected, moments = param.detach().clone(), optimizer.state[param]["exp_avg_sq"].clone()
+    if way == "snapshot":
+        store.seed = 1
+        store.restore(snapshot)
+    else:
+        param, store, optimizer = made(1 if way == "file" else 2**64 - 1)
+        if way == "assigned":  # while keys of another seed are there already
+            store.seed = 1
+            train(param, optimizer)
+        store.load(tmp_path / "run.safetensors", optimizer)
+    train(param, optimizer)
+    assert torch.equal(optimizer.state[param]["exp_avg_sq"], moments)
+    assert torch.equal(param, expected)

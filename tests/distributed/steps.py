@@ -83,6 +83,7 @@ def assert_same(mine: fv.VarStore, opt: Optimizer, whole: fv.VarStore, reference
 
 def warm() -> None:
     """Compiles what the checks share, before the ranks are forked."""
+    fv.init.apply_(fv.VarStore.from_module(nn.Linear(2, 2)), {"*": fv.init.normal(0.0, 0.5)}, seed=1)
     for kind, dtypes in ((adamw, DTYPES), (adamw, DTYPES[:1]), (averaged, DTYPES[:1])):
         net = Net(dtypes=dtypes)
         store = fv.VarStore.from_module(net)
@@ -152,6 +153,19 @@ def check_the_first_rank_says_how_to_begin(world: World) -> None:
     expected = Net(seed=0)
     for name, value in expected.state_dict().items():
         assert torch.equal(store[name].value, value), name
+
+
+def check_first_values_are_those_of_one_process(world: World) -> None:
+    """Drawn by (seed, name, index): the ranges of ranks are no part of it."""
+    rules = {"*": fv.init.normal(0.0, 0.5)}
+    stores = []
+    for mesh in (world.mesh, None):
+        with torch.device("meta"):
+            module = nn.Sequential(nn.Linear(33, 70), nn.Linear(70, 5))
+        stores.append(fv.VarStore.from_module(module, "cpu", init=rules, seed=3, mesh=mesh))
+    mine, whole = stores
+    assert all(torch.equal(mine[name].value, whole[name].value) for name in whole)
+    assert float(whole["0.weight"].value.std()) > 0.4
 
 
 def check_micro_batches_add_up(world: World) -> None:

@@ -19,6 +19,10 @@ from .training import adopted, assert_same, backward, states, values
 def train_in_a_child(module: nn.Module) -> None:
     """Runs in another process, where the parameters lie in no store; writes what the parent must see."""
     torch.set_num_threads(1)
+    for adopt in (fv.VarStore.from_module, lambda module: fv.optim.SGD(module.parameters())):
+        with pytest.raises(fv.SpecError, match=r"other processes may share.*deepcopy"):  # it would train a copy
+            adopt(module)
+    assert all(param.is_shared() for param in module.parameters())
     with torch.no_grad():
         for param in module.parameters():
             param.fill_(param.numel())
@@ -117,8 +121,22 @@ def test_pieces_of_a_shared_stream_are_plain_views() -> None:
     assert own.untyped_storage().data_ptr() == own.data_ptr() != buffer.data_ptr()
 
 
-def test_a_shared_module_can_be_adopted() -> None:
-    module = nn.Linear(3, 2).share_memory()
+def test_a_shared_module_is_not_taken_out_of_shared_memory() -> None:
+    """Of whoever shares it: a process that has it already would train on in memory that this one does not see."""
+    shared = nn.Linear(3, 2).share_memory()
+    address = shared.weight.data_ptr()
+    store = fv.VarStore()
+    for adopt in (
+        fv.VarStore.from_module,
+        lambda module: store.add("weight", module.weight),
+        lambda module: fv.optim.SGD(module.parameters()),
+    ):
+        with pytest.raises(fv.SpecError, match=r"other processes may share.*share_memory_\(\).*deepcopy"):
+            adopt(shared)
+    assert shared.weight.data_ptr() == address
+    assert len(store) == 0
+    store.add("copied", shared.weight.detach())  # of what is no leaf to be trained, the store takes a copy anyway
+    module = copy.deepcopy(shared)
     store = fv.VarStore.from_module(module)
     opt = fv.optim.SGD(store, lr=0.1)
     before = module.weight.detach().clone()

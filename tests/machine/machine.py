@@ -14,6 +14,7 @@ from tests.machine.twins import PAIRS, Twins
 from tests.machine.words.files import FileWords
 from tests.machine.words.gradients import GradientWords
 from tests.machine.words.groups import GroupWords
+from tests.machine.words.leaving import LeavingWords
 from tests.machine.words.masks import MaskWords
 from tests.machine.words.modules import ModuleWords
 from tests.machine.words.state import StateWords
@@ -24,7 +25,17 @@ ACTIONS = 25
 KINDS = st.sampled_from(list(PAIRS))
 
 
-class Machine(FileWords, GradientWords, GroupWords, MaskWords, ModuleWords, StateWords, StepWords, StoreWords):
+class Machine(
+    FileWords,
+    GradientWords,
+    GroupWords,
+    LeavingWords,
+    MaskWords,
+    ModuleWords,
+    StateWords,
+    StepWords,
+    StoreWords,
+):
     """One or two optimizers, gradients kept in either way, buffers taken or not."""
 
     @initialize(

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from torch import Tensor
 
 from tests.machine.agreement import assert_agree
-from tests.machine.twins import SHAPES, Lane, Twins
+from tests.machine.twins import PAIRS, SHAPES, Lane, Twins
 
 NAMES = st.sampled_from(list(SHAPES))
 SEEDS = st.integers(0, 2**16)
@@ -36,6 +36,13 @@ class Words(RuleBasedStateMachine):
 
     def lane(self, number: int) -> Lane:
         return self.twins.lanes[number % len(self.twins.lanes)]
+
+    def like(self, lane: Lane) -> Any:
+        """An optimizer of ours over the twins of torch's parameters."""
+        ours, _, arguments = PAIRS[lane.kind]
+        twin_of = {id(theirs): mine for _, mine, theirs in self.twins.pairs()}
+        groups = [{"params": [twin_of[id(param)] for param in group["params"]]} for group in lane.theirs.param_groups]
+        return ours(groups, store=self.twins.store, **arguments)
 
     def after_step(self) -> None:
         """Compares, and then takes our rounding over to the plain twin."""

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis.stateful import precondition, rule
 
 import flatvars as fv
-from tests.machine.twins import PAIRS, Lane
+from tests.machine.twins import PAIRS
 from tests.machine.words.common import NUMBERS, Words
 
 
@@ -75,16 +75,9 @@ class FileWords(Words):
         twins.module.zero_grad()
         twins.store = fv.VarStore.from_module(twins.module, grads=twins.mode, buffers=twins.buffers)
         for lane in twins.lanes:
-            lane.ours = self._like(lane)
+            lane.ours = self.like(lane)
             lane.ours.load_state_dict(lane.theirs.state_dict())
             lane.patterns = [None] * len(lane.patterns)
         for name, mask in masks.items():
             twins.store.set_trainable_mask(name, mask)
         twins.drop_gradients()
-
-    def _like(self, lane: Lane) -> Any:
-        """An optimizer of ours over the twins of torch's parameters."""
-        ours, _, arguments = PAIRS[lane.kind]
-        twin_of = {id(theirs): mine for _, mine, theirs in self.twins.pairs()}
-        groups = [{"params": [twin_of[id(param)] for param in group["params"]]} for group in lane.theirs.param_groups]
-        return ours(groups, store=self.twins.store, **arguments)
