@@ -51,8 +51,8 @@ def make_registry(
         raise ValueError(f"values={values!r} is no format of values; use {names}, or None")
     if group is not None:
         raise ValueError(
-            f"values={values!r} keeps a part of every value that ranks do not exchange; leave it out, or make the store "
-            "without mesh="
+            f"values={values!r} keeps a part of every value that ranks do not exchange; leave it out, or make the "
+            "store without mesh="
         )
     registry.store_values_as(VALUE_FORMATS[values])
     return registry
