@@ -193,13 +193,17 @@ class Views(Gradients):
     def of(self, variable: Variable) -> Tensor | None:
         view, grad = self._views.get(variable.id), variable.param.grad
         if view is None or (variable.frozen and grad is not view):
-            return grad
+            return None if grad is not None and self._is_empty(grad) else grad
         if not self._is_there(variable):
             self._settle()
             view = self._views[variable.id]
         if not variable.spec.numel:
             return view if view._version != self._versions[variable.id] else None
         return view if is_written(view) else None
+
+    def _is_empty(self, grad: Tensor) -> bool:
+        """Whether this is the view of some variable, put elsewhere, and nobody wrote it."""
+        return any(grad is view for view in self._views.values()) and not is_written(grad)
 
     @torch.no_grad()
     def add(self, variable: Variable, grad: Tensor) -> None:

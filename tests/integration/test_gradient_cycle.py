@@ -414,3 +414,16 @@ def test_gradients_zeroed_in_place_after_a_step_are_zeros_in_a_file() -> None:
     opt.zero_grad(set_to_none=False)
     assert saved_gradients(twins.store, opt) == ["a", "b", "c"]
     assert not twins.store["b"].grad.any()
+
+
+@torch.no_grad()
+def test_the_unwritten_view_of_another_is_no_gradient() -> None:
+    """As where `.grad`s are swapped, and one of the two has no room in the stream, and so no view."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    store = fv.VarStore.from_module(module, grads="views")
+    first, second = module[0].weight, module[1].weight
+    first.requires_grad_(False)
+    store.compact()
+    first.grad, second.grad = second.grad, first.grad
+    assert store["0.weight"].grad is None
+    assert store["1.weight"].grad is None
