@@ -112,7 +112,7 @@ def test_what_a_store_cannot_hold_stays_where_it_is_and_is_said(tmp_path: Path) 
     assert "3 buffers left out" in repr(store)
     assert "left out: waves (torch.complex64)" in store.summary()
     with pytest.warns(
-        UserWarning, match=r"3 buffers .* are not in the store.*'waves': torch\.complex64; 'whole': shares"
+        UserWarning, match=r"3 tensors .* are not in the store.*'waves': torch\.complex64; 'whole': shares"
     ):
         store.save(tmp_path / "file.safetensors")
     store.save(tmp_path / "file.safetensors")  # said once
