@@ -105,11 +105,11 @@ class Prodigy(Optimizer):
         )
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
-        names = ("lr", "eps", "weight_decay", "d_coef", "growth_rate")
-        check_at_least(0.0, **{name: numbers[name] for name in names})
-        check_betas(numbers["betas"] if numbers["beta3"] is None else (*numbers["betas"], numbers["beta3"]))
         if not numbers["d0"] > 0.0:
             raise ValueError(f"Invalid d0 value: {numbers['d0']}; it must be above 0")
+        names = ("lr", "eps", "weight_decay", "d_coef", "growth_rate", "d", "d_max")
+        check_at_least(0.0, **{name: numbers[name] for name in names if not isinstance(numbers[name], Tensor)})
+        check_betas(numbers["betas"] if numbers["beta3"] is None else (*numbers["betas"], numbers["beta3"]))
 
     def rule(self) -> Rule:
         return PRODIGY
@@ -145,6 +145,8 @@ class Prodigy(Optimizer):
         self, plans: PlanSet, collected: Collected, norm: Tensor, scaling: Mapping[str, Tensor | None]
     ) -> None:
         """Moments and sums of all regions, then the distance, then the values of all regions."""
+        for group in self.param_groups:  # before any of their numbers is read here
+            self.check_changed(group)
         rates = {float(group["lr"]) for group in self.param_groups if not isinstance(group["lr"], Tensor)}
         if len(rates) > 1:
             raise ValueError(

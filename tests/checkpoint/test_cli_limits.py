@@ -81,7 +81,8 @@ def test_a_difference_of_twenty_thousand_names_takes_linear_time(tmp_path: Path,
         assert main(["diff", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--json"]) == 1
         took[count] = time.process_time() - began
         assert len(json.loads(capsys.readouterr().out)["only_in_b"]) == count
-    assert took[20_000] < 8 * took[5_000] + 0.5
+    # Caches and Python's collector make it up to ten times as long; comparing all with all took two minutes.
+    assert took[20_000] < 12 * took[5_000] + 1.0
 
 
 def test_what_overflows_is_said(tmp_path: Path, capsys: Any) -> None:

@@ -16,11 +16,11 @@ LAYERS = 12
 SHAPES = {"c_attn": (96, 32), "attn_proj": (32, 32), "c_fc": (128, 32), "mlp_proj": (32, 128)}
 
 
-def small_gpt(device: torch.device) -> tuple[fv.VarStore, nn.Module]:
+def small_gpt(device: torch.device, layers: int = 4) -> tuple[fv.VarStore, nn.Module]:
     """The matrices of GPT-2 small, a 24th as wide; a vector and an embedding for AdamW."""
     module = nn.Module()
     made = torch.Generator().manual_seed(2)
-    for i in range(LAYERS):
+    for i in range(layers):
         layer = nn.Module()
         for name, shape in SHAPES.items():
             layer.register_parameter(name, nn.Parameter(torch.randn(shape, generator=made).to(device)))
@@ -37,7 +37,7 @@ def test_a_step_of_a_gpt_is_a_few_launches(device, backend):
 
     48 matrices of four shapes; torch.optim.Muon runs 24 operators for each of them.
     """
-    store, module = small_gpt(device)
+    store, module = small_gpt(device, LAYERS)
     optimizer = fv.optim.Muon(store, max_norm=1.0)
     assert [len(group["params"]) for group in optimizer.param_groups] == [48, 13]
     optimizer.step()
@@ -57,7 +57,7 @@ def test_a_step_of_a_gpt_is_a_few_launches(device, backend):
 
 def test_nothing_is_stacked_or_copied(device):
     """All that a step allocates is room for one round of products: directions, Gram matrices and polynomials."""
-    store, _ = small_gpt(device)
+    store, _ = small_gpt(device, LAYERS)
     optimizer = fv.optim.Muon(store)
     optimizer.step()
     with count_launches() as launches:
