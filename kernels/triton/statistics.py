@@ -98,8 +98,8 @@ def statistics_kernel(
     old_states = load_states(states_ptr, state_offset, mask)
     first_unit = unit_of(variable_units_ptr, variable, local, SPLIT, FORMATS)
     scales = load_scales(scales_ptr, first_unit - unit_base, length, FORMATS, BLOCK)
-    real = lane < length
     if SPLIT:
+        real = lane < length
         unit = tl.arange(0, BLOCK // UNIT)
         old_low = tl.load(low_ptr + offset, mask=mask, other=0)
         prints = tl.load(prints_ptr + first_unit + unit, mask=unit * UNIT < length, other=0)
@@ -130,6 +130,7 @@ def statistics_kernel(
         terms, states = STATISTICS(value, grad, begun, hyper, step.to(COMPUTE))
     else:
         terms = STATISTICS(value, grad, begun, hyper, step.to(COMPUTE))
+    real = lane < length  # again, where it is read: kept until here, it takes registers that gfx942 does not have
     counts = real
     frozen = None
     if frozen_ptr is not None:
