@@ -1,4 +1,6 @@
-"""Masked elements keep value and state bit for bit, and their gradient counts in no norm."""
+"""Masked elements keep value and state bit for bit, and their gradient counts in no norm.
+
+The state of a variable that begins is what its rule begins with, there too: it may train later."""
 
 from __future__ import annotations
 
@@ -42,8 +44,22 @@ def zeroed(grads, masks):
     ]
 
 
+def at_rest(rig, case):
+    """What masked elements hold after a step, [numel] of each stream and variable: what they held before it.
+
+    A variable that begins has no state yet, whatever lies in its memory: it holds what its rule begins with.
+    """
+    kept = [[span.clone() for span in rig.spans(guarded.stream)] for guarded in [rig.values, *rig.states]]
+    row = rig.rule.row(case.group)
+    for spans, start in zip(kept[1:], rig.rule.starts, strict=True):
+        for i, steps in enumerate(rig.steps.tolist()):
+            if start != -1 and steps == 0:
+                spans[i] = kept[0][i].clone() if start == -2 else torch.full_like(spans[i], row[start])
+    return kept
+
+
 def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
-    """One step of `rig`, beside one without masks from the same bits: masked elements stay, all others are equal."""
+    """One step of `rig`, beside one without masks from the same bits: masked elements rest, all others are equal."""
     twin = Rig(SHAPES, rig.dtype, rule=rig.rule, device=rig.device)
     twin.steps.copy_(rig.steps)
     for ours, theirs in zip(rig.own, twin.own, strict=True):
@@ -51,7 +67,7 @@ def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
     streams = [rig.values, *rig.states]
     for ours, theirs in zip(streams, [twin.values, *twin.states], strict=True):
         theirs.storage.copy_(ours.storage)
-    before = [[span.clone() for span in rig.spans(guarded.stream)] for guarded in streams]
+    before = at_rest(rig, case)
     rig.step(grads, [case.group], **options)
     twin.step(zeroed(grads, masks), [case.group], **options)
     for k, (ours, theirs) in enumerate(zip(streams, [twin.values, *twin.states], strict=True)):
