@@ -11,6 +11,9 @@ stored depends on no layout, block, thread or rank. Inside, all arithmetic is fl
     never vanishes beside a momentum. A signed number that is not finite has code -128, which is NaN; an unsigned one
     has code 255. Where s is 0, all of the unit is 0. Decoding and encoding again changes no bit.
 
+`stochastic`, of values, 16 bits an element: a bfloat16, and nothing beside; a step rounds it at random, up as often as
+what is cut off is large, so that steps far below its last bit move it by their sum on average (`triton/stochastic.py`).
+
 `Format.encode` and `decode` are the reference, by torch, of one variable at a time; `root_*` are what kernels compile.
 """
 
@@ -60,6 +63,11 @@ class Format:
     parts: tuple[FormatPart, ...]
     encode: Callable[[Tensor], list[Tensor]] = field(compare=False)
     decode: Callable[[Sequence[Tensor]], Tensor] = field(compare=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a buffer of its dtype holds all there is, and only a step stores otherwise than torch does."""
+        return len(self.parts) == 1
 
 
 def _scaled(numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +164,12 @@ SPLIT = Format(
     encode_split,
     decode_split,
 )
-
+STOCHASTIC = Format(
+    "stochastic",
+    (FormatPart("", torch.bfloat16),),
+    lambda numbers: [numbers.to(torch.bfloat16)],
+    lambda parts: parts[0].float(),
+)
 
 STATE_FORMATS = {"root8": (ROOT8, ROOT8_SQUARES)}
 """By name: the format of states, and that of those that are never negative."""
@@ -175,11 +188,13 @@ class Stored(NamedTuple):
         buffer: [elements of its range].
         format: None where the buffer's dtype says all.
         beside: The buffers of the other parts of the format.
+        at_random: Of values in bfloat16 without a format: a step rounds them at random, if it is given keys.
     """
 
     buffer: Tensor
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
+    at_random: bool = False
 
 
 def as_stored(stream: Tensor | Stored) -> Stored:

@@ -55,6 +55,7 @@ class Stream:
         format: How numbers are stored; None where the dtype of the buffer says it.
         beside: The buffers of the other parts of the format.
         unit: The unit at which those of them begin that have an item for each unit.
+        at_random: Of values: a step rounds them at random.
     """
 
     buffer: Tensor
@@ -64,6 +65,7 @@ class Stream:
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
     unit: int = 0
+    at_random: bool = False
 
     @property
     def cover(self) -> Cover:
@@ -118,7 +120,7 @@ class Stream:
     @property
     def stored(self) -> Stored:
         """For launches."""
-        return Stored(self.buffer, self.format, self.beside)
+        return Stored(self.buffer, self.format, self.beside, self.at_random)
 
     @property
     def nbytes(self) -> int:
@@ -257,6 +259,8 @@ class Streams:
         format_ = self._format
         if format_ is None or format_.parts[0].dtype != region.dtype:
             return Stream(buffer, shared=self._shared)
+        if format_.is_plain:
+            return Stream(buffer, shared=self._shared, at_random=True)
         sizes = [region.trainable_units if part.units else region.trainable_numel for part in format_.parts]
         beside = [self._zeros(n, part.dtype) for n, part in zip(sizes[1:], format_.parts[1:], strict=True)]
         return Stream(buffer, format=format_, beside=tuple(beside))
@@ -267,7 +271,7 @@ class Streams:
         Raises:
             FlatvarsError: values are of a format.
         """
-        if self._format is not None:
+        if self._format is not None and not self._format.is_plain:
             raise FlatvarsError(
                 f"values={self._format.name!r} keeps a part of every value where no other process would see it; share "
                 "a store of plain values"

@@ -74,7 +74,8 @@ def form_of(
 
 def number_dtype(values: Format | None, region: torch.dtype) -> torch.dtype:
     """Of the numbers of variables with room in a region, whose values are of a format, or of none."""
-    return torch.float32 if values is not None and values.parts[0].dtype == region else region
+    wide = values is not None and not values.is_plain and values.parts[0].dtype == region
+    return torch.float32 if wide else region
 
 
 def _always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:

@@ -7,8 +7,8 @@
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
 where elements are masked. A gradient of another dtype is converted tile by tile, in the first-level cache.
 Numerics: float32 inside (float64 for float64 regions), every operation rounded on its own, in the order of the rule;
-stores round to nearest even, those of some states to bfloat16 at random (`triton/stochastic.py`): the bits of Triton's
-interpreter, for any number of threads.
+stores round to nearest even, those of some states and values to bfloat16 at random (`triton/stochastic.py`): the bits
+of Triton's interpreter, for any number of threads.
 Aliasing: values, states and steps in place; padding is not touched. A variable whose source is 0 is untouched. With a
 skip, nothing changes but `skipped`. Where `frozen` is not 0, what was read is written back.
 """
@@ -99,7 +99,7 @@ LAYOUT = RecordLayout(
 )
 word = LAYOUT.reader()
 ONE = np.float32(1.0)
-STATE_DRAWS = 2  # third word of the counter, as in `triton/stochastic.py`
+VALUE_DRAWS, STATE_DRAWS = 1, 2  # third word of the counter, as in `triton/stochastic.py`
 
 
 def clip_coefficient(dtype: type) -> Any:
@@ -166,6 +166,7 @@ def updater(
     masked: bool,
     draws: tuple[int, ...] = (),
     observes: bool = False,
+    at_random: bool = False,
 ) -> Any:
     """Machine code of the loop over the elements of a tile, for one rule over streams of these formats.
 
@@ -173,11 +174,13 @@ def updater(
 
     Args:
         observes: Whether it takes the sums of `rules/observe.py`.
+        at_random: Whether values, which are bfloat16, are rounded at random.
     """
     kinds_of, terms = (value, *states), len(OBSERVED) if observes else 0
-    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, draws, terms)
     kinds = 1 + max(draws, default=-1)
-    draw, room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
+    value_draw = kinds if at_random else -1  # behind those of states
+    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, draws, terms, value_draw)
+    draw, room = drawer(kinds, at_random), stack(2 * TILE * max(kinds + at_random, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
     begins = any(start != -1 for start in rule.step_starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
@@ -231,7 +234,7 @@ def updater(
             p, state = function(p, g, state, hyper, step)
             store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
             if observes:
-                store_terms(told, i, tell(old, p, as_stored(p), plain, momentum), kept)
+                store_terms(told, i, tell(old, p, as_stored(p, drawn, i), plain, momentum), kept)
 
     def update(
         gradients: Any,
@@ -319,9 +322,14 @@ def updater_arguments(number: Any) -> list[Any]:
 
 
 @functools.cache
-def drawer(kinds: int) -> Any:
-    """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw."""
-    if kinds == 0:
+def drawer(kinds: int, values: bool = False) -> Any:
+    """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw.
+
+    Args:
+        kinds: Of states.
+        values: Whether there is one more, of values.
+    """
+    if kinds == 0 and not values:
 
         @compiled
         def draw_nothing(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
@@ -331,11 +339,12 @@ def drawer(kinds: int) -> Any:
 
     @compiled
     def draw(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
-        for which in range(kinds):
-            seed, key = read_int(keys, 0), read_int(keys, 1 + slot)
+        seed, key, number = read_int(keys, 0), read_int(keys, 1 + slot), np.int64(step)
+        for row in range(kinds + values):
+            purpose, which = (STATE_DRAWS, row) if row < kinds else (VALUE_DRAWS, 0)
             for block in range((count + 15) // 16):
-                place = target + 2 * TILE * which + 32 * block
-                write_draws(place, seed, key, local // 16 + block, np.int64(step), np.int64(STATE_DRAWS), which)
+                place = target + 2 * TILE * row + 32 * block
+                write_draws(place, seed, key, local // 16 + block, number, np.int64(purpose), np.int64(which))
 
     return draw
 
@@ -478,7 +487,8 @@ def launch(
     draws = draws_of(rule, states, inputs, range(rule.stored))
     observes = observed is not None
     kinds = tuple(map(kind_of, states))
-    update = updater(rule, kind_of(values), kinds, dtype, tables.frozen is not None, draws, observes)
+    at_random = values.at_random and inputs.keys is not None
+    update = updater(rule, kind_of(values), kinds, dtype, tables.frozen is not None, draws, observes, at_random)
     code = kernel(dtype, observer(dtype), True) if observes else kernel(dtype)
     run(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 

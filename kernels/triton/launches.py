@@ -234,6 +234,7 @@ class TritonLaunches:
         )
         options = self._options_of(sources, inputs)
         stored = _stored(rule, values, held, inputs)
+        del stored["AT_RANDOM"]  # of values, which a step stores
         constants = {**statistics_constants_of(rule), **stored, **options}
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, *_buffers(values, held), units)
         changing += (*inputs.own, keys)
@@ -319,8 +320,9 @@ class TritonLaunches:
 def _stored(rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> dict[str, object]:
     """What a kernel is compiled for, of how its streams are stored."""
     halves = [inputs.keys is not None and state.buffer.dtype == torch.bfloat16 for state in states]
+    at_random = values.at_random and inputs.keys is not None
     split = values.format is not None
-    return {"DRAWS": rule.draws(halves), "SPLIT": split, "FORMATS": codes_of(states)}
+    return {"DRAWS": rule.draws(halves), "SPLIT": split, "AT_RANDOM": at_random, "FORMATS": codes_of(states)}
 
 
 def _buffers(values: Stored, states: Sequence[Stored]) -> list[Tensor]:

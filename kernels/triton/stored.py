@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import formats
 from ..segments import UNIT as ELEMENTS
 from .compile import twin
-from .stochastic import draw_bits, round_at_random
+from .stochastic import STATES, VALUES, draw_bits, round_at_random
 from .tiles import round_to
 
 UNIT = tl.constexpr(ELEMENTS)
@@ -86,12 +86,25 @@ def to_store(tile, real, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def value_to_store(
+    value, real, DTYPE: tl.constexpr, keys_ptr, slot, step, local, AT_RANDOM: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A tile of plain values as it is stored."""
+    if AT_RANDOM:
+        bits = draw_bits(keys_ptr, slot, step, VALUES, 0, local, BLOCK)
+        stored = round_at_random(tl.where(real, value, 0.0), bits)
+    else:
+        stored = to_store(value, real, DTYPE)
+    return stored
+
+
+@triton.jit
 def state_to_store(
     state, real, DTYPE: tl.constexpr, keys_ptr, slot, step, local, DRAW: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The same of a state that may be rounded at random: by the rule's draw number DRAW, or to nearest if it is -1."""
     if DRAW >= 0:
-        bits = draw_bits(tl.load(keys_ptr), tl.load(keys_ptr + 1 + slot), step.to(tl.int64), DRAW, local, BLOCK)
+        bits = draw_bits(keys_ptr, slot, step, STATES, DRAW, local, BLOCK)
         stored = round_at_random(tl.where(real, state, 0.0), bits)
     else:
         stored = to_store(state, real, DTYPE)
