@@ -81,7 +81,8 @@ class Optimizer(Averaging, Conveniences):
     stochastic_rounding = True
     """Whether slow averages that are stored in bfloat16, such as those of squares, are rounded at random: to nearest,
     as torch.optim does it, they never decay. So are values of a store with `values="stochastic"`. The draws depend on
-    the store's seed, the variable's name, its step and the position alone. Set it to False on an optimizer to compare with torch's."""
+    the store's seed, the variable's name, its step and the position alone. Set it to False on an optimizer to compare
+    with torch's."""
 
     elementwise = True
     """Whether the step of an element depends on no other but through the norm: what can be shared out over ranks."""
