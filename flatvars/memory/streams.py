@@ -69,7 +69,12 @@ class Stream:
 
     @property
     def cover(self) -> Cover:
-        return self.base, self.base + len(self.buffer)
+        return self.base, self.base + self.numel
+
+    @property
+    def numel(self) -> int:
+        """Elements of the range."""
+        return len(self.buffer) * (1 if self.format is None else self.format.parts[0].each)
 
     def from_base(self, base: int) -> Stream:
         """The same memory from an element of the region on."""
@@ -81,7 +86,7 @@ class Stream:
 
     def covers(self, span: Span) -> bool:
         """Whether it holds all of a variable, or this rank's part of it."""
-        return self.divided or (self.base <= span.offset and span.stop <= self.base + len(self.buffer))
+        return self.divided or (self.base <= span.offset and span.stop <= self.cover[1])
 
     def share(self, span: Span) -> tuple[int, Tensor]:
         """The elements of a variable that it holds, [elements] in memory order, and which of them is the first."""
@@ -150,14 +155,15 @@ class Stream:
         numel = (span.numel if stop is None else stop) - first
         found = []
         for part, buffer in self.named():
-            start = span.unit - self.unit + first // UNIT if part.units else span.offset - self.base + first
+            whole = (span.offset - self.base + first) // part.each
+            start = span.unit - self.unit + first // UNIT if part.units else whole
             found.append(buffer[start : start + part.items(numel)])
         return found
 
     def decoded(self, span: Span, first: int, stop: int) -> Tensor:
         """Some of a variable's elements in memory order, float32; `first` is a multiple of 128."""
         assert self.format is not None
-        return self.format.decode(self.parts(span, first, stop))
+        return self.format.numbers(self.parts(span, first, stop), stop - first)
 
     def read(self, span: Span) -> Tensor:
         """What the stream holds of a variable, [shape], as state dicts, files and copies see it.
@@ -166,7 +172,7 @@ class Stream:
         """
         if self.format is None or not self.is_encoded(span):
             return self.view(span)
-        return self.format.decode(self.parts(span)).as_strided(span.spec.shape, span.spec.stride)
+        return self.format.numbers(self.parts(span), span.numel).as_strided(span.spec.shape, span.spec.stride)
 
     def write(self, span: Span, tensor: Tensor | None) -> None:
         """Replaces what it holds of a variable by a tensor, [shape], or by zeros."""
@@ -191,7 +197,7 @@ class Stream:
         """All of it as numbers, [elements of the range]: in place, or decoded, with zeros between these variables."""
         if self.format is None:
             return self.buffer
-        found = torch.zeros(len(self.buffer), dtype=torch.float32, device=self.buffer.device)
+        found = torch.zeros(self.numel, dtype=torch.float32, device=self.buffer.device)
         for span in spans:
             found[span.offset - self.base :][: span.numel] = self.decoded(span, 0, span.numel)
         return found
@@ -336,10 +342,8 @@ class Streams:
         numel = max(min(round_up(stop, GRAIN), end) - base, 0)
         made = self._make(self._form_of[name](region), region, base, numel)
         if old is not None:
-            made.buffer[old.base - base :][: len(old.buffer)].copy_(old.buffer)
-            parts = made.format.parts[1:] if made.format else ()
-            for part, mine, theirs in zip(parts, made.beside, old.beside, strict=True):
-                shift = old.unit - made.unit if part.units else old.base - base
+            for (part, mine), (_, theirs) in zip(made.named(), old.named(), strict=True):
+                shift = old.unit - made.unit if part.units else (old.base - base) // part.each
                 mine[shift:][: len(theirs)].copy_(theirs)
         self._streams[name, region] = made
         return made
@@ -349,7 +353,7 @@ class Streams:
         if isinstance(form, torch.dtype):
             return Stream(self._zeros(numel, form), base)
         unit, end = self.layout.unit_at(region, base), self.layout.unit_at(region, base + numel)
-        lengths = [end - unit if part.units else numel for part in form.parts]
+        lengths = [end - unit if part.units else part.items(numel) for part in form.parts]
         first, *beside = [self._zeros(n, part.dtype) for n, part in zip(lengths, form.parts, strict=True)]
         return Stream(first, base, format=form, beside=tuple(beside), unit=unit)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..backend import AVERAGE, VALUE, Rule, Sources, Stage, Stored
+from ..backend import AVERAGE, VALUE, Rule, Sources, Stage, Stored, is_rounded
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
@@ -60,7 +60,8 @@ class Optimizer(Averaging, Conveniences):
         state_dtype: Of the state streams; the variables' own if not given, as in torch.optim. In bfloat16, averages of
             squares are rounded at random (`stochastic_rounding`).
         state_format: "root8" stores averages in 8 bits, with a float32 scale for each 128 elements: all that may be, or
-            those of a mapping by name. Other states are as `state_dtype` says.
+            those of a mapping by name; "log4" stores averages of squares in 4 bits, rounded at random. Other states are
+            as `state_dtype` says.
         stats: Every step tells norms and counts of its variables, which `stats()` gives; or every k-th, of a number k.
 
     Raises:
@@ -549,7 +550,8 @@ class Optimizer(Averaging, Conveniences):
         """What values and states are rounded at random by, where any is."""
         if not self.stochastic_rounding:
             return None
-        halves = bool(rule.stochastic) and any(held.buffer.dtype == torch.bfloat16 for held in states)
+        few = [is_rounded(held.buffer.dtype, held.format) for held in states]
+        halves = max(rule.draws(few), default=-1) >= 0
         return self.states.keys() if halves or values.at_random else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import StepInputs, Tables
+from ..launches import StepInputs, Tables, draws_of
 from ..rules import OBSERVED, Rule, observe
 from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native, twin
@@ -54,7 +54,7 @@ from .philox import write_draws
 from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
 from .squares import unit_sums, variable_sum
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
-from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, row_addresses
+from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
@@ -179,7 +179,8 @@ def updater(
     kinds_of, terms = (value, *states), len(OBSERVED) if observes else 0
     kinds = 1 + max(draws, default=-1)
     value_draw = kinds if at_random else -1  # behind those of states
-    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, draws, terms, value_draw)
+    drawn_here = plain_draws(states, draws)
+    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, drawn_here, terms, value_draw)
     draw, room = drawer(kinds, at_random), stack(2 * TILE * max(kinds + at_random, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
     begins = any(start != -1 for start in rule.step_starts)
@@ -189,7 +190,7 @@ def updater(
     read_first, start_states = starter(rule, rule.step_starts, dtype)
     keep = elements.keeper(rule.step_starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
-    load_units, store_units = movers(kinds_of, True, range(rule.stored))
+    load_units, store_units = movers(kinds_of, True, range(rule.stored), draws)
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
 
     size, place = np.dtype(dtype).itemsize, rule.momentum
@@ -280,14 +281,14 @@ def updater(
         for lane in range(0, count, UNIT):
             last = min(lane + UNIT, count)
             at, state_at, number = start + lane, state_start + lane, unit + lane // UNIT
-            places = (at, number, state_at, number - unit_base, last - lane)
-            load_units(values, low, prints, state_table, scales, places, memory)
+            places = (at, number, state_at, number - unit_base, last - lane, lane)
+            load_units(values, low, prints, state_table, scales, places, memory, drawn)
             work(
                 lane, last, gradients, unscale, clip, memory - 4 * at if split else values, start,
                 in_rows(addresses, memory - 4 * state_at), state_start, frozen, hyper, step, is_new, first, drawn,
                 told,
             )  # fmt: skip
-            store_units(values, low, prints, state_table, scales, places, memory)
+            store_units(values, low, prints, state_table, scales, places, memory, drawn)
         tell_units(told, count, units, unit_count)
 
     return native(update, types.void(*updater_arguments(number)))
@@ -484,7 +485,7 @@ def launch(
         observed: Scratch of what `inputs.observed` asks for.
     """
     dtype = DTYPES[tables.compute_dtype]
-    draws = draws_of(rule, states, inputs, range(rule.stored))
+    draws = stored_draws(rule, states, inputs, range(rule.stored))
     observes = observed is not None
     kinds = tuple(map(kind_of, states))
     at_random = values.at_random and inputs.keys is not None
@@ -493,10 +494,9 @@ def launch(
     run(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 
 
-def draws_of(rule: Rule, states: Sequence[Stored], inputs: StepInputs, stored: range) -> tuple[int, ...]:
-    """See `Rule.draws`, of the states that are stored; empty where none of them is rounded at random."""
-    halves = [i in stored and state.buffer.dtype == torch.bfloat16 for i, state in enumerate(states)]
-    draws = rule.draws([inputs.keys is not None and half for half in halves])
+def stored_draws(rule: Rule, states: Sequence[Stored], inputs: StepInputs, stored: range) -> tuple[int, ...]:
+    """See `draws_of`, of the states that are stored; empty where none of them is rounded at random."""
+    draws = tuple(draw if i in stored else -1 for i, draw in enumerate(draws_of(rule, states, inputs)))
     return draws if max(draws, default=-1) >= 0 else ()
 
 

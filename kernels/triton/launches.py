@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import NormSlot, StepInputs, Tables
+from ..launches import NormSlot, StepInputs, Tables, draws_of
 from ..rules import OBSERVED, Rule, observe
 from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
@@ -319,10 +319,12 @@ class TritonLaunches:
 
 def _stored(rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> dict[str, object]:
     """What a kernel is compiled for, of how its streams are stored."""
-    halves = [inputs.keys is not None and state.buffer.dtype == torch.bfloat16 for state in states]
-    at_random = values.at_random and inputs.keys is not None
-    split = values.format is not None
-    return {"DRAWS": rule.draws(halves), "SPLIT": split, "AT_RANDOM": at_random, "FORMATS": codes_of(states)}
+    return {
+        "DRAWS": draws_of(rule, states, inputs),
+        "SPLIT": values.format is not None,
+        "AT_RANDOM": values.at_random and inputs.keys is not None,
+        "FORMATS": codes_of(states),
+    }
 
 
 def _buffers(values: Stored, states: Sequence[Stored]) -> list[Tensor]:

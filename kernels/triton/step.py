@@ -28,7 +28,7 @@ from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed, picked, started, store_own
 from .split import joined, lower_bits, parted, store_split, upper_bits
 from .squares import store_units, unit_sums, variable_sum
-from .stored import UNIT, load_scales, numbers_of, store_states, to_store, unit_of, value_to_store
+from .stored import UNIT, load_scales, load_states, numbers_of, store_states, to_store, unit_of, value_to_store
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row
 
 
@@ -47,14 +47,6 @@ def is_skipped(norm_ptr, found_inf_ptr, SKIP: tl.constexpr, FOUND_INF: tl.conste
     if FOUND_INF:
         skipped = skipped or (tl.load(found_inf_ptr) != 0.0)
     return skipped
-
-
-@triton.jit
-def load_states(states_ptr, offset, mask):
-    stored = ()
-    for i in tl.static_range(len(states_ptr)):
-        stored = stored + (tl.load(states_ptr[i] + offset, mask=mask, other=0.0),)
-    return stored
 
 
 @triton.jit(do_not_specialize=["base", "unit_base", "scratch_units"], do_not_specialize_on_alignment=["frozen_ptr"])
@@ -138,8 +130,8 @@ def step_kernel(
     offset = start + lane
     mask = padded_mask(lane, length)
     old_value = tl.load(values_ptr + offset, mask=mask, other=0.0)
-    state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
-    old_states = load_states(states_ptr, state_offset, mask)
+    state_start = tl.multiple_of(start - tl.multiple_of(base, 128), 16)
+    old_states = load_states(states_ptr, state_start, lane, mask, length, FORMATS, BLOCK)
     first_unit = unit_of(units_ptr, variable, local, SPLIT, FORMATS)
     scales = load_scales(scales_ptr, first_unit - unit_base, length, FORMATS, BLOCK)
     if SPLIT:
@@ -201,9 +193,9 @@ def step_kernel(
             new_value = tl.where(frozen, old_value, new_value)
         tl.store(values_ptr + offset, new_value, mask=mask)
     store_states(
-        states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, begun, old_states, frozen, before, row,
-        is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, 0, STORED, COMPUTE,
-        BLOCK,
+        states_ptr, scales_ptr, state_start, lane, first_unit - unit_base, states, begun, old_states, frozen, before,
+        row, is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, 0, STORED,
+        COMPUTE, BLOCK,
     )  # fmt: skip
     if OBSERVE is not None:
         counts = real
