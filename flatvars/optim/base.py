@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -30,7 +31,7 @@ from .averaging import Averaging, check_average
 from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_tensor
 from .conveniences import Conveniences
 from .copies import get_state, set_state
-from .divided import DividedStep, check_divisible, step_divided
+from .divided import DividedStep, add_up_sums, check_divisible, step_divided
 from .entries import Entries
 from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
@@ -84,7 +85,8 @@ class Optimizer(Averaging, Conveniences):
     the position alone. Set it to False on an optimizer to compare with torch's."""
 
     elementwise = True
-    """Whether the step of an element depends on no other but through the norm: what can be shared out over ranks."""
+    """Whether the step of an element depends on others through the norm and sums over its variable alone: what can be
+    shared out over ranks."""
 
     lengths: Mapping[str, int] = LENGTHS
     """Entries of a param group that are several numbers, and how many."""
@@ -497,7 +499,8 @@ class Optimizer(Averaging, Conveniences):
         """The step of the variables of one region, and where there are several rules, of one rule."""
         rule = self.with_average(self.rule() if part.kind is None else part.kind)
         states = self.states.streams(part.region, rule.states)
-        part.plan.step_(
+        launch = partial(
+            part.plan.step_,
             source,
             rule,
             plans.values(part),
@@ -513,9 +516,15 @@ class Optimizer(Averaging, Conveniences):
             keys=self._keys_for(rule, states),
             observed=self.observed()[0],
             check=self.check_changed,
-            stage=stage,
             **scaling,
         )
+        if rule.statistics is None or stage == "move" or not self.states.is_partial:
+            launch(stage=stage)
+            return
+        launch(stage="measure")
+        add_up_sums(plans, part, rule)
+        if stage == "both":
+            launch(stage="move")
 
     def observes(self) -> bool:
         """Whether the step that is under way is looked at."""

@@ -213,8 +213,11 @@ class States:
         return self.registry.group is not None
 
     @property
-    def shows_from_start(self) -> bool:
-        """Whether state is shown before a first step, as zeros: torch.distributed.checkpoint else takes a step."""
+    def is_partial(self) -> bool:
+        """Whether this rank keeps state of parts of variables alone: of its share, or of shards that others divided.
+
+        Such state is shown before a first step, as zeros: torch.distributed.checkpoint else takes a step of its own.
+        """
         return self.is_divided or self.registry.sharding is not None
 
     def key_of(self, name: str) -> str:
