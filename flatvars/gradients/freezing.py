@@ -15,12 +15,12 @@ def freeze(registry: Registry, variables: Sequence[Variable], clear_grad: bool =
     with registry.lock:
         for variable in variables:
             if variable.requires_grad:
-                variable.param.requires_grad_(False)
+                variable.whole.requires_grad_(False)
                 variable.frozen = True
         if clear_grad:
             registry.gradients.zero(True, variables)
             for variable in variables:
-                variable.param.grad = None
+                variable.param.grad = variable.whole.grad = None
         follow_flags(registry)
 
 
@@ -29,7 +29,7 @@ def unfreeze(registry: Registry, variables: Sequence[Variable], selected: bool) 
     with registry.lock:
         for variable in variables:
             if variable.frozen or (selected and variable.is_parameter):
-                variable.param.requires_grad_(True)
+                variable.whole.requires_grad_(True)
         follow_flags(registry)
 
 

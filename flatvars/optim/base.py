@@ -30,7 +30,7 @@ from .averaging import Averaging, check_average
 from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_tensor
 from .conveniences import Conveniences
 from .copies import get_state, set_state
-from .divided import DividedStep, step_divided
+from .divided import DividedStep, check_divisible, step_divided
 from .entries import Entries
 from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
@@ -373,7 +373,7 @@ class Optimizer(Averaging, Conveniences):
         self._kinds = self._kinds_now()
         self._plans = self._plans_over([member for member in members if member[0].trains])
         self._planned = self.membership.version
-        self._frozen = [v.param for v, _ in members if not v.trains]
+        self._frozen = [v.whole for v, _ in members if not v.trains]
         return self._plans
 
     def _plans_over(self, members: list[tuple[Variable, int]]) -> PlanSet:
@@ -466,6 +466,9 @@ class Optimizer(Averaging, Conveniences):
     def _launch(self, plans: PlanSet, collected: Collected) -> None:
         gradients = gradients_of(self.registry)
         scaling = read_scaling(self, self.registry.device, collected.gathered)
+        if self.registry.sharding is not None:
+            check_divisible(self, "shards")
+            scaling["found_inf"] = self.registry.sharding.found(scaling["found_inf"])
         norm = plans.norm
         if self.max_norm is not None or self.skip_nonfinite or collected.unseen:
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])

@@ -182,7 +182,7 @@ class EMA:
         Raises:
             KeyError: no parameter of this optimizer.
         """
-        if not any(param is v.param for v in self.optimizer.members()):
+        if not any(param is v.whole for v in self.optimizer.members()):
             raise KeyError("no parameter of this optimizer")
         state = self.optimizer.state.get(param) or {}
         found: Tensor = state.get(AVERAGE, param.detach())

@@ -214,6 +214,11 @@ class States:
         """Whether this rank keeps the state of its share alone."""
         return self.registry.group is not None
 
+    @property
+    def shows_from_start(self) -> bool:
+        """Whether state is shown before a first step, as zeros: torch.distributed.checkpoint else takes a step."""
+        return self.is_divided or self.registry.sharding is not None
+
     def key_of(self, name: str) -> str:
         """What the stream of a state is called in the store."""
         return f"{self._key}.{name}"

@@ -277,7 +277,7 @@ class TritonLaunches:
             scale,
             found,
             inputs.skipped,
-            values.buffer,
+            values.buffer if values.places is None else values.places,
             low,
             prints,
             tuple(state.buffer for state in held),
@@ -307,6 +307,7 @@ class TritonLaunches:
             "SOURCE": _triton_dtype(sources),
             "COMPUTE": self._compute,
             "BLOCK": tables.block,
+            "PLACED": None if values.places is None else DTYPES[values.buffer.dtype],
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped)
         changing += (*_buffers(values, held), units, *inputs.own, keys, *(() if observed is None else (observed,)))
@@ -324,7 +325,8 @@ def _stored(rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepIn
 
 
 def _buffers(values: Stored, states: Sequence[Stored]) -> list[Tensor]:
-    return [buffer for one in (values, *states) for buffer in (one.buffer, *one.beside)]
+    first = [] if values.places is None else [values.places]
+    return [*first, *(buffer for one in (values, *states) for buffer in (one.buffer, *one.beside))]
 
 
 def _triton_dtype(sources: Sources) -> object:
