@@ -9,6 +9,7 @@ import torch
 from ..errors import FlatvarsError
 from ..modules.buffers import left_out
 from ..optim.stats import COLUMNS, COUNTS, VariableStats
+from ..variables.carving import FOLLOW
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
@@ -16,10 +17,11 @@ STATES = ("trainable", "frozen", "buffer")
 
 
 def looked_at(registry: Registry) -> Registry:
-    """The registry, with what left it since the last look taken in again."""
+    """The registry, with what left it since the last look taken in again; not where users want to be asked first."""
     registry.settle()
-    registry.guard.check_memory()
-    registry.guard.renew_buffers()
+    if registry.on_moved == FOLLOW:
+        registry.guard.check_memory()
+        registry.guard.renew_buffers()
     return registry
 
 

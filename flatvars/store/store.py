@@ -404,8 +404,8 @@ class VarStore:
     def values(self) -> Tensor:
         """The flat values of a uniform store, [numel with padding]; padding is zero.
 
-        What left the store (`.data =`, `module.double()`, a buffer that was replaced) is taken in first. A conversion
-        or a new variable makes new buffers: ask again after it.
+        What left the store (`.data =`, `module.double()`, a buffer that was replaced) is taken in first, unless
+        `on_moved="error"`. A conversion or a new variable makes new buffers: ask again after it.
         """
         registry = looked_at(self.registry)
         return registry.streams.values(only_region(registry))
