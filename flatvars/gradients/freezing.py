@@ -50,9 +50,23 @@ def flags_moved(registry: Registry) -> bool:
 
 
 def compact(registry: Registry) -> None:
-    """Gives back the gradient and state memory of frozen variables; their state is forgotten."""
+    """Gives back the gradient and state memory of frozen variables; their state is forgotten, and no gradient lost."""
     with registry.lock:
-        registry.recarve(lambda v: with_room(v.spec, v.requires_grad))
+        registry.settle()
+        registry.guard.check_memory()  # what was moved is back, and its gradient found, before anything is given up
+        leaving = {v.id for v in registry.variables if v.spec.has_room and not _is_wanted(registry, v)}
+        if leaving:
+            registry.check_leaving("compact()")
+        registry.gradients.release([v for v in registry.variables if v.id in leaving])
+        registry.recarve(lambda v: with_room(v.spec, v.requires_grad or (v.spec.has_room and v.id not in leaving)))
+
+
+def _is_wanted(registry: Registry, variable: Variable) -> bool:
+    """Whether a step may move a variable that has room: plain `requires_grad_(False)` leaves a gradient to be stepped.
+
+    Where the store has frozen it, its gradient waits in `.grad` for as long as it is frozen, and needs no room.
+    """
+    return variable.requires_grad or (not variable.frozen and registry.gradients.of(variable) is not None)
 
 
 def with_room(spec: VarSpec, room: bool) -> VarSpec:

@@ -614,6 +614,7 @@ class Optimizer(Averaging, Conveniences):
         self.entries.own_dropped()
         self.entries.forget(self.states.lost(), keep=True)
         self.states.follow_carve()
+        self.membership.renew(self.param_groups)
         self.entries.refresh()
 
     def state_dict(self) -> dict[str, Any]:

@@ -72,7 +72,9 @@ class Membership:
         """
         moved = self._generation != self.registry.generation
         if moved:
-            self._renew(groups)
+            for group in groups:
+                params_of(group)  # makes a list of what is none
+            self.renew(groups)
         if self._seen != self.registry._next_id:
             self._join(groups, add_group)
         if not moved and self._is_known(groups) and all(map(is_lazy, self.lazy)):
@@ -89,20 +91,22 @@ class Membership:
                 return False
         return True
 
-    def _renew(self, groups: Groups) -> None:
-        """A Parameter that the store took in takes the place of the old one; one that the store gave away leaves."""
+    def renew(self, groups: Groups) -> None:
+        """A Parameter that the store took in takes the place of the old one; one that the store gave away leaves.
+
+        What users have edited meanwhile, in whatever form, is followed at the next look.
+        """
+        lists = [group["params"] for group in groups if isinstance(group.get("params"), list)]
         gone = {id(self._params[v.id]) for v in self.members() if v.index < 0}
-        if gone:
-            for group in groups:
-                group["params"] = [param for param in params_of(group) if id(param) not in gone]
+        for params in lists if gone else ():
+            params[:] = [param for param in params if id(param) not in gone]
         stale = {
             id(self._params[v.id]): v for v in self.members() if v.index >= 0 and v.whole is not self._params[v.id]
         }
         if not stale:
             return
-        listed = {id(param) for group in groups for param in params_of(group)}
-        for group in groups:
-            params = params_of(group)
+        listed = {id(param) for params in lists for param in params}
+        for params in lists:
             for i, param in enumerate(params):
                 variable = stale.get(id(param))
                 if variable is not None and id(variable.whole) not in listed:

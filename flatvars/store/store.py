@@ -45,7 +45,7 @@ from ..variables.variable import Variable
 from . import transfer
 from .devices import check_arguments, concrete, device_of
 from .given import check_module, registry_in
-from .looking import check_layout, only_region, summary, summary_of
+from .looking import check_layout, looked_at, only_region, region_of, summary, summary_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh  # which not every torch was built with
@@ -397,13 +397,18 @@ class VarStore:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """One per dtype: which lengths the streams have."""
-        return self.registry.layout.regions
+        """One per dtype: which lengths the streams have. What left the store is taken in first, as by `values`."""
+        return looked_at(self.registry).layout.regions
 
     @property
     def values(self) -> Tensor:
-        """The flat values of a uniform store, [numel with padding]; padding is zero."""
-        return self.registry.streams.values(only_region(self.registry))
+        """The flat values of a uniform store, [numel with padding]; padding is zero.
+
+        What left the store (`.data =`, `module.double()`, a buffer that was replaced) is taken in first, unless
+        `on_moved="error"`. A conversion or a new variable makes new buffers: ask again after it.
+        """
+        registry = looked_at(self.registry)
+        return registry.streams.values(only_region(registry))
 
     @property
     def grads(self) -> Tensor:
@@ -411,15 +416,24 @@ class VarStore:
 
         Float32 for bfloat16 and float16 variables in "gather" mode. Variables without a gradient hold zeros.
         """
-        return self._gradients.read_stream(only_region(self.registry, gradients=True))
+        return self._gradients.read_stream(only_region(looked_at(self.registry), gradients=True))
 
     def values_of(self, dtype: torch.dtype) -> Tensor:
-        """The flat values of the region of a dtype."""
-        return self.registry.streams.values(dtype)
+        """The flat values of the region of a dtype; see `values`.
+
+        Raises:
+            FlatvarsError: the store has no variable of that dtype.
+        """
+        registry = looked_at(self.registry)
+        return registry.streams.values(region_of(registry, dtype))
 
     def grads_of(self, dtype: torch.dtype) -> Tensor:
-        """The flat gradients of the region of a dtype."""
-        return self._gradients.read_stream(dtype)
+        """The flat gradients of the region of a dtype; see `grads`.
+
+        Raises:
+            FlatvarsError: the store has no variable of that dtype.
+        """
+        return self._gradients.read_stream(region_of(looked_at(self.registry), dtype))
 
     # Variables --------------------------------------------------------------------------------------------------------
 
@@ -503,7 +517,7 @@ class VarStore:
         return summary(self.registry) if stats is None else summary_of(stats)
 
     def __repr__(self) -> str:
-        dtypes = ", ".join(str(region.dtype) for region in self.regions) or "empty"
+        dtypes = ", ".join(str(region.dtype) for region in self.registry.layout.regions) or "empty"
         left = len(left_out(self.registry))
         return f"VarStore({len(self)} variables, {self.device}, {dtypes}{f'; {left} buffers left out' * bool(left)})"
 
@@ -691,7 +705,12 @@ class VarStore:
         freezing.unfreeze(self.registry, self.registry.matching(selector), selected=selector is not None)
 
     def compact(self) -> None:
-        """Gives back the gradient and state bytes of frozen variables; their state and element masks are forgotten."""
+        """Gives back the gradient and state bytes of frozen variables; their state and element masks are forgotten.
+
+        No gradient is lost: what `freeze(clear_grad=False)` kept waits in `.grad`, and a variable that plain
+        `requires_grad_(False)` left with a gradient, which the next step uses as torch's does, keeps its room until a
+        `compact()` that finds it without.
+        """
         freezing.compact(self.registry)
 
     def set_trainable_mask(self, selector: Selector, mask: Tensor | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -71,6 +72,7 @@ class Carving:
         self._announcing: int | None = None  # the thread that tells of a carve
         self._retired: str | None = None
         self._side_by_side: set[int] = set()  # ids
+        self._kept_whole: list[str] = []  # reasons
 
     @property
     def layout(self) -> Layout:
@@ -97,6 +99,24 @@ class Carving:
             self._layout = plan_layout([])
             self._streams = Streams(self._layout, self.device, values=self.value_format)
             self.generation += 1
+
+    @contextmanager
+    def kept_whole(self, reason: str) -> Iterator[None]:
+        """Inside, no variable may leave or give up its room: `check_leaving` raises the reason."""
+        self._kept_whole.append(reason)
+        try:
+            yield
+        finally:
+            self._kept_whole.remove(reason)
+
+    def check_leaving(self, what: str) -> None:
+        """Raises FlatvarsError where a variable is about to leave, or to give up its room, and must not now.
+
+        Args:
+            what: Does it.
+        """
+        if self._kept_whole:
+            raise FlatvarsError(f"{what} would lose something now: {self._kept_whole[-1]}")
 
     def store_values_as(self, format_: Format | None) -> None:
         """Values of its dtype are of a format from now on, or of none. For a registry without variables."""
