@@ -266,12 +266,15 @@ class Stored(NamedTuple):
         format: None where the buffer's dtype says all.
         beside: The buffers of the other parts of the format.
         at_random: Of values in bfloat16 without a format: a step rounds them at random, if it is given keys.
+        places: int64 [variables of the launch] on the device: the address of each variable, where values lie wherever
+            somebody else put them; `buffer` is then empty, and says of which dtype they are.
     """
 
     buffer: Tensor
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
     at_random: bool = False
+    places: Tensor | None = None
 
 
 def as_stored(stream: Tensor | Stored) -> Stored:

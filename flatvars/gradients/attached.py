@@ -8,11 +8,13 @@ import torch
 
 from ..backend import SPLIT, STOCHASTIC, Format
 from ..distributed.group import Group
+from ..distributed.shards import Sharding
 from ..variables.carving import ERROR, FOLLOW, OnMoved
 from ..variables.registry import Registry
 from .cycle import Gradients, Mode
 from .gathered import Gathered
 from .masks import ElementMasks
+from .sharded import Sharded
 from .views import Views
 
 ValueFormat = Literal["split", "stochastic"]
@@ -28,6 +30,7 @@ def make_registry(
     on_moved: OnMoved = FOLLOW,
     group: Group | None = None,
     values: ValueFormat | None = None,
+    sharding: Sharding | None = None,
 ) -> Registry:
     """An empty registry with gradients and element masks.
 
@@ -36,12 +39,15 @@ def make_registry(
         on_moved: "follow" or "error".
         group: The ranks that share its state, if there are several.
         values: "split", "stochastic" or None: how bfloat16 values are stored.
+        sharding: Where values are shards that stay where they are; with "gather" alone.
     """
     if on_moved not in (FOLLOW, ERROR):
         raise ValueError(f"on_moved={on_moved!r} is not known; use 'follow' or 'error'")
     if mode not in MODES:
         raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
-    registry = Registry(device, MODES[mode], ElementMasks, seed)
+    registry = Registry(device, MODES[mode] if sharding is None else Sharded, ElementMasks, seed)
+    if sharding is not None:
+        registry.keep_in_place(sharding)
     registry.on_moved = on_moved
     registry.group = group
     if values is None:
@@ -53,6 +59,10 @@ def make_registry(
         raise ValueError(
             f"values={values!r} keeps a part of every value that ranks do not exchange; leave it out, or make the "
             "store without mesh="
+        )
+    if sharding is not None:
+        raise ValueError(
+            f"values={values!r} is of values in the store's own buffers, and shards stay where they are; leave it out"
         )
     registry.store_values_as(VALUE_FORMATS[values])
     return registry

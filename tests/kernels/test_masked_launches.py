@@ -13,7 +13,7 @@ from tests.support import reference
 from tests.support.masks import MASKS
 from tests.support.memory import in_poison
 from tests.support.rig import Rig
-from tests.support.rules import CASES
+from tests.support.rules import CASES, ONE_EACH
 from tests.support.tolerances import assert_close, assert_norm, assert_same_bits
 
 SHAPES = [(20,), (2060,), (7, 5), (3,), (33,)]
@@ -84,15 +84,14 @@ def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
 
 
 # What is masked is no element of a variable to statistics: a twin with zeros in its place is another variable.
-ALONE = [name for name, case in CASES.items() if case.rule.statistics is None]
+ALONE = [name for name in ONE_EACH if CASES[name].rule.statistics is None]
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_every_rule(name, device):
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
-    for bad in (math.nan, 1.0):
-        check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
+    check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1.0])
@@ -104,8 +103,9 @@ def test_every_mask(mask, bad, device):
 
 
 @pytest.mark.parametrize("options", [{"max_norm": 0.5}, {"max_norm": 0.5, "skip": True}], ids=["clip", "skip"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["momentum", "amsgradw", "lion", "user"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*(("amsgradw", dtype) for dtype in DTYPES), ("momentum", torch.float32)], ids=str
+)
 def test_dtypes_clipping_and_skipping(name, dtype, options, device):
     """A masked NaN poisons no norm, and no step is skipped because of it."""
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
@@ -220,25 +220,22 @@ def test_memory_order_of_a_transposed_variable(device):
     assert bool((value == before)[~mask].all())
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ALONE])
+@pytest.mark.parametrize("name", [name for name in ONE_EACH if name not in ALONE])
 def test_statistics_are_of_what_trains(name, device):
     """A masked variable steps as one that has its trained elements alone; what is masked may be NaN."""
     case = CASES[name]
-    mask = torch.rand(3000) < 0.6
-    rig = Rig([(17,), (3000,)], rule=case.rule, masks=[None, mask], device=device)
+    mask = torch.rand(500) < 0.6
+    rig = Rig([(17,), (500,)], rule=case.rule, masks=[None, mask], device=device)
     few = Rig([(17,), (int(mask.sum()),)], rule=case.rule, device=device)
     chosen = [torch.ones(17, dtype=torch.bool), mask]
-    for _ in range(2):
-        for ours, theirs in zip([rig.values, *rig.states], [few.values, *few.states], strict=True):
-            for target, span, which in zip(few.spans(theirs.stream), rig.spans(ours.stream), chosen, strict=True):
-                target.copy_(span[which])
-        grads = rig.random_grads()
-        few.step([grad[which].clone() for grad, which in zip(grads, chosen, strict=True)], [case.group])
-        before = rig.spans(rig.values.stream)[1][~mask].clone()
-        rig.step(poisoned(grads, [None, mask]), [case.group])
-        for span, expected, which in zip(
-            rig.spans(rig.values.stream), few.spans(few.values.stream), chosen, strict=True
-        ):
-            torch.testing.assert_close(span[which], expected, rtol=1e-5, atol=1e-6)
-        assert_same_bits(rig.spans(rig.values.stream)[1][~mask], before)
+    for ours, theirs in zip([rig.values, *rig.states], [few.values, *few.states], strict=True):
+        for target, span, which in zip(few.spans(theirs.stream), rig.spans(ours.stream), chosen, strict=True):
+            target.copy_(span[which])
+    grads = rig.random_grads()
+    few.step([grad[which].clone() for grad, which in zip(grads, chosen, strict=True)], [case.group])
+    before = rig.spans(rig.values.stream)[1][~mask].clone()
+    rig.step(poisoned(grads, [None, mask]), [case.group])
+    for span, expected, which in zip(rig.spans(rig.values.stream), few.spans(few.values.stream), chosen, strict=True):
+        torch.testing.assert_close(span[which], expected, rtol=1e-5, atol=1e-6)
+    assert_same_bits(rig.spans(rig.values.stream)[1][~mask], before)
     rig.assert_clean()

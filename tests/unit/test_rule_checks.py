@@ -11,6 +11,7 @@ from torch import nn
 
 import flatvars as fv
 from flatvars.errors import RuleError
+from flatvars.kernels import rules
 from flatvars.kernels.lang import tl
 
 Body = Callable[..., Any]
