@@ -14,8 +14,8 @@ from triton.runtime import interpreter
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    # Outside of a launch nothing has been replaced, and within one only what the kernel's own module sees: `tl`, of which
-    # Triton's own device functions (`tl.zeros_like`) see the core.
+    # Outside of a launch nothing has been replaced, and within one only what the kernel's own module sees: `tl`.
+    # Triton's own device functions (`tl.zeros_like`) see its core.
     seen = set(map(id, self.fn.__globals__.values()))
     missing = any(id(module) in seen and tl.core.is_builtin(module.load) for module in (tl, tl.core))
     scope = interpreter._patch_lang(self.fn) if missing else None
