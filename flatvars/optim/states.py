@@ -253,8 +253,8 @@ class States:
         before, forms = [self.find(name, region) for name in names], list(map(self._form_of, names))
         if self.registry.sharding is not None and not all(isinstance(form(region), torch.dtype) for form in forms):
             raise FlatvarsError(
-                "state of shards cannot be stored in a format of blocks, which would begin with every shard, so that the "
-                "mesh would show in the bits; give a plain state_dtype=, such as torch.bfloat16"
+                "state of shards cannot be stored in a format of blocks, which would begin with every shard, so that "
+                "the mesh would show in the bits; give a plain state_dtype=, such as torch.bfloat16"
             )
         if self.is_divided:
             made = [streams.share_of(key, region, form) for key, form in zip(keys, forms, strict=True)]
