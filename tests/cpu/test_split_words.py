@@ -19,9 +19,8 @@ def looked_at(words):
         upper = np.uint32(upper_of(x))
         back = joined(upper_of(x), lower_of(x))
         is_nan = (word & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        nearest = (np.uint64(word) + np.uint64(0x7FFF) + np.uint64(word >> np.uint32(16) & np.uint32(1))) >> np.uint64(
-            16
-        )
+        odd = word >> np.uint32(16) & np.uint32(1)
+        nearest = (np.uint64(word) + np.uint64(0x7FFF) + np.uint64(odd)) >> np.uint64(16)
         same = np.float32(back).view(np.uint32) == word
         shown = back != back and (upper & np.uint32(0x7FFF)) > np.uint32(0x7F80)
         lost += not (shown if is_nan else same)
