@@ -6,17 +6,19 @@ from typing import Literal
 
 import torch
 
-from ..backend import SPLIT, Format
+from ..backend import SPLIT, STOCHASTIC, Format
 from ..distributed.group import Group
+from ..distributed.shards import Sharding
 from ..variables.carving import ERROR, FOLLOW, OnMoved
 from ..variables.registry import Registry
 from .cycle import Gradients, Mode
 from .gathered import Gathered
 from .masks import ElementMasks
+from .sharded import Sharded
 from .views import Views
 
-ValueFormat = Literal["split"]
-VALUE_FORMATS: dict[ValueFormat, Format] = {"split": SPLIT}
+ValueFormat = Literal["split", "stochastic"]
+VALUE_FORMATS: dict[ValueFormat, Format] = {"split": SPLIT, "stochastic": STOCHASTIC}
 
 MODES: dict[Mode, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
 
@@ -28,6 +30,7 @@ def make_registry(
     on_moved: OnMoved = FOLLOW,
     group: Group | None = None,
     values: ValueFormat | None = None,
+    sharding: Sharding | None = None,
 ) -> Registry:
     """An empty registry with gradients and element masks.
 
@@ -35,13 +38,16 @@ def make_registry(
         mode: "gather" or "views".
         on_moved: "follow" or "error".
         group: The ranks that share its state, if there are several.
-        values: "split" or None: how bfloat16 values are stored.
+        values: "split", "stochastic" or None: how bfloat16 values are stored.
+        sharding: Where values are shards that stay where they are; with "gather" alone.
     """
     if on_moved not in (FOLLOW, ERROR):
         raise ValueError(f"on_moved={on_moved!r} is not known; use 'follow' or 'error'")
     if mode not in MODES:
         raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
-    registry = Registry(device, MODES[mode], ElementMasks, seed)
+    registry = Registry(device, MODES[mode] if sharding is None else Sharded, ElementMasks, seed)
+    if sharding is not None:
+        registry.keep_in_place(sharding)
     registry.on_moved = on_moved
     registry.group = group
     if values is None:
@@ -49,10 +55,14 @@ def make_registry(
     if values not in VALUE_FORMATS:
         names = ", ".join(map(repr, VALUE_FORMATS))
         raise ValueError(f"values={values!r} is no format of values; use {names}, or None")
-    if group is not None:
+    if group is not None and not VALUE_FORMATS[values].is_plain:
         raise ValueError(
             f"values={values!r} keeps a part of every value that ranks do not exchange; leave it out, or make the "
             "store without mesh="
+        )
+    if sharding is not None:
+        raise ValueError(
+            f"values={values!r} is of values in the store's own buffers, and shards stay where they are; leave it out"
         )
     registry.store_values_as(VALUE_FORMATS[values])
     return registry

@@ -55,6 +55,9 @@ class Stream:
         format: How numbers are stored; None where the dtype of the buffer says it.
         beside: The buffers of the other parts of the format.
         unit: The unit at which those of them begin that have an item for each unit.
+        at_random: Of values: a step rounds them at random.
+        pieces: Of values that stay wherever somebody else put them: those of each variable with elements, [shape], by
+            its offset. The buffer is empty then, and says of which dtype they are.
     """
 
     buffer: Tensor
@@ -64,10 +67,17 @@ class Stream:
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
     unit: int = 0
+    at_random: bool = False
+    pieces: Mapping[int, Tensor] | None = None
 
     @property
     def cover(self) -> Cover:
-        return self.base, self.base + len(self.buffer)
+        return self.base, self.base + self.numel
+
+    @property
+    def numel(self) -> int:
+        """Elements of the range."""
+        return len(self.buffer) * (1 if self.format is None else self.format.parts[0].each)
 
     def from_base(self, base: int) -> Stream:
         """The same memory from an element of the region on."""
@@ -79,7 +89,7 @@ class Stream:
 
     def covers(self, span: Span) -> bool:
         """Whether it holds all of a variable, or this rank's part of it."""
-        return self.divided or (self.base <= span.offset and span.stop <= self.base + len(self.buffer))
+        return self.divided or self.pieces is not None or (self.base <= span.offset and span.stop <= self.cover[1])
 
     def share(self, span: Span) -> tuple[int, Tensor]:
         """The elements of a variable that it holds, [elements] in memory order, and which of them is the first."""
@@ -93,10 +103,14 @@ class Stream:
         if self.divided:
             first, local = self.share(span)
             return piece_of(local, first, span.spec.shape, span.spec.stride)
+        if self.pieces is not None:
+            return self.pieces[span.offset] if span.numel else self.buffer.new_empty(span.spec.shape)
         return self.buffer.as_strided(span.spec.shape, span.spec.stride, span.offset - self.base)
 
     def flat(self, span: Span) -> Tensor:
         """The variable's elements in memory order, [numel], without padding."""
+        if self.pieces is not None:
+            return self.view(span).as_strided((span.numel,), (1,))
         start = span.offset - self.base
         return self.buffer[start : start + span.numel]
 
@@ -109,7 +123,7 @@ class Stream:
         tensor.
         """
         device = self.buffer.device.type
-        if self.divided:
+        if self.divided or self.pieces is not None:
             return self.view(span)
         if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and self.buffer.is_shared()):  # type: ignore[no-untyped-call]
             return self.view(span).data
@@ -118,7 +132,12 @@ class Stream:
     @property
     def stored(self) -> Stored:
         """For launches."""
-        return Stored(self.buffer, self.format, self.beside)
+        return Stored(self.buffer, self.format, self.beside, self.at_random)
+
+    def stored_at(self, spans: Iterable[Span]) -> Stored:
+        """For launches over these variables, wherever their pieces lie."""
+        places = torch.tensor([self.view(span).data_ptr() for span in spans], dtype=torch.int64)
+        return Stored(self.buffer, places=places.to(self.buffer.device))
 
     @property
     def nbytes(self) -> int:
@@ -148,14 +167,15 @@ class Stream:
         numel = (span.numel if stop is None else stop) - first
         found = []
         for part, buffer in self.named():
-            start = span.unit - self.unit + first // UNIT if part.units else span.offset - self.base + first
+            whole = (span.offset - self.base + first) // part.each
+            start = span.unit - self.unit + first // UNIT if part.units else whole
             found.append(buffer[start : start + part.items(numel)])
         return found
 
     def decoded(self, span: Span, first: int, stop: int) -> Tensor:
         """Some of a variable's elements in memory order, float32; `first` is a multiple of 128."""
         assert self.format is not None
-        return self.format.decode(self.parts(span, first, stop))
+        return self.format.numbers(self.parts(span, first, stop), stop - first)
 
     def read(self, span: Span) -> Tensor:
         """What the stream holds of a variable, [shape], as state dicts, files and copies see it.
@@ -164,7 +184,7 @@ class Stream:
         """
         if self.format is None or not self.is_encoded(span):
             return self.view(span)
-        return self.format.decode(self.parts(span)).as_strided(span.spec.shape, span.spec.stride)
+        return self.format.numbers(self.parts(span), span.numel).as_strided(span.spec.shape, span.spec.stride)
 
     def write(self, span: Span, tensor: Tensor | None) -> None:
         """Replaces what it holds of a variable by a tensor, [shape], or by zeros."""
@@ -186,10 +206,19 @@ class Stream:
         return torch.empty_strided(span.spec.shape, span.spec.stride, dtype=dtype, device=self.buffer.device)
 
     def numbers(self, spans: Iterable[Span]) -> Tensor:
-        """All of it as numbers, [elements of the range]: in place, or decoded, with zeros between these variables."""
+        """All of it as numbers, [elements of the range]: in place, or decoded, with zeros between these variables.
+
+        Of pieces, a copy up to the last of these variables.
+        """
+        if self.pieces is not None:
+            chosen = list(spans)
+            found = self.buffer.new_zeros(max((span.stop for span in chosen), default=0))
+            for span in chosen:
+                found[span.offset :][: span.numel] = self.flat(span)
+            return found
         if self.format is None:
             return self.buffer
-        found = torch.zeros(len(self.buffer), dtype=torch.float32, device=self.buffer.device)
+        found = torch.zeros(self.numel, dtype=torch.float32, device=self.buffer.device)
         for span in spans:
             found[span.offset - self.base :][: span.numel] = self.decoded(span, 0, span.numel)
         return found
@@ -231,21 +260,39 @@ class Streams:
     Args:
         shared: Values lie where other processes can use them, here and after every re-carve.
         values: The format of the values of variables with room, in regions of its dtype; None for none.
+        placed: Values stay where they are, and no buffer is made for them; see `put`.
     """
 
     def __init__(
-        self, layout: Layout, device: torch.device, shared: bool = False, values: Format | None = None
+        self,
+        layout: Layout,
+        device: torch.device,
+        shared: bool = False,
+        values: Format | None = None,
+        placed: bool = False,
     ) -> None:
         self.layout = layout
         self.device = device
         self._shared = shared
         self._format = values
+        self._placed = placed
         self._streams: dict[tuple[str, torch.dtype], Stream] = {}
         self._form_of: dict[str, FormOf] = {}
         self._partial: set[str] = set()  # streams that cover what they were asked for, and not a whole trainable part
         self._divided: set[str] = set()  # streams of this rank's share alone
         for region in layout.regions:
-            self._streams[VALUES, region.dtype] = self._values(region, self._zeros(region.numel, region.dtype))
+            buffer = self._zeros(0 if placed else region.numel, region.dtype)
+            self._streams[VALUES, region.dtype] = self._values(region, buffer)
+
+    def put(self, pieces: Iterable[tuple[Span, Tensor]]) -> None:
+        """Says where the values of all variables lie, [shape] each, of which this object looks after none."""
+        found: dict[torch.dtype, dict[int, Tensor]] = {region.dtype: {} for region in self.layout.regions}
+        for span, piece in pieces:
+            if span.numel:
+                found[span.spec.dtype][span.offset] = piece
+        for dtype, some in found.items():
+            held = self._streams[VALUES, dtype]
+            self._streams[VALUES, dtype] = dataclasses.replace(held, pieces=some)
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
         with normal_tensors():
@@ -257,6 +304,8 @@ class Streams:
         format_ = self._format
         if format_ is None or format_.parts[0].dtype != region.dtype:
             return Stream(buffer, shared=self._shared)
+        if format_.is_plain:
+            return Stream(buffer, shared=self._shared, at_random=True)
         sizes = [region.trainable_units if part.units else region.trainable_numel for part in format_.parts]
         beside = [self._zeros(n, part.dtype) for n, part in zip(sizes[1:], format_.parts[1:], strict=True)]
         return Stream(buffer, format=format_, beside=tuple(beside))
@@ -267,7 +316,7 @@ class Streams:
         Raises:
             FlatvarsError: values are of a format.
         """
-        if self._format is not None:
+        if self._format is not None and not self._format.is_plain:
             raise FlatvarsError(
                 f"values={self._format.name!r} keeps a part of every value where no other process would see it; share "
                 "a store of plain values"
@@ -280,6 +329,17 @@ class Streams:
         return key in self._streams
 
     def values(self, region: torch.dtype) -> Tensor:
+        """The flat values of a region.
+
+        Raises:
+            FlatvarsError: they lie where FSDP2 or tensor parallelism put them.
+        """
+        if self._placed:
+            raise FlatvarsError(
+                "the values of this store are shards that stay where fully_shard or parallelize_module put them, so "
+                "there is no flat buffer of them: work on the module's parameters, or take one shard by "
+                "store[name].value"
+            )
         return self._streams[VALUES, region].buffer
 
     def share_of(self, name: str, region: torch.dtype, form_of: FormOf) -> Stream:
@@ -332,10 +392,8 @@ class Streams:
         numel = max(min(round_up(stop, GRAIN), end) - base, 0)
         made = self._make(self._form_of[name](region), region, base, numel)
         if old is not None:
-            made.buffer[old.base - base :][: len(old.buffer)].copy_(old.buffer)
-            parts = made.format.parts[1:] if made.format else ()
-            for part, mine, theirs in zip(parts, made.beside, old.beside, strict=True):
-                shift = old.unit - made.unit if part.units else old.base - base
+            for (part, mine), (_, theirs) in zip(made.named(), old.named(), strict=True):
+                shift = old.unit - made.unit if part.units else (old.base - base) // part.each
                 mine[shift:][: len(theirs)].copy_(theirs)
         self._streams[name, region] = made
         return made
@@ -345,7 +403,7 @@ class Streams:
         if isinstance(form, torch.dtype):
             return Stream(self._zeros(numel, form), base)
         unit, end = self.layout.unit_at(region, base), self.layout.unit_at(region, base + numel)
-        lengths = [end - unit if part.units else numel for part in form.parts]
+        lengths = [end - unit if part.units else part.items(numel) for part in form.parts]
         first, *beside = [self._zeros(n, part.dtype) for n, part in zip(lengths, form.parts, strict=True)]
         return Stream(first, base, format=form, beside=tuple(beside), unit=unit)
 
@@ -382,9 +440,11 @@ class Streams:
         Returns:
             New streams. What has no predecessor is zero.
         """
-        new = Streams(layout, device, self._shared, self._format)
+        new = Streams(layout, device, self._shared, self._format, self._placed)
         new._partial = {name for name, _ in self._streams} & self._partial
         for (name, region), old in self._streams.items():
+            if name == VALUES and self._placed:
+                continue
             pairs = [(layout.spans[to], self.layout.spans[origin]) for to, origin in source.items()]
             pairs = [(to, origin) for to, origin in pairs if origin.spec.dtype == region and to.numel]
             if name != VALUES:

@@ -18,6 +18,11 @@ from tests.support.lanes import HAS_TRITON, INTERPRETED, skipped_module
 HERE = Path(__file__).parent
 ON_GPU = not INTERPRETED and torch.cuda.is_available()
 
+if HAS_TRITON and INTERPRETED:
+    from tests.support.interpreter import replace_words_once
+
+    replace_words_once()
+
 
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     if not HAS_TRITON:

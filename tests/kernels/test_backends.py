@@ -47,7 +47,7 @@ def backend(device):
         pytest.skip("the cpu backend works on host memory")
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shapes=SHAPES,
     dtype=st.sampled_from(DTYPES),
@@ -88,7 +88,7 @@ def assert_same_everywhere(triton, cpu):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_in_every_pair_of_dtypes(dtype, state_dtype):
     case = CASES["adamw"]
-    triton, cpu = both([(33,), (2050,)], dtype, case.rule, None, state_dtype)
+    triton, cpu = both([(33,), (150,)], dtype, case.rule, None, state_dtype)
     for source in DTYPES:
         grads = triton.random_grads(source)
         for rig in (triton, cpu):
@@ -96,16 +96,17 @@ def test_same_bits_in_every_pair_of_dtypes(dtype, state_dtype):
         assert_same_everywhere(triton, cpu)
 
 
-@pytest.mark.parametrize("step", [1, 2, 1000])
 @pytest.mark.parametrize("name", NAMES)
-def test_same_bits_of_every_rule(name, step):
+def test_same_bits_of_every_rule(name):
+    """Of the first step, the second and the thousandth, each from the same bits."""
     case = CASES[name]
-    triton, cpu = both([(1500,)], torch.float32, case.rule)
-    grads = triton.random_grads()
-    for rig in (triton, cpu):
-        rig.steps.fill_(step - 1.0)
-        rig.step(grads, [case.group])
-    assert_same_everywhere(triton, cpu)
+    triton, cpu = both([(700,)], torch.float32, case.rule)
+    for step in (1, 2, 1000):
+        grads = triton.random_grads()
+        for rig in (triton, cpu):
+            rig.steps.fill_(step - 1.0)
+            rig.step(grads, [case.group])
+        assert_same_everywhere(triton, cpu)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -29,27 +29,26 @@ def work(net: Net, store: fv.VarStore, optimizer: Any, data: list[Any], steps: r
             optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("half", [3, 4], ids=["within a cycle", "between cycles"])
-@pytest.mark.parametrize("way", ["file", "snapshot"])
+@pytest.mark.parametrize(("way", "half"), [("file", 3), ("snapshot", 3), ("file", 4)], ids=str)
 def test_a_resumed_run_is_the_same_run(device: torch.device | str, half: int, way: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    data = [batch(device) for _ in range(8)]
+    data = [batch(device) for _ in range(6)]
     net, store, optimizer = start(device, 0)
     work(net, store, optimizer, data, range(half))
     if way == "file":
         store.save(tmp_path / "model.safetensors", optimizer)
-        work(net, store, optimizer, data, range(half, 8))
+        work(net, store, optimizer, data, range(half, 6))
         resumed = start(device, 7)
         resumed[1].load(tmp_path / "model.safetensors", resumed[2])
-        work(*resumed, data, range(half, 8))
+        work(*resumed, data, range(half, 6))
         values, again = store.values, resumed[1].values
         state, other = optimizer.state_dict(), resumed[2].state_dict()
     else:
         snapshot = store.snapshot(optimizer)
-        work(net, store, optimizer, data, range(half, 8))
+        work(net, store, optimizer, data, range(half, 6))
         values, state = store.values.clone(), repr(optimizer.state_dict())
         store.restore(snapshot)
-        work(net, store, optimizer, data, range(half, 8))
+        work(net, store, optimizer, data, range(half, 6))
         again, state, other = store.values, state, repr(optimizer.state_dict())
     assert torch.equal(values, again)
     assert repr(state) == repr(other)

@@ -27,9 +27,16 @@ def rigs(case, dtype, device):
     return made
 
 
-@pytest.mark.parametrize("max_norm", [None, 0.5])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("name", ["momentum", "adamw", "user"])
+@pytest.mark.parametrize(
+    ("name", "dtype", "max_norm"),
+    [
+        ("momentum", torch.float32, None),
+        ("adamw", torch.float32, 0.5),
+        ("adamw", torch.float16, 0.5),
+        ("adamw", torch.float64, None),
+    ],
+    ids=str,
+)
 def test_a_scaled_step_is_the_plain_one(name, dtype, max_norm, device):
     """A power of two changes no rounding, so not a bit differs."""
     case = CASES[name]

@@ -15,7 +15,7 @@ from .conftest import ON_GPU
 
 NORM, STEP = "accumulate_kernel", "step_kernel"
 # The interpreter takes milliseconds for each variable.
-COUNTS = [(1, 1), (12, 1), (40, 5), *([(1000, 1), (200, 10)] if ON_GPU else [])]
+COUNTS = [(1, 1), (9, 3), *([(1000, 1), (200, 10)] if ON_GPU else [])]
 # Which of its remarks the profiler makes depends on torch's version.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Pp]rofiler:UserWarning")
 
@@ -44,15 +44,15 @@ def groups_of(store, count):
     return [{"params": names[i::count], "lr": 0.01 * (i + 1)} for i in range(count)]
 
 
-@pytest.mark.parametrize("max_norm", [None, 1.0], ids=["plain", "clip"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_step_of_every_optimizer(name, max_norm, device):
-    store = store_of([(3, i % 4) for i in range(5)], device=device)
+def test_step_of_every_optimizer(name, device):
+    """Clipped, as what is not takes the same step without the first launch."""
+    store = store_of([(3, 1), (4,)], device=device)
     kind, _, arguments = OPTIMIZERS[name]
-    optimizer = kind(groups_of(store, 2), store=store, max_norm=max_norm, **arguments)
+    optimizer = kind(groups_of(store, 2), store=store, max_norm=1.0, **arguments)
     set_grads(store)
     launches = launches_of(optimizer.step)
-    assert launches.kernels == ([STEP] if max_norm is None else [NORM, STEP])
+    assert launches.kernels == [NORM, STEP]
     assert launches.operators == []
 
 
@@ -69,7 +69,7 @@ def test_step_of_every_optimizer(name, max_norm, device):
 )
 @pytest.mark.parametrize("max_norm", [None, 1.0], ids=["plain", "clip"])
 def test_statistics_are_one_launch_more(make, max_norm, device):
-    store = store_of([(3, i % 4) for i in range(5)], device=device)
+    store = store_of([(3, 1), (4,)], device=device)
     optimizer = make(groups_of(store, 2), store=store, max_norm=max_norm)
     set_grads(store)
     launches = launches_of(optimizer.step)
@@ -88,7 +88,7 @@ def test_numbers_of_variables_take_no_launch(device):
 
 @pytest.mark.parametrize("make", [fv.optim.AdamW, fv.optim.SGD, fv.optim.LAMB], ids=["adamw", "sgd", "lamb"])
 def test_an_average_takes_no_launch_in_a_step_and_one_to_be_exchanged(make, device):
-    store = store_of([(3, i % 4) for i in range(5)], device=device)
+    store = store_of([(3, 1), (4,)], device=device)
     optimizer = make(groups_of(store, 2), store=store)
     set_grads(store)
     before = launches_of(optimizer.step)

@@ -1,4 +1,6 @@
-"""Masked elements keep value and state bit for bit, and their gradient counts in no norm."""
+"""Masked elements keep value and state bit for bit, and their gradient counts in no norm.
+
+The state of a variable that begins is what its rule begins with, there too: it may train later."""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from tests.support import reference
 from tests.support.masks import MASKS
 from tests.support.memory import in_poison
 from tests.support.rig import Rig
-from tests.support.rules import CASES
+from tests.support.rules import CASES, ONE_EACH
 from tests.support.tolerances import assert_close, assert_norm, assert_same_bits
 
 SHAPES = [(20,), (2060,), (7, 5), (3,), (33,)]
@@ -42,8 +44,22 @@ def zeroed(grads, masks):
     ]
 
 
+def at_rest(rig, case):
+    """What masked elements hold after a step, [numel] of each stream and variable: what they held before it.
+
+    A variable that begins has no state yet, whatever lies in its memory: it holds what its rule begins with.
+    """
+    kept = [[span.clone() for span in rig.spans(guarded.stream)] for guarded in [rig.values, *rig.states]]
+    row = rig.rule.row(case.group)
+    for spans, start in zip(kept[1:], rig.rule.starts, strict=True):
+        for i, steps in enumerate(rig.steps.tolist()):
+            if start != -1 and steps == 0:
+                spans[i] = kept[0][i].clone() if start == -2 else torch.full_like(spans[i], row[start])
+    return kept
+
+
 def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
-    """One step of `rig`, beside one without masks from the same bits: masked elements stay, all others are equal."""
+    """One step of `rig`, beside one without masks from the same bits: masked elements rest, all others are equal."""
     twin = Rig(SHAPES, rig.dtype, rule=rig.rule, device=rig.device)
     twin.steps.copy_(rig.steps)
     for ours, theirs in zip(rig.own, twin.own, strict=True):
@@ -51,7 +67,7 @@ def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
     streams = [rig.values, *rig.states]
     for ours, theirs in zip(streams, [twin.values, *twin.states], strict=True):
         theirs.storage.copy_(ours.storage)
-    before = [[span.clone() for span in rig.spans(guarded.stream)] for guarded in streams]
+    before = at_rest(rig, case)
     rig.step(grads, [case.group], **options)
     twin.step(zeroed(grads, masks), [case.group], **options)
     for k, (ours, theirs) in enumerate(zip(streams, [twin.values, *twin.states], strict=True)):
@@ -68,15 +84,14 @@ def check_step_beside_an_unmasked_twin(rig, masks, case, grads, **options):
 
 
 # What is masked is no element of a variable to statistics: a twin with zeros in its place is another variable.
-ALONE = [name for name, case in CASES.items() if case.rule.statistics is None]
+ALONE = [name for name in ONE_EACH if CASES[name].rule.statistics is None]
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_every_rule(name, device):
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
     rig = Rig(SHAPES, rule=case.rule, masks=masks, device=device)
-    for bad in (math.nan, 1.0):
-        check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks, bad))
+    check_step_beside_an_unmasked_twin(rig, masks, case, poisoned(rig.random_grads(), masks))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1.0])
@@ -88,8 +103,9 @@ def test_every_mask(mask, bad, device):
 
 
 @pytest.mark.parametrize("options", [{"max_norm": 0.5}, {"max_norm": 0.5, "skip": True}], ids=["clip", "skip"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ["momentum", "amsgradw", "lion", "user"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*(("amsgradw", dtype) for dtype in DTYPES), ("momentum", torch.float32)], ids=str
+)
 def test_dtypes_clipping_and_skipping(name, dtype, options, device):
     """A masked NaN poisons no norm, and no step is skipped because of it."""
     case, masks = CASES[name], masks_of(MASKS["every-other"], device)
@@ -204,25 +220,22 @@ def test_memory_order_of_a_transposed_variable(device):
     assert bool((value == before)[~mask].all())
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in ALONE])
+@pytest.mark.parametrize("name", [name for name in ONE_EACH if name not in ALONE])
 def test_statistics_are_of_what_trains(name, device):
     """A masked variable steps as one that has its trained elements alone; what is masked may be NaN."""
     case = CASES[name]
-    mask = torch.rand(3000) < 0.6
-    rig = Rig([(17,), (3000,)], rule=case.rule, masks=[None, mask], device=device)
+    mask = torch.rand(500) < 0.6
+    rig = Rig([(17,), (500,)], rule=case.rule, masks=[None, mask], device=device)
     few = Rig([(17,), (int(mask.sum()),)], rule=case.rule, device=device)
     chosen = [torch.ones(17, dtype=torch.bool), mask]
-    for _ in range(2):
-        for ours, theirs in zip([rig.values, *rig.states], [few.values, *few.states], strict=True):
-            for target, span, which in zip(few.spans(theirs.stream), rig.spans(ours.stream), chosen, strict=True):
-                target.copy_(span[which])
-        grads = rig.random_grads()
-        few.step([grad[which].clone() for grad, which in zip(grads, chosen, strict=True)], [case.group])
-        before = rig.spans(rig.values.stream)[1][~mask].clone()
-        rig.step(poisoned(grads, [None, mask]), [case.group])
-        for span, expected, which in zip(
-            rig.spans(rig.values.stream), few.spans(few.values.stream), chosen, strict=True
-        ):
-            torch.testing.assert_close(span[which], expected, rtol=1e-5, atol=1e-6)
-        assert_same_bits(rig.spans(rig.values.stream)[1][~mask], before)
+    for ours, theirs in zip([rig.values, *rig.states], [few.values, *few.states], strict=True):
+        for target, span, which in zip(few.spans(theirs.stream), rig.spans(ours.stream), chosen, strict=True):
+            target.copy_(span[which])
+    grads = rig.random_grads()
+    few.step([grad[which].clone() for grad, which in zip(grads, chosen, strict=True)], [case.group])
+    before = rig.spans(rig.values.stream)[1][~mask].clone()
+    rig.step(poisoned(grads, [None, mask]), [case.group])
+    for span, expected, which in zip(rig.spans(rig.values.stream), few.spans(few.values.stream), chosen, strict=True):
+        torch.testing.assert_close(span[which], expected, rtol=1e-5, atol=1e-6)
+    assert_same_bits(rig.spans(rig.values.stream)[1][~mask], before)
     rig.assert_clean()

@@ -55,7 +55,8 @@ def test_the_same_bits_every_time(device):
 def test_the_same_bits_for_any_programs_and_block(programs, block, device):
     """A sum is cut by the position in the variable, not by the launch."""
     torch.manual_seed(0)
-    shapes = [(140_001,), (31,), (2048,), (7, 9), (0,), (4099,)] if block == 2048 else SHAPES
+    # One length of more slots than a launch adds in one turn; each of its 69 tiles takes the interpreter its time.
+    shapes = [(140_001,), (31,), (2048,), (7, 9), (0,), (4099,)] if programs == 7 else SHAPES
     rig, other = (Rig(shapes, device=device, fill=False) for _ in range(2))
     grads = [grad * 10.0**k for k, grad in enumerate(rig.random_grads())]
     launches = TritonLaunches(Tables(other.segments, device, block, None), Launch(block, 4, 4))
@@ -93,7 +94,7 @@ def test_small_squares_do_not_underflow_in_float16(device):
 REGIONS = [torch.float32, torch.bfloat16, torch.float64]
 
 
-@pytest.mark.parametrize("dtypes", [REGIONS, REGIONS[:2], REGIONS[::-1]], ids=lambda d: f"{len(d)}-{d[0]}")
+@pytest.mark.parametrize("dtypes", [REGIONS, REGIONS[1::-1]], ids=lambda d: f"{len(d)}-{d[0]}")
 @pytest.mark.parametrize("store", [False, True], ids=["norm", "accumulate"])
 def test_regions_share_one_norm(store, dtypes, backend, device):
     """Launches of one norm run in slot order, and the last leaves the norm of all."""

@@ -9,14 +9,15 @@ from tests.support.rig import Rig
 from tests.support.rules import CASES, adam_group
 from tests.support.stepping import check_step
 
-SHAPES = [(33,), (), (2049,)]
-DTYPES = [torch.float32, torch.bfloat16, torch.float64]
-STEPS = 3
+SHAPES = [(33,), (), (300,)]
+STEPS = 2
+# A dtype is loads and stores around the rule, which are the same for all: one rule of each kind shows every dtype.
+OTHERS = [(name, dtype) for name in ("amsgradw", "nadam", "lamb") for dtype in (torch.bfloat16, torch.float64)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.float32) for name in CASES), *OTHERS], ids=str)
 def test_steps(name, dtype, device):
+    """Two steps: the second reads what the first has stored."""
     case = CASES[name]
     # What statistics move is read again as it is stored: the truth knows of no rounding in between.
     moves = case.rule.statistics is not None and case.rule.statistics.moves
@@ -32,7 +33,7 @@ def test_steps(name, dtype, device):
 @pytest.mark.parametrize(
     ("values", "states"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str
 )
-@pytest.mark.parametrize("name", ["momentum", "adamw", "amsgradw", "lion", "user"])
+@pytest.mark.parametrize("name", ["momentum", "amsgradw"])
 def test_state_dtype(name, values, states, device):
     case = CASES[name]
     rig = Rig(SHAPES, values, rule=case.rule, state_dtype=states, device=device)
@@ -41,7 +42,7 @@ def test_state_dtype(name, values, states, device):
     rig.assert_clean()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["user", "adamw", "lamb"])
 def test_padding_stays_zero_where_a_rule_moves_zeros(name, device):
     case = CASES[name]
     rig = Rig([(1,), (17,), (0,)], rule=case.rule, device=device)

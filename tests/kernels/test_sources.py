@@ -45,8 +45,9 @@ def test_dtypes_mixed_in_one_launch(values, shift, device):
     check_everywhere(rig, grads)
 
 
-@pytest.mark.parametrize("shift", [1, 3, 8])
-@pytest.mark.parametrize("source", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("source", "shift"), [*((dtype, 1) for dtype in DTYPES), (torch.bfloat16, 3), (torch.bfloat16, 8)]
+)
 def test_misaligned(source, shift, device):
     rig = Rig(SHAPES, rule=CASE.rule, device=device)
     check_everywhere(rig, [in_poison(grad, shift) for grad in rig.random_grads(source)])

@@ -70,7 +70,7 @@ def test_what_is_found_belongs_to_one_launch(rig):
         assert_norm(rig.norm, reference.norm_of(spans), torch.float32)
 
 
-@pytest.mark.parametrize("element", [0, 131_000, 131_072, 139_999])
+@pytest.mark.parametrize("element", [131_000, 131_072])
 def test_more_than_one_group(element, device):
     rig = Rig(LARGE, device=device, fill=False)
     rig.grads.stream.fill_(-0.0)

@@ -18,7 +18,7 @@ from flatvars.kernels.cpu.step import updater
 from flatvars.kernels.lang import WORDS, device_function
 from flatvars.kernels.rules.bias import bias_correction
 from flatvars.kernels.triton.compile import twin as triton_twin
-from tests.support.rules import CASES
+from tests.support.rules import CASES, ONE_EACH
 from tests.support.tolerances import assert_same_bits
 
 BLOCK = 4096
@@ -118,7 +118,7 @@ def test_numbers_are_in_the_dtype_of_the_arithmetic():
     assert by_numba(third, np.full(4, x), np.zeros(4), 1)[0].item() == np.float32(x * np.float32(0.1)) + np.float32(1.0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ONE_EACH)
 def test_machine_code_fuses_no_operations(name):
     """A product added without rounding would be another number; and what runs is made of vectors."""
     rule = CASES[name].rule

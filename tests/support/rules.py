@@ -275,3 +275,7 @@ CASES = {
     ),
     "user": Case(drift, {"lr": 0.1}, reference.drift),
 }
+
+RULES = {case.rule: name for name, case in reversed(CASES.items())}
+ONE_EACH = list(reversed(RULES.values()))
+"""Names of one case of every rule: its first."""
