@@ -175,11 +175,14 @@ class Stored(NamedTuple):
         buffer: [elements of its range].
         format: None where the buffer's dtype says all.
         beside: The buffers of the other parts of the format.
+        places: int64 [variables of the launch] on the device: the address of each variable, where values lie wherever
+            somebody else put them; `buffer` is then empty, and says of which dtype they are.
     """
 
     buffer: Tensor
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
+    places: Tensor | None = None
 
 
 def as_stored(stream: Tensor | Stored) -> Stored:

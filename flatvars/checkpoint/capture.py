@@ -63,6 +63,7 @@ def _image_of(registry: Registry, catalog: Catalog) -> Image:
     Raises:
         CheckpointError: a dtype that no file can hold.
     """
+    registry.check_whole()
     for region in registry.layout.regions:
         if region.dtype not in CODE_OF:
             raise CheckpointError(f"the store holds {region.dtype} variables, which safetensors files cannot hold")

@@ -149,6 +149,7 @@ def load(registry: Registry, target: PathOrStream, options: Options) -> list[str
     Returns:
         Names of the variables that the file does not hold; empty unless `partial`.
     """
+    registry.check_whole()
     with opened(target, options.key) as source, Progress("loading", options.progress) as progress:
         loading = Loading(registry, source, options, progress)
         loading.check()

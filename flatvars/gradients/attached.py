@@ -8,11 +8,13 @@ import torch
 
 from ..backend import SPLIT, Format
 from ..distributed.group import Group
+from ..distributed.shards import Sharding
 from ..variables.carving import ERROR, FOLLOW, OnMoved
 from ..variables.registry import Registry
 from .cycle import Gradients, Mode
 from .gathered import Gathered
 from .masks import ElementMasks
+from .sharded import Sharded
 from .views import Views
 
 ValueFormat = Literal["split"]
@@ -28,6 +30,7 @@ def make_registry(
     on_moved: OnMoved = FOLLOW,
     group: Group | None = None,
     values: ValueFormat | None = None,
+    sharding: Sharding | None = None,
 ) -> Registry:
     """An empty registry with gradients and element masks.
 
@@ -36,12 +39,15 @@ def make_registry(
         on_moved: "follow" or "error".
         group: The ranks that share its state, if there are several.
         values: "split" or None: how bfloat16 values are stored.
+        sharding: Where values are shards that stay where they are; with "gather" alone.
     """
     if on_moved not in (FOLLOW, ERROR):
         raise ValueError(f"on_moved={on_moved!r} is not known; use 'follow' or 'error'")
     if mode not in MODES:
         raise ValueError(f"grads={mode!r} is not a mode; use 'gather' or 'views'")
-    registry = Registry(device, MODES[mode], ElementMasks, seed)
+    registry = Registry(device, MODES[mode] if sharding is None else Sharded, ElementMasks, seed)
+    if sharding is not None:
+        registry.keep_in_place(sharding)
     registry.on_moved = on_moved
     registry.group = group
     if values is None:

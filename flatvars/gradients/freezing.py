@@ -15,12 +15,12 @@ def freeze(registry: Registry, variables: Sequence[Variable], clear_grad: bool =
     with registry.lock:
         for variable in variables:
             if variable.requires_grad:
-                variable.param.requires_grad_(False)
+                variable.whole.requires_grad_(False)
                 variable.frozen = True
         if clear_grad:
             registry.gradients.zero(True, variables)
             for variable in variables:
-                variable.param.grad = None
+                variable.param.grad = variable.whole.grad = None
         follow_flags(registry)
 
 
@@ -29,7 +29,7 @@ def unfreeze(registry: Registry, variables: Sequence[Variable], selected: bool) 
     with registry.lock:
         for variable in variables:
             if variable.frozen or (selected and variable.is_parameter):
-                variable.param.requires_grad_(True)
+                variable.whole.requires_grad_(True)
         follow_flags(registry)
 
 
@@ -50,9 +50,23 @@ def flags_moved(registry: Registry) -> bool:
 
 
 def compact(registry: Registry) -> None:
-    """Gives back the gradient and state memory of frozen variables; their state is forgotten."""
+    """Gives back the gradient and state memory of frozen variables; their state is forgotten, and no gradient lost."""
     with registry.lock:
-        registry.recarve(lambda v: with_room(v.spec, v.requires_grad))
+        registry.settle()
+        registry.guard.check_memory()  # what was moved is back, and its gradient found, before anything is given up
+        leaving = {v.id for v in registry.variables if v.spec.has_room and not _is_wanted(registry, v)}
+        if leaving:
+            registry.check_leaving("compact()")
+        registry.gradients.release([v for v in registry.variables if v.id in leaving])
+        registry.recarve(lambda v: with_room(v.spec, v.requires_grad or (v.spec.has_room and v.id not in leaving)))
+
+
+def _is_wanted(registry: Registry, variable: Variable) -> bool:
+    """Whether a step may move a variable that has room: plain `requires_grad_(False)` leaves a gradient to be stepped.
+
+    Where the store has frozen it, its gradient waits in `.grad` for as long as it is frozen, and needs no room.
+    """
+    return variable.requires_grad or (not variable.frozen and registry.gradients.of(variable) is not None)
 
 
 def with_room(spec: VarSpec, room: bool) -> VarSpec:

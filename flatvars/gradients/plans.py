@@ -107,6 +107,7 @@ class PlanSet:
             plan = make_plan(segments, registry.device, self.norm, sums, slot, mask)
             self.parts.append(Part(region, order, plan, order == list(range(len(self.variables))), kind))
         self.repeats = Repeats(self.params, self.parts)
+        self._placed: dict[Any, Stored] = {}
 
     @property
     def registry(self) -> Registry:
@@ -239,7 +240,12 @@ class PlanSet:
 
     def values(self, part: Part) -> Stored:
         """The values of a part's region, as launches want them."""
-        return self.registry.streams.get(VALUES, part.region).stored
+        held = self.registry.streams.get(VALUES, part.region)
+        if held.pieces is None:
+            return held.stored
+        if part.plan not in self._placed:
+            self._placed[part.plan] = held.stored_at(self.variables[k].span for k in part.order)
+        return self._placed[part.plan]
 
     def _numbers(self, part: Part) -> Tensor:
         held = self.registry.streams.get(VALUES, part.region)

@@ -9,7 +9,7 @@ strays are taken in at the next step, save or look.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
 from typing import ClassVar
 
@@ -71,7 +71,23 @@ class Views(Gradients):
         for variable in away:
             if variable.param.grad is self._views[variable.id]:  # whose own memory was replaced
                 self._views[variable.id] = self.registry.view(GRADS, variable)
+        self._part(v for v in self.registry.variables if v.frozen or v.id not in self._views)
         self._take_in(strays)
+
+    def _part(self, variables: Iterable[Variable]) -> None:
+        """Gives variables without a view memory of their own for a gradient that lies where another's does."""
+        inside = self._storages()
+        for variable in variables:
+            grad = variable.param.grad
+            if grad is None or grad is self._views.get(variable.id):
+                continue
+            if _lies_in(grad, inside):
+                variable.param.grad = None if self._is_empty(grad) else grad.detach().clone()
+
+    def _storages(self) -> set[int]:
+        """Addresses of the streams."""
+        streams = (self.registry.streams.find(GRADS, region.dtype) for region in self.registry.layout.regions)
+        return {stream.buffer.untyped_storage().data_ptr() for stream in streams if stream is not None}
 
     def _is_converted(self, variable: Variable) -> bool:
         """Whether a module converted the Parameter, and the store has not followed yet."""
@@ -115,14 +131,13 @@ class Views(Gradients):
 
     def _take_in(self, strays: Sequence[tuple[Variable, Tensor | None]]) -> None:
         """Copies gradients into the stream and makes their views `.grad` again; None is none."""
+        # A `.grad` may have been handed on, or two swapped, or be one: all are read before the first is written.
+        inside = self._storages()
+        present = [(variable, _detached(grad, inside)) for variable, grad in strays if grad is not None]
         gone = [variable for variable, grad in strays if grad is None]
         self._erase(gone)
         self._zeroed.update(variable.id for variable in gone)
-        present = [(variable, grad) for variable, grad in strays if grad is not None]
-        # Two `.grad`s may have been swapped, or be one: all are read before the first is written.
-        streams = (self.registry.streams.find(GRADS, region.dtype) for region in self.registry.layout.regions)
-        inside = {stream.buffer.untyped_storage().data_ptr() for stream in streams if stream is not None}
-        for variable, copy in [(variable, _detached(grad, inside)) for variable, grad in present]:
+        for variable, copy in present:
             view = self._views[variable.id]
             view.copy_(copy)
             variable.param.grad = view
@@ -349,7 +364,11 @@ class Views(Gradients):
             self._versions[variable.id] = view._version - 1
 
 
+def _lies_in(grad: Tensor, storages: set[int]) -> bool:
+    return grad.layout == torch.strided and grad.untyped_storage().data_ptr() in storages
+
+
 def _detached(grad: Tensor, inside: set[int]) -> Tensor:
     """A gradient as a dense tensor that stays as it is while the stream is written."""
     dense = grad.detach() if grad.layout == torch.strided else grad.detach().to_dense()
-    return dense.clone() if dense.untyped_storage().data_ptr() in inside else dense
+    return dense.clone() if _lies_in(dense, inside) else dense

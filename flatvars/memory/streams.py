@@ -55,6 +55,8 @@ class Stream:
         format: How numbers are stored; None where the dtype of the buffer says it.
         beside: The buffers of the other parts of the format.
         unit: The unit at which those of them begin that have an item for each unit.
+        pieces: Of values that stay wherever somebody else put them: those of each variable with elements, [shape], by
+            its offset. The buffer is empty then, and says of which dtype they are.
     """
 
     buffer: Tensor
@@ -64,6 +66,7 @@ class Stream:
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
     unit: int = 0
+    pieces: Mapping[int, Tensor] | None = None
 
     @property
     def cover(self) -> Cover:
@@ -79,7 +82,11 @@ class Stream:
 
     def covers(self, span: Span) -> bool:
         """Whether it holds all of a variable, or this rank's part of it."""
-        return self.divided or (self.base <= span.offset and span.stop <= self.base + len(self.buffer))
+        return (
+            self.divided
+            or self.pieces is not None
+            or (self.base <= span.offset and span.stop <= self.base + len(self.buffer))
+        )
 
     def share(self, span: Span) -> tuple[int, Tensor]:
         """The elements of a variable that it holds, [elements] in memory order, and which of them is the first."""
@@ -93,10 +100,14 @@ class Stream:
         if self.divided:
             first, local = self.share(span)
             return piece_of(local, first, span.spec.shape, span.spec.stride)
+        if self.pieces is not None:
+            return self.pieces[span.offset] if span.numel else self.buffer.new_empty(span.spec.shape)
         return self.buffer.as_strided(span.spec.shape, span.spec.stride, span.offset - self.base)
 
     def flat(self, span: Span) -> Tensor:
         """The variable's elements in memory order, [numel], without padding."""
+        if self.pieces is not None:
+            return self.view(span).as_strided((span.numel,), (1,))
         start = span.offset - self.base
         return self.buffer[start : start + span.numel]
 
@@ -109,7 +120,7 @@ class Stream:
         tensor.
         """
         device = self.buffer.device.type
-        if self.divided:
+        if self.divided or self.pieces is not None:
             return self.view(span)
         if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and self.buffer.is_shared()):  # type: ignore[no-untyped-call]
             return self.view(span).data
@@ -119,6 +130,11 @@ class Stream:
     def stored(self) -> Stored:
         """For launches."""
         return Stored(self.buffer, self.format, self.beside)
+
+    def stored_at(self, spans: Iterable[Span]) -> Stored:
+        """For launches over these variables, wherever their pieces lie."""
+        places = torch.tensor([self.view(span).data_ptr() for span in spans], dtype=torch.int64)
+        return Stored(self.buffer, places=places.to(self.buffer.device))
 
     @property
     def nbytes(self) -> int:
@@ -186,7 +202,16 @@ class Stream:
         return torch.empty_strided(span.spec.shape, span.spec.stride, dtype=dtype, device=self.buffer.device)
 
     def numbers(self, spans: Iterable[Span]) -> Tensor:
-        """All of it as numbers, [elements of the range]: in place, or decoded, with zeros between these variables."""
+        """All of it as numbers, [elements of the range]: in place, or decoded, with zeros between these variables.
+
+        Of pieces, a copy up to the last of these variables.
+        """
+        if self.pieces is not None:
+            chosen = list(spans)
+            found = self.buffer.new_zeros(max((span.stop for span in chosen), default=0))
+            for span in chosen:
+                found[span.offset :][: span.numel] = self.flat(span)
+            return found
         if self.format is None:
             return self.buffer
         found = torch.zeros(len(self.buffer), dtype=torch.float32, device=self.buffer.device)
@@ -231,21 +256,39 @@ class Streams:
     Args:
         shared: Values lie where other processes can use them, here and after every re-carve.
         values: The format of the values of variables with room, in regions of its dtype; None for none.
+        placed: Values stay where they are, and no buffer is made for them; see `put`.
     """
 
     def __init__(
-        self, layout: Layout, device: torch.device, shared: bool = False, values: Format | None = None
+        self,
+        layout: Layout,
+        device: torch.device,
+        shared: bool = False,
+        values: Format | None = None,
+        placed: bool = False,
     ) -> None:
         self.layout = layout
         self.device = device
         self._shared = shared
         self._format = values
+        self._placed = placed
         self._streams: dict[tuple[str, torch.dtype], Stream] = {}
         self._form_of: dict[str, FormOf] = {}
         self._partial: set[str] = set()  # streams that cover what they were asked for, and not a whole trainable part
         self._divided: set[str] = set()  # streams of this rank's share alone
         for region in layout.regions:
-            self._streams[VALUES, region.dtype] = self._values(region, self._zeros(region.numel, region.dtype))
+            buffer = self._zeros(0 if placed else region.numel, region.dtype)
+            self._streams[VALUES, region.dtype] = self._values(region, buffer)
+
+    def put(self, pieces: Iterable[tuple[Span, Tensor]]) -> None:
+        """Says where the values of all variables lie, [shape] each, of which this object looks after none."""
+        found: dict[torch.dtype, dict[int, Tensor]] = {region.dtype: {} for region in self.layout.regions}
+        for span, piece in pieces:
+            if span.numel:
+                found[span.spec.dtype][span.offset] = piece
+        for dtype, some in found.items():
+            held = self._streams[VALUES, dtype]
+            self._streams[VALUES, dtype] = dataclasses.replace(held, pieces=some)
 
     def _zeros(self, numel: int, dtype: torch.dtype) -> Tensor:
         with normal_tensors():
@@ -280,6 +323,17 @@ class Streams:
         return key in self._streams
 
     def values(self, region: torch.dtype) -> Tensor:
+        """The flat values of a region.
+
+        Raises:
+            FlatvarsError: they lie where FSDP2 or tensor parallelism put them.
+        """
+        if self._placed:
+            raise FlatvarsError(
+                "the values of this store are shards that stay where fully_shard or parallelize_module put them, so "
+                "there is no flat buffer of them: work on the module's parameters, or take one shard by "
+                "store[name].value"
+            )
         return self._streams[VALUES, region].buffer
 
     def share_of(self, name: str, region: torch.dtype, form_of: FormOf) -> Stream:
@@ -382,9 +436,11 @@ class Streams:
         Returns:
             New streams. What has no predecessor is zero.
         """
-        new = Streams(layout, device, self._shared, self._format)
+        new = Streams(layout, device, self._shared, self._format, self._placed)
         new._partial = {name for name, _ in self._streams} & self._partial
         for (name, region), old in self._streams.items():
+            if name == VALUES and self._placed:
+                continue
             pairs = [(layout.spans[to], self.layout.spans[origin]) for to, origin in source.items()]
             pairs = [(to, origin) for to, origin in pairs if origin.spec.dtype == region and to.numel]
             if name != VALUES:

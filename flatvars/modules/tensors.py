@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..distributed.shards import is_divided
 from ..errors import SpecError
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
 from ..variables.lazy import is_lazy
@@ -66,6 +67,11 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
         raise SpecError(f"{name!r} is {tensor.layout} and quantized={tensor.is_quantized}; only dense tensors are held")
     if tensor.is_complex():
         raise SpecError(f"{name!r} is {tensor.dtype}; hold torch.view_as_real of it as a parameter instead")
+    if is_divided(tensor):
+        raise SpecError(
+            f"{name!r} is a DTensor, of which this rank has a shard: adopt the whole module into a store of its own, "
+            "VarStore.from_module(module), and make optimizers of that"
+        )
     if type(tensor.data) is not Tensor:
         raise SpecError(
             f"{name!r} holds a {type(tensor.data).__name__}, a tensor subclass with its own memory; adopt plain tensors"
@@ -92,13 +98,12 @@ def check_private(found: Iterable[Found]) -> None:
             )
 
 
-def check_memory(found: list[Found], former: Registry | None = None) -> None:
-    """Raises where a tensor belongs to a store already, or two share memory without being one object.
+def check_free(found: list[Found], former: Registry | None = None) -> None:
+    """Raises where a tensor belongs to a store already.
 
     Args:
         former: A store that gives up all it holds.
     """
-    ranges: list[tuple[int, int, int, str]] = []
     for entry in found:
         owner = variable_of(entry.tensor)
         if owner is not None and owner[0] is not former:
@@ -107,8 +112,19 @@ def check_memory(found: list[Found], former: Registry | None = None) -> None:
                 "buffer: use that store (VarStore.of(module)), let it go first (VarStore.of(module).release()), or "
                 "adopt a deepcopy of the module"
             )
+
+
+def check_memory(found: list[Found], former: Registry | None = None) -> None:
+    """Raises where a tensor belongs to a store already, or two share memory without being one object.
+
+    Args:
+        former: A store that gives up all it holds.
+    """
+    check_free(found, former)
+    ranges: list[tuple[int, int, int, str]] = []
+    for entry in found:
         tensor = entry.tensor
-        if is_lazy(tensor) or tensor.layout != torch.strided:
+        if is_lazy(tensor) or tensor.layout != torch.strided or is_divided(tensor):
             continue
         if tensor.numel() and not tensor.is_meta:
             ranges.append((*byte_range(tensor), tensor.untyped_storage().data_ptr(), entry.names[0]))

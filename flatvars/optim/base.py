@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -30,7 +31,7 @@ from .averaging import Averaging, check_average
 from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_tensor
 from .conveniences import Conveniences
 from .copies import get_state, set_state
-from .divided import DividedStep, step_divided
+from .divided import DividedStep, add_up_sums, check_divisible, step_divided
 from .entries import Entries
 from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
@@ -84,7 +85,8 @@ class Optimizer(Averaging, Conveniences):
     the position alone. Set it to False on an optimizer to compare with torch's."""
 
     elementwise = True
-    """Whether the step of an element depends on no other but through the norm: what can be shared out over ranks."""
+    """Whether the step of an element depends on others through the norm and sums over its variable alone: what can be
+    shared out over ranks."""
 
     lengths: Mapping[str, int] = LENGTHS
     """Entries of a param group that are several numbers, and how many."""
@@ -377,7 +379,7 @@ class Optimizer(Averaging, Conveniences):
         self._kinds = self._kinds_now()
         self._plans = self._plans_over([member for member in members if member[0].trains])
         self._planned = self.membership.version
-        self._frozen = [v.param for v, _ in members if not v.trains]
+        self._frozen = [v.whole for v, _ in members if not v.trains]
         return self._plans
 
     def _plans_over(self, members: list[tuple[Variable, int]]) -> PlanSet:
@@ -470,6 +472,9 @@ class Optimizer(Averaging, Conveniences):
     def _launch(self, plans: PlanSet, collected: Collected) -> None:
         gradients = gradients_of(self.registry)
         scaling = read_scaling(self, self.registry.device, collected.gathered)
+        if self.registry.sharding is not None:
+            check_divisible(self, "shards")
+            scaling["found_inf"] = self.registry.sharding.found(scaling["found_inf"])
         norm = plans.norm
         if self.max_norm is not None or self.skip_nonfinite or collected.unseen:
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
@@ -498,7 +503,8 @@ class Optimizer(Averaging, Conveniences):
         """The step of the variables of one region, and where there are several rules, of one rule."""
         rule = self.with_average(self.rule() if part.kind is None else part.kind)
         states = self.states.streams(part.region, rule.states)
-        part.plan.step_(
+        launch = partial(
+            part.plan.step_,
             source,
             rule,
             plans.values(part),
@@ -514,9 +520,15 @@ class Optimizer(Averaging, Conveniences):
             keys=self._keys_for(rule, states),
             observed=self.observed()[0],
             check=self.check_changed,
-            stage=stage,
             **scaling,
         )
+        if rule.statistics is None or stage == "move" or not self.states.is_partial:
+            launch(stage=stage)
+            return
+        launch(stage="measure")
+        add_up_sums(plans, part, rule)
+        if stage == "both":
+            launch(stage="move")
 
     def observes(self) -> bool:
         """Whether the step that is under way is looked at."""
@@ -606,6 +618,7 @@ class Optimizer(Averaging, Conveniences):
         self.entries.own_dropped()
         self.entries.forget(self.states.lost(), keep=True)
         self.states.follow_carve()
+        self.membership.renew(self.param_groups)
         self.entries.refresh()
 
     def state_dict(self) -> dict[str, Any]:

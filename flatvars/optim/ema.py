@@ -118,8 +118,9 @@ class EMA:
         """Inside, the averages are in the place of the values: to evaluate, or to save and give away.
 
         One launch a dtype to go in and one to come out, bit for bit, whatever happens inside. Where averages have
-        another dtype than values, values are kept beside meanwhile. Steps, and saving the optimizer, are refused
-        inside; `store.save(path)` saves the averages. Statistics of batch norm stay those of training.
+        another dtype than values, values are kept beside meanwhile. Steps, saving the optimizer, and whatever gives up
+        the room of a variable (`compact`, `remove`, `release`, `merge`) are refused inside; `store.save(path)` saves
+        the averages. Statistics of batch norm stay those of training.
 
         Raises:
             FlatvarsError: inside such a block.
@@ -128,7 +129,12 @@ class EMA:
         self._exchange(True)
         self.optimizer.swapped = True
         try:
-            yield
+            # The room of a state is where values wait.
+            with self.optimizer.registry.kept_whole(
+                "the averages are in the place of the values, which wait in the room of the averages; leave `with "
+                "ema.swapped():` first"
+            ):
+                yield
         finally:
             self.optimizer.swapped = False
             self._exchange(False)
@@ -176,7 +182,7 @@ class EMA:
         Raises:
             KeyError: no parameter of this optimizer.
         """
-        if not any(param is v.param for v in self.optimizer.members()):
+        if not any(param is v.whole for v in self.optimizer.members()):
             raise KeyError("no parameter of this optimizer")
         state = self.optimizer.state.get(param) or {}
         found: Tensor = state.get(AVERAGE, param.detach())

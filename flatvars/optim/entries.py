@@ -131,7 +131,7 @@ class Entries(MutableMapping[Any, Any]):
         return variable.id in self._entries or self._has_stepped(variable)
 
     def __iter__(self) -> Iterator[Any]:
-        found: list[Any] = [variable.param for variable in self._present()]
+        found: list[Any] = [variable.whole for variable in self._present()]
         return iter(found + [key for key, _ in self._others.values()])
 
     def __len__(self) -> int:
@@ -143,7 +143,7 @@ class Entries(MutableMapping[Any, Any]):
         torch.distributed.checkpoint asks, and makes the state of a new optimizer by a step with zeros: but only if it
         finds no `.grad` next.
         """
-        if len(self) or self._optimizer.states.is_divided:
+        if len(self) or self._optimizer.states.is_partial:
             return True
         gradients_of(self._optimizer.states.registry).hide_empty()
         return False
@@ -198,7 +198,7 @@ class Entries(MutableMapping[Any, Any]):
             return False
         return (
             rule.early
-            or optimizer.states.is_divided
+            or optimizer.states.is_partial
             or is_set(float(optimizer.states.steps[optimizer.states.slots[variable.id]]))
         )
 
@@ -213,7 +213,7 @@ class Entries(MutableMapping[Any, Any]):
         def stepped(v: Variable) -> bool:
             rule = common or optimizer.rule_for(v)
             return (
-                (rule.early or states.is_divided or is_set(counts[states.slots[v.id]]))
+                (rule.early or states.is_partial or is_set(counts[states.slots[v.id]]))
                 and v.id not in self._dropped
                 and (rule.keeps_step or bool(optimizer.names_of(v)))
             )
@@ -286,7 +286,7 @@ class Entries(MutableMapping[Any, Any]):
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = self._lacks(entry, variable)
-            early = (common or optimizer.rule_for(variable)).early or states.is_divided
+            early = (common or optimizer.rule_for(variable)).early or states.is_partial
             has_state = early or is_set(counts[states.slots[variable.id]])
             if missing and variable.id not in self._dropped and has_state:
                 self._show(entry, variable)
@@ -311,6 +311,7 @@ class Entries(MutableMapping[Any, Any]):
     def put(self, entry: StateEntry, name: Any, value: Any) -> None:
         variable, states = entry.variable, self._optimizer.states
         assert variable is not None
+        value = variable.shard_of(value)
         if variable.id in self._dropped:
             value = value.clone() if isinstance(value, Tensor) else value  # it may be what is dropped
             self._erase()
@@ -373,7 +374,8 @@ class Entries(MutableMapping[Any, Any]):
 
     def _replace(self, variable: Variable, content: Mapping[Any, Any]) -> float:
         """All but the count, which is returned."""
-        rule, content = self._optimizer.rule_for(variable), dict(content)
+        rule = self._optimizer.rule_for(variable)
+        content = {name: variable.shard_of(value) for name, value in content.items()}
         self._take_out(variable)
         entry = self._attached(variable)
         if not variable.spec.has_room:
@@ -550,7 +552,7 @@ class Entries(MutableMapping[Any, Any]):
 def show_state(entry: StateEntry, name: str, stream: Stream, variable: Variable) -> None:
     """Puts what a stream holds of a variable into its entry: in place, or decoded."""
     if stream.format is None:
-        entry.show(name, stream.piece(variable.span))
+        entry.show(name, variable.as_whole(stream.piece(variable.span)))
     else:
         with normal_tensors():
             entry.lend(name, stream.read(variable.span))

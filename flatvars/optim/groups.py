@@ -84,7 +84,7 @@ def resolved(group: dict[str, Any], registry: Registry, taken: Collection[int]) 
     selector = group["params"]
     if not is_selector(selector):
         return group
-    params = [v.param for v in registry.matching(selector) if not v.is_buffer]
+    params = [v.whole for v in registry.matching(selector) if not v.is_buffer]
     free = [param for param in params if id(param) not in taken]
     # "*" stands for the rest, of which there may be none.
     if params and not free and selector != "*":
@@ -117,5 +117,5 @@ def store_groups(variables: Iterable[Variable]) -> list[dict[str, Any]]:
         if not variable.is_buffer:
             while len(groups) <= variable.group:
                 groups.append({"params": []})
-            groups[variable.group]["params"].append(variable.param)
+            groups[variable.group]["params"].append(variable.whole)
     return groups

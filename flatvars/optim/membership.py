@@ -72,7 +72,9 @@ class Membership:
         """
         moved = self._generation != self.registry.generation
         if moved:
-            self._renew(groups)
+            for group in groups:
+                params_of(group)  # makes a list of what is none
+            self.renew(groups)
         if self._seen != self.registry._next_id:
             self._join(groups, add_group)
         if not moved and self._is_known(groups) and all(map(is_lazy, self.lazy)):
@@ -89,24 +91,26 @@ class Membership:
                 return False
         return True
 
-    def _renew(self, groups: Groups) -> None:
-        """A Parameter that the store took in takes the place of the old one; one that the store gave away leaves."""
+    def renew(self, groups: Groups) -> None:
+        """A Parameter that the store took in takes the place of the old one; one that the store gave away leaves.
+
+        What users have edited meanwhile, in whatever form, is followed at the next look.
+        """
+        lists = [group["params"] for group in groups if isinstance(group.get("params"), list)]
         gone = {id(self._params[v.id]) for v in self.members() if v.index < 0}
-        if gone:
-            for group in groups:
-                group["params"] = [param for param in params_of(group) if id(param) not in gone]
+        for params in lists if gone else ():
+            params[:] = [param for param in params if id(param) not in gone]
         stale = {
-            id(self._params[v.id]): v for v in self.members() if v.index >= 0 and v.param is not self._params[v.id]
+            id(self._params[v.id]): v for v in self.members() if v.index >= 0 and v.whole is not self._params[v.id]
         }
         if not stale:
             return
-        listed = {id(param) for group in groups for param in params_of(group)}
-        for group in groups:
-            params = params_of(group)
+        listed = {id(param) for params in lists for param in params}
+        for params in lists:
             for i, param in enumerate(params):
                 variable = stale.get(id(param))
-                if variable is not None and id(variable.param) not in listed:
-                    params[i] = self._params[variable.id] = variable.param
+                if variable is not None and id(variable.whole) not in listed:
+                    params[i] = self._params[variable.id] = variable.whole
 
     def _join(self, groups: Groups, add_group: Callable[[dict[str, Any]], None]) -> None:
         """Takes up the variables that were declared since the last time; groups they number are made of defaults."""
@@ -114,7 +118,7 @@ class Membership:
         self._seen = self.registry._next_id
         listed = {id(param) for group in groups for param in params_of(group)}
         for variable in new:
-            if variable.is_buffer or id(variable.param) in listed:
+            if variable.is_buffer or id(variable.whole) in listed:
                 continue
             number = variable.group if self.by_number else self._selected(groups, variable)
             if number is None:
@@ -163,8 +167,8 @@ class Membership:
             self._members = [variable for group in found for variable in group]
         self.group_of, self._known, self.foreign, self.lazy = group_of, known, foreign, lazy
         members = self.members()
-        exchanged = [v for v in members if self._params.get(v.id, v.param) is not v.param]
-        self._params.update((v.id, v.param) for v in members)
+        exchanged = [v for v in members if self._params.get(v.id, v.whole) is not v.whole]
+        self._params.update((v.id, v.whole) for v in members)
         return exchanged
 
     def look_again(self) -> None:
@@ -175,7 +179,7 @@ class Membership:
 def _insert(params: list[Tensor], variable: Variable) -> None:
     """Puts a variable behind all others, or, if it was lazy, before those that follow it in its module."""
     behind = (k for k, one in enumerate(params) if (found := variable_of(one)) and found[1].index > variable.index)
-    params.insert(next(behind, len(params)), variable.param)
+    params.insert(next(behind, len(params)), variable.whole)
 
 
 def params_of(group: dict[str, Any]) -> list[Tensor]:

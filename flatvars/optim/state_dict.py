@@ -58,7 +58,7 @@ def state_dict(optimizer: Saved) -> dict[str, Any]:
     state: dict[Any, Any] = {}
     groups: list[dict[str, Any]] = []
     index = 0
-    by_param = {id(v.param): v for v in optimizer.members()}
+    by_param = {id(v.whole): v for v in optimizer.members()}
     for group in optimizer.param_groups:
         params = params_of(group)
         groups.append({**hyper_of(group), "params": list(range(index, index + len(params)))})
@@ -95,7 +95,7 @@ def load_state_dict(optimizer: Saved, state_dict: Mapping[str, Any]) -> None:
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update({key: value for key, value in saved.items() if key != "params"})
     optimizer.after_load()
-    by_param = {id(v.param): v for v in optimizer.members()}
+    by_param = {id(v.whole): v for v in optimizer.members()}
     pairs = [pair for some in states for pair in some]
     found = {by_param[id(param)]: state for param, state in pairs if id(param) in by_param}
     rules = {variable: optimizer.rule_for(variable) for variable in found}
@@ -199,7 +199,7 @@ def check_value(about: str, name: Any, value: Any, shape: tuple[int, ...] | None
 def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[SavedStates]) -> None:
     """Raises ValueError for states of another optimizer's, or of other shapes."""
     kind = type(optimizer).__name__
-    names = {v.param: v.name for v in optimizer.members()}
+    names = {v.whole: v.name for v in optimizer.members()}
     for group, theirs, pairs in zip(optimizer.param_groups, saved, states, strict=True):
         rule, kept = optimizer.rule_of({**group, **theirs}), optimizer.kept_rule({**group, **theirs})
         known = {*(() if optimizer.several else optimizer.known_states), *kept.states, *kept.own}

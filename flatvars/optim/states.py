@@ -58,7 +58,7 @@ class States:
         self._paused: Tensor | None = None
         self._scalars: dict[str, Tensor] = {}
         self._keys: Tensor | None = None
-        self._seed = registry.seed  # that stands in the keys
+        self._keyed = 0, 0  # generation, since a variable may be renamed, and seed that the keys were made of
         self._streams: dict[tuple[torch.dtype, tuple[str, ...]], list[Stream]] = {}
         self._generation = -1
         # Where there are several rules: the states of a variable, whose streams then cover those variables alone.
@@ -159,17 +159,19 @@ class States:
     def keys(self) -> Tensor:
         """int64 [1 + rows] on the device: seed of the store, then the key of each variable's name, at its row."""
         if self._keys is None:
-            words = np.zeros(1 + len(self.steps), dtype=np.uint64)
-            words[0] = self.registry.seed
-            for variable in self._variables.values():
-                words[1 + self.slots[variable.id]] = name_key(variable.name)
             with normal_tensors():
-                self._keys = torch.from_numpy(words.view(np.int64)).to(self.steps.device)
-        elif self._seed != self.registry.seed:
-            # In place: a captured graph reads it there.
-            self._keys[0] = int(np.array([self.registry.seed], dtype=np.uint64).view(np.int64)[0])
-        self._seed = self.registry.seed
+                self._keys = self._make_keys().to(self.steps.device)
+        elif self._keyed != (self.registry.generation, self.registry.seed):
+            self._keys.copy_(self._make_keys())  # in place: a captured graph reads it there
+        self._keyed = self.registry.generation, self.registry.seed
         return self._keys
+
+    def _make_keys(self) -> Tensor:
+        words = np.zeros(1 + len(self.steps), dtype=np.uint64)
+        words[0] = self.registry.seed
+        for variable in self._variables.values():
+            words[1 + self.slots[variable.id]] = name_key(variable.name)
+        return torch.from_numpy(words.view(np.int64))
 
     def scalars(self, names: Sequence[str]) -> list[Tensor]:
         """float32 [rows] each: scalars that every variable keeps, at its row; anything before its first step."""
@@ -211,6 +213,14 @@ class States:
     def is_divided(self) -> bool:
         """Whether this rank keeps the state of its share alone."""
         return self.registry.group is not None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether this rank keeps state of parts of variables alone: of its share, or of shards that others divided.
+
+        Such state is shown before a first step, as zeros: torch.distributed.checkpoint else takes a step of its own.
+        """
+        return self.is_divided or self.registry.sharding is not None
 
     def key_of(self, name: str) -> str:
         """What the stream of a state is called in the store."""

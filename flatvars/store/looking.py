@@ -9,10 +9,35 @@ import torch
 from ..errors import FlatvarsError
 from ..modules.buffers import left_out
 from ..optim.stats import COLUMNS, COUNTS, VariableStats
+from ..variables.carving import FOLLOW
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 
 STATES = ("trainable", "frozen", "buffer")
+
+
+def looked_at(registry: Registry) -> Registry:
+    """The registry, with what left it since the last look taken in again; not where users want to be asked first."""
+    registry.settle()
+    if registry.on_moved == FOLLOW:
+        registry.guard.check_memory()
+        registry.guard.renew_buffers()
+    return registry
+
+
+def region_of(registry: Registry, dtype: torch.dtype) -> torch.dtype:
+    """The dtype, if the store has a region of it.
+
+    Raises:
+        FlatvarsError: it has none.
+    """
+    there = [region.dtype for region in registry.layout.regions]
+    if dtype not in there:
+        raise FlatvarsError(
+            f"this store has no variable of {dtype}, but of {', '.join(map(str, there)) or 'no dtype at all'}; "
+            "store.regions lists them"
+        )
+    return dtype
 
 
 def only_region(registry: Registry, *, gradients: bool = False) -> torch.dtype:

@@ -36,6 +36,7 @@ from ..modules.declare import Declarations, OnDuplicate
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
+from ..modules.shards import adopt_shards, has_shards, sharding_of
 from ..optim.stats import VariableStats
 from ..variables.carving import OnMoved
 from ..variables.registry import Registry
@@ -44,7 +45,7 @@ from ..variables.variable import Variable
 from . import transfer
 from .devices import check_arguments, concrete, device_of
 from .given import check_module, registry_in
-from .looking import check_layout, only_region, summary, summary_of
+from .looking import check_layout, looked_at, only_region, region_of, summary, summary_of
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh  # which not every torch was built with
@@ -159,7 +160,9 @@ class VarStore:
 
         Args:
             module: Any module. Its Parameter objects, hooks and names stay; their memory moves, one by one, so that the
-                peak is the model twice, and once from the meta device.
+                peak is the model twice, and once from the meta device. What `fully_shard` or `parallelize_module` has
+                divided stays where it is: variables are this rank's shards, and of the arguments below it takes `seed`
+                and `on_moved` (see `flatvars/distributed/README.md`).
             device: Of the store; the module's own if not given. Buffers the store does not take stay where they are.
             dtype: To convert floating parameters and buffers to, as `module.to(dtype)` does; each keeps its own if not
                 given.
@@ -193,6 +196,14 @@ class VarStore:
             True
         """
         check_module(module)
+        if has_shards(module):
+            given = {"mesh": mesh, "device": device, "dtype": dtype, "init": init, "values": values}
+            sharding = sharding_of(module, {**given, "grads": None if grads == "gather" else grads})
+            store = cls.__new__(cls)
+            registry = make_registry(device_of(module), "gather", seed, on_moved, sharding=sharding)
+            store._hold(registry, torch.float32, "suffix")
+            adopt_shards(registry, module)
+            return store
         device = device_of(module) if device is None else device
         options: dict[str, Any] = {"grads": grads, "on_moved": on_moved, "mesh": mesh, "values": values}
         store = cls(device, dtype or torch.float32, seed, **options)
@@ -386,13 +397,18 @@ class VarStore:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        """One per dtype: which lengths the streams have."""
-        return self.registry.layout.regions
+        """One per dtype: which lengths the streams have. What left the store is taken in first, as by `values`."""
+        return looked_at(self.registry).layout.regions
 
     @property
     def values(self) -> Tensor:
-        """The flat values of a uniform store, [numel with padding]; padding is zero."""
-        return self.registry.streams.values(only_region(self.registry))
+        """The flat values of a uniform store, [numel with padding]; padding is zero.
+
+        What left the store (`.data =`, `module.double()`, a buffer that was replaced) is taken in first, unless
+        `on_moved="error"`. A conversion or a new variable makes new buffers: ask again after it.
+        """
+        registry = looked_at(self.registry)
+        return registry.streams.values(only_region(registry))
 
     @property
     def grads(self) -> Tensor:
@@ -400,15 +416,24 @@ class VarStore:
 
         Float32 for bfloat16 and float16 variables in "gather" mode. Variables without a gradient hold zeros.
         """
-        return self._gradients.read_stream(only_region(self.registry, gradients=True))
+        return self._gradients.read_stream(only_region(looked_at(self.registry), gradients=True))
 
     def values_of(self, dtype: torch.dtype) -> Tensor:
-        """The flat values of the region of a dtype."""
-        return self.registry.streams.values(dtype)
+        """The flat values of the region of a dtype; see `values`.
+
+        Raises:
+            FlatvarsError: the store has no variable of that dtype.
+        """
+        registry = looked_at(self.registry)
+        return registry.streams.values(region_of(registry, dtype))
 
     def grads_of(self, dtype: torch.dtype) -> Tensor:
-        """The flat gradients of the region of a dtype."""
-        return self._gradients.read_stream(dtype)
+        """The flat gradients of the region of a dtype; see `grads`.
+
+        Raises:
+            FlatvarsError: the store has no variable of that dtype.
+        """
+        return self._gradients.read_stream(region_of(looked_at(self.registry), dtype))
 
     # Variables --------------------------------------------------------------------------------------------------------
 
@@ -492,7 +517,7 @@ class VarStore:
         return summary(self.registry) if stats is None else summary_of(stats)
 
     def __repr__(self) -> str:
-        dtypes = ", ".join(str(region.dtype) for region in self.regions) or "empty"
+        dtypes = ", ".join(str(region.dtype) for region in self.registry.layout.regions) or "empty"
         left = len(left_out(self.registry))
         return f"VarStore({len(self)} variables, {self.device}, {dtypes}{f'; {left} buffers left out' * bool(left)})"
 
@@ -680,7 +705,12 @@ class VarStore:
         freezing.unfreeze(self.registry, self.registry.matching(selector), selected=selector is not None)
 
     def compact(self) -> None:
-        """Gives back the gradient and state bytes of frozen variables; their state and element masks are forgotten."""
+        """Gives back the gradient and state bytes of frozen variables; their state and element masks are forgotten.
+
+        No gradient is lost: what `freeze(clear_grad=False)` kept waits in `.grad`, and a variable that plain
+        `requires_grad_(False)` left with a gradient, which the next step uses as torch's does, keeps its room until a
+        `compact()` that finds it without.
+        """
         freezing.compact(self.registry)
 
     def set_trainable_mask(self, selector: Selector, mask: Tensor | None) -> None:

@@ -130,6 +130,7 @@ def merge_into(target: Registry, sources: Sequence[tuple[Registry, str]]) -> Non
     for registry, _ in sources:
         registry.check_aliases()
         registry.settle()
+        registry.check_leaving("merging the store")
     moved = [(variable, prefix, variable.grad) for registry, prefix in sources for variable in registry.variables]
     masks = [registry.masks.of(variable) for registry, _ in sources for variable in registry.variables]
     exact = [exactly(registry, variable) for registry, _ in sources for variable in registry.variables]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..backend import Format
 from ..distributed.group import Group
+from ..distributed.shards import Sharding
 from ..errors import AliasError, FlatvarsError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
@@ -41,6 +43,7 @@ class Carving:
         claims: Which tensors are its variables'.
         value_format: Of values of its dtype; None where the dtype says it all.
         on_moved: What is done about memory that left the streams: "follow" or "error".
+        sharding: Where values stay as shards of DTensors; None for those that lie in the streams.
         group: The ranks that share the state of optimizers, each a range of every region; None for one process.
         gradients: Of the variables, wherever they lie; whoever is a registry has them.
     """
@@ -51,6 +54,7 @@ class Carving:
         self.device = device
         self.on_moved: OnMoved = FOLLOW
         self.group: Group | None = None
+        self.sharding: Sharding | None = None
         self._told = False  # that something was followed
         self.variables: list[Variable] = []
         self.generation = 0
@@ -68,6 +72,7 @@ class Carving:
         self._announcing: int | None = None  # the thread that tells of a carve
         self._retired: str | None = None
         self._side_by_side: set[int] = set()  # ids
+        self._kept_whole: list[str] = []  # reasons
 
     @property
     def layout(self) -> Layout:
@@ -95,11 +100,69 @@ class Carving:
             self._streams = Streams(self._layout, self.device, values=self.value_format)
             self.generation += 1
 
+    @contextmanager
+    def kept_whole(self, reason: str) -> Iterator[None]:
+        """Inside, no variable may leave or give up its room: `check_leaving` raises the reason."""
+        self._kept_whole.append(reason)
+        try:
+            yield
+        finally:
+            self._kept_whole.remove(reason)
+
+    def check_leaving(self, what: str) -> None:
+        """Raises FlatvarsError where a variable is about to leave, or to give up its room, and must not now.
+
+        Args:
+            what: Does it.
+        """
+        if self._kept_whole:
+            raise FlatvarsError(f"{what} would lose something now: {self._kept_whole[-1]}")
+
     def store_values_as(self, format_: Format | None) -> None:
         """Values of its dtype are of a format from now on, or of none. For a registry without variables."""
         assert not self.variables
         self.value_format = format_
         self._streams = Streams(self._layout, self.device, values=format_)
+
+    def keep_in_place(self, sharding: Sharding) -> None:
+        """Values stay where they are from now on. For a registry without variables."""
+        assert not self.variables
+        self.sharding = sharding
+        self._streams = Streams(self._layout, self.device, placed=True)
+
+    def check_whole(self) -> None:
+        """Raises FlatvarsError where this rank has a part of the values alone, for what reads or writes all."""
+        if self.sharding is not None:
+            raise FlatvarsError(
+                "the values of this store are shards that lie where fully_shard or parallelize_module put them, and "
+                "files, snapshots and copies of this rank would hold a part alone: save and load with "
+                "torch.distributed.checkpoint on all ranks, dcp.save(dict(zip(('model', 'optim'), "
+                "get_state_dict(model, optimizer))))"
+            )
+
+    def follow_shards(self) -> None:
+        """Finds the values of variables whose shards were given other memory: FSDP2 does so before the first forward.
+
+        Raises:
+            AliasError: a shard of another shape, dtype or device; nothing has changed then.
+        """
+        if self.sharding is None:
+            return
+        moved = self.sharding.moved([(v.param, v.whole) for v in self.variables])
+        wrong = [
+            self.variables[k] for k, tensor in moved.items() if described(tensor) != described(self.variables[k].param)
+        ]
+        if wrong:
+            raise AliasError(
+                f"the shard of variable {wrong[0].name!r} is another now, {described(moved[wrong[0].index])} where it "
+                f"was {described(wrong[0].param)}: the model was converted, moved or sharded anew. Make a new store of "
+                "it with VarStore.from_module(model), and a new optimizer"
+            )
+        for k, tensor in moved.items():
+            self.variables[k].param.data = tensor
+        if moved:
+            self._place([v.spec for v in self.variables])
+            self._notify()
 
     # Carving --------------------------------------------------------------------------------------------------------
 
@@ -250,6 +313,8 @@ class Carving:
                 "it from rank to rank: add, convert, move and unfreeze variables before the first step, or save with "
                 "torch.distributed.checkpoint and load into a new store and optimizer"
             )
+        if self.sharding is not None:
+            _check_in_place(self.variables, specs, device)
         if not announced:
             self._announce()
         for variable, spec in zip(self.variables, specs, strict=False):
@@ -280,11 +345,15 @@ class Carving:
         self._streams.layout = self._layout
         for variable, span in zip(self.variables, self._layout.spans, strict=False):
             variable.spec, variable._span = span.spec, span
+        if self.sharding is not None:
+            self._streams.put((v._span, v.param.detach()) for v in self.variables if v._span is not None)
 
     def move_in(self, variable: Variable, param: Tensor) -> None:
         """Copies a tensor's values into the variable's span, and makes it the variable's; its memory is released."""
         view = self.piece(variable)
-        if not param.is_meta and param.shape == view.shape:  # from meta there are no values, maybe not even a shape
+        if (
+            self.sharding is None and not param.is_meta and param.shape == view.shape
+        ):  # from meta there are no values, maybe not even a shape
             assert variable._span is not None
             self._streams.get(VALUES, variable.dtype).write(variable._span, param.detach())
         variable.param = param
@@ -390,11 +459,15 @@ class Carving:
 
     def spread(self) -> list[tuple[int, int]]:
         """Addresses of the first byte and behind the last byte of the values of each region."""
+        if self.sharding is not None:
+            return [byte_range(v.param) for v in self.variables if v.spec.numel]
         buffers = [self._streams.values(region.dtype) for region in self._layout.regions]
         return [(b.data_ptr(), b.data_ptr() + b.nbytes) for b in buffers if len(b)]
 
     def addresses(self, variables: Sequence[Variable]) -> list[int]:
         """Where the values of carved variables begin in memory, as torch tells it: 0 for those without elements."""
+        if self.sharding is not None:
+            return [self.view(VALUES, v).data_ptr() if v.spec.numel else v.param.data_ptr() for v in variables]
         begins = {region.dtype: self._streams.values(region.dtype).data_ptr() for region in self._layout.regions}
         return [begins[v.dtype] + v.span.offset * v.dtype.itemsize if v.spec.numel else 0 for v in variables]
 
@@ -409,6 +482,17 @@ class Carving:
     def check_aliases(self) -> None:
         """Raises AliasError where values are not what modules use; see `AliasGuard.check_values`."""
         self.guard.check_values()
+
+
+def _check_in_place(variables: Sequence[Variable], specs: Sequence[VarSpec], device: torch.device) -> None:
+    """Raises FlatvarsError where a carve would convert or move values that are not the store's to move."""
+    for variable, spec in zip(variables, specs, strict=False):
+        if spec.dtype != variable.param.dtype or device != variable.param.device:
+            raise FlatvarsError(
+                f"variable {variable.name!r} is a shard of {variable.param.dtype} on {variable.param.device} that lies "
+                f"where fully_shard or parallelize_module put it; to make it {spec.dtype} on {device}, convert the "
+                "model first, and make a store of what comes out"
+            )
 
 
 def _as_it_is(variable: Variable) -> VarSpec:

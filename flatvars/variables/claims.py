@@ -30,20 +30,21 @@ class Claims:
         weakref.finalize(owner, _forget, self._ids)
 
     def add(self, variable: Variable) -> None:
-        """Notes that the variable's tensor belongs to the owner."""
-        if _claims.get(id(variable.param)) == (self._owner, variable.index):
-            return
-        _claims[id(variable.param)] = self._owner, variable.index
-        self._ids.append(id(variable.param))
+        """Notes that the variable's tensor, and that of which it is a shard, belong to the owner."""
+        for tensor in (variable.param,) if variable.whole is variable.param else (variable.param, variable.whole):
+            if _claims.get(id(tensor)) != (self._owner, variable.index):
+                _claims[id(tensor)] = self._owner, variable.index
+                self._ids.append(id(tensor))
 
 
 def owner_of(tensor: Tensor) -> tuple[Owner, Variable] | None:
     """The owner of a tensor and the variable it is there, or None."""
     reference, index = _claims.get(id(tensor), (None, 0))
     owner = reference() if reference is not None else None
-    if owner is None or index >= len(owner.variables) or owner.variables[index].param is not tensor:
+    if owner is None or index >= len(owner.variables):
         return None
-    return owner, owner.variables[index]
+    variable = owner.variables[index]
+    return (owner, variable) if variable.param is tensor or variable.whole is tensor else None
 
 
 def _forget(ids: list[int]) -> None:

@@ -30,6 +30,8 @@ class Carver(Mover, Protocol):
 
     def addresses(self, variables: Sequence[Variable]) -> list[int]: ...
 
+    def follow_shards(self) -> None: ...
+
     def take_back(self, moved: Mapping[Variable, Tensor], buffers: Mapping[Variable, Tensor]) -> None: ...
 
 
@@ -74,6 +76,7 @@ class AliasGuard:
         Raises:
             AliasError: the registry's `on_moved` says so, or something would be lost.
         """
+        self._registry.follow_shards()
         if self._in_place():
             return
         params = [v for v in self.variables if not v.is_buffer]

@@ -158,6 +158,7 @@ class Registry(Carving):
         with self.lock:
             self.check_usable()
             self.settle()
+            self.check_leaving(f"removing {variables[0].name!r}" if variables else "this")
             self.guard.check_memory()
             self.gradients.release(variables)
             for variable in variables:
@@ -178,6 +179,7 @@ class Registry(Carving):
         """Gives all variables away, each Parameter with memory of its own; who still uses this gets `reason`."""
         with self.lock:
             self.settle()
+            self.check_leaving("releasing the variables")
             self.gradients.release(self.variables)
             for variable in self.variables:
                 bind(variable, variable.param.detach().clone(memory_format=torch.preserve_format))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..distributed.shards import divided_as, shard_as
 from ..errors import FlatvarsError, SpecError
 from ..memory.layout import Span
 from ..memory.spec import VarSpec
@@ -90,6 +91,8 @@ class Variable:
         index: Position in creation order; negative once it was removed from its store.
         spec: Name, shape, dtype and memory order.
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
+        whole: What modules and param groups hold: the DTensor of which `param` is this rank's shard, in the same
+            memory; everywhere else `param` itself.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
         places: Where modules hold it.
         declared: What its tensor was when it was declared; what differs before the first carve, the user changed.
@@ -106,6 +109,7 @@ class Variable:
         self.index = index
         self.spec = spec
         self.param = param
+        self._whole: Tensor | None = None
         self.names = names
         self.group = group
         self.initializer: Any = None
@@ -142,8 +146,24 @@ class Variable:
         return self.spec.numel
 
     @property
+    def whole(self) -> Tensor:
+        return self.param if self._whole is None else self._whole
+
+    @whole.setter
+    def whole(self, tensor: Tensor) -> None:
+        self._whole = tensor
+
+    def as_whole(self, local: Tensor) -> Tensor:
+        """What a tensor of this rank's shard, [shape], is a shard of; the tensor itself where nothing is sharded."""
+        return local if self._whole is None else divided_as(self._whole, local)
+
+    def shard_of(self, value: Any) -> Any:
+        """The inverse: this rank's shard of a tensor of the whole shape; anything else as it is."""
+        return value if self._whole is None else shard_as(self._whole, value)
+
+    @property
     def requires_grad(self) -> bool:
-        return self.param.requires_grad
+        return self.whole.requires_grad
 
     @property
     def is_buffer(self) -> bool:

@@ -81,6 +81,8 @@ LAYOUT = RecordLayout(
     "found_inf",
     "skipped",  # address of int32 in/out, or 0
     "values",  # address of the stream, in/out
+    "places",  # address of int64 [variables]: where each one's values lie; 0 where they lie in the stream
+    "value_size",  # bytes of a value
     "base",  # element of the region at which the states begin
     "frozen",  # address of uint8 [numel]
     "states",  # address of the addresses of the state streams, in/out
@@ -371,6 +373,7 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
         low, prints, scales = word(record, "low"), word(record, "prints"), word(record, "scales")
         sums, sum_count, firsts = word(record, "sums"), word(record, "sum_count"), word(record, "firsts")
         units, unit_count = word(record, "units"), word(record, "unit_count")
+        places, value_size = word(record, "places"), word(record, "value_size")
         wide = word(record, "wide") != 0
         width = 8 if wide else size
         unscale = one
@@ -389,6 +392,9 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
             # A count of -0.0 has steps to come as well, but its state was set.
             fresh = 1 if read_int32(steps, slot) == 0 else 0
             unit = 0 if unit_starts == 0 else read_int(unit_starts, variable) + local // UNIT
+            held = values
+            if places != 0:
+                held = read_int(places, variable) - (start - local) * value_size
             gradients = source(address, code, local, length, one, 0, memory, converter)
             clip = coefficient(record, dtype(read_double(group, 0)) if wide else read(group, 0))
             update(
@@ -397,7 +403,7 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
                 length,
                 unscale,
                 clip,
-                values,
+                held,
                 start,
                 states,
                 start - base,
@@ -543,6 +549,8 @@ def run(
         found_inf=address_of(inputs.found_inf),
         skipped=inputs.skipped.data_ptr() if inputs.count_skips else 0,
         values=values.buffer.data_ptr(),
+        places=address_of(values.places),
+        value_size=values.buffer.element_size(),
         base=inputs.base,
         frozen=address_of(tables.frozen),
         states=address_of_row(addresses),

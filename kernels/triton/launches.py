@@ -217,7 +217,7 @@ class TritonLaunches:
             norm,
             scale,
             found,
-            values.buffer,
+            values.buffer if values.places is None else values.places,
             low,
             prints,
             tuple(state.buffer for state in held),
@@ -234,7 +234,7 @@ class TritonLaunches:
         )
         options = self._options_of(sources, inputs)
         stored = _stored(rule, values, held, inputs)
-        constants = {**statistics_constants_of(rule), **stored, **options}
+        constants = {**statistics_constants_of(rule), **stored, **options, "PLACED": _placed(values)}
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, *_buffers(values, held), units)
         changing += (*inputs.own, keys)
         with on(tables.device):
@@ -277,7 +277,7 @@ class TritonLaunches:
             scale,
             found,
             inputs.skipped,
-            values.buffer,
+            values.buffer if values.places is None else values.places,
             low,
             prints,
             tuple(state.buffer for state in held),
@@ -307,6 +307,7 @@ class TritonLaunches:
             "SOURCE": _triton_dtype(sources),
             "COMPUTE": self._compute,
             "BLOCK": tables.block,
+            "PLACED": _placed(values),
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped)
         changing += (*_buffers(values, held), units, *inputs.own, keys, *(() if observed is None else (observed,)))
@@ -323,8 +324,14 @@ def _stored(rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepIn
     return {"DRAWS": rule.draws(halves), "SPLIT": split, "FORMATS": codes_of(states)}
 
 
+def _placed(values: Stored) -> object:
+    """Of values that lie by address: their dtype, which a table of addresses does not say."""
+    return None if values.places is None else DTYPES[values.buffer.dtype]
+
+
 def _buffers(values: Stored, states: Sequence[Stored]) -> list[Tensor]:
-    return [buffer for one in (values, *states) for buffer in (one.buffer, *one.beside)]
+    first = [] if values.places is None else [values.places]
+    return [*first, *(buffer for one in (values, *states) for buffer in (one.buffer, *one.beside))]
 
 
 def _triton_dtype(sources: Sources) -> object:

@@ -9,7 +9,8 @@ where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements. 
 128 elements are written and read once more, 0.5 B an element.
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
 even, those of the states in DRAWS to bfloat16 at random (`stochastic.py`).
-Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. A variable whose
+Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. With PLACED, each
+variable's values lie at an address of their own, element by element, without padding. A variable whose
 source is 0 is untouched, and so is a VIEWED one that was not written: no byte of it is read or written, its count
 stays. With SKIP and a norm that is not finite, or with FOUND_INF and a `found_inf` that is not 0, nothing changes but
 `skipped`. Where `frozen` is not 0, what was read is written back, bit for bit and in full width.
@@ -29,7 +30,7 @@ from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed
 from .split import joined, lower_bits, parted, store_split, upper_bits
 from .squares import store_units, unit_sums, variable_sum
 from .stored import UNIT, load_scales, numbers_of, store_states, to_store, unit_of
-from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row
+from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row, values_at
 
 
 @triton.jit
@@ -70,7 +71,7 @@ def step_kernel(
     grad_scale_ptr,  # [] float32, read with SCALED
     found_inf_ptr,  # [] float32, read with FOUND_INF
     skipped_ptr,  # [] int32 in/out
-    values_ptr,  # [numel] in/out
+    values_ptr,  # [numel] in/out; with PLACED, int64 [variables]: where each one's values lie
     low_ptr,  # [trainable numel] int16 in/out, of split values
     prints_ptr,  # [units] int32 in/out, of split values
     states_ptr,  # tuple of [numel of their range] in/out; of a format, its codes
@@ -116,6 +117,7 @@ def step_kernel(
     SOURCE: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
+    PLACED: tl.constexpr = None,
 ):
     tile = tl.program_id(0).to(tl.int64)
     # Known when compiled: with neither, nothing is loaded.
@@ -136,7 +138,8 @@ def step_kernel(
     # would put those of the states behind the first use of the gradient.
     offset = start + lane
     mask = padded_mask(lane, length)
-    old_value = tl.load(values_ptr + offset, mask=mask, other=0.0)
+    place, inside = values_at(values_ptr, variable, start, local, length, lane, mask, PLACED)
+    old_value = tl.load(place, mask=inside, other=0.0)
     state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
     old_states = load_states(states_ptr, state_offset, mask)
     first_unit = unit_of(units_ptr, variable, local, SPLIT, FORMATS)
@@ -198,7 +201,7 @@ def step_kernel(
         # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep the bits of a NaN.
         if frozen is not None:
             new_value = tl.where(frozen, old_value, new_value)
-        tl.store(values_ptr + offset, new_value, mask=mask)
+        tl.store(place, new_value, mask=inside)
     store_states(
         states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, begun, old_states, frozen, before, row,
         is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, 0, STORED, COMPUTE,

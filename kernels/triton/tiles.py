@@ -98,6 +98,21 @@ def load_source_if_any(sources_ptr, variable, address, local, length, lane, SOUR
 
 
 @triton.jit
+def values_at(values_ptr, variable, start, local, length, lane, mask, PLACED):
+    """Where the values of a tile lie, and which of its lanes are there.
+
+    With PLACED, the dtype of values that lie wherever somebody else put them, `values_ptr` is a table of the addresses
+    of the variables. Nothing is known of those, and what is behind the last element is not ours: no padding is touched.
+    """
+    if PLACED is not None:
+        address = tl.load(values_ptr + variable).to(tl.pointer_type(PLACED))
+        pointer, inside = address + local + lane, lane < length
+    else:
+        pointer, inside = values_ptr + (start + lane), mask
+    return pointer, inside
+
+
+@triton.jit
 def load_frozen(frozen_ptr, start, lane, mask, BESIDE: tl.constexpr):
     """Which elements of a tile are masked: they keep value and state, and their gradient counts in no norm.
 

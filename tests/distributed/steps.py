@@ -84,7 +84,7 @@ def assert_same(mine: fv.VarStore, opt: Optimizer, whole: fv.VarStore, reference
 def warm() -> None:
     """Compiles what the checks share, before the ranks are forked."""
     fv.init.apply_(fv.VarStore.from_module(nn.Linear(2, 2)), {"*": fv.init.normal(0.0, 0.5)}, seed=1)
-    for kind, dtypes in ((adamw, DTYPES), (adamw, DTYPES[:1]), (averaged, DTYPES[:1])):
+    for kind, dtypes in ((adamw, DTYPES), *((kind, DTYPES[:1]) for kind in (adamw, averaged, fv.optim.LAMB))):
         net = Net(dtypes=dtypes)
         store = fv.VarStore.from_module(net)
         opt = kind(store, max_norm=0.5)
@@ -93,8 +93,10 @@ def warm() -> None:
         store.accumulate()
         store.accumulate(gradients(0, 0))
         if kind is adamw and dtypes == DTYPES[:1]:
-            fv.EMA(opt, decay=0.5)
+            average = fv.EMA(opt, decay=0.5)
             opt.step()
+            with average.swapped():
+                pass
         if kind is averaged:
             opt.eval()
             opt.train()
@@ -305,10 +307,29 @@ def check_what_one_rank_cannot_do_is_refused(world: World) -> None:
 def check_optimizers_of_whole_variables_are_refused(world: World) -> None:
     net = Net()
     store = fv.VarStore.from_module(net, mesh=world.mesh)
-    for opt in (fv.optim.LAMB(store), fv.optim.Muon(store), adamw(store, stats=True)):
+    for opt in (fv.optim.Prodigy(store), fv.optim.Muon(store), adamw(store, stats=True)):
         give(net, gradients(world.rank, 0))
         with pytest.raises(fv.FlatvarsError, match="whole variables"):
             opt.step()
+
+
+def check_sums_over_whole_variables(world: World) -> None:
+    """Of rules that take statistics; of what lies on one rank alone or is cut by a border."""
+    net, alone = Net(), Net()
+    store, whole = fv.VarStore.from_module(net, mesh=world.mesh), fv.VarStore.from_module(alone)
+    opt, reference = (fv.optim.LAMB(one, max_norm=0.5, skip_nonfinite=True) for one in (store, whole))
+    for step in range(3):
+        grads = gradients(world.rank, step, ((-1, 4),))
+        if step == 1 and world.rank == 0:
+            grads[0][0, 0] = torch.nan
+        give(net, grads)
+        if step != 1:
+            give(alone, mean(world, step, ((-1, 4),)))
+            reference.step()
+        opt.step()
+        opt.zero_grad()
+        reference.zero_grad()
+        assert_same(store, opt, whole, reference, f"step {step}")
 
 
 def check_formats_of_blocks_are_refused(world: World) -> None:

@@ -246,3 +246,29 @@ def test_without_it_the_same_bits() -> None:
             run.step(seed)
     for name, value in runs[0].values().items():
         assert_same_bits(value, runs[1].values()[name])
+
+
+LEAVING: dict[str, Callable[[fv.VarStore], object]] = {
+    "compact": lambda store: store.compact(),
+    "remove": lambda store: store.remove("0.weight"),
+    "release": lambda store: store.release(),
+    "merge": lambda store: fv.VarStore.merge([store]),
+}
+
+
+@pytest.mark.parametrize("how", LEAVING)
+def test_no_variable_leaves_while_its_value_waits_in_the_room_of_its_average(how: str) -> None:
+    """`compact` dropped the values of frozen variables, and left their averages in the place of them."""
+    run = Run()
+    for seed in range(2):
+        run.step(seed)
+    run.store.freeze("0.weight")
+    before = run.values()
+    with run.ema.swapped():
+        averages = run.values()
+        with pytest.raises(FlatvarsError, match=r"leave `with ema.swapped\(\):` first"):
+            LEAVING[how](run.store)
+        assert all(map(torch.equal, run.values().values(), averages.values()))
+    assert all(map(torch.equal, run.values().values(), before.values()))
+    assert not torch.equal(averages["0.weight"], before["0.weight"])
+    LEAVING[how](run.store)

@@ -311,3 +311,37 @@ def test_a_gradient_whose_memory_was_replaced_is_stepped(mode: str) -> None:
         train(each, optimizer, 1)
     for name, param in module.named_parameters():
         torch.testing.assert_close(param, twin.get_parameter(name), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::flatvars.MovedWarning")
+@pytest.mark.parametrize("look", ["values", "values_of", "regions", "grads_of"])
+@pytest.mark.parametrize("how", ["data", "double", "buffer"])
+def test_flat_buffers_are_those_of_what_modules_use_now(how: str, look: str) -> None:
+    """They were the memory that the Parameters had left."""
+    module = nn.ParameterDict({"w": torch.zeros(2)})
+    module.register_buffer("running", torch.zeros(2))
+    store = fv.VarStore.from_module(module)
+    dtype = torch.float64 if how == "double" else torch.float32
+    with torch.no_grad():
+        if how == "buffer":
+            module.running = torch.full((2,), 7.0)
+        elif how == "data":
+            module["w"].data = torch.full((2,), 7.0)
+        else:
+            module.double()
+            module["w"].fill_(7.0)
+    if look == "regions":
+        assert [region.dtype for region in store.regions] == [dtype]
+    elif look == "grads_of":
+        assert store.grads_of(dtype).dtype == dtype
+    else:
+        values = store.values if look == "values" else store.values_of(dtype)
+        assert values.dtype == dtype
+        assert values.sum().item() == 14.0
+
+
+def test_a_dtype_that_no_variable_has_is_named() -> None:
+    store = fv.VarStore.from_module(nn.Linear(2, 2))
+    for call in (store.values_of, store.grads_of):
+        with pytest.raises(fv.errors.FlatvarsError, match=r"no variable of torch\.float64, but of torch\.float32"):
+            call(torch.float64)

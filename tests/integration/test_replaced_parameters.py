@@ -124,3 +124,18 @@ def test_zero_grad_clears_the_gradient_of_the_new_parameter() -> None:
     opt.zero_grad()
     assert module.weight.grad is None
     assert opt.param_groups[0]["params"][0] is module.weight
+
+
+@pytest.mark.parametrize("how", ["replaced", "reshaped", "removed"])
+def test_param_groups_hold_what_the_store_holds_at_once(how: str) -> None:
+    """A scheduler, a clipping call or a user reads them before the optimizer looks again."""
+    module = nn.Linear(3, 2)
+    store = fv.VarStore.from_module(module)
+    optimizer = fv.optim.SGD(store, lr=0.1)
+    if how == "removed":
+        store.remove("weight")
+    else:
+        module.weight = nn.Parameter(torch.ones(2 if how == "replaced" else 4, 3))
+        store.rebind()
+    listed = optimizer.param_groups[0]["params"]
+    assert [id(param) for param in listed] == [id(variable.param) for variable in store.variables().values()]

@@ -80,9 +80,6 @@ def assert_mask(twins: Twins, name: str) -> None:
 def assert_groups(twins: Twins, lane: Lane) -> None:
     """The same parameters in the same groups, with the same numbers."""
     twin_of = {id(ours): theirs for _, ours, theirs in twins.pairs()}
-    listed = [param for group in lane.ours.param_groups for param in group["params"]]
-    if not all(id(param) in twin_of for param in listed):
-        lane.ours.follow()  # a Parameter that replaced another one stands there from the next look on
     assert len(lane.ours.param_groups) == len(lane.theirs.param_groups)
     for mine, group in zip(lane.ours.param_groups, lane.theirs.param_groups, strict=True):
         assert [id(twin_of[id(param)]) for param in mine["params"]] == [id(param) for param in group["params"]]

@@ -11,31 +11,18 @@ from hypothesis.stateful import initialize, invariant, run_state_machine_as_test
 import flatvars as fv
 from tests.machine.agreement import assert_agree
 from tests.machine.twins import PAIRS, Twins
-from tests.machine.words.files import FileWords
-from tests.machine.words.gradients import GradientWords
 from tests.machine.words.groups import GroupWords
+from tests.machine.words.lazy import LazyWords
 from tests.machine.words.leaving import LeavingWords
-from tests.machine.words.masks import MaskWords
 from tests.machine.words.modules import ModuleWords
 from tests.machine.words.state import StateWords
 from tests.machine.words.steps import StepWords
-from tests.machine.words.store import StoreWords
 
 ACTIONS = 25
 KINDS = st.sampled_from(list(PAIRS))
 
 
-class Machine(
-    FileWords,
-    GradientWords,
-    GroupWords,
-    LeavingWords,
-    MaskWords,
-    ModuleWords,
-    StateWords,
-    StepWords,
-    StoreWords,
-):
+class Machine(LazyWords, GroupWords, LeavingWords, ModuleWords, StateWords, StepWords):
     """One or two optimizers, gradients kept in either way, buffers taken or not."""
 
     @initialize(

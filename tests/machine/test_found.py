@@ -217,3 +217,84 @@ def test_a_look_at_gradients_after_their_module_converted_them() -> None:
     assert store["w"].grad.tolist() == [2.0, 2.0]
     store.accumulate()
     assert store.gradient_names() == ["w"]
+
+
+@pytest.mark.parametrize("where", ["pending", "accumulated"])
+@pytest.mark.parametrize("mode", ["gather", "views"])
+def test_compacting_loses_no_gradient_that_a_flag_left(mode: str, where: str) -> None:
+    """Its room was given up, and the step that would have used it passed over it."""
+    module = nn.Linear(3, 2)
+    plain = copy.deepcopy(module)
+    store = fv.VarStore.from_module(module, grads=mode)
+    pairs = [(store, module, fv.optim.SGD(store, lr=0.1, momentum=0.9))]
+    pairs += [(None, plain, torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9))]
+    for of, net, optimizer in pairs:
+        net(torch.ones(1, 3)).sum().backward()
+        if of is not None and where == "accumulated":
+            of.accumulate()
+        net.weight.requires_grad_(False)
+        if of is not None:
+            of.compact()
+        optimizer.step()
+    assert torch.equal(module.weight, plain.weight)
+    pairs[0][2].zero_grad()
+    store.compact()
+    assert not store["weight"].spec.has_room
+
+
+@pytest.mark.parametrize("where", ["pending", "accumulated"])
+@pytest.mark.parametrize("mode", ["gather", "views"])
+def test_compacting_loses_no_gradient_that_freezing_kept(mode: str, where: str) -> None:
+    store = fv.VarStore(grads=mode)
+    store.add("a", torch.ones(3))
+    store.add("b", torch.ones(2))
+    store.zero_grad()
+    store["a"].set_grad(torch.full((3,), 2.0))
+    if where == "accumulated":
+        store.accumulate()
+    store.freeze("a", clear_grad=False)
+    store.compact()
+    assert not store["a"].spec.has_room
+    assert store["a"].grad.tolist() == [2.0] * 3
+    store.unfreeze()
+    assert store.gradient_names() == ["a"]
+    assert store.grad_norm().item() == pytest.approx(12**0.5)
+
+
+def test_a_gradient_that_lies_in_the_view_of_another_is_parted_before_that_one_moves_or_is_erased() -> None:
+    module = nn.ParameterDict({name: torch.ones(2) for name in "abc"})
+    store = fv.VarStore.from_module(module, grads="views")
+    store.freeze("a")
+    module["a"].grad, module["b"].grad = module["b"].grad, None
+    store.compact()  # what nobody wrote was no one's gradient, and is not now that the view is an old one
+    assert store["a"].grad is None
+    module["b"].grad = torch.full((2,), 3.0)
+    store.accumulate()
+    module["a"].grad, module["b"].grad = module["b"].grad, None
+    store.zero_grad()
+    module["a"].grad = torch.full((2,), 3.0)
+    module["b"].grad, module["a"].grad = module["a"].grad, None
+    assert store["b"].grad.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("look", ["zero_grad", "grad_norm", "step"])
+def test_a_frozen_variable_that_took_over_the_gradient_of_another_keeps_it(look: str) -> None:
+    module = nn.ParameterDict({name: torch.ones(2) for name in "ab"})
+    store = fv.VarStore.from_module(module, grads="views")
+    optimizer = fv.optim.SGD([module["b"]], lr=0.1)
+    module["b"].grad.fill_(3.0)
+    store.freeze("a")
+    module["a"].grad, module["b"].grad = module["b"].grad, None
+    getattr(store if look == "grad_norm" else optimizer, look)()
+    optimizer.zero_grad()
+    assert module["a"].grad.tolist() == [3.0, 3.0]
+    assert store["b"].grad is None
+
+
+def test_a_gradient_that_is_handed_on_is_read_before_its_place_is_emptied() -> None:
+    module = nn.ParameterDict({name: torch.ones(2) for name in "ab"})
+    store = fv.VarStore.from_module(module, grads="views")
+    module["b"].grad.fill_(3.0)
+    module["a"].grad, module["b"].grad = module["b"].grad, None
+    assert store["a"].grad.tolist() == [3.0, 3.0]
+    assert store["b"].grad is None

@@ -258,21 +258,21 @@ def test_an_average_and_numbers_come_with_it() -> None:
         give(step, mine)
         optimizer.step()
         before = mine.get_parameter("first").grad.norm()
-    torch.testing.assert_close(optimizer.stats()["first"]["gradient"].float(), before)
+    torch.testing.assert_close(optimizer.stats()["first"]["grad_norm"].float(), before)
     with average.swapped():
         assert not torch.equal(mine.get_parameter("first"), first)
 
 
 @pytest.mark.parametrize("count", [2, 40])
 def test_matrices_of_one_shape_are_one_batch(count: int) -> None:
-    """A step is three launches of kernels and 17 operators for each shape, however many variables have it."""
+    """23 operators for each shape, beside the launches of a gather, of sums and of a step."""
     mine = Bag({f"m{i}": (4, 3) for i in range(count)})
     optimizer = fv.optim.Adafactor(fv.VarStore.from_module(mine))
     give(0, mine)
     optimizer.step()
     with count_launches() as launches:
         optimizer.step()
-    assert len([name for name in launches.operators if name not in ("as_strided", "slice", "view")]) <= 24
+    assert len(launches.operators) == 23
     assert not {"cat", "stack", "clone"}.intersection(launches.operators)
 
 

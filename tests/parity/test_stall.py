@@ -93,7 +93,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(how: str, tmp_path: Any) -> None
 
 
 def test_draws_depend_on_name_and_seed_and_not_on_neighbors() -> None:
-    def run(seed: int, name: str, before: int, threads: int) -> torch.Tensor:
+    def run(seed: int, name: str, before: int, threads: int, renamed: str | None = None) -> torch.Tensor:
         store = fv.VarStore(seed=seed)
         for i in range(before):
             store.add(f"other{i}", torch.ones(1000 + i, dtype=torch.bfloat16))
@@ -102,6 +102,8 @@ def test_draws_depend_on_name_and_seed_and_not_on_neighbors() -> None:
         had = torch.get_num_threads()
         torch.set_num_threads(threads)
         for step in range(3):
+            if renamed is not None and step == 1:
+                store.rename(name, renamed)  # a step ago the keys were made
             param.grad = torch.linspace(-1, 1 + step, 9000).bfloat16()
             optimizer.step()
         torch.set_num_threads(had)
@@ -111,3 +113,4 @@ def test_draws_depend_on_name_and_seed_and_not_on_neighbors() -> None:
     assert torch.equal(found, run(0, "weight", 3, 2))
     assert not torch.equal(found, run(1, "weight", 0, 1))
     assert not torch.equal(found, run(0, "height", 0, 1))
+    assert not torch.equal(found, run(0, "weight", 0, 1, renamed="height"))

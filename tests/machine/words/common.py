@@ -44,6 +44,15 @@ class Words(RuleBasedStateMachine):
         groups = [{"params": [twin_of[id(param)] for param in group["params"]]} for group in lane.theirs.param_groups]
         return ours(groups, store=self.twins.store, **arguments)
 
+    def mask_again(self) -> None:
+        """The masks in a new store, which has no room, and so no mask, for what nobody trains when it is made."""
+        store, masks = self.twins.store, self.twins.cycle.masks
+        for name in list(masks):
+            if store[name].spec.has_room:
+                store.set_trainable_mask(name, masks[name])
+            else:
+                del masks[name]
+
     def after_step(self) -> None:
         """Compares, and then takes our rounding over to the plain twin."""
         assert_agree(self.twins)

@@ -70,7 +70,6 @@ class FileWords(Words):
     def ours_goes_on(self) -> None:
         """A new module in a new store, and new optimizers, from torch's state dicts."""
         twins = self.twins
-        masks = dict(twins.cycle.masks)
         twins.module = copy.deepcopy(twins.plain)
         twins.module.zero_grad()
         twins.store = fv.VarStore.from_module(twins.module, grads=twins.mode, buffers=twins.buffers)
@@ -78,6 +77,5 @@ class FileWords(Words):
             lane.ours = self.like(lane)
             lane.ours.load_state_dict(lane.theirs.state_dict())
             lane.patterns = [None] * len(lane.patterns)
-        for name, mask in masks.items():
-            twins.store.set_trainable_mask(name, mask)
+        self.mask_again()
         twins.drop_gradients()

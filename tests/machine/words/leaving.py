@@ -70,8 +70,7 @@ class LeavingWords(Words):
             lane.ours = self.like(lane)
             lane.ours.load_state_dict(state)
             lane.patterns = [None] * len(lane.patterns)
-        for name, mask in twins.cycle.masks.items():
-            twins.store.set_trainable_mask(name, mask)
+        self.mask_again()
         twins.store.zero_grad()
         twins.drop_gradients()
 

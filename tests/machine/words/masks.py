@@ -28,12 +28,20 @@ class MaskWords(Words):
 
     @rule()
     def compact(self) -> None:
-        """Without room for state, what optimizers knew of a frozen variable is gone, and its mask with it."""
-        self.twins.store.compact()
-        for name, theirs in self.twins.theirs().items():
-            if not theirs.requires_grad:
-                self.twins.cycle.masks.pop(name, None)
-                for lane in self.twins.lanes:
+        """Without room for state, what optimizers knew of a frozen variable is gone, and its mask with it.
+
+        One that has a gradient to be stepped, which plain `requires_grad_(False)` leaves, keeps its room; one that had
+        none keeps what state torch made for it.
+        """
+        twins = self.twins
+        roomy = [name for name in twins.theirs() if twins.store[name].spec.has_room]
+        waiting = {name for name in roomy if name not in twins.cycle.frozen and twins.cycle.seen(name) is not None}
+        twins.store.compact()
+        for name in roomy:
+            theirs = twins.theirs()[name]
+            if not theirs.requires_grad and name not in waiting:
+                twins.cycle.masks.pop(name, None)
+                for lane in twins.lanes:
                     lane.theirs.state.pop(theirs, None)
 
     @rule(name=NAMES, seed=SEEDS, remove=st.booleans())

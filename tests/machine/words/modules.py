@@ -24,6 +24,7 @@ class ModuleWords(Words):
             setattr(twins.module, name, fresh)
             twins.store.rebind()
             assert twins.store[name].param is fresh
+            self._assert_listed(name)
         elif how == "data":
             ours.data = values.clone()
             twins.store.rebind()
@@ -66,7 +67,18 @@ class ModuleWords(Words):
                 group["params"] = [twin if param is theirs else param for param in group["params"]]
         twins.store.rebind()
         assert twins.store[name].param is fresh
+        self._assert_listed(name)
         self.look(look)
+
+    def _assert_listed(self, name: str) -> None:
+        """A Parameter that replaced another one stands in the groups without a look of the optimizers."""
+        ours, theirs = self.twins.pair(name)
+        for lane in self.twins.lanes:
+            listed, expected = (
+                [param is wanted for group in optimizer.param_groups for param in group["params"]]
+                for optimizer, wanted in zip(lane.both, (ours, theirs), strict=True)
+            )
+            assert listed == expected, name
 
     @rule(how=st.sampled_from(["assign", "in place"]))
     def move_the_statistics(self, how: str) -> None:

@@ -1,0 +1,93 @@
+"""Adopting a module that FSDP2 or tensor parallelism has divided: its shards become variables and stay where they are.
+
+A DTensor is no memory of its own, and `param.data = ` changes nothing of it. So a variable has a plain Parameter over
+the memory of this rank's shard, which kernels read by its address, and knows the DTensor (`Variable.whole`), which
+modules, param groups and state dicts go on to hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..distributed.shards import Sharding, is_divided, local_of
+from ..errors import SpecError
+from ..memory.spec import VarSpec, is_dense
+from ..variables.registry import Registry
+from .adopt import release_all, whole_store
+from .keep import keep_for
+from .tensors import Found, check_free, check_memory, find_tensors
+
+
+def has_shards(module: nn.Module) -> bool:
+    """Whether a parameter is a DTensor. What a forward pass of FSDP2 left whole is divided again first."""
+    for each in module.modules():
+        if hasattr(each, "reshard") and hasattr(each, "unshard"):  # an FSDPModule, whose import takes a second
+            reshard: Any = each.reshard
+            reshard()
+    return any(map(is_divided, module.parameters()))
+
+
+def sharding_of(module: nn.Module, options: dict[str, Any]) -> Sharding:
+    """Over which meshes a module's parameters are divided.
+
+    Args:
+        options: What `VarStore.from_module` was given beside the module.
+
+    Raises:
+        SpecError: an option that moves, converts or initializes values, which are not the store's to move.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise SpecError(
+            f"{given[0]}= was given for a module that fully_shard or parallelize_module has divided: its values stay "
+            "where they are. Convert, move and initialize the module before it is divided, keep the meshes it was "
+            "divided by, and leave gradients in .grad"
+        )
+    return Sharding(list(module.parameters()))
+
+
+def adopt_shards(registry: Registry, module: nn.Module) -> None:
+    """Makes variables of a divided module's parameters, by their names; buffers stay with the module.
+
+    Raises:
+        SpecError: a shard on the meta device, or one whose elements are not one run of memory.
+    """
+    found = find_tensors(module, "", buffers=False)
+    shards = list(map(_shard, found))
+    former = whole_store(registry, found)
+    check_memory([Found(shard, entry.names) for entry, shard in zip(found, shards, strict=True)])
+    check_free(found, former)
+    specs = [
+        VarSpec(entry.names[0], tuple(shard.shape), shard.dtype, shard.stride(), has_room=shard.requires_grad)
+        for entry, shard in zip(found, shards, strict=True)
+    ]
+    if former is not None:
+        release_all(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
+    registry.extend(specs, shards, [entry.names for entry in found])
+    for entry, variable in zip(found, registry.variables, strict=True):
+        if entry.tensor is not variable.param:
+            variable.whole = entry.tensor
+            registry.claims.add(variable)
+    registry.generation += 1  # of plans that were made before it was known whose shards they are
+    keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
+
+
+def _shard(entry: Found) -> torch.Tensor:
+    """The Parameter of a variable: a plain one as it is, else one over this rank's shard."""
+    shard = entry.tensor
+    if is_divided(shard):
+        shard = nn.Parameter(local_of(shard), requires_grad=shard.requires_grad)
+    if shard.is_meta:
+        raise SpecError(
+            f"{entry.names[0]!r} is on the meta device and has no values; call module.to_empty(device=...) and write "
+            "first values before the store is made"
+        )
+    if not is_dense(tuple(shard.shape), shard.stride()):
+        raise SpecError(
+            f"the shard of {entry.names[0]!r} has strides {shard.stride()} for shape {tuple(shard.shape)}: kernels "
+            "work on one run of memory; divide it along its first dimension, or make its shards contiguous"
+        )
+    return shard
