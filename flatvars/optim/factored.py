@@ -24,14 +24,14 @@ from ..variables.variable import Variable
 from .entry import StateEntry
 
 # Elements that are worked on together, so that what is made of them stays in the caches of a CPU.
-PIECE = {"cpu": 1 << 18, "cuda": 1 << 25}
+AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
 
-Shape = tuple[int, ...]
+Sizes = tuple[int, ...]
 Member = tuple[Variable, int, int, int]
 """A variable, the number of its param group, its place in the part and its row of counts."""
 
 
-def factored_shapes(shape: Shape) -> dict[str, Shape]:
+def factored_shapes(shape: Sizes) -> dict[str, Sizes]:
     """Names and shapes of what is kept of a variable, as torch.optim.Adafactor has them."""
     if len(shape) < 2:
         return {"variance": shape}
@@ -39,7 +39,7 @@ def factored_shapes(shape: Shape) -> dict[str, Shape]:
 
 
 @dataclass
-class Batch:
+class Alike:
     """Variables of one shape, one memory order and one param group at equal distances.
 
     Attributes:
@@ -101,7 +101,7 @@ class Batch:
                 yield indices[first], indices[min(first + count, len(indices)) - 1] + 1
 
 
-def batches_of(members: Sequence[Member], dtype: torch.dtype, device: torch.device) -> list[Batch]:
+def batches_of(members: Sequence[Member], dtype: torch.dtype, device: torch.device) -> list[Alike]:
     """Variables in as few batches as their offsets allow.
 
     Args:
@@ -123,7 +123,7 @@ def batches_of(members: Sequence[Member], dtype: torch.dtype, device: torch.devi
                 order, rows = (torch.tensor([m[i] for m in run], dtype=torch.int64).to(device) for i in (2, 3))
             distance = offsets[1] - offsets[0] if len(run) > 1 else 1
             variables, places = [member[0] for member in run], [member[2] for member in run]
-            found.append(Batch(group, variables, places, order, rows, distance, kept, [None] * len(run)))
+            found.append(Alike(group, variables, places, order, rows, distance, kept, [None] * len(run)))
     return found
 
 
@@ -192,7 +192,7 @@ class FactoredStep:
             moves: bool []: whether the step is not skipped; None where none is.
             written: bool [variables of the part]: which have a gradient, where the device alone knows.
         """
-        most = PIECE["cpu" if self.directions.device.type == "cpu" else "cuda"]
+        most = AT_ONCE["cpu" if self.directions.device.type == "cpu" else "cuda"]
         for batch in self.batches:
             group, hits = groups[batch.group], moves
             eps = group["eps"][0]
