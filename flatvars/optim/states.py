@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import FlatvarsError
 from ..init.fills import name_key
 from ..memory.streams import Cover, FormOf, Stream, hull, normal_tensors, own_storage
 from ..variables.registry import Registry
@@ -249,7 +250,12 @@ class States:
         if not names:
             return {}
         streams, keys = self.registry.streams, [self.key_of(name) for name in names]
-        before, forms = [self.find(name, region) for name in names], map(self._form_of, names)
+        before, forms = [self.find(name, region) for name in names], list(map(self._form_of, names))
+        if self.registry.sharding is not None and not all(isinstance(form(region), torch.dtype) for form in forms):
+            raise FlatvarsError(
+                "state of shards cannot be stored in a format of blocks, which would begin with every shard, so that "
+                "the mesh would show in the bits; give a plain state_dtype=, such as torch.bfloat16"
+            )
         if self.is_divided:
             made = [streams.share_of(key, region, form) for key, form in zip(keys, forms, strict=True)]
         else:

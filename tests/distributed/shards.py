@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 import flatvars as fv
 from flatvars.distributed.shards import beside_mesh, divided_as
 
-from .launch import World
+from .launch import World, on
 
 STEPS = 4
 LR = 0.02
@@ -188,6 +188,7 @@ def check_other_meshes_are_one_process(world: World) -> None:
             reference.zero_grad()
 
 
+@on(2)
 def check_sums_that_ranks_have_parts_of_are_added_up(world: World) -> None:
     """As the norms of sequence parallelism leave them."""
     mine, alone = columns_and_rows(model_of(), world.mesh), model_of()
@@ -204,6 +205,7 @@ def check_sums_that_ranks_have_parts_of_are_added_up(world: World) -> None:
     assert torch.equal(full(mine[0].second.weight), alone[0].second.weight)
 
 
+@on(2)
 def check_a_shard_beside_its_mesh_is_shown_in_place(world: World) -> None:
     """What FSDP2 keeps on the CPU, of a mesh of GPUs, takes another way to a DTensor; it must lead to the same one."""
     mine = divided(model_of(), mesh=world.mesh)
@@ -216,6 +218,7 @@ def check_a_shard_beside_its_mesh_is_shown_in_place(world: World) -> None:
         assert torch.equal(made.full_tensor(), usual.full_tensor())
 
 
+@on(2)
 def check_a_scaler_over_shards(world: World) -> None:
     """An infinity that one rank has in its shard is skipped by all."""
     mine = divided(model_of(), mesh=world.mesh)
@@ -249,6 +252,7 @@ def check_values_and_state_take_a_share_of_the_memory(world: World) -> None:
     assert store["0.first.weight"].value.data_ptr() == mine[0].first.weight.to_local().data_ptr()
 
 
+@on(2)
 def check_micro_batches_of_shards_add_up(world: World) -> None:
     alone, mine = model_of(), divided(model_of(), mesh=world.mesh)
     store, whole = fv.VarStore.from_module(mine), fv.VarStore.from_module(alone)
@@ -349,6 +353,7 @@ def load(model: Any, opt: Any, path: Any, **options: Any) -> None:
     set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optim"])
 
 
+@on(2)
 def check_shards_that_move_are_followed(world: World) -> None:
     """FSDP2 may pad a shard in other memory before the first forward pass, and a forward leaves the root whole."""
     mine, alone = divided(model_of(), mesh=world.mesh), model_of()
@@ -372,6 +377,7 @@ def check_shards_that_move_are_followed(world: World) -> None:
         converted.step()
 
 
+@on(2)
 def check_what_shards_cannot_do_is_refused(world: World) -> None:
     mine = divided(model_of(), mesh=world.mesh)
     with pytest.raises(fv.SpecError, match="dtype= was given"):
@@ -391,6 +397,8 @@ def check_what_shards_cannot_do_is_refused(world: World) -> None:
     with pytest.raises(fv.FlatvarsError, match="shared out over ranks"):
         copy.deepcopy(opt)
     give_exact(mine, model_of(), 0)
+    with pytest.raises(fv.FlatvarsError, match="format of blocks"):
+        adamw(store, state_format="root8").step()
     for bad in (fv.optim.Prodigy(store), fv.optim.Muon(store), adamw(store, stats=True)):
         with pytest.raises(fv.FlatvarsError, match="whole variables"):
             bad.step()
