@@ -158,11 +158,12 @@ class Adafactor(Optimizer):
         written = part.plan.written(source) if source.viewed else None
         moves = self._moves(norm, scaling["found_inf"])
         room.divide(source.touched, self.param_groups, self.states.steps, moves, written)
+        values = plans.values(part)
         read = room.apply.viewed if source.viewed else room.apply.gathered
         room.apply.step_(
             read(room.directions, source.touched),
             rule,
-            plans.values(part),
+            values,
             [held.stored for held in states],
             groups,
             steps=self.states.steps,
@@ -170,7 +171,7 @@ class Adafactor(Optimizer):
             max_norm=None,
             skipped=room.skipped,  # the first launch has counted them
             own=self.states.scalars(rule.own),
-            keys=self._keys_for(rule, states),
+            keys=self._keys_for(rule, values, states),
             observed=observed[0],
             found_inf=scaling["found_inf"],
             **common,
