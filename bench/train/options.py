@@ -72,6 +72,7 @@ class Job:
     resume: Path | None
     plot: bool
     ranks: int
+    fsdp: bool
     paced: bool
     format: str
     command: str
@@ -125,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="flatvars alone, on N ranks that share state, beside one process",
     )
+    add("--fsdp", action="store_true", help="with --ranks: FSDP2 divides the model, and flatvars steps its shards")
     add("--no-plot", action="store_true", help="write no PNG")
     return parser
 
@@ -146,6 +148,8 @@ def parse_job(argv: list[str]) -> Job:
     batch = args.batch or preset.batch
     if batch % args.micro_batches:
         parser.error(f"--batch {batch} does not divide into --micro-batches {args.micro_batches} equal parts")
+    if args.fsdp and not args.ranks:
+        parser.error("--fsdp divides the model over ranks; say over how many: --ranks N")
     if args.save_every and not args.save:
         parser.error("--save-every needs --save PATH, the file to write")
     steps = args.steps or preset.steps
@@ -171,6 +175,7 @@ def parse_job(argv: list[str]) -> Job:
         resume=args.resume,
         plot=not args.no_plot,
         ranks=args.ranks,
+        fsdp=args.fsdp,
         # A run of so many steps, or that goes on in another, is the same on every machine.
         paced=not (args.steps or args.stop_at or args.save or args.resume or args.quick),
         format=args.format,

@@ -1,7 +1,8 @@
-"""The main job on several ranks: `python -m bench.train --ranks 2`, beside one process with the whole batches.
+"""The main job on several ranks: `python -m bench.train --ranks 2 [--fsdp]`, beside one process with whole batches.
 
-Every rank takes its part of each batch; the store averages gradients and shares optimizer state out
-(`flatvars/distributed/README.md`). The losses are those of one process, but for the order of additions.
+Every rank takes its part of each batch; the store averages gradients and shares optimizer state out, or steps the
+shards that FSDP2 made (`flatvars/distributed/README.md`). The losses are those of one process, but for the order of
+additions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from bench.train.gpt import GPT
 from bench.train.options import Job, JobError
@@ -46,7 +48,12 @@ def train(job: Job, mesh: DeviceMesh | None = None) -> Run:
     """Trains in this process: on this rank's part of each batch, or without a mesh on all of it."""
     rank, size = (0, 1) if mesh is None else (mesh.get_local_rank(), mesh.size())
     torch.manual_seed(job.seed)
-    side = FlatSide(GPT(job.model).to(job.device), job, mesh)
+    model = GPT(job.model).to(job.device)
+    if mesh is not None and job.fsdp:
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    side = FlatSide(model, job, None if job.fsdp else mesh)
     text = read_text(job.device)
     generator = torch.Generator().manual_seed(job.seed)
     losses, start = [], time.perf_counter()

@@ -50,9 +50,23 @@ def divided_as(whole: Any, local: Tensor) -> Tensor:
     """A DTensor over a shard, in place, that is divided as another one is."""
     from torch.distributed.tensor import DTensor
 
+    if local.device.type != whole.device_mesh.device_type:
+        return beside_mesh(whole, local)
     made: Tensor = DTensor.from_local(
         local, whole.device_mesh, whole.placements, run_check=False, shape=whole.shape, stride=whole.stride()
     )
+    return made
+
+
+def beside_mesh(whole: Any, local: Tensor) -> Tensor:
+    """The same for a shard that FSDP2 keeps on the CPU while the mesh is of GPUs, where `from_local` would copy it.
+
+    By the protocol of traceable tensor subclasses, which takes a shard as it is.
+    """
+    names, (placements, meta, *rest, _requires_grad) = whole.__tensor_flatten__()
+    inner = {name: local if name == names[0] else getattr(whole, name) for name in names}
+    context = (placements, meta._replace(dtype=local.dtype), *rest, False)
+    made: Tensor = type(whole).__tensor_unflatten__(inner, context, whole.shape, whole.stride())
     return made
 
 
@@ -104,10 +118,11 @@ class Sharding:
         return float(math.prod(sizes)) / float(self.mesh.size())
 
     def add_up(self, numbers: Tensor) -> Tensor:
-        """Sums over all ranks of the mesh, in place: one all_reduce for each of its dimensions."""
+        """Sums over all ranks of the mesh: one all_reduce for each of its dimensions, on the device it is of."""
+        there = numbers.to(self.mesh.device_type)
         for group in self._groups:
-            add_up(numbers, group)
-        return numbers
+            add_up(there, group)
+        return there.to(numbers.device)
 
     def found(self, found_inf: Tensor | None) -> Tensor | None:
         """Whether a GradScaler of any rank found an infinity, float32 []; None if there is no scaler."""

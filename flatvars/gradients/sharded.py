@@ -87,10 +87,7 @@ class Sharded(Gathered):
         total = torch.zeros((), dtype=torch.float64, device=plans.norm.device)
         for part, weights in zip(plans.parts, self._weights_of(plans), strict=True):
             total += (part.plan.launches.squares().to(torch.float64) * weights).sum()
-        if plans.parts:
-            plans.norm.copy_(sharding.add_up(total).sqrt())
-        else:
-            sharding.add_up(total)
+        plans.norm.copy_(sharding.add_up(total).sqrt())
         return plans.norm
 
     def _weights_of(self, plans: PlanSet) -> list[Tensor]:

@@ -56,7 +56,7 @@ def adopt_shards(registry: Registry, module: nn.Module) -> None:
         SpecError: a shard on the meta device, or one whose elements are not one run of memory.
     """
     found = find_tensors(module, "", buffers=False)
-    shards = [nn.Parameter(_shard(entry), requires_grad=entry.tensor.requires_grad) for entry in found]
+    shards = list(map(_shard, found))
     former = whole_store(registry, found)
     check_memory([Found(shard, entry.names) for entry, shard in zip(found, shards, strict=True)])
     check_free(found, former)
@@ -68,14 +68,18 @@ def adopt_shards(registry: Registry, module: nn.Module) -> None:
         release_all(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
     registry.extend(specs, shards, [entry.names for entry in found])
     for entry, variable in zip(found, registry.variables, strict=True):
-        variable.whole = entry.tensor
-        registry.claims.add(variable)
+        if entry.tensor is not variable.param:
+            variable.whole = entry.tensor
+            registry.claims.add(variable)
     registry.generation += 1  # of plans that were made before it was known whose shards they are
     keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
 
 
 def _shard(entry: Found) -> torch.Tensor:
-    shard = local_of(entry.tensor) if is_divided(entry.tensor) else entry.tensor.detach()
+    """The Parameter of a variable: a plain one as it is, else one over this rank's shard."""
+    shard = entry.tensor
+    if is_divided(shard):
+        shard = nn.Parameter(local_of(shard), requires_grad=shard.requires_grad)
     if shard.is_meta:
         raise SpecError(
             f"{entry.names[0]!r} is on the meta device and has no values; call module.to_empty(device=...) and write "

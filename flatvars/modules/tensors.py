@@ -124,7 +124,7 @@ def check_memory(found: list[Found], former: Registry | None = None) -> None:
     ranges: list[tuple[int, int, int, str]] = []
     for entry in found:
         tensor = entry.tensor
-        if is_lazy(tensor) or tensor.layout != torch.strided:
+        if is_lazy(tensor) or tensor.layout != torch.strided or is_divided(tensor):
             continue
         if tensor.numel() and not tensor.is_meta:
             ranges.append((*byte_range(tensor), tensor.untyped_storage().data_ptr(), entry.names[0]))

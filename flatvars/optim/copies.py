@@ -57,7 +57,7 @@ class Copied(Recorded, Protocol):
 
 def get_state(optimizer: Copied) -> dict[str, Any]:
     """What an optimizer is, without its store's streams: param groups by index, states one by one."""
-    if optimizer.states.shows_from_start:
+    if optimizer.states.is_partial:
         raise FlatvarsError(
             f"the state of this {type(optimizer).__name__} is shared out over ranks, and a copy would hold this rank's "
             "part alone; save it with torch.distributed.checkpoint (see flatvars/distributed/README.md)"

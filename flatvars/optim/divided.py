@@ -43,9 +43,6 @@ class Divisible(Protocol):
     elementwise: bool
     stats_every: int
 
-    def rules(self) -> list[Rule]:
-        """Those of all param groups."""
-
 
 class Stepped(Numbered, Divisible, Protocol):
     """What is asked of an optimizer."""
@@ -73,12 +70,26 @@ def check_divisible(optimizer: Divisible, parts: str = "ranges") -> None:
             f"stats= tells of whole variables, of which a rank of this store's mesh has {parts} alone; make the "
             "optimizer without it, and ask store.norms() for norms of values"
         )
-    if not optimizer.elementwise or any(rule.statistics is not None for rule in optimizer.rules()):
+    if not optimizer.elementwise:
         raise FlatvarsError(
             f"{type(optimizer).__name__} works on whole variables, of which a rank of this store's mesh has {parts} "
             "alone: train without mesh= or fully_shard (DistributedDataParallel around the model works), or with an "
-            "elementwise optimizer, such as AdamW, Lion or SGD"
+            "optimizer that can be divided, such as AdamW, Lion or LAMB"
         )
+
+
+def add_up_sums(plans: PlanSet, part: Part, rule: Rule) -> None:
+    """Makes the sums of a rule's statistics, of which each rank has those of its parts, sums over whole variables.
+
+    In float64, one all_reduce for each region: they may differ by its last bit from those of one process.
+    """
+    registry, sums = plans.registry, part.plan.launches.sums(rule)
+    if registry.group is not None:
+        add_up(sums, registry.group.process_group)
+    elif registry.sharding is not None:
+        shares = [registry.sharding.share_of(plans.variables[k].whole) for k in part.order]
+        weights = torch.tensor(shares, dtype=torch.float64).to(sums.device, non_blocking=True)
+        sums.copy_(registry.sharding.add_up(sums * weights[:, None]))
 
 
 def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, strict: bool = False) -> None:

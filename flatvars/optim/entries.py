@@ -143,7 +143,7 @@ class Entries(MutableMapping[Any, Any]):
         torch.distributed.checkpoint asks, and makes the state of a new optimizer by a step with zeros: but only if it
         finds no `.grad` next.
         """
-        if len(self) or self._optimizer.states.shows_from_start:
+        if len(self) or self._optimizer.states.is_partial:
             return True
         gradients_of(self._optimizer.states.registry).hide_empty()
         return False
@@ -198,7 +198,7 @@ class Entries(MutableMapping[Any, Any]):
             return False
         return (
             rule.early
-            or optimizer.states.shows_from_start
+            or optimizer.states.is_partial
             or is_set(float(optimizer.states.steps[optimizer.states.slots[variable.id]]))
         )
 
@@ -213,7 +213,7 @@ class Entries(MutableMapping[Any, Any]):
         def stepped(v: Variable) -> bool:
             rule = common or optimizer.rule_for(v)
             return (
-                (rule.early or states.shows_from_start or is_set(counts[states.slots[v.id]]))
+                (rule.early or states.is_partial or is_set(counts[states.slots[v.id]]))
                 and v.id not in self._dropped
                 and (rule.keeps_step or bool(optimizer.names_of(v)))
             )
@@ -279,7 +279,7 @@ class Entries(MutableMapping[Any, Any]):
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
             missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
-            early = (common or optimizer.rule_for(variable)).early or states.shows_from_start
+            early = (common or optimizer.rule_for(variable)).early or states.is_partial
             has_state = early or is_set(counts[states.slots[variable.id]])
             if missing and variable.id not in self._dropped and has_state:
                 self._show(entry, variable)

@@ -104,6 +104,8 @@ class Prodigy(Optimizer):
             stats=stats,
         )
 
+    elementwise = False  # one distance of all variables
+
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
         if not numbers["d0"] > 0.0:
             raise ValueError(f"Invalid d0 value: {numbers['d0']}; it must be above 0")

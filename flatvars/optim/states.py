@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import FlatvarsError
 from ..init.fills import name_key
 from ..memory.streams import Cover, FormOf, Stream, hull, normal_tensors, own_storage
 from ..variables.registry import Registry
@@ -215,8 +216,11 @@ class States:
         return self.registry.group is not None
 
     @property
-    def shows_from_start(self) -> bool:
-        """Whether state is shown before a first step, as zeros: torch.distributed.checkpoint else takes a step."""
+    def is_partial(self) -> bool:
+        """Whether this rank keeps state of parts of variables alone: of its share, or of shards that others divided.
+
+        Such state is shown before a first step, as zeros: torch.distributed.checkpoint else takes a step of its own.
+        """
         return self.is_divided or self.registry.sharding is not None
 
     def key_of(self, name: str) -> str:
@@ -246,7 +250,12 @@ class States:
         if not names:
             return {}
         streams, keys = self.registry.streams, [self.key_of(name) for name in names]
-        before, forms = [self.find(name, region) for name in names], map(self._form_of, names)
+        before, forms = [self.find(name, region) for name in names], list(map(self._form_of, names))
+        if self.registry.sharding is not None and not all(isinstance(form(region), torch.dtype) for form in forms):
+            raise FlatvarsError(
+                "state of shards cannot be stored in a format of blocks, which would begin with every shard, so that "
+                "the mesh would show in the bits; give a plain state_dtype=, such as torch.bfloat16"
+            )
         if self.is_divided:
             made = [streams.share_of(key, region, form) for key, form in zip(keys, forms, strict=True)]
         else:

@@ -30,6 +30,9 @@ ROOT = Path(__file__).parents[2]
 TIMEOUT = 60  # seconds that a rank waits for its peers
 
 
+Check = Callable[["World"], None]
+
+
 @dataclass
 class World:
     """What a check is given.
@@ -46,9 +49,20 @@ class World:
     folder: Path
 
 
-def checks_of(module: Any) -> list[tuple[str, Callable[[World], None]]]:
-    """In the order of the file."""
-    return [(name, value) for name, value in vars(module).items() if name.startswith("check_") and callable(value)]
+def on(size: int) -> Callable[[Check], Check]:
+    """Says of a check that it is run in worlds of one size alone: more ranks would show nothing more."""
+
+    def note(check: Check) -> Check:
+        check.size = size  # type: ignore[attr-defined]
+        return check
+
+    return note
+
+
+def checks_of(module: Any, size: int) -> list[tuple[str, Check]]:
+    """Those for a world of a size, in the order of the file."""
+    found = [(name, value) for name, value in vars(module).items() if name.startswith("check_") and callable(value)]
+    return [(name, check) for name, check in found if getattr(check, "size", size) == size]
 
 
 def run_rank(rank: int, size: int, folder: Path, modules: list[Any]) -> None:
@@ -61,7 +75,7 @@ def run_rank(rank: int, size: int, folder: Path, modules: list[Any]) -> None:
         )
         world = World(rank, size, init_device_mesh("cpu", (size,)), folder)
         for module in modules:
-            for name, check in checks_of(module):
+            for name, check in checks_of(module, size):
                 outcomes[name] = "did not end"
                 torch.manual_seed(0)
                 begin = time.perf_counter()
@@ -101,9 +115,10 @@ def run(folder: Path, sizes: tuple[int, ...], *names: str) -> dict[str, str]:
     command = [sys.executable, "-W", "ignore", "-m", "tests.distributed.launch", str(folder), numbers, *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    wanted = sum(len(checks_of(importlib.import_module(f"tests.distributed.{name}"))) for name in names)
+    modules = [importlib.import_module(f"tests.distributed.{name}") for name in names]
     failed = {}
     for size in sizes:
+        wanted = sum(len(checks_of(module, size)) for module in modules)
         for rank in range(size):
             outcomes = json.loads((folder / str(size) / f"outcomes.{rank}").read_text())
             failed.update({f"{name} on rank {rank} of {size}": text for name, text in outcomes.items() if text})

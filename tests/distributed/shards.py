@@ -10,12 +10,15 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import flatvars as fv
+from flatvars.distributed.shards import beside_mesh, divided_as
 
-from .launch import World
+from .launch import World, on
 
 STEPS = 4
 LR = 0.02
@@ -26,8 +29,8 @@ class Block(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Linear(9, 13)
-        self.second = nn.Linear(13, 9, bias=False)
+        self.first = nn.Linear(9, 14)
+        self.second = nn.Linear(14, 9, bias=False)
         self.gain = nn.Parameter(torch.ones(2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,13 +96,9 @@ def give_exact(model: nn.Module, alone: nn.Module, step: int) -> None:
     generator = torch.Generator().manual_seed(step)
     for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
         theirs.grad = torch.randint(-16, 17, theirs.shape, generator=generator) / 8.0
-        whole = DTensor.from_local(
-            torch.empty_like(mine.to_local()), mine.device_mesh, mine.placements, shape=mine.shape, stride=mine.stride()
-        )
-        rows = -(-len(theirs) // mine.device_mesh.size())
-        first = rows * mine.device_mesh.get_local_rank()
-        whole.to_local().copy_(theirs.grad[first : first + len(whole.to_local())])
-        mine.grad = whole
+        mine.grad = theirs.grad.clone()
+        if isinstance(mine, DTensor):
+            mine.grad = distribute_tensor(mine.grad, mine.device_mesh, mine.placements, src_data_rank=None)
 
 
 # Checks ---------------------------------------------------------------------------------------------------------------
@@ -142,10 +141,100 @@ def check_shards_are_stepped_as_by_one_process(world: World) -> None:
             if clip is not None:
                 assert torch.equal(opt.grad_norm, reference.grad_norm)
                 assert torch.equal(store.grad_norm(), reference.grad_norm)
-            assert_whole(mine, opt, alone, reference, f"clip {clip}, step {step}")
+        assert_whole(mine, opt, alone, reference, f"clip {clip}")
         # FSDP2 computes with what was stepped.
         x, _ = batch(0, 0)
         torch.testing.assert_close(mine(x), alone(x))
+
+
+def columns_and_rows(model: nn.Sequential, mesh: Any) -> nn.Sequential:
+    """Tensor parallelism in the blocks: `first` by its rows, which are not even, `second` by its columns."""
+    for block in model[:-1]:
+        parallelize_module(block, mesh, {"first": ColwiseParallel(), "second": RowwiseParallel()})
+    return model
+
+
+def meshes(world: World) -> list[tuple[str, nn.Sequential]]:
+    """The model divided in all ways that so many ranks allow."""
+    if world.size == 2:
+        return [("tensor parallel beside plain", columns_and_rows(model_of(), world.mesh))]
+    hybrid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+    both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    mixed = columns_and_rows(model_of(), both["tensor"])
+    return [("hybrid", divided(model_of(), mesh=hybrid)), ("tensor and data", divided(mixed, mesh=both["data"]))]
+
+
+def check_other_meshes_are_one_process(world: World) -> None:
+    """Replicas, two dimensions, and variables of other meshes beside each other: the norm counts everything once."""
+    for about, mine in meshes(world):
+        alone = model_of()
+        store, whole = fv.VarStore.from_module(mine), fv.VarStore.from_module(alone)
+        opt, reference = adamw(store, max_norm=0.5), adamw(whole, max_norm=0.5)
+        for step in range(2):
+            give_exact(mine, alone, step)
+            opt.step()
+            reference.step()
+            assert torch.equal(opt.grad_norm, reference.grad_norm), f"{about}: {opt.grad_norm}, {reference.grad_norm}"
+        assert_whole(mine, opt, alone, reference, about)
+        opt.zero_grad()
+        reference.zero_grad()
+        for step in range(2):  # one batch for all, as the ranks of tensor parallelism have
+            losses = backward(mine, 0, step), backward(alone, 0, step)
+            assert abs(float(losses[0] - losses[1])) < 1e-5, f"{about}, step {step}: {losses}"
+            opt.step()
+            reference.step()
+            torch.testing.assert_close(opt.grad_norm, reference.grad_norm, rtol=1e-5, atol=0.0)
+            opt.zero_grad()
+            reference.zero_grad()
+
+
+@on(2)
+def check_sums_that_ranks_have_parts_of_are_added_up(world: World) -> None:
+    """As the norms of sequence parallelism leave them."""
+    mine, alone = columns_and_rows(model_of(), world.mesh), model_of()
+    mine[0].second.weight.requires_grad_(False)
+    opt, reference = adamw(fv.VarStore.from_module(mine)), adamw(fv.VarStore.from_module(alone))
+    give_exact(mine, alone, 0)
+    alone[0].second.weight.grad = mine[0].second.weight.grad = None
+    weight, mesh = mine[0].first.weight, world.mesh
+    part = alone[0].first.weight.grad / world.size
+    weight.grad = DTensor.from_local(part, mesh, [Partial()], run_check=False)
+    opt.step()
+    reference.step()
+    assert torch.equal(full(weight), alone[0].first.weight)
+    assert torch.equal(full(mine[0].second.weight), alone[0].second.weight)
+
+
+@on(2)
+def check_a_shard_beside_its_mesh_is_shown_in_place(world: World) -> None:
+    """What FSDP2 keeps on the CPU, of a mesh of GPUs, takes another way to a DTensor; it must lead to the same one."""
+    mine = divided(model_of(), mesh=world.mesh)
+    for whole in mine.parameters():
+        local = whole.to_local().detach().double()
+        made, usual = beside_mesh(whole, local), divided_as(whole, local)
+        assert isinstance(made, DTensor)
+        assert made.to_local().data_ptr() == local.data_ptr()
+        assert (made.dtype, made.placements, made.shape) == (usual.dtype, usual.placements, usual.shape)
+        assert torch.equal(made.full_tensor(), usual.full_tensor())
+
+
+@on(2)
+def check_a_scaler_over_shards(world: World) -> None:
+    """An infinity that one rank has in its shard is skipped by all."""
+    mine = divided(model_of(), mesh=world.mesh)
+    opt = adamw(fv.VarStore.from_module(mine), max_norm=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step, skipped in ((0, 0), (1, 1), (2, 1)):
+        scaler.scale(nn.functional.mse_loss(mine(batch(world.rank, step)[0]), batch(world.rank, step)[1])).backward()
+        if step == 1 and world.rank == 0:
+            mine[0].first.weight.grad.to_local()[0, 0] = torch.inf
+        before = [full(p).clone() for p in mine.parameters()]
+        scaler.step(opt)
+        scaler.update()
+        assert int(opt.skipped) == skipped
+        assert (step == 1) == all(torch.equal(full(p), q) for p, q in zip(mine.parameters(), before, strict=True))
+        opt.zero_grad()
+    assert scaler.get_scale() == 4.0
 
 
 def check_values_and_state_take_a_share_of_the_memory(world: World) -> None:
@@ -163,6 +252,7 @@ def check_values_and_state_take_a_share_of_the_memory(world: World) -> None:
     assert store["0.first.weight"].value.data_ptr() == mine[0].first.weight.to_local().data_ptr()
 
 
+@on(2)
 def check_micro_batches_of_shards_add_up(world: World) -> None:
     alone, mine = model_of(), divided(model_of(), mesh=world.mesh)
     store, whole = fv.VarStore.from_module(mine), fv.VarStore.from_module(alone)
@@ -175,7 +265,7 @@ def check_micro_batches_of_shards_add_up(world: World) -> None:
             assert all(p.grad is None for p in mine.parameters())
         opt.step()
         reference.step()
-        assert_whole(mine, opt, alone, reference, f"step {step}")
+    assert_whole(mine, opt, alone, reference, "micro-batches")
 
 
 def check_nan_on_one_shard_is_skipped_by_all(world: World) -> None:
@@ -188,6 +278,19 @@ def check_nan_on_one_shard_is_skipped_by_all(world: World) -> None:
     opt.step()
     assert int(opt.skipped) == 1
     assert all(torch.equal(full(p), q) for p, q in zip(mine.parameters(), before, strict=True))
+
+
+def check_sums_over_whole_variables_of_shards(world: World) -> None:
+    """Trust ratios are those of whole variables, replicas counted once."""
+    for _, mine in [("fsdp", divided(model_of(), mesh=world.mesh)), *meshes(world)]:
+        alone = model_of()
+        opt, reference = (fv.optim.LAMB(fv.VarStore.from_module(one), lr=0.1) for one in (mine, alone))
+        for step in range(2):
+            give_exact(mine, alone, step)
+            opt.step()
+            reference.step()
+        for (name, p), q in zip(mine.named_parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(full(p), q, rtol=1e-6, atol=1e-7, msg=name)
 
 
 def check_dcp_takes_shards_both_ways(world: World) -> None:
@@ -250,6 +353,7 @@ def load(model: Any, opt: Any, path: Any, **options: Any) -> None:
     set_state_dict(model, opt, model_state_dict=state["model"], optim_state_dict=state["optim"])
 
 
+@on(2)
 def check_shards_that_move_are_followed(world: World) -> None:
     """FSDP2 may pad a shard in other memory before the first forward pass, and a forward leaves the root whole."""
     mine, alone = divided(model_of(), mesh=world.mesh), model_of()
@@ -273,6 +377,7 @@ def check_shards_that_move_are_followed(world: World) -> None:
         converted.step()
 
 
+@on(2)
 def check_what_shards_cannot_do_is_refused(world: World) -> None:
     mine = divided(model_of(), mesh=world.mesh)
     with pytest.raises(fv.SpecError, match="dtype= was given"):
@@ -292,6 +397,8 @@ def check_what_shards_cannot_do_is_refused(world: World) -> None:
     with pytest.raises(fv.FlatvarsError, match="shared out over ranks"):
         copy.deepcopy(opt)
     give_exact(mine, model_of(), 0)
-    for bad in (fv.optim.LAMB(store), fv.optim.Muon(store), adamw(store, stats=True)):
+    with pytest.raises(fv.FlatvarsError, match="format of blocks"):
+        adamw(store, state_format="root8").step()
+    for bad in (fv.optim.Prodigy(store), fv.optim.Muon(store), adamw(store, stats=True)):
         with pytest.raises(fv.FlatvarsError, match="whole variables"):
             bad.step()

@@ -13,7 +13,7 @@ import flatvars as fv
 from flatvars.memory.piece import Piece
 from flatvars.optim.base import Optimizer
 
-from .launch import World
+from .launch import World, on
 
 # Of all kinds: cut by every border, in several groups of 1,024 units, empty, of one element, and more than one dtype.
 SHAPES = ((7, 5), (300, 501), (), (0, 3), (33,), (260, 129), (4, 3, 5, 5))
@@ -84,7 +84,7 @@ def assert_same(mine: fv.VarStore, opt: Optimizer, whole: fv.VarStore, reference
 def warm() -> None:
     """Compiles what the checks share, before the ranks are forked."""
     fv.init.apply_(fv.VarStore.from_module(nn.Linear(2, 2)), {"*": fv.init.normal(0.0, 0.5)}, seed=1)
-    for kind, dtypes in ((adamw, DTYPES), (adamw, DTYPES[:1]), (averaged, DTYPES[:1])):
+    for kind, dtypes in ((adamw, DTYPES), *((kind, DTYPES[:1]) for kind in (adamw, averaged, fv.optim.LAMB))):
         net = Net(dtypes=dtypes)
         store = fv.VarStore.from_module(net)
         opt = kind(store, max_norm=0.5)
@@ -93,8 +93,10 @@ def warm() -> None:
         store.accumulate()
         store.accumulate(gradients(0, 0))
         if kind is adamw and dtypes == DTYPES[:1]:
-            fv.EMA(opt, decay=0.5)
+            average = fv.EMA(opt, decay=0.5)
             opt.step()
+            with average.swapped():
+                pass
         if kind is averaged:
             opt.eval()
             opt.train()
@@ -155,6 +157,7 @@ def check_the_first_rank_says_how_to_begin(world: World) -> None:
         assert torch.equal(store[name].value, value), name
 
 
+@on(2)
 def check_first_values_are_those_of_one_process(world: World) -> None:
     """Drawn by (seed, name, index): the ranges of ranks are no part of it."""
     rules = {"*": fv.init.normal(0.0, 0.5)}
@@ -187,6 +190,7 @@ def check_micro_batches_add_up(world: World) -> None:
                 reference.zero_grad() if mode == "views" else None
 
 
+@on(2)
 def check_a_second_step_uses_the_same_gradients(world: World) -> None:
     for gathered in (False, True):
         net, alone = Net(), Net()
@@ -285,6 +289,7 @@ def check_ranks_that_differ_are_told_how(world: World) -> None:
     assert torch.equal(store.values, before)
 
 
+@on(2)
 def check_what_one_rank_cannot_do_is_refused(world: World) -> None:
     net = Net()
     store = fv.VarStore.from_module(net, mesh=world.mesh)
@@ -302,15 +307,36 @@ def check_what_one_rank_cannot_do_is_refused(world: World) -> None:
         fv.VarStore.from_module(Net(), mesh=two_axes(world))
 
 
+@on(2)
 def check_optimizers_of_whole_variables_are_refused(world: World) -> None:
     net = Net()
     store = fv.VarStore.from_module(net, mesh=world.mesh)
-    for opt in (fv.optim.LAMB(store), fv.optim.Muon(store), adamw(store, stats=True)):
+    for opt in (fv.optim.Prodigy(store), fv.optim.Muon(store), adamw(store, stats=True)):
         give(net, gradients(world.rank, 0))
         with pytest.raises(fv.FlatvarsError, match="whole variables"):
             opt.step()
 
 
+def check_sums_over_whole_variables(world: World) -> None:
+    """Of rules that take statistics; of what lies on one rank alone or is cut by a border."""
+    net, alone = Net(), Net()
+    store, whole = fv.VarStore.from_module(net, mesh=world.mesh), fv.VarStore.from_module(alone)
+    opt, reference = (fv.optim.LAMB(one, max_norm=0.5, skip_nonfinite=True) for one in (store, whole))
+    for step in range(3):
+        grads = gradients(world.rank, step, ((-1, 4),))
+        if step == 1 and world.rank == 0:
+            grads[0][0, 0] = torch.nan
+        give(net, grads)
+        if step != 1:
+            give(alone, mean(world, step, ((-1, 4),)))
+            reference.step()
+        opt.step()
+        opt.zero_grad()
+        reference.zero_grad()
+        assert_same(store, opt, whole, reference, f"step {step}")
+
+
+@on(2)
 def check_formats_of_blocks_are_refused(world: World) -> None:
     net = Net()
     opt = adamw(fv.VarStore.from_module(net, mesh=world.mesh), state_format="root8")
@@ -319,6 +345,22 @@ def check_formats_of_blocks_are_refused(world: World) -> None:
         opt.step()
 
 
+@on(2)
+def check_values_are_rounded_as_in_one_process(world: World) -> None:
+    """At random, by draws that no rank shows in; the mean of equal gradients is exact."""
+    net, alone = Net(), Net()
+    stored: Any = {"dtype": torch.bfloat16, "values": "stochastic"}
+    store, whole = fv.VarStore.from_module(net, mesh=world.mesh, **stored), fv.VarStore.from_module(alone, **stored)
+    opt, reference = adamw(store), adamw(whole)
+    for step in range(2):
+        for module, one in ((net, opt), (alone, reference)):
+            give(module, [None if grad is None else grad.bfloat16() for grad in gradients(0, step)])
+            one.step()
+            one.zero_grad()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), alone.parameters(), strict=True))
+
+
+@on(2)
 def check_averages_of_schedule_free(world: World) -> None:
     net, alone = Net(), Net()
     store, whole = fv.VarStore.from_module(net, mesh=world.mesh), fv.VarStore.from_module(alone)
@@ -371,6 +413,7 @@ def pairs(module: nn.Module, grads: list[Tensor | None]) -> Any:
     return zip(module.parameters(), grads, strict=True)
 
 
+@on(2)
 def check_a_rollback_on_every_rank(world: World) -> None:
     net = Net()
     store = fv.VarStore.from_module(net, mesh=world.mesh)

@@ -9,16 +9,16 @@ from flatvars.kernels.formats import Stored
 from tests.support.rig import Rig
 from tests.support.rules import CASES
 
-CASE = CASES["adamw"]
 SHAPES = ((300,), (0,), (7, 5), (), (2070,))
 GUARD = 7.0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "dtype"), [("adamw", torch.bfloat16), ("lamb", torch.float32)])
 def test_values_by_address_are_stepped_as_those_of_a_stream(
-    dtype: torch.dtype, backend: str, device: torch.device
+    name: str, dtype: torch.dtype, backend: str, device: torch.device
 ) -> None:
-    rig = Rig(SHAPES, dtype, rule=CASE.rule, backend=backend, device=device)
+    case = CASES[name]
+    rig = Rig(SHAPES, dtype, rule=case.rule, backend=backend, device=device)
     # No address is aligned to more than one element, and what lies behind the last one is somebody's.
     homes = [torch.full((numel + 3,), GUARD, dtype=dtype, device=device) for numel in rig.segments.numels]
     placed = [home[1 : 1 + numel] for home, numel in zip(homes, rig.segments.numels, strict=True)]
@@ -29,11 +29,11 @@ def test_values_by_address_are_stepped_as_those_of_a_stream(
     untouched = [*grads[:2], None, *grads[3:]]
     states = [state.stream.clone() for state in rig.states]
     steps, skipped = rig.steps.clone(), rig.skipped.clone()
-    rig.step(untouched, [CASE.group], max_norm=0.5)
+    rig.step(untouched, [case.group], max_norm=0.5)
     source = rig.plan.scattered(untouched)
     values = Stored(torch.empty(0, dtype=dtype, device=device), places=places)
     rest = {"norm": rig.norm, "max_norm": 0.5, "skip": False, "skipped": skipped}
-    rig.plan.step_(source, CASE.rule, values, states, [CASE.group], steps=steps, **rest)
+    rig.plan.step_(source, case.rule, values, states, [case.group], steps=steps, **rest)
     for place, span in zip(placed, rig.spans(rig.values.stream), strict=True):
         assert torch.equal(place, span)
     assert all(torch.equal(mine, theirs.stream) for mine, theirs in zip(states, rig.states, strict=True))

@@ -14,12 +14,18 @@ from triton.runtime import interpreter
 
 
 def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    if tl.core.is_builtin(tl.load):  # outside of a launch nothing has been replaced
-        interpreter._patch_lang(self.fn)
+    # Outside of a launch nothing has been replaced, and within one only what the kernel's own module sees: `tl`.
+    # Triton's own device functions (`tl.zeros_like`) see its core.
+    seen = set(map(id, self.fn.__globals__.values()))
+    missing = any(id(module) in seen and tl.core.is_builtin(module.load) for module in (tl, tl.core))
+    scope = interpreter._patch_lang(self.fn) if missing else None
     try:
         return self.rewrite()(*args, **kwargs)
     except Exception as error:
         raise interpreter.InterpreterError(repr(error)) from error
+    finally:
+        if scope is not None:
+            scope.restore()
 
 
 def replace_words_once() -> None:
