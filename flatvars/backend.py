@@ -13,7 +13,7 @@ from .errors import FlatvarsError
 from .kernels import fills
 from .kernels.addresses import CODE_OF, EMPTY, Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
-from .kernels.formats import SPLIT, STATE_FORMATS, Format, FormatPart, Stored, state_format_of
+from .kernels.formats import SPLIT, STATE_FORMATS, STOCHASTIC, Format, FormatPart, Stored, is_rounded, state_format_of
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
 from .kernels.looks import Looks
@@ -120,6 +120,7 @@ __all__ = [
     "SPLIT",
     "STABLE_ADAMW",
     "STATE_FORMATS",
+    "STOCHASTIC",
     "TO_X",
     "TO_Y",
     "UNIT",
@@ -144,6 +145,7 @@ __all__ = [
     "fill_",
     "fills",
     "in_memory_order",
+    "is_rounded",
     "make_plan",
     "round_up",
     "rule",

@@ -11,6 +11,19 @@ stored depends on no layout, block, thread or rank. Inside, all arithmetic is fl
     never vanishes beside a momentum. A signed number that is not finite has code -128, which is NaN; an unsigned one
     has code 255. Where s is 0, all of the unit is 0. Decoding and encoding again changes no bit.
 
+`stochastic`, of values, 16 bits an element: a bfloat16, and nothing beside; a step rounds it at random, up as often as
+what is cut off is large, so that steps far below its last bit move it by their sum on average (`triton/stochastic.py`).
+
+`log4`, of averages of squares, 4.25 bits an element: a code of 4 bits, two to a byte, the first of them low; and for
+each unit an int32, top << 16 | step. Code 0 is 0, any other the bfloat16 of bits top - (15 - code) step: the bits of
+positive floats are their logarithm, linear between powers of two, and so the 15 numbers grow by one factor, about.
+    top = bits of the largest finite number, rounded up to a bfloat16         low = those of the least above 0, cut off,
+    step = (max(low, top - 1792) to top, in 14 parts, rounded up)             but no less than 2^-14 of the largest
+    code = 1 + floor((bits of x - first) / step + (r + 1/2) / 65536)          first = top - 14 step, r: 16 random bits
+    so what x is by its logarithm is its mean, and an average decays. Of these numbers only 0 has code 0, what is below
+    the first has 1, and what is not finite 15. Who encodes without draws has the nearest, and what was decoded comes
+    back number for number, though maybe by other codes.
+
 `Format.encode` and `decode` are the reference, by torch, of one variable at a time; `root_*` are what kernels compile.
 """
 
@@ -33,16 +46,21 @@ class FormatPart(NamedTuple):
     Attributes:
         name: What files call it, behind the stream's name; "" of the first, which holds an item for each element.
         dtype: Of the buffer.
-        units: Whether it has an item for each unit, and not for each element.
+        each: How many elements have one item.
     """
 
     name: str
     dtype: torch.dtype
-    units: bool = False
+    each: int = 1
+
+    @property
+    def units(self) -> bool:
+        """Whether it has an item for each unit, counted over the variables, and not for so many elements."""
+        return self.each == UNIT
 
     def items(self, numel: int) -> int:
         """Of a variable of so many elements."""
-        return -(-numel // UNIT) if self.units else numel
+        return -(-numel // self.each)
 
 
 @dataclass(frozen=True)
@@ -53,13 +71,23 @@ class Format:
         name: As users and files call it.
         parts: Its buffers, codes first.
         encode: The parts of a variable's numbers, [numel] in memory order.
-        decode: From its parts to float32 [numel].
+        decode: From its parts to float32 [numel]; one more of packed codes of an odd number of elements.
     """
 
     name: str
     parts: tuple[FormatPart, ...]
     encode: Callable[[Tensor], list[Tensor]] = field(compare=False)
     decode: Callable[[Sequence[Tensor]], Tensor] = field(compare=False)
+
+    def numbers(self, parts: Sequence[Tensor], numel: int) -> Tensor:
+        """Decodes a variable, float32 [numel]."""
+        found = self.decode(parts)
+        return found if len(found) == numel else found[:numel].clone()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a buffer of its dtype holds all there is, and only a step stores otherwise than torch does."""
+        return len(self.parts) == 1
 
 
 def _scaled(numbers: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,6 +158,56 @@ def decode_split(parts: Sequence[Tensor]) -> Tensor:
     return _int32((upper - (lower >> 15) & 0xFFFF) << 16 | lower).view(torch.float32)
 
 
+def encode_log(numbers: Tensor, draws: Tensor | None = None) -> list[Tensor]:
+    """With draws, 16 bits of each element, [numel] int32, as a step stores it."""
+    tile = _units(numbers.float())
+    random = _units(torch.full_like(numbers, 0x8000, dtype=torch.int32) if draws is None else draws)
+    bits = tile.view(torch.int32).long()
+    counts = (tile > 0.0) & tile.isfinite()
+    top = ((torch.where(counts, bits, 0).amax(1, keepdim=True) + 0xFFFF) >> 16).clamp(max=LARGEST_HALF)
+    low = torch.where(counts, bits >> 16, LARGEST_HALF).amin(1, keepdim=True)
+    low = torch.minimum(low, top).maximum(top - LOG_RANGE)
+    step = torch.minimum((top - low + 13) // 14, (top - 1).clamp(min=0) // 14)
+    if draws is None:
+        step = _exact_step(torch.where(counts, (top << 16) - bits, 0), step)
+    first = top - 14 * step
+    place = (torch.where(counts, bits, 0) - (first << 16)).float() * (1.0 / (step.clamp(min=1) << 16).float())
+    place = (place + (random.float() + 0.5) * 2.0**-16).long().clamp(0, 14)
+    code = torch.where(counts, 1 + place, torch.where(tile.isfinite(), 0, 15))
+    pairs = code.view(-1)[: 2 * ((numbers.numel() + 1) // 2)].view(-1, 2)
+    return [(pairs[:, 0] | pairs[:, 1] << 4).to(torch.uint8), (top << 16 | step).to(torch.int32).view(-1)]
+
+
+def _exact_step(below: Tensor, step: Tensor) -> Tensor:
+    """The step of a grid that holds all numbers of a unit, where there is one; else what is given.
+
+    Args:
+        below: Bits of the top less those of each number, [units, 128].
+        step: [units, 1].
+    """
+    common = below
+    while common.shape[1] > 1:
+        half = common.shape[1] // 2
+        common = torch.gcd(common[:, :half], common[:, half:])
+    span = below.amax(1, keepdim=True)
+    fits = (common > 0) & (common & 0xFFFF == 0) & (span <= 14 * common)
+    return torch.where(fits, common >> 16, step)
+
+
+def _float_of_half(upper: Tensor) -> Tensor:
+    """The numbers of upper halves."""
+    return (upper << 16).to(torch.int32).view(torch.float32)
+
+
+def decode_log(parts: Sequence[Tensor]) -> Tensor:
+    pairs, grid = parts
+    codes = torch.stack([pairs & 15, pairs >> 4], 1).view(-1).long()
+    grid = grid.long().repeat_interleave(UNIT)[: len(codes)]
+    return torch.where(codes > 0, _float_of_half((grid >> 16) - (15 - codes) * (grid & 0xFFFF)), 0.0)
+
+
+LARGEST_HALF, LOG_RANGE = 0x7F7F, 14 * 128
+"""Of `log4`: upper bits of the largest number, and how far the grid reaches below its top."""
 _WORD = 0xFFFFFFFF
 
 
@@ -147,25 +225,37 @@ def _int16(words: Tensor) -> Tensor:
 ONE_127TH, ONE_255TH = 0.007874015718698502, 0.003921568859368563
 """1 / 127 and 1 / 255 in float32: 127 and 255 times them are 1."""
 
-_SCALE = FormatPart("scale", torch.float32, units=True)
+_SCALE = FormatPart("scale", torch.float32, UNIT)
 ROOT8 = Format("root8", (FormatPart("", torch.int8), _SCALE), encode_root, decode_root)
 ROOT8_SQUARES = Format("root8", (FormatPart("", torch.uint8), _SCALE), encode_root_of_squares, decode_root_of_squares)
 SPLIT = Format(
     "split",
-    (FormatPart("", torch.bfloat16), FormatPart("low", torch.int16), FormatPart("print", torch.int32, units=True)),
+    (FormatPart("", torch.bfloat16), FormatPart("low", torch.int16), FormatPart("print", torch.int32, UNIT)),
     encode_split,
     decode_split,
 )
+STOCHASTIC = Format(
+    "stochastic",
+    (FormatPart("", torch.bfloat16),),
+    lambda numbers: [numbers.to(torch.bfloat16)],
+    lambda parts: parts[0].float(),
+)
 
+LOG4 = Format("log4", (FormatPart("", torch.uint8, 2), FormatPart("scale", torch.int32, UNIT)), encode_log, decode_log)
 
-STATE_FORMATS = {"root8": (ROOT8, ROOT8_SQUARES)}
-"""By name: the format of states, and that of those that are never negative."""
+STATE_FORMATS: dict[str, tuple[Format | None, Format]] = {"root8": (ROOT8, ROOT8_SQUARES), "log4": (None, LOG4)}
+"""By name: the format of states, and that of averages of squares."""
 
 
 def state_format_of(dtypes: Sequence[torch.dtype]) -> Format | None:
     """The format of states whose parts are of these dtypes."""
-    known = [format_ for pair in STATE_FORMATS.values() for format_ in pair]
+    known = [format_ for pair in STATE_FORMATS.values() for format_ in pair if format_ is not None]
     return next((one for one in known if [part.dtype for part in one.parts] == list(dtypes)), None)
+
+
+def is_rounded(dtype: torch.dtype, format_: Format | None) -> bool:
+    """Whether a state that is stored so is rounded at random, where its rule asks for it."""
+    return format_ == LOG4 if format_ is not None else dtype == torch.bfloat16
 
 
 class Stored(NamedTuple):
@@ -175,6 +265,7 @@ class Stored(NamedTuple):
         buffer: [elements of its range].
         format: None where the buffer's dtype says all.
         beside: The buffers of the other parts of the format.
+        at_random: Of values in bfloat16 without a format: a step rounds them at random, if it is given keys.
         places: int64 [variables of the launch] on the device: the address of each variable, where values lie wherever
             somebody else put them; `buffer` is then empty, and says of which dtype they are.
     """
@@ -182,6 +273,7 @@ class Stored(NamedTuple):
     buffer: Tensor
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
+    at_random: bool = False
     places: Tensor | None = None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .addresses import Sources
 from .fills import Fill
-from .formats import Stored
+from .formats import Stored, is_rounded
 from .rules import Rule
 from .segments import Segments, tile_table, variable_table
 
@@ -68,6 +68,12 @@ class NormSlot:
     norm: Tensor
     sums: Tensor
     slot: int
+
+
+def draws_of(rule: Rule, states: Sequence[Stored], inputs: StepInputs) -> tuple[int, ...]:
+    """For each state, which of the rule's draws rounds it at random; -1 where it is rounded to nearest."""
+    rounded = [inputs.keys is not None and is_rounded(state.buffer.dtype, state.format) for state in states]
+    return rule.draws(rounded)
 
 
 @dataclass(frozen=True)

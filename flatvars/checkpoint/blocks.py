@@ -57,7 +57,8 @@ class HostStream:
 
     def __init__(self, stream: Stream, part: int = 0) -> None:
         part_of, self._buffer = stream.named()[part]
-        self._base, self._units = stream.unit if part_of.units else stream.base, part_of.units
+        self._base = stream.unit if part_of.units else stream.base // part_of.each
+        self._part = part_of
         self._itemsize = self._buffer.element_size()
         self._first = 0
         self._bytes = host_bytes(self._buffer) if self._buffer.device.type == "cpu" else memoryview(b"")
@@ -69,9 +70,10 @@ class HostStream:
             numel, row_major: The span's; asked for because one span is read in several streams.
         """
         limit = PIECE // self._itemsize
-        start = (span.unit if self._units else span.offset) - self._base
-        if self._units:
-            numel = span.units
+        part = self._part
+        start = (span.unit if part.units else span.offset // part.each) - self._base
+        if part.each > 1:
+            numel = part.items(numel)
         elif not row_major:
             view = self._buffer.as_strided(span.spec.shape, span.spec.stride, start)
             return (host_bytes(view[index]) for index, _, _ in blocks(span.spec.shape, limit))

@@ -59,9 +59,9 @@ class Plane:
         for (place, part), label in zip(self._parts().items(), self.labels() or [""], strict=True):
             prefix = label and f"{label}/"
             for r in records:
-                shape = (r.span.units,) if part.units else r.span.spec.shape
+                items = part.items(r.numel)
+                shape = r.span.spec.shape if part.each == 1 else (items,)
                 dtype = self.held.dtype_of(r.span) if place == DECODED else part.dtype
-                items = r.span.units if part.units else r.numel
                 found.append(Row(prefix + r.names[0], dtype, shape, items * dtype.itemsize, number, r, place))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, ItemsView, Iterator, Mapping
 from typing import Any
 
@@ -159,8 +160,17 @@ class Resuming:
             if variable is not None and key.partition("/")[0].endswith(SCALE):
                 wanted = (variable.span.units,)
                 yield from self._code_problems(name, key)
+            elif variable is not None and self._is_packed(key):
+                wanted = ((variable.spec.numel + 1) // 2,)
             if wanted is not None and shape != wanted:
                 yield f"{key!r} has shape {shape}, the variable {wanted}"
+
+    def _is_packed(self, key: str) -> bool:
+        """Whether a state is stored as codes of which several are in a byte; these lie in memory order."""
+        label, _, name = key.partition("/")
+        scale = self.source.entries.get(f"{label}{SCALE}/{name}")
+        format_ = None if scale is None else state_format_of([self.source.entries[key].dtype, scale.dtype])
+        return format_ is not None and format_.parts[0].each > 1
 
     def _code_problems(self, name: str, scale: str) -> Iterator[str]:
         """Of a state that is stored as codes, by the key of its scales."""
@@ -222,12 +232,15 @@ class Resuming:
 
     def _decoded(self, name: str, key: str, scale: str) -> Tensor:
         """A state that the source holds as codes, which are in units of the memory order that its variable had."""
-        codes, stride = self.source.whole(key), self.saved[name]["stride"]
-        ordered = torch.empty_strided(codes.shape, stride, dtype=codes.dtype).copy_(codes)
-        parts = [ordered.as_strided((codes.numel(),), (1,)), self.source.whole(scale)]
+        codes, stride, shape = self.source.whole(key), self.saved[name]["stride"], self.found[name].spec.shape
+        numel = math.prod(shape)
+        if not self._is_packed(key):
+            ordered = torch.empty_strided(shape, stride, dtype=codes.dtype).copy_(codes)
+            codes = ordered.as_strided((numel,), (1,))
+        parts = [codes, self.source.whole(scale)]
         format_ = state_format_of([part.dtype for part in parts])
         assert format_ is not None  # it was checked
-        return format_.decode(parts).as_strided(codes.shape, stride)
+        return format_.numbers(parts, numel).as_strided(shape, stride)
 
     def _apply_masks(self) -> None:
         for name, variable in self.found.items():

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ..backend import SPLIT, Format
+from ..backend import SPLIT, STOCHASTIC, Format
 from ..distributed.group import Group
 from ..distributed.shards import Sharding
 from ..variables.carving import ERROR, FOLLOW, OnMoved
@@ -17,8 +17,8 @@ from .masks import ElementMasks
 from .sharded import Sharded
 from .views import Views
 
-ValueFormat = Literal["split"]
-VALUE_FORMATS: dict[ValueFormat, Format] = {"split": SPLIT}
+ValueFormat = Literal["split", "stochastic"]
+VALUE_FORMATS: dict[ValueFormat, Format] = {"split": SPLIT, "stochastic": STOCHASTIC}
 
 MODES: dict[Mode, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
 
@@ -38,7 +38,7 @@ def make_registry(
         mode: "gather" or "views".
         on_moved: "follow" or "error".
         group: The ranks that share its state, if there are several.
-        values: "split" or None: how bfloat16 values are stored.
+        values: "split", "stochastic" or None: how bfloat16 values are stored.
         sharding: Where values are shards that stay where they are; with "gather" alone.
     """
     if on_moved not in (FOLLOW, ERROR):
@@ -55,10 +55,14 @@ def make_registry(
     if values not in VALUE_FORMATS:
         names = ", ".join(map(repr, VALUE_FORMATS))
         raise ValueError(f"values={values!r} is no format of values; use {names}, or None")
-    if group is not None:
+    if group is not None and not VALUE_FORMATS[values].is_plain:
         raise ValueError(
             f"values={values!r} keeps a part of every value that ranks do not exchange; leave it out, or make the "
             "store without mesh="
+        )
+    if sharding is not None:
+        raise ValueError(
+            f"values={values!r} is of values in the store's own buffers, and shards stay where they are; leave it out"
         )
     registry.store_values_as(VALUE_FORMATS[values])
     return registry

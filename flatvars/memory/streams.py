@@ -55,6 +55,7 @@ class Stream:
         format: How numbers are stored; None where the dtype of the buffer says it.
         beside: The buffers of the other parts of the format.
         unit: The unit at which those of them begin that have an item for each unit.
+        at_random: Of values: a step rounds them at random.
         pieces: Of values that stay wherever somebody else put them: those of each variable with elements, [shape], by
             its offset. The buffer is empty then, and says of which dtype they are.
     """
@@ -66,11 +67,17 @@ class Stream:
     format: Format | None = None
     beside: tuple[Tensor, ...] = ()
     unit: int = 0
+    at_random: bool = False
     pieces: Mapping[int, Tensor] | None = None
 
     @property
     def cover(self) -> Cover:
-        return self.base, self.base + len(self.buffer)
+        return self.base, self.base + self.numel
+
+    @property
+    def numel(self) -> int:
+        """Elements of the range."""
+        return len(self.buffer) * (1 if self.format is None else self.format.parts[0].each)
 
     def from_base(self, base: int) -> Stream:
         """The same memory from an element of the region on."""
@@ -82,11 +89,7 @@ class Stream:
 
     def covers(self, span: Span) -> bool:
         """Whether it holds all of a variable, or this rank's part of it."""
-        return (
-            self.divided
-            or self.pieces is not None
-            or (self.base <= span.offset and span.stop <= self.base + len(self.buffer))
-        )
+        return self.divided or self.pieces is not None or (self.base <= span.offset and span.stop <= self.cover[1])
 
     def share(self, span: Span) -> tuple[int, Tensor]:
         """The elements of a variable that it holds, [elements] in memory order, and which of them is the first."""
@@ -129,7 +132,7 @@ class Stream:
     @property
     def stored(self) -> Stored:
         """For launches."""
-        return Stored(self.buffer, self.format, self.beside)
+        return Stored(self.buffer, self.format, self.beside, self.at_random)
 
     def stored_at(self, spans: Iterable[Span]) -> Stored:
         """For launches over these variables, wherever their pieces lie."""
@@ -164,14 +167,15 @@ class Stream:
         numel = (span.numel if stop is None else stop) - first
         found = []
         for part, buffer in self.named():
-            start = span.unit - self.unit + first // UNIT if part.units else span.offset - self.base + first
+            whole = (span.offset - self.base + first) // part.each
+            start = span.unit - self.unit + first // UNIT if part.units else whole
             found.append(buffer[start : start + part.items(numel)])
         return found
 
     def decoded(self, span: Span, first: int, stop: int) -> Tensor:
         """Some of a variable's elements in memory order, float32; `first` is a multiple of 128."""
         assert self.format is not None
-        return self.format.decode(self.parts(span, first, stop))
+        return self.format.numbers(self.parts(span, first, stop), stop - first)
 
     def read(self, span: Span) -> Tensor:
         """What the stream holds of a variable, [shape], as state dicts, files and copies see it.
@@ -180,7 +184,7 @@ class Stream:
         """
         if self.format is None or not self.is_encoded(span):
             return self.view(span)
-        return self.format.decode(self.parts(span)).as_strided(span.spec.shape, span.spec.stride)
+        return self.format.numbers(self.parts(span), span.numel).as_strided(span.spec.shape, span.spec.stride)
 
     def write(self, span: Span, tensor: Tensor | None) -> None:
         """Replaces what it holds of a variable by a tensor, [shape], or by zeros."""
@@ -214,7 +218,7 @@ class Stream:
             return found
         if self.format is None:
             return self.buffer
-        found = torch.zeros(len(self.buffer), dtype=torch.float32, device=self.buffer.device)
+        found = torch.zeros(self.numel, dtype=torch.float32, device=self.buffer.device)
         for span in spans:
             found[span.offset - self.base :][: span.numel] = self.decoded(span, 0, span.numel)
         return found
@@ -300,6 +304,8 @@ class Streams:
         format_ = self._format
         if format_ is None or format_.parts[0].dtype != region.dtype:
             return Stream(buffer, shared=self._shared)
+        if format_.is_plain:
+            return Stream(buffer, shared=self._shared, at_random=True)
         sizes = [region.trainable_units if part.units else region.trainable_numel for part in format_.parts]
         beside = [self._zeros(n, part.dtype) for n, part in zip(sizes[1:], format_.parts[1:], strict=True)]
         return Stream(buffer, format=format_, beside=tuple(beside))
@@ -310,7 +316,7 @@ class Streams:
         Raises:
             FlatvarsError: values are of a format.
         """
-        if self._format is not None:
+        if self._format is not None and not self._format.is_plain:
             raise FlatvarsError(
                 f"values={self._format.name!r} keeps a part of every value where no other process would see it; share "
                 "a store of plain values"
@@ -386,10 +392,8 @@ class Streams:
         numel = max(min(round_up(stop, GRAIN), end) - base, 0)
         made = self._make(self._form_of[name](region), region, base, numel)
         if old is not None:
-            made.buffer[old.base - base :][: len(old.buffer)].copy_(old.buffer)
-            parts = made.format.parts[1:] if made.format else ()
-            for part, mine, theirs in zip(parts, made.beside, old.beside, strict=True):
-                shift = old.unit - made.unit if part.units else old.base - base
+            for (part, mine), (_, theirs) in zip(made.named(), old.named(), strict=True):
+                shift = old.unit - made.unit if part.units else (old.base - base) // part.each
                 mine[shift:][: len(theirs)].copy_(theirs)
         self._streams[name, region] = made
         return made
@@ -399,7 +403,7 @@ class Streams:
         if isinstance(form, torch.dtype):
             return Stream(self._zeros(numel, form), base)
         unit, end = self.layout.unit_at(region, base), self.layout.unit_at(region, base + numel)
-        lengths = [end - unit if part.units else numel for part in form.parts]
+        lengths = [end - unit if part.units else part.items(numel) for part in form.parts]
         first, *beside = [self._zeros(n, part.dtype) for n, part in zip(lengths, form.parts, strict=True)]
         return Stream(first, base, format=form, beside=tuple(beside), unit=unit)
 

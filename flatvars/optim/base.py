@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ..backend import AVERAGE, VALUE, Rule, Sources, Stage
+from ..backend import AVERAGE, VALUE, Rule, Sources, Stage, Stored, is_rounded
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of, make_registry
 from ..gradients.cycle import Collected
@@ -61,7 +61,8 @@ class Optimizer(Averaging, Conveniences):
         state_dtype: Of the state streams; the variables' own if not given, as in torch.optim. In bfloat16, averages of
             squares are rounded at random (`stochastic_rounding`).
         state_format: "root8" stores averages in 8 bits, with a float32 scale for each 128 elements: all that may be, or
-            those of a mapping by name. Other states are as `state_dtype` says.
+            those of a mapping by name; "log4" stores averages of squares in 4 bits, rounded at random. Other states are
+            as `state_dtype` says.
         stats: Every step tells norms and counts of its variables, which `stats()` gives; or every k-th, of a number k.
 
     Raises:
@@ -81,8 +82,9 @@ class Optimizer(Averaging, Conveniences):
 
     stochastic_rounding = True
     """Whether slow averages that are stored in bfloat16, such as those of squares, are rounded at random: to nearest,
-    as torch.optim does it, they never decay. The draws depend on the store's seed, the variable's name, its step and
-    the position alone. Set it to False on an optimizer to compare with torch's."""
+    as torch.optim does it, they never decay. So are values of a store with `values="stochastic"`. The draws depend on
+    the store's seed, the variable's name, its step and the position alone. Set it to False on an optimizer to compare
+    with torch's."""
 
     elementwise = True
     """Whether the step of an element depends on others through the norm and sums over its variable alone: what can be
@@ -498,12 +500,12 @@ class Optimizer(Averaging, Conveniences):
     ) -> None:
         """The step of the variables of one region, and where there are several rules, of one rule."""
         rule = self.with_average(self.rule() if part.kind is None else part.kind)
-        states = self.states.streams(part.region, rule.states)
+        values, states = plans.values(part), self.states.streams(part.region, rule.states)
         launch = partial(
             part.plan.step_,
             source,
             rule,
-            plans.values(part),
+            values,
             [held.stored for held in states],
             self.groups_of(part),
             steps=self.states.steps,
@@ -513,7 +515,7 @@ class Optimizer(Averaging, Conveniences):
             skip=self.skip_nonfinite,
             skipped=self.states.skipped,
             own=self.states.scalars(rule.own),
-            keys=self._keys_for(rule, states),
+            keys=self._keys_for(rule, values, states),
             observed=self.observed()[0],
             check=self.check_changed,
             **scaling,
@@ -556,11 +558,13 @@ class Optimizer(Averaging, Conveniences):
         members = sorted(self.take_up(), key=lambda v: v.index)
         return self.observations.read(members, self.states.slots, self.states.steps)
 
-    def _keys_for(self, rule: Rule, states: Sequence[Stream]) -> Tensor | None:
-        """What states are rounded at random by, where any is."""
-        if not self.stochastic_rounding or not rule.stochastic:
+    def _keys_for(self, rule: Rule, values: Stored, states: Sequence[Stream]) -> Tensor | None:
+        """What values and states are rounded at random by, where any is."""
+        if not self.stochastic_rounding:
             return None
-        return self.states.keys() if any(held.buffer.dtype == torch.bfloat16 for held in states) else None
+        few = [is_rounded(held.buffer.dtype, held.format) for held in states]
+        halves = max(rule.draws(few), default=-1) >= 0
+        return self.states.keys() if halves or values.at_random else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""

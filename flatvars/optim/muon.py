@@ -277,13 +277,14 @@ class Muon(Optimizer):
         frozen = self.registry.streams.find(FROZEN_ELEMENTS, part.region)
         rule = self.with_average(MUON_APPLY)
         states = self.states.streams(part.region, (*rule.states, *MUON.states))[: len(rule.states)]
+        values = plans.values(part)
         last: dict[str, Any] = {
             "rule": rule,
             "states": [held.stored for held in states],
             "steps": self.states.steps,
             **origin_of(states),
             "own": self.states.scalars(rule.own),
-            "keys": self._keys_for(rule, states),
+            "keys": self._keys_for(rule, values, states),
         }
         common = {
             "norm": norm,
@@ -293,7 +294,7 @@ class Muon(Optimizer):
             "check": self.check_changed,
         }
         step, groups = self._step_of(plans, part), self.groups_of(part)
-        step.launch(source, momentum, plans.values(part), groups, frozen, common, scaling, last, self.observed()[::-1])
+        step.launch(source, momentum, values, groups, frozen, common, scaling, last, self.observed()[::-1])
 
     def upload_part(self, part: Part) -> None:
         if part.kind is not MUON:

@@ -69,7 +69,9 @@ class VarStore:
             lose something raises in both.
         values: "split" keeps 16 more bits of every bfloat16 variable that trains, beside what torch sees: exactly a
             float32, in 4 bytes. Steps read and write all of it; `float32` and `write` do, files and copies too. Who
-            writes to a Parameter has written the value. None: the dtype says it all.
+            writes to a Parameter has written the value. "stochastic" keeps nothing beside, and steps round values at
+            random, by draws of `seed`, name, step and position alone, so that small steps add up. None: the dtype says
+            it all, and steps round to nearest.
         mesh: A one-dimensional mesh of data parallel ranks that share optimizer state, each a range: see
             `flatvars/distributed/README.md`. Every rank has all values.
 

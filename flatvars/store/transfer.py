@@ -35,7 +35,7 @@ def copy_(target: Registry, source: Registry) -> None:
 def lerp_(target: Registry, source: Registry, weight: float) -> None:
     """See `VarStore.lerp_`."""
     pairs = pair_by_name(target, source)
-    if same_places(target, source) and target.value_format is None:
+    if same_places(target, source) and not any(map(target.is_encoded, target.variables)):
         for region in target.layout.regions:
             mix(target.streams.values(region.dtype), source.streams.values(region.dtype), weight)
     else:

@@ -26,15 +26,22 @@ class Elements:
         compute: Numba's float32 or float64.
         masked: Whether `store` keeps what was loaded where it is told to.
         draws: For each state, which of the draws of a tile rounds it at random, or -1.
+        value_draw: The same of values.
         terms: Rows of numbers that are written beside, for sums.
     """
 
     def __init__(
-        self, formats: list[Format], compute: Any, masked: bool, draws: Sequence[int] = (), terms: int = 0
+        self,
+        formats: list[Format],
+        compute: Any,
+        masked: bool,
+        draws: Sequence[int] = (),
+        terms: int = 0,
+        value_draw: int = -1,
     ) -> None:
         self.formats, self.compute, self.masked = formats, compute, masked
         self.count = len(formats) - 1
-        self.draws = (-1, *(draws or [-1] * self.count))
+        self.draws = (value_draw, *(draws or [-1] * self.count))
         # Values and states, gradients, draws, and terms.
         self.gradient, self.streams = len(formats), len(formats) + 2 + terms
         self.stored = types.Tuple([_RAW.get(format_.name, types.int16) for format_ in formats])
@@ -170,15 +177,15 @@ class Elements:
         return store
 
     def value_storer(self) -> Any:
-        """`as_stored(p)`: what would be loaded of a value that is stored."""
+        """`as_stored(p, draws, lane)`: what would be loaded of a value that is stored."""
 
         @intrinsic
-        def as_stored(typing: Any, p: Any) -> Any:
+        def as_stored(typing: Any, p: Any, drawn: Any, lane: Any) -> Any:
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                raw = self.formats[0].round(builder, arguments[0])
+                raw = self._rounded(builder, 0, *arguments)
                 return self.formats[0].widen(builder, raw, context.get_value_type(self.compute))
 
-            return self.compute(self.compute), generate
+            return self.compute(self.compute, types.int64, types.int64), generate
 
         return as_stored
 

@@ -79,7 +79,7 @@ def fingerprint(values: Any, start: Any, count: Any) -> Any:
 
 
 @compiled
-def load_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any) -> None:
+def load_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
     """A unit as float32 numbers in a row."""
     fits = fingerprint(values, start, count) == read_int32(prints, unit)
     for i in range(count):
@@ -87,7 +87,7 @@ def load_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count:
 
 
 @compiled
-def store_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any) -> None:
+def store_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
     for i in range(count):
         x = read_float(row, i)
         store_half(values, start + i, upper_of(x))

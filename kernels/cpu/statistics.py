@@ -32,8 +32,8 @@ from .gradients import TILE
 from .memory import element_load, read_byte, read_int, read_int32, stack, write_double
 from .numbers import reader, starter
 from .squares import unit_sums, variable_sum
-from .step import Measures, drawer, draws_of, is_skipped, is_untouched, kernel, run, updater_arguments, word
-from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, row_addresses
+from .step import Measures, drawer, is_skipped, is_untouched, kernel, run, stored_draws, updater_arguments, word
+from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def updater(
     assert sums is not None
     count_of, size, moves = len(sums.names), np.dtype(dtype).itemsize, sums.moves
     kinds_of = (value, *states)
-    elements = Elements(element_formats(kinds_of), number, masked, draws, count_of)
+    elements = Elements(element_formats(kinds_of), number, masked, plain_draws(states, draws), count_of)
     kinds = 1 + max(draws, default=-1)
     draw, draw_room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
     function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
@@ -60,7 +60,7 @@ def updater(
     read_first, start_states = starter(rule, rule.starts, dtype)
     keep = elements.keeper(rule.starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
-    load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0))
+    load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0), draws)
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
 
     @compiled
@@ -140,14 +140,14 @@ def updater(
             for lane in range(0, count, UNIT):
                 last = min(lane + UNIT, count)
                 at, state_at, number_of = start + lane, state_start + lane, unit + lane // UNIT
-                places = (at, number_of, state_at, number_of - unit_base, last - lane)
-                load_units(values, low, prints, state_table, scales, places, buffer)
+                places = (at, number_of, state_at, number_of - unit_base, last - lane, lane)
+                load_units(values, low, prints, state_table, scales, places, buffer, drawn)
                 work(
                     lane, last, gradients, unscale, clip, buffer - 4 * at if split else values, start,
                     in_rows(addresses, buffer - 4 * state_at), state_start, frozen, hyper, step, is_new, first, drawn,
                     memory,
                 )  # fmt: skip
-                store_units(values, low, prints, state_table, scales, places, buffer)
+                store_units(values, low, prints, state_table, scales, places, buffer, drawn)
         for k in range(count_of):
             add_units(memory + k * TILE * size, count, units + k * unit_count * size)
 
@@ -190,7 +190,7 @@ def launch(
     """See `Launches.statistics`; `written` is uint8 [variables], of viewed sources."""
     dtype = DTYPES[tables.compute_dtype]
     moves = rule.statistics is not None and rule.statistics.moves
-    draws = draws_of(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
+    draws = stored_draws(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
     update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
     code = kernel(dtype, finisher(dtype), True)
     run(code, update, tables, sources, rule, values, states, inputs, written, measures, measures)

@@ -7,8 +7,8 @@
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
 where elements are masked. A gradient of another dtype is converted tile by tile, in the first-level cache.
 Numerics: float32 inside (float64 for float64 regions), every operation rounded on its own, in the order of the rule;
-stores round to nearest even, those of some states to bfloat16 at random (`triton/stochastic.py`): the bits of Triton's
-interpreter, for any number of threads.
+stores round to nearest even, those of some states and values to bfloat16 at random (`triton/stochastic.py`): the bits
+of Triton's interpreter, for any number of threads.
 Aliasing: values, states and steps in place; padding is not touched. A variable whose source is 0 is untouched. With a
 skip, nothing changes but `skipped`. Where `frozen` is not 0, what was read is written back.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import StepInputs, Tables
+from ..launches import StepInputs, Tables, draws_of
 from ..rules import OBSERVED, Rule, observe
 from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native, twin
@@ -54,7 +54,7 @@ from .philox import write_draws
 from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
 from .squares import unit_sums, variable_sum
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
-from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, row_addresses
+from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
@@ -101,7 +101,7 @@ LAYOUT = RecordLayout(
 )
 word = LAYOUT.reader()
 ONE = np.float32(1.0)
-STATE_DRAWS = 2  # third word of the counter, as in `triton/stochastic.py`
+VALUE_DRAWS, STATE_DRAWS = 1, 2  # third word of the counter, as in `triton/stochastic.py`
 
 
 def clip_coefficient(dtype: type) -> Any:
@@ -168,6 +168,7 @@ def updater(
     masked: bool,
     draws: tuple[int, ...] = (),
     observes: bool = False,
+    at_random: bool = False,
 ) -> Any:
     """Machine code of the loop over the elements of a tile, for one rule over streams of these formats.
 
@@ -175,11 +176,14 @@ def updater(
 
     Args:
         observes: Whether it takes the sums of `rules/observe.py`.
+        at_random: Whether values, which are bfloat16, are rounded at random.
     """
     kinds_of, terms = (value, *states), len(OBSERVED) if observes else 0
-    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, draws, terms)
     kinds = 1 + max(draws, default=-1)
-    draw, room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
+    value_draw = kinds if at_random else -1  # behind those of states
+    drawn_here = plain_draws(states, draws)
+    elements = Elements(element_formats(kinds_of), float_type(dtype), masked, drawn_here, terms, value_draw)
+    draw, room = drawer(kinds, at_random), stack(2 * TILE * max(kinds + at_random, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
     begins = any(start != -1 for start in rule.step_starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
@@ -188,7 +192,7 @@ def updater(
     read_first, start_states = starter(rule, rule.step_starts, dtype)
     keep = elements.keeper(rule.step_starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
-    load_units, store_units = movers(kinds_of, True, range(rule.stored))
+    load_units, store_units = movers(kinds_of, True, range(rule.stored), draws)
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
 
     size, place = np.dtype(dtype).itemsize, rule.momentum
@@ -233,7 +237,7 @@ def updater(
             p, state = function(p, g, state, hyper, step)
             store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
             if observes:
-                store_terms(told, i, tell(old, p, as_stored(p), plain, momentum), kept)
+                store_terms(told, i, tell(old, p, as_stored(p, drawn, i), plain, momentum), kept)
 
     def update(
         gradients: Any,
@@ -279,14 +283,14 @@ def updater(
         for lane in range(0, count, UNIT):
             last = min(lane + UNIT, count)
             at, state_at, number = start + lane, state_start + lane, unit + lane // UNIT
-            places = (at, number, state_at, number - unit_base, last - lane)
-            load_units(values, low, prints, state_table, scales, places, memory)
+            places = (at, number, state_at, number - unit_base, last - lane, lane)
+            load_units(values, low, prints, state_table, scales, places, memory, drawn)
             work(
                 lane, last, gradients, unscale, clip, memory - 4 * at if split else values, start,
                 in_rows(addresses, memory - 4 * state_at), state_start, frozen, hyper, step, is_new, first, drawn,
                 told,
             )  # fmt: skip
-            store_units(values, low, prints, state_table, scales, places, memory)
+            store_units(values, low, prints, state_table, scales, places, memory, drawn)
         tell_units(told, count, units, unit_count)
 
     return native(update, types.void(*updater_arguments(number)))
@@ -321,9 +325,14 @@ def updater_arguments(number: Any) -> list[Any]:
 
 
 @functools.cache
-def drawer(kinds: int) -> Any:
-    """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw."""
-    if kinds == 0:
+def drawer(kinds: int, values: bool = False) -> Any:
+    """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw.
+
+    Args:
+        kinds: Of states.
+        values: Whether there is one more, of values.
+    """
+    if kinds == 0 and not values:
 
         @compiled
         def draw_nothing(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
@@ -333,11 +342,12 @@ def drawer(kinds: int) -> Any:
 
     @compiled
     def draw(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
-        for which in range(kinds):
-            seed, key = read_int(keys, 0), read_int(keys, 1 + slot)
+        seed, key, number = read_int(keys, 0), read_int(keys, 1 + slot), np.int64(step)
+        for row in range(kinds + values):
+            purpose, which = (STATE_DRAWS, row) if row < kinds else (VALUE_DRAWS, 0)
             for block in range((count + 15) // 16):
-                place = target + 2 * TILE * which + 32 * block
-                write_draws(place, seed, key, local // 16 + block, np.int64(step), np.int64(STATE_DRAWS), which)
+                place = target + 2 * TILE * row + 32 * block
+                write_draws(place, seed, key, local // 16 + block, number, np.int64(purpose), np.int64(which))
 
     return draw
 
@@ -481,18 +491,18 @@ def launch(
         observed: Scratch of what `inputs.observed` asks for.
     """
     dtype = DTYPES[tables.compute_dtype]
-    draws = draws_of(rule, states, inputs, range(rule.stored))
+    draws = stored_draws(rule, states, inputs, range(rule.stored))
     observes = observed is not None
     kinds = tuple(map(kind_of, states))
-    update = updater(rule, kind_of(values), kinds, dtype, tables.frozen is not None, draws, observes)
+    at_random = values.at_random and inputs.keys is not None
+    update = updater(rule, kind_of(values), kinds, dtype, tables.frozen is not None, draws, observes, at_random)
     code = kernel(dtype, observer(dtype), True) if observes else kernel(dtype)
     run(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 
 
-def draws_of(rule: Rule, states: Sequence[Stored], inputs: StepInputs, stored: range) -> tuple[int, ...]:
-    """See `Rule.draws`, of the states that are stored; empty where none of them is rounded at random."""
-    halves = [i in stored and state.buffer.dtype == torch.bfloat16 for i, state in enumerate(states)]
-    draws = rule.draws([inputs.keys is not None and half for half in halves])
+def stored_draws(rule: Rule, states: Sequence[Stored], inputs: StepInputs, stored: range) -> tuple[int, ...]:
+    """See `draws_of`, of the states that are stored; empty where none of them is rounded at random."""
+    draws = tuple(draw if i in stored else -1 for i, draw in enumerate(draws_of(rule, states, inputs)))
     return draws if max(draws, default=-1) >= 0 else ()
 
 

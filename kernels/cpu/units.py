@@ -20,6 +20,8 @@ from ..formats import Stored
 from ..segments import UNIT
 from .compile import compiled, native, twin
 from .formats import FORMATS, I32, Format, name_of
+from .gradients import TILE
+from .log import load_log, store_log
 from .memory import I8, caller, pointer, read_float, read_int, write_float
 from .split import load_split, store_split
 from .words import word_of
@@ -28,8 +30,8 @@ F32 = ir.FloatType()
 ROW = 4 * UNIT
 """Bytes of a row."""
 
-SPLIT, ROOT, ROOT_SQUARES = "split", "root8", "root8 squares"
-NAMES = {formats.SPLIT: SPLIT, formats.ROOT8: ROOT, formats.ROOT8_SQUARES: ROOT_SQUARES}
+SPLIT, ROOT, ROOT_SQUARES, LOG = "split", "root8", "root8 squares", "log4"
+NAMES = {formats.SPLIT: SPLIT, formats.ROOT8: ROOT, formats.ROOT8_SQUARES: ROOT_SQUARES, formats.LOG4: LOG}
 UNIT_KINDS = frozenset(NAMES.values())
 
 
@@ -45,6 +47,11 @@ def kind_of(stream: Stored) -> str:
 def element_formats(kinds: Sequence[str]) -> list[Format]:
     """How a rule's loop finds the elements of each stream: as they are, or in rows of float32."""
     return [FORMATS["float32" if kind in UNIT_KINDS else kind] for kind in kinds]
+
+
+def plain_draws(states: Sequence[str], draws: Sequence[int]) -> list[int]:
+    """Of each state, the draw by which the loop over elements rounds it: that of a format is rounded by its unit."""
+    return [-1 if kind in UNIT_KINDS else draw for kind, draw in zip(states, draws, strict=bool(draws))]
 
 
 def _load_code(signed: bool) -> Any:
@@ -78,21 +85,26 @@ float_of = word_of(types.float32, [types.int32], lambda builder, bits: builder.b
 
 @functools.cache
 def _unit_functions(kind: str) -> tuple[int, int]:
-    """Addresses of `load` and `store` of a unit: `(buffer, beside, more, start, unit, count, row)`.
+    """Addresses of `load` and `store` of a unit: `(buffer, beside, more, start, unit, count, row, drawn)`.
+
+    `drawn` is the address of 16 random bits for each of its elements, or 0.
 
     Functions of their own: compiled into every updater, they would take longer than all the rest of it.
     """
-    load, store = (load_split, store_split) if kind == SPLIT else _root(kind == ROOT)
+    if kind == LOG:
+        load, store = load_log, store_log
+    else:
+        load, store = (load_split, store_split) if kind == SPLIT else _root(kind == ROOT)
     return int(_machine_code(load).address), int(_machine_code(store).address)
 
 
-_ARGUMENTS = [types.int64] * 7
+_ARGUMENTS = [types.int64] * 8
 _call = caller(_ARGUMENTS)
 
 
 def _machine_code(function: Any) -> Any:
-    def run(buffer: Any, beside: Any, more: Any, start: Any, unit: Any, count: Any, row: Any) -> None:
-        function(buffer, beside, more, start, unit, count, row)
+    def run(buffer: Any, beside: Any, more: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
+        function(buffer, beside, more, start, unit, count, row, drawn)
 
     return native(run, types.void(*_ARGUMENTS))
 
@@ -105,13 +117,13 @@ def _root(signed: bool) -> tuple[Any, Any]:
     zero = np.int32(0)
 
     @compiled
-    def load(codes: Any, scales: Any, _: Any, start: Any, unit: Any, count: Any, row: Any) -> None:
+    def load(codes: Any, scales: Any, _: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
         scale = read_float(scales, unit)
         for i in range(count):
             write_float(row, i, decode(load_code(codes, start + i), scale))
 
     @compiled
-    def store(codes: Any, scales: Any, _: Any, start: Any, unit: Any, count: Any, row: Any) -> None:
+    def store(codes: Any, scales: Any, _: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
         top = zero
         for i in range(count):
             top = larger(top, magnitude(read_float(row, i)))
@@ -124,41 +136,44 @@ def _root(signed: bool) -> tuple[Any, Any]:
 
 
 @compiled
-def nothing(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any) -> None:
+def nothing(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any, drawn: Any) -> None:
     """What is to load or store of no stream."""
 
 
 def _of_values(address: int) -> Any:
     @compiled
-    def move(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any) -> None:
-        _call(address, values, low, prints, places[0], places[1], places[4], memory)
+    def move(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any, drawn: Any) -> None:
+        _call(address, values, low, prints, places[0], places[1], places[4], memory, 0)
 
     return move
 
 
-def _then(before: Any, address: int, number: int) -> Any:
-    """What comes before, and the same of one of the states."""
-    offset = ROW * (number + 1)
+def _then(before: Any, address: int, number: int, draw: int) -> Any:
+    """What comes before, and the same of one of the states, which a draw of the tile rounds, or none if it is -1."""
+    offset, at_random = ROW * (number + 1), draw >= 0
 
     @compiled
-    def both(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any) -> None:
-        before(values, low, prints, table, scales, places, memory)
+    def both(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any, drawn: Any) -> None:
+        before(values, low, prints, table, scales, places, memory, drawn)
         codes, beside = read_int(table, number), read_int(scales, number)
-        _call(address, codes, beside, beside, places[2], places[3], places[4], memory + offset)
+        bits = drawn + 2 * (TILE * draw + places[5]) if at_random else 0
+        _call(address, codes, beside, beside, places[2], places[3], places[4], memory + offset, bits)
 
     return both
 
 
-def movers(kinds: Sequence[str], values: bool, states: range) -> tuple[Any, Any]:
-    """`load` and `store` of a unit of all streams of a format: `(values, low, prints, table, scales, places, memory)`.
+def movers(kinds: Sequence[str], values: bool, states: range, draws: Sequence[int]) -> tuple[Any, Any]:
+    """`load` and `store` of a unit of all streams of a format.
 
-    `places` are element and unit of the values, element and unit of the states, and the number of elements; `memory`
-    is a row for the values, and one for each state.
+    They are `(values, low, prints, table, scales, places, memory, drawn)`. `places` are element and unit of the values,
+    element and unit of the states, the number of elements, and the first of them in the tile; `memory` is a row for the
+    values, and one for each state; `drawn` the draws of the tile.
 
     Args:
         kinds: Of the values, then of each state.
         values: Whether those are stored.
         states: Which of them are.
+        draws: Of each state; empty if none is rounded at random.
     """
     load, store = nothing, nothing
     if kinds[0] == SPLIT:
@@ -167,8 +182,9 @@ def movers(kinds: Sequence[str], values: bool, states: range) -> tuple[Any, Any]
     for number, kind in enumerate(kinds[1:]):
         if kind in UNIT_KINDS:
             addresses = _unit_functions(kind)
-            load = _then(load, addresses[0], number)
-            store = _then(store, addresses[1], number) if number in states else store
+            draw = draws[number] if draws else -1
+            load = _then(load, addresses[0], number, draw)
+            store = _then(store, addresses[1], number, draw) if number in states else store
     return load, store
 
 

@@ -65,5 +65,14 @@ def mars_numbers(group: Mapping[str, Any]) -> MarsNumbers:
 _STATES = ("exp_avg", "exp_avg_sq", "last_grad")
 
 MARS = decoupled(
-    Rule("MARS", mars, _STATES, MarsNumbers, mars_numbers, statistics=measured, nonnegative=("exp_avg_sq",))
+    Rule(
+        "MARS",
+        mars,
+        _STATES,
+        MarsNumbers,
+        mars_numbers,
+        statistics=measured,
+        stochastic=("exp_avg_sq",),
+        nonnegative=("exp_avg_sq",),
+    )
 )

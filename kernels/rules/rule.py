@@ -165,14 +165,22 @@ class Rule:
             return OWN_MOMENTUM
         return next((i for i, name in enumerate(self.states) if name in MOMENTA), NO_MOMENTUM)
 
-    def draws(self, halves: Sequence[bool]) -> tuple[int, ...]:
+    @property
+    def squares(self) -> tuple[str, ...]:
+        """States that `log4` may hold: averages that are never negative and may be rounded at random.
+
+        A running maximum may not: it would keep the largest error that a draw ever made.
+        """
+        return tuple(name for name in self.nonnegative if name in self.stochastic and name not in self.exact)
+
+    def draws(self, rounded: Sequence[bool]) -> tuple[int, ...]:
         """For each state, which of the rule's draws rounds it at random; -1 where it is rounded to nearest.
 
         Args:
-            halves: Which of the states are stored in bfloat16.
+            rounded: Which of the states are stored in few enough bits.
         """
         places = [self.stochastic.index(name) if name in self.stochastic else -1 for name in self.states]
-        return tuple(place if half else -1 for place, half in zip(places, halves, strict=True))
+        return tuple(place if few else -1 for place, few in zip(places, rounded, strict=True))
 
     def first_value(self, name: str, group: Group) -> Any:
         """What a state or a scalar begins with: a number, a tensor [], or `VALUE`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import NormSlot, StepInputs, Tables
+from ..launches import NormSlot, StepInputs, Tables, draws_of
 from ..rules import OBSERVED, Rule, observe
 from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
@@ -234,6 +234,7 @@ class TritonLaunches:
         )
         options = self._options_of(sources, inputs)
         stored = _stored(rule, values, held, inputs)
+        del stored["AT_RANDOM"]  # of values, which a step stores
         constants = {**statistics_constants_of(rule), **stored, **options, "PLACED": _placed(values)}
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, *_buffers(values, held), units)
         changing += (*inputs.own, keys)
@@ -319,9 +320,12 @@ class TritonLaunches:
 
 def _stored(rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> dict[str, object]:
     """What a kernel is compiled for, of how its streams are stored."""
-    halves = [inputs.keys is not None and state.buffer.dtype == torch.bfloat16 for state in states]
-    split = values.format is not None
-    return {"DRAWS": rule.draws(halves), "SPLIT": split, "FORMATS": codes_of(states)}
+    return {
+        "DRAWS": draws_of(rule, states, inputs),
+        "SPLIT": values.format is not None,
+        "AT_RANDOM": values.at_random and inputs.keys is not None,
+        "FORMATS": codes_of(states),
+    }
 
 
 def _placed(values: Stored) -> object:

@@ -22,8 +22,8 @@ from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, narrowed, picked, started
 from .split import joined, lower_bits, upper_bits
 from .squares import store_units, unit_sums, variable_sum
-from .step import clip_coefficient, is_skipped, load_states
-from .stored import UNIT, load_scales, numbers_of, store_states, unit_of
+from .step import clip_coefficient, is_skipped
+from .stored import UNIT, load_scales, load_states, numbers_of, store_states, unit_of
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row, values_at
 
 
@@ -96,8 +96,8 @@ def statistics_kernel(
     mask = padded_mask(lane, length)
     place, inside = values_at(values_ptr, variable, start, local, length, lane, mask, PLACED)
     old_value = tl.load(place, mask=inside, other=0.0)
-    state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
-    old_states = load_states(states_ptr, state_offset, mask)
+    state_start = tl.multiple_of(start - tl.multiple_of(base, 128), 16)
+    old_states = load_states(states_ptr, state_start, lane, mask, length, FORMATS, BLOCK)
     first_unit = unit_of(variable_units_ptr, variable, local, SPLIT, FORMATS)
     scales = load_scales(scales_ptr, first_unit - unit_base, length, FORMATS, BLOCK)
     if SPLIT:
@@ -140,8 +140,8 @@ def statistics_kernel(
         counts = real & (frozen == 0)
     if MOVES:
         store_states(
-            states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, begun, old_states, frozen, value, row,
-            is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, BESIDE,
+            states_ptr, scales_ptr, state_start, lane, first_unit - unit_base, states, begun, old_states, frozen, value,
+            row, is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, BESIDE,
             len(states_ptr), COMPUTE, BLOCK,
         )  # fmt: skip
     first = tl.load(firsts_ptr + tile)

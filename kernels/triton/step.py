@@ -8,7 +8,7 @@ Traffic: values and each state read and written once, the gradient read once: 28
 where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements. With OBSERVE, 8 sums of 4 B a unit of
 128 elements are written and read once more, 0.5 B an element.
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
-even, those of the states in DRAWS to bfloat16 at random (`stochastic.py`).
+even, those of the states in DRAWS, and of values with AT_RANDOM, to bfloat16 at random (`stochastic.py`).
 Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. With PLACED, each
 variable's values lie at an address of their own, element by element, without padding. A variable whose
 source is 0 is untouched, and so is a VIEWED one that was not written: no byte of it is read or written, its count
@@ -29,7 +29,7 @@ from .compile import div_rn
 from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed, picked, started, store_own
 from .split import joined, lower_bits, parted, store_split, upper_bits
 from .squares import store_units, unit_sums, variable_sum
-from .stored import UNIT, load_scales, numbers_of, store_states, to_store, unit_of
+from .stored import UNIT, load_scales, load_states, numbers_of, store_states, to_store, unit_of, value_to_store
 from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row, values_at
 
 
@@ -48,14 +48,6 @@ def is_skipped(norm_ptr, found_inf_ptr, SKIP: tl.constexpr, FOUND_INF: tl.conste
     if FOUND_INF:
         skipped = skipped or (tl.load(found_inf_ptr) != 0.0)
     return skipped
-
-
-@triton.jit
-def load_states(states_ptr, offset, mask):
-    stored = ()
-    for i in tl.static_range(len(states_ptr)):
-        stored = stored + (tl.load(states_ptr[i] + offset, mask=mask, other=0.0),)
-    return stored
 
 
 @triton.jit(do_not_specialize=["base", "unit_base", "scratch_units"], do_not_specialize_on_alignment=["frozen_ptr"])
@@ -78,7 +70,7 @@ def step_kernel(
     scales_ptr,  # tuple of [units of their range] float32 in/out, where a state is of a format
     units_ptr,  # [variables] int64: first unit of each, read where a format has something for each unit
     own_ptr,  # tuple of [slots] float32 in/out: scalars of the variables
-    keys_ptr,  # [1 + slots] int64, read with DRAWS: seed, then keys of the variables' names
+    keys_ptr,  # [1 + slots] int64, read with DRAWS or AT_RANDOM: seed, then keys of the variables' names
     sums_ptr,  # [variables, SUMS] float64, of the statistics kernel
     firsts_ptr,  # [tiles + 1] int32, read with OBSERVE: first unit of each tile
     scratch_ptr,  # [terms, units], with OBSERVE
@@ -107,6 +99,7 @@ def step_kernel(
     OBSERVE: tl.constexpr,
     DRAWS: tl.constexpr,
     SPLIT: tl.constexpr,
+    AT_RANDOM: tl.constexpr,
     FORMATS: tl.constexpr,
     CLIP: tl.constexpr,
     SKIP: tl.constexpr,
@@ -140,8 +133,8 @@ def step_kernel(
     mask = padded_mask(lane, length)
     place, inside = values_at(values_ptr, variable, start, local, length, lane, mask, PLACED)
     old_value = tl.load(place, mask=inside, other=0.0)
-    state_offset = tl.multiple_of(start - tl.multiple_of(base, 128), 16) + lane
-    old_states = load_states(states_ptr, state_offset, mask)
+    state_start = tl.multiple_of(start - tl.multiple_of(base, 128), 16)
+    old_states = load_states(states_ptr, state_start, lane, mask, length, FORMATS, BLOCK)
     first_unit = unit_of(units_ptr, variable, local, SPLIT, FORMATS)
     scales = load_scales(scales_ptr, first_unit - unit_base, length, FORMATS, BLOCK)
     if SPLIT:
@@ -197,15 +190,15 @@ def step_kernel(
             length, mask, BLOCK,
         )  # fmt: skip
     else:
-        new_value = to_store(value, real, old_value.dtype)
+        new_value = value_to_store(value, real, old_value.dtype, keys_ptr, slot, step, local, AT_RANDOM, BLOCK)
         # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep the bits of a NaN.
         if frozen is not None:
             new_value = tl.where(frozen, old_value, new_value)
         tl.store(place, new_value, mask=inside)
     store_states(
-        states_ptr, scales_ptr, state_offset, first_unit - unit_base, states, begun, old_states, frozen, before, row,
-        is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, 0, STORED, COMPUTE,
-        BLOCK,
+        states_ptr, scales_ptr, state_start, lane, first_unit - unit_base, states, begun, old_states, frozen, before,
+        row, is_fresh(count), real, length, mask, keys_ptr, slot, step, local, STARTS, FORMATS, DRAWS, 0, STORED,
+        COMPUTE, BLOCK,
     )  # fmt: skip
     if OBSERVE is not None:
         counts = real
@@ -219,6 +212,8 @@ def step_kernel(
             momentum = tl.zeros([BLOCK], COMPUTE)
         if SPLIT:
             stored = value
+        elif AT_RANDOM:
+            stored = new_value.to(COMPUTE)
         else:
             stored = to_store(value, real, old_value.dtype).to(COMPUTE)
         terms = OBSERVE(before, value, stored, plain_grad, momentum)

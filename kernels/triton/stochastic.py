@@ -1,7 +1,9 @@
 """Rounding to bfloat16 at random: up as often as the rest that is cut off is large, so that the mean is exact.
 
-    r <- 16 bits of Philox(counter = (i // 16 + 1, step, 2, which of the rule's draws), key = (seed, name))
+    r <- 16 bits of Philox(counter = (i // 16 + 1, step, purpose, which), key = (seed, name))
     x <- upper half of (bits of x + r)          i: position in the variable's memory
+
+`purpose` is 1 of values and 2 of states, `which` the place of a state among those that the rule rounds.
 
 Traffic: none beside the keys. Numerics: NaN and infinity pass as they are; the largest numbers may round to infinity.
 A variable's draws depend on its name, its step and its own memory order: not on layout, tiles, threads or ranks.
@@ -15,7 +17,7 @@ import triton.language as tl
 from .philox import philox
 
 # Third word of the counter: what the draws are for. Streams of one name and step must not share them.
-STATES = tl.constexpr(2)
+VALUES, STATES = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -27,13 +29,13 @@ def quarters(words):
 
 
 @triton.jit
-def draw_bits(seed, key, step, WHICH: tl.constexpr, local, BLOCK: tl.constexpr):
+def draw_bits(keys_ptr, slot, step, PURPOSE: tl.constexpr, WHICH: tl.constexpr, local, BLOCK: tl.constexpr):
     """[BLOCK] uint16 for the elements from `local` on, a multiple of 16."""
     counter = (local // 16 + 1 + tl.arange(0, BLOCK // 16)).to(tl.uint64)
     zero = tl.zeros([BLOCK // 16], tl.uint64)
-    w0, w1, w2, w3 = philox(
-        counter, zero + step.to(tl.uint64), zero + STATES, zero + WHICH, seed.to(tl.uint64), key.to(tl.uint64)
-    )
+    seed, key = tl.load(keys_ptr).to(tl.uint64), tl.load(keys_ptr + 1 + slot).to(tl.uint64)
+    number = step.to(tl.int64).to(tl.uint64)
+    w0, w1, w2, w3 = philox(counter, zero + number, zero + PURPOSE, zero + WHICH, seed, key)
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCK // 4])
     return quarters(words)
 

@@ -15,12 +15,13 @@ from torch import Tensor
 from .. import formats
 from ..segments import UNIT as ELEMENTS
 from .compile import twin
-from .stochastic import draw_bits, round_at_random
+from .log import load_pairs, log_codes, log_grid, log_numbers, store_pairs
+from .stochastic import STATES, VALUES, draw_bits, round_at_random
 from .tiles import round_to
 
 UNIT = tl.constexpr(ELEMENTS)
-PLAIN, ROOT, ROOT_SQUARES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-CODES = {None: 0, formats.ROOT8: 1, formats.ROOT8_SQUARES: 2}
+PLAIN, ROOT, ROOT_SQUARES, LOG = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+CODES = {None: 0, formats.ROOT8: 1, formats.ROOT8_SQUARES: 2, formats.LOG4: 3}
 """How a kernel is told of a format."""
 
 root_code, root_number = twin(formats.root_code), twin(formats.root_number)
@@ -40,6 +41,19 @@ def unit_of(units_ptr, variable, local, SPLIT: tl.constexpr, FORMATS: tl.constex
 
 
 @triton.jit
+def load_states(states_ptr, first, lane, mask, length, FORMATS: tl.constexpr, BLOCK: tl.constexpr):
+    """Of each state what is stored of a tile, which begins at element `first` of their streams: [BLOCK], or pairs."""
+    stored = ()
+    for i in tl.static_range(len(states_ptr)):
+        if FORMATS[i] == LOG:
+            tile = load_pairs(states_ptr[i], first, length, BLOCK)
+        else:
+            tile = tl.load(states_ptr[i] + first + lane, mask=mask, other=0.0)
+        stored = stored + (tile,)
+    return stored
+
+
+@triton.jit
 def load_scales(scales_ptr, first, length, FORMATS: tl.constexpr, BLOCK: tl.constexpr):
     """Of each state: [BLOCK // 128] from unit `first` on; a number that means nothing for a plain one."""
     unit = tl.arange(0, BLOCK // UNIT)
@@ -48,7 +62,7 @@ def load_scales(scales_ptr, first, length, FORMATS: tl.constexpr, BLOCK: tl.cons
         if FORMATS[i] == PLAIN:
             scales = scales + (0.0,)
         else:
-            scales = scales + (tl.load(scales_ptr[i] + first + unit, mask=unit * UNIT < length, other=0.0),)
+            scales = scales + (tl.load(scales_ptr[i] + first + unit, mask=unit * UNIT < length, other=0),)
     return scales
 
 
@@ -67,6 +81,8 @@ def numbers_of(stored, scales, FORMATS: tl.constexpr, COMPUTE: tl.constexpr, BLO
             state = root_number(stored[i].to(tl.float32), spread(scales[i], BLOCK))
         elif FORMATS[i] == ROOT_SQUARES:
             state = root_square(stored[i].to(tl.float32), spread(scales[i], BLOCK))
+        elif FORMATS[i] == LOG:
+            state = log_numbers(stored[i], spread(scales[i], BLOCK), BLOCK)
         else:
             state = stored[i].to(COMPUTE)
         states = states + (state,)
@@ -86,12 +102,25 @@ def to_store(tile, real, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def value_to_store(
+    value, real, DTYPE: tl.constexpr, keys_ptr, slot, step, local, AT_RANDOM: tl.constexpr, BLOCK: tl.constexpr
+):
+    """A tile of plain values as it is stored."""
+    if AT_RANDOM:
+        bits = draw_bits(keys_ptr, slot, step, VALUES, 0, local, BLOCK)
+        stored = round_at_random(tl.where(real, value, 0.0), bits)
+    else:
+        stored = to_store(value, real, DTYPE)
+    return stored
+
+
+@triton.jit
 def state_to_store(
     state, real, DTYPE: tl.constexpr, keys_ptr, slot, step, local, DRAW: tl.constexpr, BLOCK: tl.constexpr
 ):
     """The same of a state that may be rounded at random: by the rule's draw number DRAW, or to nearest if it is -1."""
     if DRAW >= 0:
-        bits = draw_bits(tl.load(keys_ptr), tl.load(keys_ptr + 1 + slot), step.to(tl.int64), DRAW, local, BLOCK)
+        bits = draw_bits(keys_ptr, slot, step, STATES, DRAW, local, BLOCK)
         stored = round_at_random(tl.where(real, state, 0.0), bits)
     else:
         stored = to_store(state, real, DTYPE)
@@ -114,7 +143,8 @@ def unmoved(old, value, row, fresh, COMPUTE: tl.constexpr, i: tl.constexpr, STAR
 def store_states(
     states_ptr,
     scales_ptr,
-    offset,  # of the elements in the states' streams
+    start,  # of the tile in the states' streams
+    lane,
     first,  # unit of the tile in the scales' streams
     states,  # what the rule made of them
     begun,  # as numbers, before the rule
@@ -145,20 +175,27 @@ def store_states(
             # Chosen between numbers as they are stored: a way through COMPUTE and back would not keep a NaN's bits.
             if frozen is not None:
                 new = tl.where(frozen, unmoved(old[i], value, row, fresh, COMPUTE, i, STARTS), new)
-            tl.store(states_ptr[i] + offset, new, mask=mask)
+            tl.store(states_ptr[i] + start + lane, new, mask=mask)
         else:
+            unit = tl.arange(0, BLOCK // UNIT)
             state = states[i]
             if frozen is not None:
                 state = tl.where(frozen, begun[i], state)
             state = tl.where(real, state, 0.0)
-            scale = largest(state, BLOCK)
-            if FORMATS[i] == ROOT:
-                code = root_code(state, spread(scale, BLOCK))
+            if FORMATS[i] == LOG:
+                draw = tl.full([BLOCK], 0x8000, tl.uint16)
+                if DRAWS[i] >= 0:
+                    draw = draw_bits(keys_ptr, slot, step, STATES, DRAWS[i], local, BLOCK)
+                scale = log_grid(state, BLOCK)
+                store_pairs(states_ptr[i], start, log_codes(state, spread(scale, BLOCK), draw), length, BLOCK)
             else:
-                code = root_code_of_square(state, spread(scale, BLOCK))
-            # By way of an integer that holds them all: a conversion to one that does not is anybody's guess.
-            tl.store(states_ptr[i] + offset, code.to(tl.int32).to(old[i].dtype), mask=mask)
-            unit = tl.arange(0, BLOCK // UNIT)
+                scale = largest(state, BLOCK)
+                if FORMATS[i] == ROOT:
+                    code = root_code(state, spread(scale, BLOCK))
+                else:
+                    code = root_code_of_square(state, spread(scale, BLOCK))
+                # By way of an integer that holds them all: a conversion to one that does not is anybody's guess.
+                tl.store(states_ptr[i] + start + lane, code.to(tl.int32).to(old[i].dtype), mask=mask)
             tl.store(scales_ptr[i] + first + unit, scale, mask=unit * UNIT < length)
 
 

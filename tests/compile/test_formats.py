@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flatvars.kernels.formats import ROOT8, ROOT8_SQUARES, SPLIT, Stored
+from flatvars.kernels.formats import LOG4, ROOT8, ROOT8_SQUARES, SPLIT, Stored
 from tests.support.catch import SMALL
 from tests.support.compiled import GFX942, SM80, SM90, SM100, captured, compile_for, threads
 from tests.support.rig import Rig
@@ -16,37 +16,54 @@ TARGETS = {"sm80": SM80, "sm90": SM90, "sm100": SM100, "gfx942": GFX942}
 
 def stream_of(rig, format_):
     units = sum(-(-numel // 128) for numel in rig.segments.numels)
-    parts = [torch.zeros(units if part.units else rig.numel, dtype=part.dtype) for part in format_.parts]
+    lengths = [units if part.units else part.items(rig.numel) for part in format_.parts]
+    parts = [torch.zeros(n, dtype=part.dtype) for n, part in zip(lengths, format_.parts, strict=True)]
     return Stored(parts[0], format_, tuple(parts[1:]))
 
 
-def step_code(target, split, states):
+KINDS = {
+    "split": ("split", [None, None]),
+    "split-root8": ("split", [ROOT8, ROOT8_SQUARES]),
+    "split-log4": ("split", [ROOT8, LOG4]),
+    "stochastic-log4": ("stochastic", [ROOT8, LOG4]),
+    "float32-root8": (None, [ROOT8, ROOT8_SQUARES]),
+}
+
+
+def step_code(target, kind, states):
     """AdamW, clipped, with gradients of the values' dtype."""
-    case, dtype = CASES["adamw"], torch.bfloat16 if split else torch.float32
+    case, dtype = CASES["adamw"], torch.bfloat16 if kind else torch.float32
     rig = Rig(SMALL, dtype, rule=case.rule, fill=False, backend="triton")
-    values = stream_of(rig, SPLIT) if split else rig.values.stream
+    values = Stored(rig.values.stream, at_random=kind == "stochastic")
+    if kind == "split":
+        values = stream_of(rig, SPLIT)
     held = [stream_of(rig, form) if form else torch.zeros(rig.numel) for form in states]
     sources = rig.plan.scattered([torch.zeros(shape, dtype=dtype) for shape in SMALL])
     given = {"steps": rig.steps, "norm": rig.norm, "max_norm": 1.0, "skip": False, "skipped": rig.skipped}
+    given["keys"] = torch.zeros(1 + len(SMALL), dtype=torch.int64)
     return compile_for(
         target, captured(lambda: rig.plan.step_(sources, case.rule, values, held, [case.group], **given))
     )
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize(
-    ("split", "states"), [(True, [None, None]), (True, [ROOT8, ROOT8_SQUARES])], ids=["split", "split-root8"]
-)
-def test_streams_are_as_wide_as_can_be(split, states, target):
-    code = step_code(target, split, states)
+@pytest.mark.parametrize(("kind", "states"), KINDS.values(), ids=KINDS)
+def test_streams_are_as_wide_as_can_be(kind, states, target):
+    code = step_code(target, kind, states)
     elements = code.block // threads(target, code.tile)
     assert elements == 8
-    # A value and its low bits, 2 B each; a state of float32, or of 8 bits, of which eight are 8 B.
-    wide = 2 + (0 if states[0] else 2 * 2)
+    # 16 B of eight elements: a value and its low bits of 2 B each, one of float32 twice, a state of float32 twice.
+    values = {"split": 2, "stochastic": 1, None: 2}[kind]
+    wide = values + (0 if states[0] else 2 * 2)
+    gradient = 1 if kind else 2
     assert code.wide("st") == wide
-    assert code.wide("ld") == wide + 1  # and the gradient
-    assert code.widths["st"].count(8) == (2 if states[0] else 0)
-    assert code.spilled == 0
+    assert code.wide("ld") == wide + gradient
+    assert code.widths["st"].count(8) == [form for form in states if form].count(ROOT8) + states.count(ROOT8_SQUARES)
+    # Pairs of 4-bit codes, 4 B, beside one for each buffer of units, one for the count of steps and one for arrivals.
+    units = (kind == "split") + 2 * (states[0] is not None)
+    assert code.widths["st"].count(4) == units + 2 + (LOG4 in states)
+    # Split values, both codecs and draws at once are a few registers more than sm_80 has.
+    assert code.spilled <= (32 if (kind, target, states[-1]) == ("split", SM80, LOG4) else 0)
     if target is not GFX942:
         assert code.double_arithmetic() == []
         assert "fma." not in code.assembly

@@ -346,6 +346,21 @@ def check_formats_of_blocks_are_refused(world: World) -> None:
 
 
 @on(2)
+def check_values_are_rounded_as_in_one_process(world: World) -> None:
+    """At random, by draws that no rank shows in; the mean of equal gradients is exact."""
+    net, alone = Net(), Net()
+    stored: Any = {"dtype": torch.bfloat16, "values": "stochastic"}
+    store, whole = fv.VarStore.from_module(net, mesh=world.mesh, **stored), fv.VarStore.from_module(alone, **stored)
+    opt, reference = adamw(store), adamw(whole)
+    for step in range(2):
+        for module, one in ((net, opt), (alone, reference)):
+            give(module, [None if grad is None else grad.bfloat16() for grad in gradients(0, step)])
+            one.step()
+            one.zero_grad()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), alone.parameters(), strict=True))
+
+
+@on(2)
 def check_averages_of_schedule_free(world: World) -> None:
     net, alone = Net(), Net()
     store, whole = fv.VarStore.from_module(net, mesh=world.mesh), fv.VarStore.from_module(alone)

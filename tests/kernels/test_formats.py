@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from flatvars.kernels.formats import ROOT8, ROOT8_SQUARES, SPLIT, Stored
+from flatvars.init import name_key
+from flatvars.kernels.formats import LOG4, ROOT8, ROOT8_SQUARES, SPLIT, Stored, encode_log
 from flatvars.kernels.lang import tl  # noqa: F401 - the interpreter looks for it here
 from flatvars.kernels.rules import rule
 from flatvars.kernels.segments import UNIT
@@ -20,6 +22,24 @@ SHAPES = [(), (0,), (17,), (128,), (3, 5), (129,), (2049,), (40, 40)]
 def keeping(p, g, state, hyper, step):
     """A value that grows by what its states were, which then are the gradient and its square."""
     return p + (state[0] + state[1]), (g, g * g)
+
+
+@rule(states=("square",), hyper=(), stochastic=("square",), nonnegative=("square",))
+def squaring(p, g, state, hyper, step):
+    """A value that is what its state was, which then is the square of the gradient."""
+    return state[0], (g * g,)
+
+
+def keys_of(names, device):
+    words = np.array([42, *map(name_key, names)], dtype=np.uint64)
+    return torch.from_numpy(words.view(np.int64)).to(device)
+
+
+def draws_of(name, step, count, which=0):
+    """What states are rounded by, int32 [count], by NumPy."""
+    key = np.array([42, name_key(name)], dtype=np.uint64)
+    words = np.random.Philox(key=key, counter=[0, step, 2, which]).random_raw(-(-count // 4) or 1)
+    return torch.from_numpy(words.view(np.uint16)[:count].astype(np.int32))
 
 
 class FormatRig:
@@ -40,7 +60,7 @@ class FormatRig:
 
     def _stream(self, form, units):
         buffers = [
-            torch.zeros(units if part.units else self.rig.numel, dtype=part.dtype, device=self.rig.device)
+            torch.zeros(units if part.units else part.items(self.rig.numel), dtype=part.dtype, device=self.rig.device)
             for part in form.parts
         ]
         return Stored(buffers[0], form, tuple(buffers[1:]))
@@ -54,7 +74,7 @@ class FormatRig:
                 found.append([stream.buffer[start : start + numel]])
                 continue
             pairs = zip(stream.format.parts, (stream.buffer, *stream.beside), strict=True)
-            firsts = [(part, buffer, unit if part.units else start) for part, buffer in pairs]
+            firsts = [(part, buffer, unit if part.units else start // part.each) for part, buffer in pairs]
             found.append([buffer[first : first + part.items(numel)] for part, buffer, first in firsts])
         return found
 
@@ -66,7 +86,8 @@ class FormatRig:
 
     def read(self, stream):
         return [
-            parts[0].clone() if stream.format is None else stream.format.decode(parts) for parts in self.parts(stream)
+            parts[0].clone() if stream.format is None else stream.format.numbers(parts, numel)
+            for parts, numel in zip(self.parts(stream), self.rig.segments.numels, strict=True)
         ]
 
     def step(self, grads, group, **options):
@@ -119,6 +140,35 @@ def test_what_is_read_is_what_the_reference_reads(backend, device):
     rig.step([torch.zeros(shape, device=device) for shape in SHAPES], {})
     for found, sum_ in zip(rig.read(rig.values), wanted, strict=True):
         assert_same_bits(found, sum_)
+
+
+def log_numbers(shape, device):
+    """Over many powers of ten, over few, all alike, and some zeros."""
+    exponent = torch.randint(-8, 1, shape, device=device) * (torch.rand(shape, device=device) < 0.5)
+    numbers = torch.randn(shape, device=device) * 10.0**exponent
+    numbers.view(-1)[128:256] = 0.25
+    numbers.view(-1)[300:310] = 0.0
+    return numbers
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_squares_in_4_bits_are_what_the_reference_makes(random, backend, device):
+    """Stored by their draws, or to nearest; and read."""
+    rig = FormatRig(backend, device, squaring, False, [LOG4])
+    torch.manual_seed(1)
+    grads = odd([log_numbers(shape, device) for shape in SHAPES])
+    names = [f"v{i}" for i in range(len(SHAPES))]
+    rig.step(grads, {}, keys=keys_of(names, device) if random else None)
+    (stream,) = rig.states
+    held = rig.read(stream)
+    for name, grad, parts in zip(names, grads, rig.parts(stream), strict=True):
+        x = grad.flatten().square()
+        draws = draws_of(name, 1, len(x)) if random else torch.full((len(x),), 0x8000, dtype=torch.int32)
+        for part, item in zip(parts, encode_log(x, draws.to(device)), strict=True):
+            assert_same_bits(part, item)
+    rig.step([torch.zeros(shape, device=device) for shape in SHAPES], {})
+    for found, wanted in zip(rig.read(rig.values), held, strict=True):
+        assert_same_bits(found, wanted)
 
 
 def test_split_values_train_as_float32(backend, device):
@@ -191,14 +241,15 @@ def test_rules_store_the_same_bits_on_both_compilers(name, backend, device):
         pytest.skip("once, on host memory, where both compilers work")
     shapes = [(17,), (3, 43), (2049,)]
     case, found = CASES[name], []
-    forms = [ROOT8_SQUARES if state in case.rule.nonnegative else ROOT8 for state in case.rule.states]
+    forms = [LOG4 if state in case.rule.squares else ROOT8 for state in case.rule.states]
+    names = [f"v{i}" for i in range(len(shapes))]
     for compiler, shift in (("triton", 0), ("cpu", 1)):
         rig = FormatRig(compiler, device, case.rule, True, forms, shapes=[(33,)] * shift + shapes)
         torch.manual_seed(0)
         rig.write(rig.values, [torch.ones(33)] * shift + [torch.randn(shape).flatten() for shape in shapes])
         for _ in range(2):
             grads = [torch.ones(33)] * shift + [torch.randn(shape) for shape in shapes]
-            rig.step(grads, case.group)
+            rig.step(grads, case.group, keys=keys_of(["other"] * shift + names, device))
         found.append([rig.parts(stream)[shift:] for stream in (rig.values, *rig.states)])
     for one, other in zip(*found, strict=True):
         for mine, theirs in zip(one, other, strict=True):

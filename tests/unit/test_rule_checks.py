@@ -11,6 +11,7 @@ from torch import nn
 
 import flatvars as fv
 from flatvars.errors import RuleError
+from flatvars.kernels import rules
 from flatvars.kernels.lang import tl
 
 Body = Callable[..., Any]
@@ -139,3 +140,10 @@ def test_an_optimizer_takes_the_numbers_of_its_rule(
 def test_names_that_are_none(names: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match=names[1]):
         fv.optim.rule(hyper=names)
+
+
+def test_averages_of_squares_are_rounded_at_random() -> None:
+    """Where they are stored in few bits: to nearest, they would stand still."""
+    found = [one for one in vars(rules).values() if isinstance(one, rules.Rule) and "exp_avg_sq" in one.states]
+    assert len(found) > 10
+    assert [one.name for one in found if "exp_avg_sq" not in one.stochastic] == []

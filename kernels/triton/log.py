@@ -1,0 +1,79 @@
+"""Tiles of averages of squares in 4 bits, as `kernels/formats.py` has them: pairs of codes, and a grid for each unit.
+
+Traffic: half a byte an element and 4 B a unit. Numerics: as compiled for the CPU, bit for bit; codes are rounded by the
+draws they are given. Aliasing: in place.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..formats import LARGEST_HALF as LARGEST
+from ..formats import LOG_RANGE
+from ..segments import UNIT as ELEMENTS
+from .compile import div_rn
+
+UNIT = tl.constexpr(ELEMENTS)
+LARGEST_HALF, RANGE = tl.constexpr(LARGEST), tl.constexpr(LOG_RANGE)
+INFINITY = tl.constexpr(0x7F800000)
+
+
+@triton.jit
+def pair_mask(length, BLOCK: tl.constexpr):
+    """As `padded_mask`, of pairs."""
+    return tl.arange(0, BLOCK // 2) < ((length + 15) >> 4) << 3
+
+
+@triton.jit
+def load_pairs(codes_ptr, first, length, BLOCK: tl.constexpr):
+    """[BLOCK // 2] uint8 from element `first` of the stream on, a multiple of 16."""
+    place = tl.multiple_of(first >> 1, 8) + tl.arange(0, BLOCK // 2)
+    return tl.load(codes_ptr + place, mask=pair_mask(length, BLOCK), other=0)
+
+
+@triton.jit
+def store_pairs(codes_ptr, first, codes, length, BLOCK: tl.constexpr):
+    """Stores codes, [BLOCK] int32."""
+    low, high = tl.split(tl.reshape(codes, [BLOCK // 2, 2]))
+    place = tl.multiple_of(first >> 1, 8) + tl.arange(0, BLOCK // 2)
+    tl.store(codes_ptr + place, (low | (high << 4)).to(tl.uint8), mask=pair_mask(length, BLOCK))
+
+
+@triton.jit
+def log_numbers(pairs, grid, BLOCK: tl.constexpr):
+    """[BLOCK] float32 of pairs of codes."""
+    wide = pairs.to(tl.int32)
+    codes = tl.reshape(tl.join(wide & 15, wide >> 4), [BLOCK])
+    bits = ((grid >> 16) - (15 - codes) * (grid & 0xFFFF)) << 16
+    return tl.where(codes > 0, bits, 0).to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def log_grid(state, BLOCK: tl.constexpr):
+    """Of each unit: upper bits of the largest number, and how far those of two neighbors are apart, in one int32."""
+    bits = tl.reshape(state.to(tl.int32, bitcast=True), [BLOCK // UNIT, UNIT])
+    counts = (bits > 0) & (bits < INFINITY)
+    top = (tl.max(tl.where(counts, bits, 0), axis=1).to(tl.int32) + 0xFFFF) >> 16
+    top = tl.minimum(top, LARGEST_HALF)
+    low = tl.min(tl.where(counts, bits, INFINITY), axis=1).to(tl.int32) >> 16
+    low = tl.maximum(tl.minimum(low, top), top - RANGE)
+    step = tl.minimum((top - low + 13) // 14, tl.maximum(top - 1, 0) // 14)
+    return ((top << 16) | step).to(tl.int32)
+
+
+@triton.jit
+def log_codes(state, grid, draw):
+    """[BLOCK] int32, rounded by draws, uint16."""
+    bits = state.to(tl.int32, bitcast=True)
+    counts = (bits > 0) & (bits < INFINITY)
+    step = (grid & 0xFFFF) << 16
+    first = ((grid >> 16) << 16) - 14 * step
+    kept = tl.where(counts, bits, first).to(tl.int32)
+    one = tl.full(state.shape, 1.0, tl.float32)
+    inverse = div_rn(one, tl.maximum(step, 0x10000).to(tl.float32))
+    shift = (draw.to(tl.int32).to(tl.float32) + 0.5) * 0.0000152587890625
+    place = ((kept - first).to(tl.float32) * inverse + shift).to(tl.int32)
+    code = tl.minimum(tl.maximum(place, 0), 14) + 1
+    special = (bits & 0x7FFFFFFF) >= INFINITY
+    return tl.where(counts, code, tl.where(special, 15, 0)).to(tl.int32)
