@@ -199,6 +199,10 @@ class Optimizer(Averaging, Conveniences):
         beside = self.kept_rule(group).beside
         return (*self.kept_rule(group).states[:beside], *self.state_names(group))
 
+    def loose_states(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the states that lie in no stream, of a variable of a shape."""
+        return {}
+
     def counts_steps(self, group: Mapping[str, Any]) -> bool:
         """Whether steps of a group count as steps of its variables."""
         return True

@@ -89,7 +89,7 @@ class Entries(MutableMapping[Any, Any]):
         if variable is None:
             return self._others.setdefault(_identity(key), (key, {}))[1]
         entry = self._entries.get(variable.id) or self._attached(variable)
-        if any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable)):
+        if self._lacks(entry, variable):
             self.fill(entry)
         return entry
 
@@ -229,6 +229,13 @@ class Entries(MutableMapping[Any, Any]):
             entry.attach(self, variable)
         return entry
 
+    def _lacks(self, entry: StateEntry, variable: Variable) -> bool:
+        """Whether something that a variable may have is not in its entry."""
+        names = self._optimizer.names_of(variable)
+        if not names:
+            return STEP not in entry and self._optimizer.rule_for(variable).keeps_step
+        return any(dict.get(entry, name) is None for name in names)
+
     def fill(self, entry: StateEntry) -> None:
         """Shows the views of a variable that has stepped."""
         variable = entry.variable
@@ -278,7 +285,7 @@ class Entries(MutableMapping[Any, Any]):
         counts = states.steps.tolist()
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
-            missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
+            missing = self._lacks(entry, variable)
             early = (common or optimizer.rule_for(variable)).early or states.is_partial
             has_state = early or is_set(counts[states.slots[variable.id]])
             if missing and variable.id not in self._dropped and has_state:
