@@ -20,6 +20,8 @@ from .kernels.looks import Looks
 from .kernels.plan import Plan, Stage
 from .kernels.rules import (
     ADADELTA,
+    ADAFACTOR,
+    ADAFACTOR_GRADIENT,
     ADAGRAD,
     ADAM,
     ADAMAX,
@@ -77,6 +79,8 @@ from .kernels.segments import UNIT, Segments, round_up, unit_counts
 
 __all__ = [
     "ADADELTA",
+    "ADAFACTOR",
+    "ADAFACTOR_GRADIENT",
     "ADAGRAD",
     "ADAM",
     "ADAMAX",

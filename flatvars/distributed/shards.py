@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,17 +32,21 @@ def local_of(tensor: Any) -> Tensor:
 
 
 @torch.no_grad()
-def grad_of(whole: Any) -> Tensor | None:
-    """This rank's shard of the gradient that lies in `.grad` of a DTensor, as the DTensor itself is divided.
+def grads_of(wholes: Iterable[Any]) -> list[Tensor | None]:
+    """This rank's shards of the gradients that lie in `.grad` of DTensors, each divided as the DTensor itself.
 
     Sequence parallelism leaves sums of which each rank has a part: they are added up here, on all ranks.
     """
-    grad = whole.grad
+    return [_grad_of(whole, whole.grad) for whole in wholes]
+
+
+def _grad_of(whole: Any, grad: Any) -> Tensor | None:
     if grad is None:
         return None
     if grad.placements != whole.placements:
         grad = grad.redistribute(placements=whole.placements)
-    return local_of(grad)
+    shard: Tensor = grad.to_local()  # itself, as autograd looks at nothing here
+    return shard
 
 
 @torch.no_grad()
@@ -128,13 +132,14 @@ class Sharding:
         """Whether a GradScaler of any rank found an infinity, float32 []; None if there is no scaler."""
         return None if found_inf is None else self.add_up(found_inf.to(torch.float64)).to(torch.float32)
 
+    @torch.no_grad()
     def moved(self, pairs: Sequence[tuple[Tensor, Any]]) -> dict[int, Tensor]:
         """Which shards are other memory now, of those given with their DTensors, and what they are."""
         found = {}
         for k, (shard, whole) in enumerate(pairs):
             if shard is whole:
                 continue
-            local = local_of(whole)
+            local = whole.to_local()
             if local.data_ptr() != shard.data_ptr() or local.shape != shard.shape or local.dtype != shard.dtype:
-                found[k] = local
+                found[k] = local.detach()
         return found

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..backend import unit_counts
-from ..distributed.shards import divided_as, grad_of, is_divided
+from ..distributed.shards import divided_as, grads_of
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .cycle import Collected, Given
@@ -28,17 +28,21 @@ class Sharded(Gathered):
         super().__init__(registry)
         self._weights: weakref.WeakKeyDictionary[PlanSet, list[Tensor]] = weakref.WeakKeyDictionary()
 
-    @torch.no_grad()
+    def _divided(self, variables: Sequence[Variable] | None) -> list[Variable]:
+        """Those of some variables, of all if not given, that are shards."""
+        chosen = self.registry.variables if variables is None else variables
+        return [variable for variable in chosen if variable.whole is not variable.param]
+
     def _look(self, variables: Sequence[Variable] | None = None) -> None:
         """Shards see what lies in `.grad` of their DTensors."""
-        for variable in self.registry.variables if variables is None else variables:
-            if is_divided(variable.whole):
-                variable.param.grad = grad_of(variable.whole)
+        divided = self._divided(variables)
+        for variable, grad in zip(divided, grads_of([v.whole for v in divided]), strict=True):
+            variable.param.grad = grad
 
     def _drop(self, variables: Sequence[Variable] | None = None) -> None:
         """DTensors lose the gradients that were taken out of `.grad` of their shards."""
-        for variable in self.registry.variables if variables is None else variables:
-            if variable.param.grad is None:
+        for variable in self._divided(variables):
+            if variable.param.grad is None and variable.whole.grad is not None:
                 variable.whole.grad = None
 
     def of(self, variable: Variable) -> Tensor | None:
@@ -49,7 +53,7 @@ class Sharded(Gathered):
     def add(self, variable: Variable, grad: Tensor) -> None:
         self._look([variable])
         super().add(variable, grad)
-        if is_divided(variable.whole) and variable.whole.grad is None and variable.param.grad is not None:
+        if variable.whole is not variable.param and variable.whole.grad is None and variable.param.grad is not None:
             variable.whole.grad = divided_as(variable.whole, variable.param.grad)
 
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
@@ -66,7 +70,8 @@ class Sharded(Gathered):
     def zero(
         self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
     ) -> None:
-        self._look(variables)
+        if not set_to_none:  # in place
+            self._look(variables)
         super().zero(set_to_none, variables, plans)
         self._drop(variables)
 

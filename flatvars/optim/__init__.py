@@ -2,6 +2,7 @@
 
 from ..backend import VALUE, Rule, rule, scalars, statistics
 from .adadelta import Adadelta
+from .adafactor import Adafactor
 from .adagrad import Adagrad
 from .adam import Adam, AdamW
 from .adamax import Adamax
@@ -41,6 +42,7 @@ __all__ = [
     "VALUE",
     "AdEMAMix",
     "Adadelta",
+    "Adafactor",
     "Adagrad",
     "Adam",
     "AdamW",

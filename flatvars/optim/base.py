@@ -36,6 +36,7 @@ from .entries import Entries
 from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
 from .homes import GivenParam, admit, forget_leavers, given_in
+from .hooks import hooked
 from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
 from .recording import capture_record, record_problems, restore_record
@@ -197,6 +198,10 @@ class Optimizer(Averaging, Conveniences):
         """These, and what is kept beside them."""
         beside = self.kept_rule(group).beside
         return (*self.kept_rule(group).states[:beside], *self.state_names(group))
+
+    def loose_states(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the states that lie in no stream, of a variable of a shape."""
+        return {}
 
     def counts_steps(self, group: Mapping[str, Any]) -> bool:
         """Whether steps of a group count as steps of its variables."""
@@ -410,6 +415,7 @@ class Optimizer(Averaging, Conveniences):
 
     # Stepping -----------------------------------------------------------------------------------------------------
 
+    @hooked
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
         """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.

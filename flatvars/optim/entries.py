@@ -89,7 +89,7 @@ class Entries(MutableMapping[Any, Any]):
         if variable is None:
             return self._others.setdefault(_identity(key), (key, {}))[1]
         entry = self._entries.get(variable.id) or self._attached(variable)
-        if any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable)):
+        if self._lacks(entry, variable):
             self.fill(entry)
         return entry
 
@@ -229,6 +229,13 @@ class Entries(MutableMapping[Any, Any]):
             entry.attach(self, variable)
         return entry
 
+    def _lacks(self, entry: StateEntry, variable: Variable) -> bool:
+        """Whether something that a variable may have is not in its entry."""
+        names = self._optimizer.names_of(variable)
+        if not names:
+            return STEP not in entry and self._optimizer.rule_for(variable).keeps_step
+        return any(dict.get(entry, name) is None for name in names)
+
     def fill(self, entry: StateEntry) -> None:
         """Shows the views of a variable that has stepped."""
         variable = entry.variable
@@ -278,7 +285,7 @@ class Entries(MutableMapping[Any, Any]):
         counts = states.steps.tolist()
         for variable in present:
             entry = found[variable.id] = self._attached(variable)
-            missing = any(dict.get(entry, name) is None for name in self._optimizer.names_of(variable))
+            missing = self._lacks(entry, variable)
             early = (common or optimizer.rule_for(variable)).early or states.is_partial
             has_state = early or is_set(counts[states.slots[variable.id]])
             if missing and variable.id not in self._dropped and has_state:
@@ -421,12 +428,13 @@ class Entries(MutableMapping[Any, Any]):
         if self._emptied or self._dropped:
             self._erase()
         entries = self._entries.values()
-        if any(map(_lent, entries)):
-            self._take_lent()
-        if any(map(_loose, entries)):
-            self._gather_loose(strict)
-        self.refresh()
-        self._mark_counts(stepping=strict)
+        if entries:
+            if any(map(_lent, entries)):
+                self._take_lent()
+            if any(map(_loose, entries)):
+                self._gather_loose(strict)
+            self.refresh()
+            self._mark_counts(stepping=strict)
 
     def _mark_counts(self, stepping: bool) -> None:
         """A count that somebody made 0 is still that of a state: where there is none, a rule begins anew.
@@ -435,9 +443,9 @@ class Entries(MutableMapping[Any, Any]):
             stepping: Only for rules that begin with other values than 0, and what was written through its view: a step
                 is not to pay for more.
         """
+        entries = self._entries.values()
         if stepping and not any(rule.init or rule.own for rule in self._optimizer.rules()):
             return
-        entries = self._entries.values()
         found = [entry for entry in entries if (entry.is_recounted if stepping else entry.shows_count)]
         if found:
             self._optimizer.states.note_set([entry.variable for entry in found if entry.variable is not None])

@@ -15,7 +15,7 @@ from ..gradients.plans import Part, PlanSet
 from ..memory.streams import normal_tensors
 from ..variables.registry import HasRegistry
 from .base import Optimizer
-from .checks import check_at_least, check_betas
+from .checks import check_at_least, check_betas, holds_tensor
 from .formats import StateFormat
 
 SHARED = ("d", "d_max", "d_numerator")
@@ -112,6 +112,13 @@ class Prodigy(Optimizer):
         names = ("lr", "eps", "weight_decay", "d_coef", "growth_rate", "d", "d_max")
         check_at_least(0.0, **{name: numbers[name] for name in names if not isinstance(numbers[name], Tensor)})
         check_betas(numbers["betas"] if numbers["beta3"] is None else (*numbers["betas"], numbers["beta3"]))
+
+    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+        """As `Optimizer`'s; d lies on the device from the first step on, and is no reason not to look at the others."""
+        super().check_changed(group, waits)
+        names = [name for name in self.defaults if name in group and name not in (*SHARED, "lr")]
+        if not any(holds_tensor(group[name]) for name in names):
+            self.check_numbers({**self.defaults, **group, "lr": 0.0})
 
     def rule(self) -> Rule:
         return PRODIGY

@@ -33,6 +33,9 @@ class Saved(Recorded, Protocol):
     def defaults_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What a param group must have."""
 
+    def loose_states(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the states that lie in no stream."""
+
     defaults: dict[str, Any]
 
     def after_load(self) -> None:
@@ -215,11 +218,12 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
             for owner, foreign in STATES_OF_OTHERS.items():
                 if strange := [name for name in state if name in foreign and name not in known]:
                     raise ValueError(f"{about}: {strange[0]!r} is a state of {owner}; nothing was changed")
-            missing = [name for name in needed if name not in state]
+            loose = optimizer.loose_states(tuple(param.shape))
+            missing = [name for name in (*needed, *loose) if name not in state]
             needs_step = rule.keeps_step if optimizer.several else optimizer.needs_step
             missing += [STEP] if needs_step and STEP not in state else []
             if missing:
                 raise ValueError(f"{about}: it has no {missing[0]!r}, but {list(state)}; nothing was changed")
             for name in {*known, STEP} & set(state):
-                shape = None if name in (STEP, *kept.own) else tuple(param.shape)
+                shape = None if name in (STEP, *kept.own) else loose.get(name, tuple(param.shape))
                 check_value(f"variable {names.get(param)!r}", name, state[name], shape)

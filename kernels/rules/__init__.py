@@ -1,6 +1,7 @@
 """The mathematics of each optimizer: one rule a file, no loads, no stores."""
 
 from .adadelta import ADADELTA
+from .adafactor import ADAFACTOR, ADAFACTOR_GRADIENT
 from .adagrad import ADAGRAD
 from .adam import ADAM, ADAMW, AMSGRAD, AMSGRADW
 from .adamax import ADAMAX
@@ -31,6 +32,8 @@ from .stages import Scalars, Statistics, scalars, statistics
 
 __all__ = [
     "ADADELTA",
+    "ADAFACTOR",
+    "ADAFACTOR_GRADIENT",
     "ADAGRAD",
     "ADAM",
     "ADAMAX",

@@ -38,7 +38,7 @@ def version_of(store: fv.VarStore, path: Path) -> int:
     """What is saved at a path; fails if it is not one whole save."""
     set_version(store, -1)
     store.load(path)
-    found = {int(x) for v in store.variables().values() for x in v.value.flatten().tolist()}
+    found = {int(x) for v in store.variables().values() for x in v.value.aminmax()}
     assert len(found) == 1, f"a mixture of saves: {sorted(found)}"
     return found.pop()
 

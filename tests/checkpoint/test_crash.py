@@ -15,6 +15,8 @@ import flatvars as fv
 
 ROOT = Path(__file__).parents[2]
 TMPFS_SIZE = 1 << 20
+KILLS = 80
+"""At random moments; every call to the system is met by another test."""
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals: run it on Linux or macOS")
 
@@ -29,9 +31,9 @@ def run(*arguments: str) -> str:
 @pytest.mark.slow
 @pytest.mark.process
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    found = re.match(r"(\d+) killed, version (\d+)", run("random", str(tmp_path), "250"))
+    found = re.match(r"(\d+) killed, version (\d+)", run("random", str(tmp_path), str(KILLS)))
     assert found is not None
-    assert int(found[1]) == 250
+    assert int(found[1]) == KILLS
     assert int(found[2]) > 20, "children were killed before they saved anything"
 
 

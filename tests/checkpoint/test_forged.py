@@ -18,7 +18,7 @@ from tests.support.stores import Net, backward, batch
 
 from .support import forged, trained
 
-FORGERIES = 200
+FORGERIES = 75
 """Of each seed."""
 
 ODD: list[Any] = [

@@ -178,3 +178,18 @@ def test_groups_share_the_distance_and_the_rate() -> None:
     optimizer.param_groups[1]["lr"] = 0.5
     with pytest.raises(ValueError, match="one rate for all"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"betas": (1.5, 0.9)}, {"d_coef": -1.0}, {"beta3": 2.0}, {"d0": 0.0}], ids=lambda wrong: next(iter(wrong))
+)
+def test_numbers_are_looked_at_in_every_step(wrong: dict[str, Any]) -> None:
+    """Also when d is a tensor on the device, as it is from the first step on: that one is not read."""
+    run = Run(d0=1e-2)
+    run.step(0)
+    before, d = run.store.values.clone(), run.d()
+    run.opt.param_groups[0].update(wrong)
+    with pytest.raises(ValueError, match=r"Invalid"):
+        run.step(1)
+    assert_same_bits(run.store.values, before)
+    assert run.d() == d

@@ -22,7 +22,6 @@ LEFT = {
     "LBFGS": "a closure of one group",
     "SparseAdam": "sparse gradients alone",
     "Muon": "matrices, with tests of their own",
-    "Adafactor": "not here yet",
 }
 # torch keeps a scalar of these in float32.
 FLOAT32_SCALARS = ("NAdam", "ASGD")
@@ -48,7 +47,9 @@ def run(name: str, number: int, dtype: torch.dtype, foreach: bool) -> Pair:
     """Six steps of both, under a schedule, with gradients that are zero or not there in some steps."""
     kwargs = inputs_of(INFOS[name])[number].kwargs
     kwargs = {key: value for key, value in kwargs.items() if key not in ("foreach", "fused", "capturable")}
-    pair = Pair.of(Bag(SHAPES, [dtype]))
+    # torch's Adafactor divides by the number of elements.
+    shapes = {key: shape for key, shape in SHAPES.items() if name != "Adafactor" or key != "none"}
+    pair = Pair.of(Bag(shapes, [dtype]))
     flags = {"foreach": foreach} if "foreach" in INFOS[name].optim_cls.__init__.__annotations__ else {}
     pair.opt = getattr(fv.optim, name)(pair.store, **copy.deepcopy(kwargs))
     pair.ref = getattr(torch.optim, name)(pair.theirs.parameters(), **copy.deepcopy(kwargs), **flags)

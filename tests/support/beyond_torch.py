@@ -162,6 +162,14 @@ def lars(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Updat
     return p - lr * (g + group["momentum"] * b if group["nesterov"] else b), (b,)
 
 
+def adafactor(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
+    """arXiv 1804.04235 as torch.optim.Adafactor, from the direction on, which comes in the place of the gradient."""
+    g, lr, count = _signed(g, group), group["lr"], max(p.numel(), 1) ** 0.5
+    rate = max(group["eps"][1], float(p.norm() / count)) * min(lr, step**-0.5)
+    rate /= max(1.0, float(g.norm() / count) / group["d"])
+    return p * (1 - lr * group["weight_decay"]) - rate * g, ()
+
+
 def cautious_updates(p: Tensor, g: Tensor, states: States, group: Group, step: int) -> Update:
     """arXiv 2411.16085 on AdamW, as kyleliang919/C-Optim's mask."""
     g, (beta1, beta2) = _signed(g, group), group["betas"]

@@ -10,6 +10,8 @@ from typing import Any
 from flatvars.kernels.lang import tl  # noqa: F401
 from flatvars.kernels.rules import (
     ADADELTA,
+    ADAFACTOR,
+    ADAFACTOR_GRADIENT,
     ADAGRAD,
     ADAM,
     ADAMAX,
@@ -239,6 +241,10 @@ CASES = {
         group_of(LARS_GROUP, lr=0.5, trust_coeff=0.5, trust_clip=True, nesterov=True, maximize=True),
         beyond_torch.lars,
     ),
+    "adafactor": Case(
+        ADAFACTOR, group_of({"eps": (None, 1e-3), "d": 1.5}, weight_decay=0.1, maximize=True), beyond_torch.adafactor
+    ),
+    "adafactor-gradient": Case(ADAFACTOR_GRADIENT, {}, lambda p, g, states, group, step: (g, states)),
     "cautious-updates": Case(
         cautious_updates(ADAMW), adam_group(weight_decay=0.1, cautious=True), beyond_torch.cautious_updates
     ),

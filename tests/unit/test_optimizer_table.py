@@ -27,6 +27,8 @@ RULES = {
     "ScheduleFreeSGD": (rules.SCHEDULE_FREE_SGD,) * 2,
     "RMSprop": (rules.RMSPROP, rules.RMSPROP_CENTERED_MOMENTUM),
 }
+# Classes whose steps are not launches alone, and users' rules.
+APART = ("RuleOptimizer", "Muon", "Adafactor")
 # Bytes that the launch of the statistics adds: gradient and second moment; value and both moments once more (the step
 # reads no gradient, and moves no moment); value and gradient; both gradients; as of LAMB.
 FIRST_LAUNCH = {"StableAdamW": 8, "LAMB": 12, "LARS": 8, "MARS": 8, "Prodigy": 12}
@@ -39,7 +41,7 @@ def test_every_optimizer_has_a_row() -> None:
 
 @pytest.mark.parametrize(
     ("name", "row"),
-    [(name, row) for row in ROWS for name in re.findall(r"`(\w+)`", row[0]) if name not in ("RuleOptimizer", "Muon")],
+    [(name, row) for row in ROWS for name in re.findall(r"`(\w+)`", row[0]) if name not in APART],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bytes_follow_from_states(name: str, row: list[str]) -> None:
@@ -50,6 +52,14 @@ def test_bytes_follow_from_states(name: str, row: list[str]) -> None:
     assert int(re.findall(r"\d+", row[1])[0]) == len(few.states)
     assert ("scalar" in row[1]) == bool(few.own)
     assert row[3] == ("1" if few.statistics is None else "2")
+
+
+def test_bytes_of_adafactor() -> None:
+    """Gradients gathered, means over rows and columns, directions in their place; sums of values and these, a step."""
+    (row,) = (row for row in ROWS if "`Adafactor`" in row[0])
+    assert rules.ADAFACTOR.states == ()
+    assert row[2] == f"{8 + 2 * 4 + 8 + 8 + 12}, and what stays in caches"
+    assert row[3] == "3, and 23 operators for each shape"
 
 
 def test_bytes_of_muon() -> None:

@@ -1,0 +1,239 @@
+"""Second moments of matrices by the means of their rows and columns, over batches of variables where they lie.
+
+    R <- lerp(R, mean of g^2 over a row, w), C <- lerp(C, mean over a column, w)        w = t^beta2_decay
+    u = g / sqrt(max(R C / max(mean of R, eps1), eps1^2))
+
+of the last two axes; a variable of fewer has V <- lerp(V, g^2, w) in the place of R C / mean. Variables of one shape at
+equal distances are one batch, whose R, C and V are one tensor each; the entry of a variable in `optimizer.state` shows
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..gradients.plans import Part
+from ..memory.streams import normal_tensors, own_storage
+from ..variables.variable import Variable
+from .entry import StateEntry
+
+# Elements that are worked on together, so that what is made of them stays in the caches of a CPU.
+AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
+
+Sizes = tuple[int, ...]
+Member = tuple[Variable, int, int, int]
+"""A variable, the number of its param group, its place in the part and its row of counts."""
+
+
+def factored_shapes(shape: Sizes) -> dict[str, Sizes]:
+    """Names and shapes of what is kept of a variable, as torch.optim.Adafactor has them."""
+    if len(shape) < 2:
+        return {"variance": shape}
+    return {"row_var": (*shape[:-1], 1), "col_var": (*shape[:-2], 1, shape[-1])}
+
+
+@dataclass
+class Alike:
+    """Variables of one shape, one memory order and one param group at equal distances.
+
+    Attributes:
+        group: Number of the param group.
+        variables: In the order of their offsets.
+        places: Of each, in the part of the plans.
+        order: The same on the device, int64.
+        rows: Of each, in the counts of steps, int64 on the device.
+        distance: Elements from the beginning of one to that of the next.
+        kept: By name, what is kept of all, [variables, *shape].
+    """
+
+    group: int
+    variables: Sequence[Variable]
+    places: Sequence[int]
+    order: Tensor
+    rows: Tensor
+    distance: int
+    kept: Mapping[str, Tensor]
+    shown: list[tuple[StateEntry, dict[str, Tensor]] | None] = field(default_factory=list)
+
+    def view(self, buffer: Tensor, first: int, last: int) -> Tensor:
+        """Some of the variables in a stream that begins where the region does, [last - first, *shape]."""
+        spec, offset = self.variables[0].spec, self.variables[first].span.offset
+        return buffer.as_strided((last - first, *spec.shape), (self.distance, *spec.stride), offset)
+
+    def bind(self, index: int, entry_of: Callable[[Variable], StateEntry]) -> None:
+        """Makes what `optimizer.state` says of a variable what is gone on from, and shows it there.
+
+        Raises:
+            ValueError: a tensor of another shape was written there.
+        """
+        shown = self.shown[index]
+        if shown is not None and shown[0].home is not None and _shows(*shown):
+            return
+        variable = self.variables[index]
+        entry = entry_of(variable)
+        views = {name: own_storage(kept[index].reshape(-1)).view(kept.shape[1:]) for name, kept in self.kept.items()}
+        for name, view in views.items():
+            found = entry.get(name)
+            if isinstance(found, Tensor) and found.shape != view.shape:
+                raise ValueError(
+                    f"{name!r} of variable {variable.name!r} has shape {tuple(found.shape)}, but Adafactor keeps "
+                    f"{tuple(view.shape)} of it: set optimizer.state[parameter][{name!r}] to a tensor of that shape, "
+                    "or delete the entry; nothing was stepped"
+                )
+        for name, view in views.items():
+            found = entry.get(name)
+            view.copy_(found) if isinstance(found, Tensor) else view.zero_()
+            entry.keep(name, view)
+        self.shown[index] = entry, views
+
+    def pieces(self, touched: Sequence[bool], most: int) -> Iterator[tuple[int, int]]:
+        """First and last of runs of variables that have a gradient, of about `most` elements."""
+        count = max(most // max(self.variables[0].spec.numel, 1), 1)
+        for hit, run in groupby(range(len(self.places)), key=lambda i: bool(touched[self.places[i]])):
+            indices = list(run)
+            for first in range(0, len(indices), count) if hit else ():
+                yield indices[first], indices[min(first + count, len(indices)) - 1] + 1
+
+
+def batches_of(members: Sequence[Member], dtype: torch.dtype, device: torch.device) -> list[Alike]:
+    """Variables in as few batches as their offsets allow.
+
+    Args:
+        members: In any order.
+        dtype: Of what is kept.
+    """
+    alike: dict[Any, list[Member]] = {}
+    for member in sorted(members, key=lambda member: member[0].span.offset):
+        alike.setdefault((member[1], member[0].spec.shape, member[0].spec.stride), []).append(member)
+    found = []
+    for (group, shape, _), some in alike.items():
+        for run in _runs(some):
+            offsets = [member[0].span.offset for member in run]
+            with normal_tensors():
+                kept = {
+                    name: torch.zeros((len(run), *one), dtype=dtype, device=device)
+                    for name, one in factored_shapes(tuple(shape)).items()
+                }
+                order, rows = (torch.tensor([m[i] for m in run], dtype=torch.int64).to(device) for i in (2, 3))
+            distance = offsets[1] - offsets[0] if len(run) > 1 else 1
+            variables, places = [member[0] for member in run], [member[2] for member in run]
+            found.append(Alike(group, variables, places, order, rows, distance, kept, [None] * len(run)))
+    return found
+
+
+def _runs(members: Sequence[Member]) -> list[list[Member]]:
+    """Runs of equal distances, each as long as it goes."""
+    runs: list[list[Member]] = []
+    for member in members:
+        run = runs[-1] if runs else []
+        step = run[1][0].span.offset - run[0][0].span.offset if len(run) > 1 else 0
+        if run and (len(run) == 1 or member[0].span.offset - run[-1][0].span.offset == step):
+            run.append(member)
+        else:
+            runs.append([member])
+    return runs
+
+
+class FactoredStep:
+    """What Adafactor needs for one part of an optimizer's plans.
+
+    Args:
+        part: Its plan's variables.
+        members: As of `batches_of`.
+        numel: Elements of the region up to the last that a variable has.
+        device: Of the store.
+
+    Attributes:
+        apply: The plan of the second launch.
+        directions: Stream of gradients, then of directions.
+        skipped: Where the second launch counts what the first has counted.
+    """
+
+    def __init__(self, part: Part, members: Sequence[Member], numel: int, device: torch.device) -> None:
+        self.apply = part.plan.companion()
+        dtype = torch.float64 if part.region == torch.float64 else torch.float32
+        with normal_tensors():
+            self.directions = torch.zeros(numel, dtype=dtype, device=device)
+            self.skipped = torch.zeros((), dtype=torch.int32, device=device)
+        self._counts = torch.zeros(0, device=device)
+        self.batches = batches_of(members, dtype, device)
+
+    def counts(self, steps: Tensor) -> Tensor:
+        """Where the first launch counts steps, which nobody reads."""
+        if len(self._counts) != len(steps):
+            self._counts = torch.zeros_like(steps)
+        return self._counts
+
+    def bind(self, touched: Sequence[bool], entry_of: Callable[[Variable], StateEntry]) -> None:
+        """Goes on from what `optimizer.state` holds of the variables that have a gradient."""
+        for batch in self.batches:
+            for index, place in enumerate(batch.places):
+                if touched[place]:
+                    batch.bind(index, entry_of)
+
+    def divide(
+        self,
+        touched: Sequence[bool],
+        groups: Sequence[Mapping[str, Any]],
+        steps: Tensor,
+        moves: Tensor | None,
+        written: Tensor | None,
+    ) -> None:
+        """Makes directions of gradients.
+
+        Args:
+            steps: Taken by each variable, at its row.
+            moves: bool []: whether the step is not skipped; None where none is.
+            written: bool [variables of the part]: which have a gradient, where the device alone knows.
+        """
+        most = AT_ONCE["cpu" if self.directions.device.type == "cpu" else "cuda"]
+        for batch in self.batches:
+            group, hits = groups[batch.group], moves
+            eps = group["eps"][0]
+            eps = torch.finfo(batch.variables[0].dtype).eps if eps is None else float(eps)
+            weights = (steps[batch.rows].double().abs() + 1.0) ** float(group["beta2_decay"])
+            weights = weights.to(self.directions.dtype)
+            if written is not None:
+                hits = written[batch.order] if moves is None else written[batch.order] & moves
+            for first, last in batch.pieces(touched, most):
+                kept = {name: tensor[first:last] for name, tensor in batch.kept.items()}
+                some = hits[first:last] if hits is not None and hits.ndim else hits
+                divide_(batch.view(self.directions, first, last), kept, weights[first:last], eps, some)
+
+
+def _shows(entry: StateEntry, views: Mapping[str, Tensor]) -> bool:
+    """Whether nobody has put something else in the place of these views."""
+    return all(dict.get(entry, name) is view for name, view in views.items())
+
+
+def divide_(g: Tensor, kept: Mapping[str, Tensor], weight: Tensor, eps: float, moves: Tensor | None) -> None:
+    """Moves what is kept of some variables, and replaces their gradients by directions.
+
+    Args:
+        g: [variables, *shape].
+        kept: By name, [variables, *shape].
+        weight: [variables]: of the new squares.
+        eps: Least mean of R, and root of the least estimate.
+        moves: bool [variables] or []: what is kept moves; everywhere if None.
+    """
+    if "variance" in kept:
+        v = _lerp_(kept["variance"], g * g, weight, moves)
+        g.mul_(v.clamp(min=eps * eps).rsqrt_())
+        return
+    row, column = kept["row_var"], kept["col_var"]
+    _lerp_(row, torch.linalg.vector_norm(g, dim=-1, keepdim=True).square_().div_(g.shape[-1]), weight, moves)
+    _lerp_(column, torch.linalg.vector_norm(g, dim=-2, keepdim=True).square_().div_(g.shape[-2]), weight, moves)
+    estimate = (row / row.mean(dim=-2, keepdim=True).clamp_(min=eps)) * column
+    g.mul_(estimate.clamp_(min=eps * eps).rsqrt_())
+
+
+def _lerp_(kept: Tensor, new: Tensor, weight: Tensor, moves: Tensor | None) -> Tensor:
+    ones = (1,) * (kept.ndim - 1)
+    moved = torch.lerp(kept, new, weight.view(-1, *ones))
+    return kept.copy_(moved if moves is None else torch.where(moves.view(-1, *ones), moved, kept))
