@@ -37,7 +37,7 @@ class _Row:
     def __init__(self, rule: Rule, limit: float, group: Group, check: Check) -> None:
         check(group)
         self.rule, self.limit = rule, limit
-        self._keys, self._values = tuple(group), tuple(group.values())
+        self._keys, self._values = list(group), list(group.values())
         self._fixed = all(key == "params" or _is_fixed(value) for key, value in group.items())
         self.numbers: Numbers = (limit, *rule.row(group))
 
@@ -47,9 +47,8 @@ class _Row:
             self._fixed
             and rule is self.rule
             and limit == self.limit
-            and len(group) == len(self._keys)
+            and list(group) == self._keys
             and all(map(is_, group.values(), self._values))
-            and all(map(is_, group, self._keys))
         )
 
 
@@ -77,10 +76,10 @@ class HyperTable:
         limit = math.inf if max_norm is None else max_norm
         rows = self._rows
         if self._table is not None and len(rows) == len(groups):
-            if all(row.holds(rule, limit, group) for row, group in zip(rows, groups, strict=True)):
-                return self._table
             pairs = zip(rows, groups, strict=True)
             rows = [row if row.holds(rule, limit, group) else _Row(rule, limit, group, check) for row, group in pairs]
+            if all(map(is_, rows, self._rows)):
+                return self._table
         else:
             rows = [_Row(rule, limit, group, check) for group in groups]
         table = self._write([row.numbers for row in rows], torch.float64 if rule.wide else self.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -76,8 +76,7 @@ def draws_of(rule: Rule, states: Sequence[Stored], inputs: StepInputs) -> tuple[
     return rule.draws(rounded)
 
 
-@dataclass(frozen=True)
-class StepInputs:
+class StepInputs(NamedTuple):
     """What a step reads beside gradients, values and states.
 
     Attributes:

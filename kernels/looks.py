@@ -60,9 +60,15 @@ class Looks:
     def _question(self, rows: npt.NDArray[np.int64]) -> tuple[int, ...]:
         return self._words.ctypes.data, len(rows), self._of_grad, rows.ctypes.data, self._width
 
-    def note(self) -> None:
-        """Keeps in mind how they look now."""
+    @property
+    def can_tell(self) -> bool:
+        """Whether it is ever told how they look."""
+        return self._functions is not None
+
+    def note(self) -> bool:
+        """Keeps in mind how they look now, and returns whether that could be told."""
         self._noted = self.look()
+        return self._noted is not None
 
     def moved(self) -> npt.NDArray[np.int64] | None:
         """Where they lie now, if they look as noted in all but that, and notes it; None if not.

@@ -84,8 +84,9 @@ class PlanSet:
         self.guard = AliasGuard(registry, self.variables, often=True)
         self.zeroed = False  # their gradients were, since the last step
         self.receipt: Receipt | None = None  # of the last step
-        # Where gradients are views: these, their versions when zeroed, and at the last look.
+        # Where gradients are views: these, what they cover of the streams, versions when zeroed, and at the last look.
         self.views: HeldViews | None = None
+        self.pieces: list[Tensor] = []
         self.versions: npt.NDArray[np.int64] | None = None
         self.latest: npt.NDArray[np.int64] | None = None
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]

@@ -50,15 +50,18 @@ class Repeats:
     def __init__(self, params: Sequence[Tensor], parts: Sequence[Any]) -> None:
         self._params, self._parts = params, parts
         self._looks: Looks | None = None  # made at the first step, with all that it needs
+        self._may_look = True
         self._told: tuple[list[Sources], list[bool], list[int]] | None = None
 
     def note(self, sources: list[Sources], touched: list[bool]) -> None:
         """Launches were told these, of the gradients in `.grad`."""
         self._told = None
-        if any(part.plan.addresses.has_copies for part in self._parts):
+        if not self._may_look or any(part.plan.addresses.has_copies for part in self._parts):
             return
         self._looks = self._looks or Looks(self._params, of_grad=True)
-        self._looks.note()
+        if not self._looks.note():
+            self._may_look = self._looks.can_tell
+            return
         self._told = sources, touched, self._uploads()
 
     def take(self) -> tuple[list[Sources], list[bool]] | None:

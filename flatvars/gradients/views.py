@@ -126,6 +126,7 @@ class Views(Gradients):
     def _note(self, plans: PlanSet) -> HeldViews:
         """Which views the plans have, and where they lie."""
         plans.views = HeldViews(plans.params, [self._views[key] for key in plans.ids])
+        plans.pieces = [self.stream(dtype)[start:stop] for dtype, start, stop in plans.stretches]
         plans.versions = None
         return plans.views
 
@@ -311,7 +312,8 @@ class Views(Gradients):
         if not plans.covers(variables):  # the store followed a conversion, and carved
             self.zero(True, variables)
             return
-        self._fill(plans.stretches)
+        for piece in plans.pieces:
+            piece.fill_(UNWRITTEN)
         plans.zeroed, plans.versions = True, plans.latest
         for k in plans.empty:
             self._versions[plans.ids[k]] = version = views[k]._version

@@ -36,6 +36,7 @@ from .entries import Entries
 from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
 from .homes import GivenParam, admit, forget_leavers, given_in
+from .hooks import hooked
 from .membership import Membership, by_rows, explain_foreign, params_of
 from .record import FetchState, OptimizerRecord
 from .recording import capture_record, record_problems, restore_record
@@ -414,6 +415,7 @@ class Optimizer(Averaging, Conveniences):
 
     # Stepping -----------------------------------------------------------------------------------------------------
 
+    @hooked
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
         """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.

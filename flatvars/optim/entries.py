@@ -428,12 +428,13 @@ class Entries(MutableMapping[Any, Any]):
         if self._emptied or self._dropped:
             self._erase()
         entries = self._entries.values()
-        if any(map(_lent, entries)):
-            self._take_lent()
-        if any(map(_loose, entries)):
-            self._gather_loose(strict)
-        self.refresh()
-        self._mark_counts(stepping=strict)
+        if entries:
+            if any(map(_lent, entries)):
+                self._take_lent()
+            if any(map(_loose, entries)):
+                self._gather_loose(strict)
+            self.refresh()
+            self._mark_counts(stepping=strict)
 
     def _mark_counts(self, stepping: bool) -> None:
         """A count that somebody made 0 is still that of a state: where there is none, a rule begins anew.
@@ -442,9 +443,9 @@ class Entries(MutableMapping[Any, Any]):
             stepping: Only for rules that begin with other values than 0, and what was written through its view: a step
                 is not to pay for more.
         """
+        entries = self._entries.values()
         if stepping and not any(rule.init or rule.own for rule in self._optimizer.rules()):
             return
-        entries = self._entries.values()
         found = [entry for entry in entries if (entry.is_recounted if stepping else entry.shows_count)]
         if found:
             self._optimizer.states.note_set([entry.variable for entry in found if entry.variable is not None])

@@ -21,6 +21,7 @@ from .base import Optimizer
 from .checks import check_at_least, check_betas
 from .exchange import apply_once
 from .formats import StateFormat
+from .hooks import hooked
 
 
 class ScheduleFree(Optimizer):
@@ -28,6 +29,7 @@ class ScheduleFree(Optimizer):
 
     needs_step = True
 
+    @hooked
     def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
         """As `Optimizer`'s.
 

@@ -123,7 +123,7 @@ class AliasGuard:
         if self._looks is not None and self._looks.unchanged():
             return True
         found = self._are_in_place()
-        if found and self._often:
+        if found and self._often and (self._looks is None or self._looks.can_tell):
             self._looks = self._looks or Looks(self._params)
             self._looks.note()
         return found

@@ -38,9 +38,10 @@ from .memory import (
     stack,
     write_byte,
 )
+from .prepared import Launcher, Prepared
 from .record import DONE, NEXT, RecordLayout, address_of, bits_of
 from .squares import Units, norm_writer, unit_squares, written_finder
-from .threads import POOL, callable_of, chunk_of, threads_for, wait
+from .threads import chunk_of, threads_for, wait
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
@@ -189,6 +190,7 @@ def _storer(stream: str, dtype: type) -> Any:
 
 
 def launch(
+    launcher: Launcher,
     tables: Tables,
     units: Units,
     sources: Sources,
@@ -200,9 +202,41 @@ def launch(
     written: Tensor | None,
 ) -> None:
     """See `Launches.accumulate`; `written` is zeros, uint8 [variables], of viewed sources."""
+    given = (
+        torch.get_num_threads(),
+        sources.table.data_ptr(),
+        sources.dtype,
+        address_of(stream),
+        None if stream is None else stream.dtype,
+        out.norm.data_ptr(),
+        out.norm.dtype,
+        out.sums.data_ptr(),
+        out.slot,
+        scale,
+        add,
+        address_of(grad_scale),
+        written is None,
+        address_of(tables.frozen),
+    )
+    launcher.run(
+        given, lambda: _prepared(tables, units, sources, stream, out, scale, add, address_of(grad_scale), written)
+    )
+
+
+def _prepared(
+    tables: Tables,
+    units: Units,
+    sources: Sources,
+    stream: Tensor | None,
+    out: NormSlot,
+    scale: float,
+    add: bool,
+    grad_scale: int,
+    written: Tensor | None,
+) -> Prepared:
     dtype = DTYPES[tables.compute_dtype]
     code = kernel(None if stream is None else name_of(stream.dtype), dtype)
-    plain = sources.dtype == tables.compute_dtype and scale == 1.0 and grad_scale is None and tables.frozen is None
+    plain = sources.dtype == tables.compute_dtype and scale == 1.0 and not grad_scale and tables.frozen is None
     size = np.dtype(dtype).itemsize * (1 if stream is None else 3)
     threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
@@ -214,7 +248,7 @@ def launch(
         stream=address_of(stream),
         add=add,
         scale=bits_of(scale),
-        grad_scale=address_of(grad_scale),
+        grad_scale=grad_scale,
         frozen=address_of(tables.frozen),
         firsts=units.addresses[0],
         squares=units.addresses[1],
@@ -225,4 +259,4 @@ def launch(
         norm=out.norm.data_ptr(),
         norm_is_double=out.norm.dtype == torch.float64,
     )
-    POOL.launch(callable_of(code), record, threads)
+    return Prepared(code, record, threads)

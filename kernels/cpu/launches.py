@@ -18,6 +18,7 @@ from ..segments import Segments
 from . import accumulate, norms, statistics, step
 from .fill import fill
 from .gradients import TILE
+from .prepared import Launcher
 from .squares import GROUP, units_of
 
 __all__ = ["CpuLaunches", "bind", "fill"]
@@ -38,6 +39,7 @@ class CpuLaunches:
         self.tables = tables
         self._units = units_of(tables)
         self._sums: dict[int, step.Measures] = {}
+        self._norm, self._gather, self._measure, self._step = Launcher(), Launcher(), Launcher(), Launcher()
         self._written = torch.zeros(len(tables.segments), dtype=torch.uint8)
 
     lanes: ClassVar[int] = GROUP
@@ -62,7 +64,8 @@ class CpuLaunches:
     ) -> None:
         """See `Launches.accumulate`."""
         written = self._written.zero_() if sources.viewed else None
-        accumulate.launch(self.tables, self._units, sources, stream, out, scale, add, grad_scale, written)
+        launcher = self._norm if stream is None else self._gather
+        accumulate.launch(launcher, self.tables, self._units, sources, stream, out, scale, add, grad_scale, written)
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """See `Launches.norms`."""
@@ -96,11 +99,11 @@ class CpuLaunches:
         assert rule.statistics is not None
         written = self._written if sources.viewed else None
         measures = self._measures(len(rule.statistics.names))
-        statistics.launch(self.tables, sources, rule, values, states, inputs, written, measures)
+        statistics.launch(self._measure, self.tables, sources, rule, values, states, inputs, written, measures)
 
     def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
         """See `Launches.step`."""
         measures = None if rule.statistics is None else self._measures(len(rule.statistics.names))
         written = self._written if sources.viewed else None
         observed = None if inputs.observed is None else self._observed
-        step.launch(self.tables, sources, rule, values, states, inputs, written, measures, observed)
+        step.launch(self._step, self.tables, sources, rule, values, states, inputs, written, measures, observed)

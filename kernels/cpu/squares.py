@@ -144,9 +144,21 @@ def written_finder(compute: Any) -> Any:
 
 
 @compiled
-def whole_sum(memory: Any) -> Any:
-    """The sum of `GROUP` float64 numbers, which are overwritten."""
-    half = GROUP // 2
+def lanes_for(count: Any) -> Any:
+    """How many of `GROUP` lanes are to be added where the first `count` alone hold another number than 0.
+
+    A power of two: what the others would add is +0.0, which changes no sum of numbers of which none is -0.0.
+    """
+    lanes = 1
+    while lanes < min(count, GROUP):
+        lanes *= 2
+    return lanes
+
+
+@compiled
+def whole_sum(memory: Any, lanes: Any) -> Any:
+    """The sum of the first `lanes` float64 numbers, a power of two, which are overwritten."""
+    half = lanes // 2
     while half > 0:
         for i in range(half):
             write_double(memory, i, read_double(memory, 2 * i) + read_double(memory, 2 * i + 1))
@@ -162,18 +174,20 @@ def total_of(dtype: type) -> Any:
     def total(squares: Any, units: Any) -> Any:
         lanes = room()
         group = lanes + _BYTES
-        for i in range(GROUP):
-            write_double(lanes, i, 0.0)
         groups = (units + GROUP - 1) // GROUP
+        lane_count = lanes_for(groups)
+        for i in range(lane_count):
+            write_double(lanes, i, 0.0)
         for k in range(groups):
             begin = squares + k * GROUP * size
             count = min(GROUP, units - k * GROUP)
             for i in range(count):
                 write_double(group, i, np.float64(read(begin, i)))
-            for i in range(count, GROUP):
+            unit_count = lanes_for(count)
+            for i in range(count, unit_count):
                 write_double(group, i, 0.0)
-            write_double(lanes, k % GROUP, read_double(lanes, k % GROUP) + whole_sum(group))
-        return whole_sum(lanes)
+            write_double(lanes, k % GROUP, read_double(lanes, k % GROUP) + whole_sum(group, unit_count))
+        return whole_sum(lanes, lane_count)
 
     return total
 
@@ -184,12 +198,12 @@ def variable_sum(dtype: type) -> Any:
 
     @compiled
     def total(units: Any, count: Any) -> Any:
-        lanes = room()
-        for i in range(GROUP):
+        lanes, lane_count = room(), lanes_for(count)
+        for i in range(lane_count):
             write_double(lanes, i, 0.0)
         for i in range(count):
             write_double(lanes, i % GROUP, read_double(lanes, i % GROUP) + np.float64(read(units, i)))
-        return whole_sum(lanes)
+        return whole_sum(lanes, lane_count)
 
     return total
 

@@ -31,8 +31,20 @@ from .formats import FORMATS
 from .gradients import TILE
 from .memory import element_load, read_byte, read_int, read_int32, stack, write_double
 from .numbers import reader, starter
+from .prepared import Launcher, Prepared
 from .squares import unit_sums, variable_sum
-from .step import Measures, drawer, is_skipped, is_untouched, kernel, run, stored_draws, updater_arguments, word
+from .step import (
+    Measures,
+    drawer,
+    given,
+    is_skipped,
+    is_untouched,
+    kernel,
+    prepared,
+    stored_draws,
+    updater_arguments,
+    word,
+)
 from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
 
 
@@ -178,6 +190,7 @@ def finisher(dtype: type) -> Any:
 
 
 def launch(
+    launcher: Launcher,
     tables: Tables,
     sources: Sources,
     rule: Rule,
@@ -188,9 +201,13 @@ def launch(
     measures: Measures,
 ) -> None:
     """See `Launches.statistics`; `written` is uint8 [variables], of viewed sources."""
-    dtype = DTYPES[tables.compute_dtype]
-    moves = rule.statistics is not None and rule.statistics.moves
-    draws = stored_draws(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
-    update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
-    code = kernel(dtype, finisher(dtype), True)
-    run(code, update, tables, sources, rule, values, states, inputs, written, measures, measures)
+
+    def prepare() -> Prepared:
+        dtype = DTYPES[tables.compute_dtype]
+        moves = rule.statistics is not None and rule.statistics.moves
+        draws = stored_draws(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
+        update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
+        code = kernel(dtype, finisher(dtype), True)
+        return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, measures)
+
+    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare)

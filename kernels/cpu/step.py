@@ -51,9 +51,10 @@ from .memory import (
 )
 from .numbers import reader, starter
 from .philox import write_draws
+from .prepared import Launcher, Prepared
 from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
 from .squares import unit_sums, variable_sum
-from .threads import POOL, callable_of, chunk_of, threads_for, wait
+from .threads import chunk_of, threads_for, wait
 from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
 
 LAYOUT = RecordLayout(
@@ -100,6 +101,7 @@ LAYOUT = RecordLayout(
     "observed",  # address of float64 [slots, sums] out, in launches that observe
 )
 word = LAYOUT.reader()
+_address = Tensor.data_ptr
 ONE = np.float32(1.0)
 VALUE_DRAWS, STATE_DRAWS = 1, 2  # third word of the counter, as in `triton/stochastic.py`
 
@@ -475,6 +477,7 @@ class Measures:
 
 
 def launch(
+    launcher: Launcher,
     tables: Tables,
     sources: Sources,
     rule: Rule,
@@ -490,14 +493,60 @@ def launch(
     Args:
         observed: Scratch of what `inputs.observed` asks for.
     """
-    dtype = DTYPES[tables.compute_dtype]
-    draws = stored_draws(rule, states, inputs, range(rule.stored))
-    observes = observed is not None
-    kinds = tuple(map(kind_of, states))
-    at_random = values.at_random and inputs.keys is not None
-    update = updater(rule, kind_of(values), kinds, dtype, tables.frozen is not None, draws, observes, at_random)
-    code = kernel(dtype, observer(dtype), True) if observes else kernel(dtype)
-    run(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
+
+    def prepare() -> Prepared:
+        dtype = DTYPES[tables.compute_dtype]
+        draws = stored_draws(rule, states, inputs, range(rule.stored))
+        observes = observed is not None
+        kinds = tuple(map(kind_of, states))
+        at_random = values.at_random and inputs.keys is not None
+        update = updater(rule, kind_of(values), kinds, dtype, tables.frozen is not None, draws, observes, at_random)
+        code = kernel(dtype, observer(dtype), True) if observes else kernel(dtype)
+        return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
+
+    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare)
+
+
+def given(
+    tables: Tables,
+    sources: Sources,
+    rule: Rule,
+    values: Stored,
+    states: Sequence[Stored],
+    inputs: StepInputs,
+    written: Tensor | None,
+) -> tuple[Any, ...]:
+    """All that the record of a launch is made of."""
+    streams = [
+        (stored.buffer.data_ptr(), stored.buffer.dtype, stored.format, stored.at_random, *map(_address, stored.beside))
+        for stored in (values, *states)
+    ]
+    return (
+        rule,
+        torch.get_num_threads(),
+        sources.table.data_ptr(),
+        sources.dtype,
+        written is None,
+        address_of(tables.frozen),
+        streams,
+        address_of(values.places),
+        inputs.hyper.data_ptr(),
+        inputs.hyper.shape,
+        inputs.steps.data_ptr(),
+        inputs.base,
+        inputs.norm.data_ptr(),
+        inputs.norm.dtype,
+        inputs.clip,
+        inputs.skip,
+        inputs.skipped.data_ptr(),
+        inputs.count_skips,
+        address_of(inputs.grad_scale),
+        address_of(inputs.found_inf),
+        list(map(_address, inputs.own)),
+        address_of(inputs.keys),
+        inputs.unit,
+        address_of(inputs.observed),
+    )
 
 
 def stored_draws(rule: Rule, states: Sequence[Stored], inputs: StepInputs, stored: range) -> tuple[int, ...]:
@@ -506,7 +555,7 @@ def stored_draws(rule: Rule, states: Sequence[Stored], inputs: StepInputs, store
     return draws if max(draws, default=-1) >= 0 else ()
 
 
-def run(
+def prepared(
     code: Any,
     update: Any,
     tables: Tables,
@@ -518,8 +567,8 @@ def run(
     written: Tensor | None,
     measures: Measures | None,
     scratch: Measures | None,
-) -> None:
-    """Runs an updater over all tiles.
+) -> Prepared:
+    """The launch of an updater over all tiles.
 
     Args:
         measures: Sums that the rule reads.
@@ -577,4 +626,4 @@ def run(
         unit_count=0 if scratch is None else scratch.units.shape[1],
         observed=address_of(inputs.observed),
     )
-    POOL.launch(callable_of(code), record, threads)
+    return Prepared(code, record, threads, addresses, own, scales, kept)

@@ -36,6 +36,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_note_fork)
 
 
+def is_there(threads: int) -> bool:
+    """Whether so many of torch's threads can be had: if torch uses another number, it would end some of them."""
+    return not _forked and threads == torch.get_num_threads() and _parallel() is not None
+
+
 def launch(function: Any, record: Words, threads: int) -> bool:
     """Calls `function(record, 0)` on `threads` threads of torch's, this one among them, and waits for all of them.
 
@@ -43,13 +48,12 @@ def launch(function: Any, record: Words, threads: int) -> bool:
         function: Machine code of `(record, leader) -> finished`, as `callable_of` makes it.
 
     Returns:
-        Whether it did: not where `threads` is another number than torch uses, which would end some of its threads.
+        Whether it did.
     """
-    if _forked or threads != torch.get_num_threads():
+    if not is_there(threads):
         return False
     parallel = _parallel()
-    if parallel is None:
-        return False
+    assert parallel is not None
     address = ctypes.cast(function, ctypes.c_void_p).value
     task = row_of([address or 0, address_of_row(record)])
     parallel(_member().address, address_of_row(task), threads, 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+import flatvars as fv
 from tests.support.models import Bag, Chain
 
 from .pairs import MODES, OPTIMIZERS, Pair
@@ -181,3 +182,20 @@ def test_a_gradient_scaler(mode: str, overflow: bool) -> None:
     assert pair.opt.state[pair.ours.layers[0].weight]["step"] == (2 if overflow else 3)
     pair.assert_values_close()
     pair.assert_states_close()
+
+
+def test_a_profiler_sees_the_step_and_a_subclass_calls_hooks_once() -> None:
+    class Own(fv.optim.SGD):
+        def step(self, *arguments: Any, **options: Any) -> Any:
+            return super().step(*arguments, **options)
+
+    calls: list[str] = []
+    for kind in (fv.optim.SGD, Own):
+        param = torch.nn.Parameter(torch.ones(3))
+        optimizer = kind([param], lr=1.0)
+        optimizer.register_step_pre_hook(lambda opt, args, kwargs: calls.append(type(opt).__name__))
+        param.grad = torch.ones(3)
+        with torch.autograd.profiler.profile() as profile:
+            optimizer.step()
+        assert [e.name for e in profile.function_events].count(f"Optimizer.step#{kind.__name__}.step") == 1
+    assert calls == ["SGD", "Own"]
