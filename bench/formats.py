@@ -30,6 +30,8 @@ LAST = 20
 SPLIT = {"dtype": torch.bfloat16, "values": "split"}
 HALF = {"state_dtype": torch.bfloat16}
 ROOT = {"state_format": "root8"}
+SMALLEST = {"state_format": {"exp_avg": "root8", "exp_avg_sq": "log4"}}
+STOCHASTIC = {"dtype": torch.bfloat16, "values": "stochastic"}
 FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "float32": ({}, {}),
     "float32, bfloat16 state": ({}, HALF),
@@ -37,6 +39,10 @@ FORMATS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "split": (SPLIT, {}),
     "split, bfloat16 state": (SPLIT, HALF),
     "split, root8 state": (SPLIT, ROOT),
+    "split, root8 and log4 state": (SPLIT, SMALLEST),
+    "stochastic": (STOCHASTIC, {}),
+    "stochastic, root8 state": (STOCHASTIC, ROOT),
+    "stochastic, root8 and log4": (STOCHASTIC, SMALLEST),
     "bfloat16": ({"dtype": torch.bfloat16}, {}),
 }
 """By name: arguments of the store, and of the optimizer."""
@@ -75,12 +81,12 @@ def run(job: Job, names: list[str]) -> str:
         return draw_batch(text.train, job.batch, job.model.context, generator)
 
     train(sides, records, draw, job, 0, lambda done: True)
-    rows = [f"{'format':<26}{'last losses':>14}{'bytes a parameter':>19}{'optimizer ms':>14}"]
+    rows = [f"{'format':<30}{'last losses':>14}{'bytes a parameter':>19}{'optimizer ms':>14}"]
     for side in sides:
         record = records[side.name]
         times = [ms for ms in record.optimizer_ms if not math.isnan(ms)]
         loss, taken = mean(record.losses[-LAST:]), median(times) if times else math.nan
-        rows.append(f"{side.name:<26}{loss:>14.4f}{side.bytes_of_a_parameter:>19.2f}{taken:>14.2f}")
+        rows.append(f"{side.name:<30}{loss:>14.4f}{side.bytes_of_a_parameter:>19.2f}{taken:>14.2f}")
     return "\n".join(rows)
 
 
