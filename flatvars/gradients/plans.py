@@ -86,7 +86,7 @@ class PlanSet:
         self.receipt: Receipt | None = None  # of the last step
         # Where gradients are views: these, what they cover of the streams, versions when zeroed, and at the last look.
         self.views: HeldViews | None = None
-        self.pieces: list[Tensor] = []
+        self.pieces: list[Tensor] | None = None
         self.versions: npt.NDArray[np.int64] | None = None
         self.latest: npt.NDArray[np.int64] | None = None
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]

@@ -126,7 +126,7 @@ class Views(Gradients):
     def _note(self, plans: PlanSet) -> HeldViews:
         """Which views the plans have, and where they lie."""
         plans.views = HeldViews(plans.params, [self._views[key] for key in plans.ids])
-        plans.pieces = [self.stream(dtype)[start:stop] for dtype, start, stop in plans.stretches]
+        plans.pieces = None
         plans.versions = None
         return plans.views
 
@@ -312,6 +312,8 @@ class Views(Gradients):
         if not plans.covers(variables):  # the store followed a conversion, and carved
             self.zero(True, variables)
             return
+        if plans.pieces is None:
+            plans.pieces = [self.stream(dtype)[start:stop] for dtype, start, stop in plans.stretches]
         for piece in plans.pieces:
             piece.fill_(UNWRITTEN)
         plans.zeroed, plans.versions = True, plans.latest

@@ -28,6 +28,7 @@ LEFT_OUT = {
     "_norm",
     "_planned",
     "_plans",
+    "_rooms",
     "_rows",
     "_steps",
     "entries",

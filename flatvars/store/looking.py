@@ -18,10 +18,11 @@ STATES = ("trainable", "frozen", "buffer")
 
 def looked_at(registry: Registry) -> Registry:
     """The registry, with what left it since the last look taken in again; not where users want to be asked first."""
-    registry.settle()
-    if registry.on_moved == FOLLOW:
-        registry.guard.check_memory()
-        registry.guard.renew_buffers()
+    with registry.lock:  # or another thread's carve would look like memory that left
+        registry.settle()
+        if registry.on_moved == FOLLOW:
+            registry.guard.check_memory()
+            registry.guard.renew_buffers()
     return registry
 
 

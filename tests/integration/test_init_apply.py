@@ -178,12 +178,13 @@ def test_nothing_is_written_on_an_error(
 ) -> None:
     model = mlp()
     store = fv.VarStore.from_module(model)
+    values = store.values
+    before = values.clone()
     if spoil:
         spoil(model)
-    before = store.values.clone()
     with pytest.raises(error, match=message):
         INIT.apply_(model, rules)
-    assert_same_bits(store.values, before)
+    assert_same_bits(values, before)
     assert all(variable.initializer is None for variable in store.variables().values())
 
 

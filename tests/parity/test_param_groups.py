@@ -185,8 +185,8 @@ CLASSES = [
 ]
 CLASSES.remove(fv.optim.RuleOptimizer)
 NO_NUMBERS = {"word": "0.1", "None": None, "four": (0.1, 0.2, 0.3, 0.4), "one": (0.5,), "nan": float("nan")}
-# torch's own, and Schedule-Free's and Prodigy's authors', take these below zero.
-ANY_SIGN = {"dampening", "lambd", "alpha", "t0", "r", "weight_lr_power", "d_numerator"}
+# torch's own, and Schedule-Free's and Prodigy's authors', take these below zero; Adafactor's beta2_decay is.
+ANY_SIGN = {"dampening", "lambd", "alpha", "t0", "r", "weight_lr_power", "d_numerator", "beta2_decay"}
 
 
 def two_layers() -> tuple[nn.Module, fv.VarStore]:
