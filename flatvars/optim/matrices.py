@@ -15,7 +15,7 @@ from ..memory.streams import Stream
 from ..variables.variable import Variable
 from .directions import Directions
 from .newton_schulz import NewtonSchulz, orthogonalize_, scratch_numel
-from .row_moments import Outputs, Placed, RowMoments, WeightOf
+from .row_moments import MomentPlaces, Outputs, RowMoments, WeightOf
 
 # Bytes of matrices that are worked on together, and of the room that they need beside them. On a CPU they should stay
 # in its caches; on a GPU all of a GPT-2 small are one round of launches.
@@ -49,7 +49,7 @@ class Finish:
     """
 
     factor: float
-    placed: Placed | None
+    placed: MomentPlaces | None
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class MatrixStep(Directions):
         return self._rounds
 
     def _find(self, touched: list[bool]) -> list[Round]:
-        kinds: dict[Kind, dict[int, list[Block]]] = {}
+        kinds: dict[BatchKind, dict[int, list[Block]]] = {}
         for index, shape, hit in zip(self.indices, self.shapes, touched, strict=True):
             for block, factor in zip(shape.blocks, shape.factors, strict=True) if hit else ():
                 kinds.setdefault((shape.how, factor, shape.outputs), {}).setdefault(index, []).append(block)
@@ -121,7 +121,7 @@ class MatrixStep(Directions):
                 alike.setdefault((how, min(batch.shape)), []).extend(pairs)
         return [round_ for (how, _), pairs in alike.items() for round_ in _rounds(how, pairs, most)]
 
-    def _placed(self, batch: Batch, outputs: Outputs | None) -> Placed | None:
+    def _placed(self, batch: Batch, outputs: Outputs | None) -> MomentPlaces | None:
         return None if outputs is None or self.moments is None else self.moments.place(batch, outputs)
 
     def orthogonalize(
@@ -154,7 +154,7 @@ class MatrixStep(Directions):
                     matrices.mul_(finish.factor)
 
 
-Kind = tuple[NewtonSchulz, float, Outputs | None]
+BatchKind = tuple[NewtonSchulz, float, Outputs | None]
 
 
 def _rounds(how: NewtonSchulz, pairs: Sequence[tuple[Batch, Finish]], most: int) -> list[Round]:
