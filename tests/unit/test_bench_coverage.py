@@ -39,20 +39,20 @@ CHECK = "check"
 
 @dataclass
 class Seen:
-    """What ran: launches, gathering by its ways, rules without what options put around them, formats."""
+    """What ran: launches, gathering by its ways, functions of rules, formats."""
 
     launches: set[str] = field(default_factory=set)
     gathered: set[tuple[bool, bool]] = field(default_factory=set)
-    rules: set[Rule] = field(default_factory=set)
+    rules: set[Any] = field(default_factory=set)
     formats: set[Format] = field(default_factory=set)
     observed: bool = False
 
 
-def plain(rule: Rule) -> Rule:
-    """The rule that options were put around."""
+def function_of(rule: Rule) -> Any:
+    """The mathematics that options were put around: what is compiled, under whatever name."""
     while rule.made is not None:
         rule = rule.made[1][0]
-    return rule
+    return rule.function
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     def note(name: str) -> Any:
         def launch(*args: Any, **kwargs: Any) -> None:
             found.launches.add(name)
-            found.rules |= {plain(arg) for arg in args if isinstance(arg, Rule)}
+            found.rules |= {function_of(arg) for arg in args if isinstance(arg, Rule)}
             stored = [one for arg in args for one in (arg if isinstance(arg, (list, tuple)) else [arg])]
             found.formats |= {one.format for one in stored if isinstance(one, Stored) and one.format is not None}
             found.observed |= any(getattr(arg, "observed", None) is not None for arg in args)
@@ -119,7 +119,7 @@ def test_a_quick_run_covers_every_kernel_rule_and_format(device: str, seen: Seen
         run(cell)
     assert seen.launches == LAUNCHES
     assert seen.gathered >= {(False, False), (True, False), (True, True)}
-    assert seen.rules >= {plain(rule) for rule in vars(rules).values() if isinstance(rule, Rule)}
+    assert seen.rules >= {function_of(rule) for rule in vars(rules).values() if isinstance(rule, Rule)}
     assert seen.formats >= {known for known in vars(formats).values() if isinstance(known, Format)}
     assert seen.observed
 
