@@ -116,6 +116,27 @@ def test_rows_are_made_of_groups_that_changed(device):
     assert table.upload(SGD, [sgd_group(), sgd_group()], None).shape != (2, 1 + len(adam_numbers(groups[0])))
 
 
+def test_a_group_is_checked_unless_a_schedule_turned_its_rate_alone(device):
+    checked = []
+    table = HyperTable(torch.float32, device)
+    groups = [adam_group(params=[])]
+    for change in (
+        {},
+        {"lr": 0.25},
+        {"lr": math.nan},
+        {"lr": 0.5},
+        {"lr": "much"},
+        {"lr": 0.1, "eps": 0.1},
+        {"lr": 0.3},
+    ):
+        groups[0].update(change)
+        try:
+            table.upload(ADAMW, groups, 7.0, lambda group: checked.append(group["lr"]))
+        except (TypeError, ValueError):
+            assert change == {"lr": "much"}
+    assert str(checked) == "[0.001, nan, 'much', 0.1]"
+
+
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
 def test_learning_rate_in_a_tensor(shape, device):
     """Its value is read at every step: schedulers write it in place."""
