@@ -16,12 +16,11 @@ from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
 from bench.cases.cell import FORMATS, PRODUCTS, Cell, Contender
 from bench.cases.hyper import EMA_DECAY, HYPER, OUR_NAMES, TORCH_NAMES
-from bench.cases.optimizing import MAX_NORM, Trainer, give_grads, param_groups, twin_of
+from bench.cases.optimizing import MAX_NORM, PRODUCTS_TOLERANCE, Trainer, give_grads, param_groups, twin_of
 from bench.peers.peer import Builder, Peer, optimizer_cases
 
 Params = list[nn.Parameter]
-# Mean error that the optimizer's own arithmetic explains: Muon's products are bfloat16.
-TOLERANCES = dict.fromkeys(PRODUCTS, 2e-2)
+TOLERANCES = dict.fromkeys(PRODUCTS, PRODUCTS_TOLERANCE)
 
 
 def store_of(cell: Cell, params: Params, **options: Any) -> fv.VarStore:
