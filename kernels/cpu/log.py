@@ -11,7 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from ..formats import LARGEST_HALF, LOG_RANGE
+from ..formats import LARGEST_HALF, LOG_RANGE, TURN
 from .compile import compiled
 from .formats import I16, I32
 from .memory import I8, pointer, read_int32, write_float, write_int32
@@ -68,6 +68,10 @@ def _load_draw(builder: Any, address: Any, index: Any) -> Any:
     return builder.zext(builder.load(pointer(builder, address, I16, index)), I32)
 
 
+def _store_draw(builder: Any, address: Any, index: Any, draw: Any) -> None:
+    builder.store(builder.trunc(draw, I16), pointer(builder, address, I16, index))
+
+
 INT = types.int32
 larger = word_of(INT, [INT, INT], _larger)
 smaller = word_of(INT, [INT, INT], _smaller)
@@ -78,7 +82,16 @@ upper = word_of(INT, [INT], lambda builder, pair: builder.lshr(pair, I32(4)))
 load_pair = word_of(INT, [types.int64, types.int64], _load_byte)
 store_pair = word_of(types.void, [types.int64, types.int64, INT, INT], _store_pair)
 load_draw = word_of(INT, [types.int64, types.int64], _load_draw)
+store_draw = word_of(types.void, [types.int64, types.int64, INT], _store_draw)
 NOTHING, INFINITE, HALF, ONE = np.int32(0), np.int32(INFINITY), np.int32(0x8000), np.float32(1.0)
+
+
+@compiled
+def turn_draws(draws: Any, count: Any, step: Any) -> None:
+    """Turns 16-bit draws on, as a step of that number finds them."""
+    turn = np.int32(step * TURN & 0xFFFF)
+    for i in range(count):
+        store_draw(draws, i, np.int32(load_draw(draws, i) + turn))
 
 
 @compiled

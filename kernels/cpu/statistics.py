@@ -45,7 +45,7 @@ from .step import (
     updater_arguments,
     word,
 )
-from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
+from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses, turning
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def updater(
     kinds_of = (value, *states)
     elements = Elements(element_formats(kinds_of), number, masked, plain_draws(states, draws), count_of)
     kinds = 1 + max(draws, default=-1)
-    draw, draw_room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
+    draw, draw_room = drawer(kinds, False, turning(states, draws)), stack(2 * TILE * max(kinds, 1))
     function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
     load, widen, store = (
@@ -73,7 +73,7 @@ def updater(
     keep = elements.keeper(rule.starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0), draws)
-    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
+    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
 
     @compiled
     def work(

@@ -35,6 +35,7 @@ from .compile import DTYPES, compiled, float_type, native, twin
 from .elements import Elements
 from .formats import FORMATS
 from .gradients import TILE, converter_of, tile_source
+from .log import turn_draws
 from .memory import (
     caller,
     element_load,
@@ -55,7 +56,7 @@ from .prepared import Launcher, Prepared
 from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
 from .squares import unit_sums, variable_sum
 from .threads import chunk_of, threads_for, wait
-from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
+from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses, turning
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
@@ -185,7 +186,7 @@ def updater(
     value_draw = kinds if at_random else -1  # behind those of states
     drawn_here = plain_draws(states, draws)
     elements = Elements(element_formats(kinds_of), float_type(dtype), masked, drawn_here, terms, value_draw)
-    draw, room = drawer(kinds, at_random), stack(2 * TILE * max(kinds + at_random, 1))
+    draw, room = drawer(kinds, at_random, turning(states, draws)), stack(2 * TILE * max(kinds + at_random, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
     begins = any(start != -1 for start in rule.step_starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
@@ -195,7 +196,7 @@ def updater(
     keep = elements.keeper(rule.step_starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, True, range(rule.stored), draws)
-    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
+    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
 
     size, place = np.dtype(dtype).itemsize, rule.momentum
     term_room, add_units, tell = stack(max(terms, 1) * TILE * size), unit_sums(number), twin(observe, dtype)
@@ -327,12 +328,13 @@ def updater_arguments(number: Any) -> list[Any]:
 
 
 @functools.cache
-def drawer(kinds: int, values: bool = False) -> Any:
+def drawer(kinds: int, values: bool = False, turned: int = 0) -> Any:
     """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw.
 
     Args:
         kinds: Of states.
         values: Whether there is one more, of values.
+        turned: Bits of the kinds whose draws a step turns on, see `turning`.
     """
     if kinds == 0 and not values:
 
@@ -349,7 +351,10 @@ def drawer(kinds: int, values: bool = False) -> Any:
             purpose, which = (STATE_DRAWS, row) if row < kinds else (VALUE_DRAWS, 0)
             for block in range((count + 15) // 16):
                 place = target + 2 * TILE * row + 32 * block
-                write_draws(place, seed, key, local // 16 + block, number, np.int64(purpose), np.int64(which))
+                of_step = number if turned >> row & 1 == 0 else np.int64(0)
+                write_draws(place, seed, key, local // 16 + block, of_step, np.int64(purpose), np.int64(which))
+            if turned >> row & 1:
+                turn_draws(target + 2 * TILE * row, count, number)
 
     return draw
 

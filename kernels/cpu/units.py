@@ -23,15 +23,21 @@ from .formats import FORMATS, I32, Format, name_of
 from .gradients import TILE
 from .log import load_log, store_log
 from .memory import I8, caller, pointer, read_float, read_int, write_float
-from .split import load_split, store_split
+from .split import load_corrected, load_split, store_corrected, store_split
 from .words import word_of
 
 F32 = ir.FloatType()
 ROW = 4 * UNIT
 """Bytes of a row."""
 
-SPLIT, ROOT, ROOT_SQUARES, LOG = "split", "root8", "root8 squares", "log4"
-NAMES = {formats.SPLIT: SPLIT, formats.ROOT8: ROOT, formats.ROOT8_SQUARES: ROOT_SQUARES, formats.LOG4: LOG}
+SPLIT, CORRECTED, ROOT, ROOT_SQUARES, LOG = "split", "corrected", "root8", "root8 squares", "log4"
+NAMES = {
+    formats.SPLIT: SPLIT,
+    formats.CORRECTED: CORRECTED,
+    formats.ROOT8: ROOT,
+    formats.ROOT8_SQUARES: ROOT_SQUARES,
+    formats.LOG4: LOG,
+}
 UNIT_KINDS = frozenset(NAMES.values())
 
 
@@ -52,6 +58,11 @@ def element_formats(kinds: Sequence[str]) -> list[Format]:
 def plain_draws(states: Sequence[str], draws: Sequence[int]) -> list[int]:
     """Of each state, the draw by which the loop over elements rounds it: that of a format is rounded by its unit."""
     return [-1 if kind in UNIT_KINDS else draw for kind, draw in zip(states, draws, strict=bool(draws))]
+
+
+def turning(states: Sequence[str], draws: Sequence[int]) -> int:
+    """Bits of the draws of states in `log4`, which are of no step, and turned on by each."""
+    return sum(1 << draw for kind, draw in zip(states, draws, strict=bool(draws)) if kind == LOG and draw >= 0)
 
 
 def _load_code(signed: bool) -> Any:
@@ -91,10 +102,8 @@ def _unit_functions(kind: str) -> tuple[int, int]:
 
     Functions of their own: compiled into every updater, they would take longer than all the rest of it.
     """
-    if kind == LOG:
-        load, store = load_log, store_log
-    else:
-        load, store = (load_split, store_split) if kind == SPLIT else _root(kind == ROOT)
+    known = {LOG: (load_log, store_log), SPLIT: (load_split, store_split), CORRECTED: (load_corrected, store_corrected)}
+    load, store = known[kind] if kind in known else _root(kind == ROOT)
     return int(_machine_code(load).address), int(_machine_code(store).address)
 
 
@@ -176,8 +185,8 @@ def movers(kinds: Sequence[str], values: bool, states: range, draws: Sequence[in
         draws: Of each state; empty if none is rounded at random.
     """
     load, store = nothing, nothing
-    if kinds[0] == SPLIT:
-        addresses = _unit_functions(SPLIT)
+    if kinds[0] in UNIT_KINDS:
+        addresses = _unit_functions(kinds[0])
         load, store = _of_values(addresses[0]), _of_values(addresses[1]) if values else nothing
     for number, kind in enumerate(kinds[1:]):
         if kind in UNIT_KINDS:
