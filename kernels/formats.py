@@ -22,12 +22,14 @@ each unit an int32, top << 16 | step. Code 0 is 0, any other the bfloat16 of bit
 positive floats are their logarithm, linear between powers of two, and so the 15 numbers grow by one factor, about.
     top = bits of the largest finite number, rounded up to a bfloat16         low = those of the least above 0, cut off,
     step = (max(low, top - 1792) to top, in 14 parts, rounded up)             but no less than 2^-14 of the largest
-    code = 1 + floor((bits of x - first) / step + (r + 1/2) / 65536)          first = top - 14 step, r: 16 bits
-    so what x is by its logarithm is its mean, and an average decays. r is random over elements, and turned on by every
-    step, by 40503 (2^16 over the golden ratio) modulo 2^16: so each element is rounded up as often as it should be in
-    a few hundred steps, where draws of every step would let averages wander off. Of these numbers only 0 has code 0,
-    what is below the first has 1, and what is not finite 15. Who encodes without draws has the nearest, and what was
-    decoded comes back number for number, though maybe by other codes.
+    code = 1 + k + (p > 1 - (r + 1/2) / 65536)      first = top - 14 step, k = floor((bits of x - first) / step)
+    p is where x lies between the numbers of codes 1 + k and 2 + k, by log2 of their bits: exponent, mantissa m, and
+    m (1 - m) (1813 - 672 m) / 4096. So the logarithm of what is stored is that of x on average, and an average decays
+    at its own rate. r, 16 bits, is random over elements, and turned on by every step, by 40503 (2^16 over the golden
+    ratio) modulo 2^16: so each element is rounded up as often as it should be in a few hundred steps, where draws of
+    every step would let averages wander off. Of these numbers only 0 has code 0, what is below the first has 1, and
+    what is not finite 15. Who encodes without draws has the nearest, and what was decoded comes back number for number,
+    though maybe by other codes. A unit of which all is masked is left alone.
 
 `Format.encode` and `decode` are the reference, by torch, of one variable at a time; `root_*` are what kernels compile.
 """
@@ -78,12 +80,14 @@ class Format:
         parts: Its buffers, codes first.
         encode: The parts of a variable's numbers, [numel] in memory order.
         decode: From its parts to float32 [numel]; one more of packed codes of an odd number of elements.
+        is_exact: Whether every float32 comes back, but for the bits of a NaN.
     """
 
     name: str
     parts: tuple[FormatPart, ...]
     encode: Callable[[Tensor], list[Tensor]] = field(compare=False)
     decode: Callable[[Sequence[Tensor]], Tensor] = field(compare=False)
+    is_exact: bool = field(default=False, compare=False)
 
     def numbers(self, parts: Sequence[Tensor], numel: int) -> Tensor:
         """Decodes a variable, float32 [numel]."""
@@ -145,11 +149,22 @@ def encode_log(numbers: Tensor, draws: Tensor | None = None) -> list[Tensor]:
     if draws is None:
         step = _exact_step(torch.where(counts, (top << 16) - bits, 0), step)
     first = top - 14 * step
-    place = (torch.where(counts, bits, 0) - (first << 16)).float() * (1.0 / (step.clamp(min=1) << 16).float())
-    place = (place + (random.float() + 0.5) * 2.0**-16).long().clamp(0, 14)
+    kept, wide = torch.where(counts, bits, first << 16), step << 16
+    place = (kept - (first << 16)).float() * (1.0 / (step.clamp(min=1) << 16).float())
+    place = place.long().clamp(0, 14)
+    below = (first << 16) + place * wide
+    bend, rest = _bend(below), (kept - below).float() * 2.0**-23
+    rest, whole = rest + (_bend(kept) - bend), wide.float() * 2.0**-23 + (_bend(below + wide) - bend)
+    place = (place + (rest > (65535.5 - random.float()) * 2.0**-16 * whole)).clamp(max=14)
     code = torch.where(counts, 1 + place, torch.where(tile.isfinite(), 0, 15))
     pairs = code.view(-1)[: 2 * ((numbers.numel() + 1) // 2)].view(-1, 2)
     return [(pairs[:, 0] | pairs[:, 1] << 4).to(torch.uint8), (top << 16 | step).to(torch.int32).view(-1)]
+
+
+def _bend(bits: Tensor) -> Tensor:
+    """What log2(1 + m) is more than m, m being the mantissa of floats; its slope is right to 0.5 %."""
+    m = (bits & 0x7FFFFF).float() * 2.0**-23
+    return (m * (1.0 - m)) * (BEND - BEND_LESS * m)
 
 
 def _exact_step(below: Tensor, step: Tensor) -> Tensor:
@@ -182,6 +197,8 @@ def decode_log(parts: Sequence[Tensor]) -> Tensor:
 
 LARGEST_HALF, LOG_RANGE, TURN = 0x7F7F, 14 * 128, 40503
 """Of `log4`: upper bits of the largest number, how far the grid reaches below its top, what a step adds to draws."""
+BEND, BEND_LESS = 1813 / 4096, 672 / 4096
+"""1 / ln(2) - 1 and 3 / (2 ln(2)) - 2, about: by them the slope of a logarithm is met at both ends of an octave."""
 
 ONE_127TH, ONE_255TH = 0.007874015718698502, 0.003921568859368563
 """1 / 127 and 1 / 255 in float32: 127 and 255 times them are 1."""
@@ -194,6 +211,7 @@ SPLIT = Format(
     (FormatPart("", torch.bfloat16), FormatPart("low", torch.int16), FormatPart("print", torch.int32, UNIT)),
     encode_split,
     decode_split,
+    is_exact=True,
 )
 CORRECTED = Format(
     "corrected",

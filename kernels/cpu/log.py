@@ -11,7 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from ..formats import LARGEST_HALF, LOG_RANGE, TURN
+from ..formats import BEND, BEND_LESS, LARGEST_HALF, LOG_RANGE, TURN
 from .compile import compiled
 from .formats import I16, I32
 from .memory import I8, pointer, read_int32, write_float, write_int32
@@ -36,14 +36,28 @@ def _smaller(builder: Any, x: Any, bits: Any) -> Any:
     return builder.select(builder.icmp_unsigned("<", x, bits), x, bits)
 
 
-def _code(builder: Any, bits: Any, first: Any, inverse: Any, draw: Any) -> Any:
+def _bend(builder: Any, bits: Any) -> Any:
+    m = builder.fmul(builder.sitofp(builder.and_(bits, I32(0x7FFFFF)), F32), F32(2.0**-23))
+    slope = builder.fsub(F32(BEND), builder.fmul(F32(BEND_LESS), m))
+    return builder.fmul(builder.fmul(m, builder.fsub(F32(1.0), m)), slope)
+
+
+def _code(builder: Any, bits: Any, first: Any, step: Any, inverse: Any, draw: Any) -> Any:
     """Of a number by its bits; `first` are those of the least of a grid, `inverse` is 1 / their distance."""
     counts = _is_between(builder, bits)
     kept = builder.select(counts, bits, first)
-    place = builder.fmul(builder.sitofp(builder.sub(kept, first), F32), inverse)
-    shift = builder.fmul(builder.fadd(builder.sitofp(draw, F32), F32(0.5)), F32(2.0**-16))
-    place = builder.fptosi(builder.fadd(place, shift), I32)
+    place = builder.fptosi(builder.fmul(builder.sitofp(builder.sub(kept, first), F32), inverse), I32)
     place = builder.select(builder.icmp_signed("<", place, I32(0)), I32(0), place)
+    place = builder.select(builder.icmp_signed(">", place, I32(14)), I32(14), place)
+    below = builder.add(first, builder.mul(place, step))
+    bend = _bend(builder, below)
+    rest = builder.fmul(builder.sitofp(builder.sub(kept, below), F32), F32(2.0**-23))
+    rest = builder.fadd(rest, builder.fsub(_bend(builder, kept), bend))
+    whole = builder.fsub(_bend(builder, builder.add(below, step)), bend)
+    whole = builder.fadd(builder.fmul(builder.sitofp(step, F32), F32(2.0**-23)), whole)
+    share = builder.fmul(builder.fsub(F32(65535.5), builder.sitofp(draw, F32)), F32(2.0**-16))
+    up = builder.zext(builder.fcmp_ordered(">", rest, builder.fmul(share, whole)), I32)
+    place = builder.add(place, up)
     place = builder.select(builder.icmp_signed(">", place, I32(14)), I32(14), place)
     code = builder.add(place, I32(1))
     is_special = builder.icmp_unsigned(">=", builder.and_(bits, I32(0x7FFFFFFF)), I32(INFINITY))
@@ -75,7 +89,7 @@ def _store_draw(builder: Any, address: Any, index: Any, draw: Any) -> None:
 INT = types.int32
 larger = word_of(INT, [INT, INT], _larger)
 smaller = word_of(INT, [INT, INT], _smaller)
-code_of = word_of(INT, [INT, INT, types.float32, INT], _code)
+code_of = word_of(INT, [INT, INT, INT, types.float32, INT], _code)
 number_of = word_of(types.float32, [INT, INT, INT], _number)
 lower = word_of(INT, [INT], lambda builder, pair: builder.and_(pair, I32(15)))
 upper = word_of(INT, [INT], lambda builder, pair: builder.lshr(pair, I32(4)))
@@ -124,13 +138,13 @@ def store_log(codes: Any, grids: Any, _: Any, start: Any, unit: Any, count: Any,
         write_int32(row, count, NOTHING)
     top, step = grid_of(row, count)
     write_int32(grids, unit, np.int32(top << 16 | step))
-    first = np.int32((top - 14 * step) << 16)
+    first, wide = np.int32((top - 14 * step) << 16), np.int32(step << 16)
     inverse = ONE / np.float32(max(step, 1) << 16)
     if drawn == 0:
         for i in range(count):
-            write_int32(row, i, code_of(read_int32(row, i), first, inverse, HALF))
+            write_int32(row, i, code_of(read_int32(row, i), first, wide, inverse, HALF))
     else:
         for i in range(count):
-            write_int32(row, i, code_of(read_int32(row, i), first, inverse, load_draw(drawn, i)))
+            write_int32(row, i, code_of(read_int32(row, i), first, wide, inverse, load_draw(drawn, i)))
     for i in range((count + 1) // 2):
         store_pair(codes, start // 2 + i, read_int32(row, 2 * i), read_int32(row, 2 * i + 1))

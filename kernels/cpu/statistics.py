@@ -45,7 +45,7 @@ from .step import (
     updater_arguments,
     word,
 )
-from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses, turning
+from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, resting, row_addresses, turning
 
 
 @functools.cache
@@ -73,6 +73,7 @@ def updater(
     keep = elements.keeper(rule.starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0), draws)
+    rests = resting(masked)
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
 
     @compiled
@@ -152,7 +153,8 @@ def updater(
             for lane in range(0, count, UNIT):
                 last = min(lane + UNIT, count)
                 at, state_at, number_of = start + lane, state_start + lane, unit + lane // UNIT
-                places = (at, number_of, state_at, number_of - unit_base, last - lane, lane)
+                rest = rests(frozen, at, last - lane, is_new)
+                places = (at, number_of, state_at, number_of - unit_base, last - lane, lane, rest)
                 load_units(values, low, prints, state_table, scales, places, buffer, drawn)
                 work(
                     lane, last, gradients, unscale, clip, buffer - 4 * at if split else values, start,

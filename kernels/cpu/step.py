@@ -56,7 +56,7 @@ from .prepared import Launcher, Prepared
 from .record import DONE, NEXT, RecordLayout, address_of, address_of_row, row_of
 from .squares import unit_sums, variable_sum
 from .threads import chunk_of, threads_for, wait
-from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses, turning
+from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, resting, row_addresses, turning
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
@@ -196,6 +196,7 @@ def updater(
     keep = elements.keeper(rule.step_starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, True, range(rule.stored), draws)
+    rests = resting(masked)
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
 
     size, place = np.dtype(dtype).itemsize, rule.momentum
@@ -286,7 +287,8 @@ def updater(
         for lane in range(0, count, UNIT):
             last = min(lane + UNIT, count)
             at, state_at, number = start + lane, state_start + lane, unit + lane // UNIT
-            places = (at, number, state_at, number - unit_base, last - lane, lane)
+            rest = rests(frozen, at, last - lane, is_new)
+            places = (at, number, state_at, number - unit_base, last - lane, lane, rest)
             load_units(values, low, prints, state_table, scales, places, memory, drawn)
             work(
                 lane, last, gradients, unscale, clip, memory - 4 * at if split else values, start,

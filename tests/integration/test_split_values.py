@@ -16,7 +16,7 @@ from flatvars.kernels.split import fingerprints
 
 
 @fv.optim.rule(states=("sum",), hyper=("lr",))
-def falling(p: Any, g: Any, state: Any, hyper: Any, step: Any) -> Any:
+def falling(p, g, state, hyper, step):  # type: ignore[no-untyped-def]
     """A rule of a user."""
     moved = 0.5 * state[0] + g
     return p - hyper.lr * moved, (moved,)
