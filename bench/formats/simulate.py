@@ -68,9 +68,9 @@ def simulate(case: str, steps: int = STEPS) -> dict[str, dict[str, float]]:
     exact = Simulated({}, True)
     runs = {name: Simulated(*arguments) for name, arguments in FORMATS.items()}
     apart, largest, late = (dict.fromkeys(runs, 0.0) for _ in range(3))
-    whole, end, most = 0.0, 0.0, 0.0
+    whole, end, most, last = 0.0, 0.0, 0.0, max(steps // 10, 1)
     for step, gradient in enumerate(gradients(case, steps)):
-        wanted, is_late = exact.update(gradient), step >= steps - steps // 10
+        wanted, is_late = exact.update(gradient), step >= steps - last
         size = float(wanted.square().sum())
         whole, end, most = whole + size, end + size * is_late, max(most, float(wanted.abs().max()))
         for name, run in runs.items():
