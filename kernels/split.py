@@ -65,24 +65,20 @@ def decode_split(parts: Sequence[Tensor]) -> Tensor:
 
 def encode_corrected(numbers: Tensor) -> list[Tensor]:
     bits = numbers.float().view(torch.int32).long() & _WORD
-    size = bits & 0x7FFFFFFF
-    upper = (size + 0x7FFF + (size >> 16 & 1)) >> 16
-    rest = size - (upper << 16)
-    # Below a power of two, floats are half as far apart, and q counts in twice as many of them.
-    q = torch.where(
-        (rest < 0) & _is_power(upper),
-        ((rest.abs() * 127 + 0x8000) >> 16).clamp(max=63),
-        (rest.abs() * 127 + 0x4000) >> 15,
-    )
-    middle = (q == 127) & (upper & 1 == 1)
-    below_power = middle & (rest > 0) & _is_power(upper + 1)
-    q, middle = torch.where(below_power, 126, q), middle & ~below_power
-    side = torch.where(rest < 0, -1, 1)
-    upper, side = torch.where(middle, upper + side, upper), torch.where(middle, -side, side)
-    q = torch.where(upper < _INFINITY, q * side, 0)
+    size, negative = bits & 0x7FFFFFFF, bits >> 31
+    below, rest = size >> 16, size & 0xFFFF
+    # Of 254 steps from the bfloat16 below to the one above it; the middle is that of the even one.
+    q = (rest * 127 + 0x4000 - (rest > 0x8000).long()) >> 15
+    # Above such a middle, up to a power of two, a step is twice as long, and the middle itself is no step of either.
+    to_power = _is_power(below + 1)
+    up = torch.where(to_power, rest >= 0x8000, q + (below & 1) > 127)
+    beside_power = torch.where(up, -(((0x10000 - rest) * 127 + 0x8000) >> 16).clamp(max=63), q.clamp(max=126))
+    q = torch.where(to_power, beside_power, q - 254 * up)
+    upper = below + up
+    q = torch.where(upper < _INFINITY, torch.where(negative == 1, -q, q), 0)
     upper = torch.where(size > 0x7F800000, 0x7FC0, upper)
-    values = _int16(upper | bits >> 31 << 15).view(torch.bfloat16)
-    return [values, torch.where(bits >> 31 == 1, -q, q).to(torch.int8), fingerprints(values)]
+    values = _int16(upper | negative << 15).view(torch.bfloat16)
+    return [values, q.to(torch.int8), fingerprints(values)]
 
 
 def decode_corrected(parts: Sequence[Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from bench.formats import figure, simulate
-from bench.formats.job import run, table
+from bench.formats.job import joined, run, table
 from bench.formats.sides import FORMATS, PEERS
 from bench.train.options import parse_job
 
@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, help="of the run; 200 of the job, which are its learning-rate schedule")
     parser.add_argument("--quick", action="store_true", help="a tiny model, or 100 steps of the simulation")
     parser.add_argument("--only", choices=(*FORMATS, *PEERS), action="append", help="may be repeated")
+    parser.add_argument("--add", action="store_true", help="to the results in --out, with a format that is there too")
     parser.add_argument("--out", type=Path, help=f"a folder for JSON and the figure, such as {RESULTS.name}")
     args = parser.parse_args(argv)
     if args.what == "simulate":
@@ -39,11 +40,13 @@ def main(argv: list[str]) -> int:
     if job.threads:
         torch.set_num_threads(job.threads)
     command = shlex.join(["python", "-m", "bench.formats", *argv])
+    path = None if args.out is None else args.out / f"{job.preset}-{job.device.type}.json"
     result = {**run(replace(job, amp=False), args.only or [*FORMATS, *PEERS], command), "ours": list(FORMATS)}
+    if args.add and path is not None:
+        result = joined(json.loads(path.read_text()), result)
     print(table(result))
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        path = args.out / f"{job.preset}-{job.device.type}.json"
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
         figure.draw(result, path.with_suffix(".svg"))
     return 0

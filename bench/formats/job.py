@@ -62,6 +62,27 @@ def run(job: Job, names: Sequence[str], command: str) -> dict[str, Any]:
     }
 
 
+def joined(first: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """One result of two runs of the same job, of which the first stays where both have a row.
+
+    Raises:
+        ValueError: they are of different jobs, or a format that both trained has other losses.
+    """
+    both = first["losses"].keys() & more["losses"].keys()
+    if not both or any(first["losses"][name] != more["losses"][name] for name in both):
+        raise ValueError("the runs are not of the same job: a format that both train must have the same losses")
+    rows = first["rows"] + [row for row in more["rows"] if row["name"] not in both]
+    facts = dict(first["machine"])
+    facts["command"] = "`, `".join([facts["command"], more["machine"]["command"]])
+    return {
+        **first,
+        "machine": facts,
+        "rows": rows,
+        "failed": {**first["failed"], **more["failed"]},
+        "losses": {**more["losses"], **first["losses"]},
+    }
+
+
 def why_not(name: str, model: GPT, job: Job, draw: Draw) -> str | None:
     """Why another library cannot do the job here, found by trying; None if it can."""
     try:

@@ -9,14 +9,18 @@ from bench.formats.job import table
 
 
 def formats_part(folder: Path, base: Path) -> str:
-    """The newest runs.
+    """The run of each device: of the larger model, if it was made.
 
     Args:
         folder: Of the results of `python -m bench.formats --out`.
         base: What links are relative to.
     """
     parts = []
-    for path in sorted(folder.glob("small-*.json")):
+    for device in ("cpu", "cuda"):
+        made = [path for preset in ("small", "quick") if (path := folder / f"{preset}-{device}.json").exists()]
+        if not made:
+            continue
+        path = made[0]
         figure = path.with_suffix(".svg").relative_to(base)
         image = f"![final loss against bytes a parameter, and losses less that of float32, by format]({figure})"
         parts += [table(json.loads(path.read_text())), image]

@@ -92,18 +92,14 @@ def parted(value, SPLIT: tl.constexpr):
 @triton.jit
 def coded(size):
     """Upper bits and code of numbers without their sign, int32."""
-    upper = (size + 0x7FFF + ((size >> 16) & 1)) >> 16
-    # In 32 bits, which the largest NaN leaves; what is made of it is not used.
-    rest = tl.where(size < 0x7F800000, size - (upper << 16), 0)
-    distance = tl.abs(rest) * 127
-    below_power = (rest < 0) & ((upper & 0x7F) == 0) & (upper > 0x80)
-    code = tl.where(below_power, tl.minimum((distance + 0x8000) >> 16, 63), (distance + 0x4000) >> 15)
-    middle = (code == 127) & ((upper & 1) == 1)
-    to_power = middle & (rest > 0) & ((upper & 0x7F) == 0x7F) & (upper > 0x7F)
-    code, middle = tl.where(to_power, 126, code), middle & (to_power == 0)
-    side = tl.where(rest < 0, -1, 1)
-    upper, side = tl.where(middle, upper + side, upper), tl.where(middle, -side, side)
-    return upper, tl.where(upper < 0x7F80, code * side, 0)
+    below, rest = size >> 16, size & 0xFFFF
+    code = (rest * 127 + 0x4000 - (rest > 0x8000).to(tl.int32)) >> 15
+    to_power = ((below & 0x7F) == 0x7F) & (below > 0x7F)
+    up = tl.where(to_power, rest >= 0x8000, code + (below & 1) > 127)
+    above = -tl.minimum(((0x10000 - rest) * 127 + 0x8000) >> 16, 63)
+    code = tl.where(up, tl.where(to_power, above, code - 254), tl.where(to_power, tl.minimum(code, 126), code))
+    upper = below + up.to(tl.int32)
+    return upper, tl.where(upper < 0x7F80, code, 0)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.formats import figure, simulate
-from bench.formats.job import run, table
+from bench.formats.job import joined, run, table
 from bench.formats.sides import PEERS, tensors_in
 from bench.report.formats import formats_part
 from bench.train.options import parse_job
@@ -33,6 +33,13 @@ def test_the_job_in_two_formats_beside_peers(tmp_path: Path, monkeypatch: pytest
     text = table(result)
     assert "Did not run: failing: RuntimeError: needs a GPU" in text
     assert text.count("\n| ") == 4
+    again = {**result, "rows": [rows["float32"], {**rows["corrected, root8"], "name": "other"}]}
+    again["losses"] = {"float32": result["losses"]["float32"], "other": result["losses"]["float32"]}
+    both = joined(result, again)
+    assert [row["name"] for row in both["rows"]] == [*rows, "other"]
+    assert both["losses"].keys() == {*rows, "other"}
+    with pytest.raises(ValueError, match="not of the same job"):
+        joined(result, {**again, "losses": {"float32": [1.0, 2.0, 3.0]}})
     (tmp_path / "small-cpu.json").write_text(json.dumps({**result, "ours": ["float32", "corrected, root8"]}))
     assert "](small-cpu.svg)" in formats_part(tmp_path, tmp_path)
     assert "Not measured yet" in formats_part(tmp_path / "none", tmp_path)
