@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backend import MUON_DIRECTION, Rule, Sources, Stored
+from ..backend import CODE_OF, MUON_DIRECTION, Rule, Sources, Stored
+from ..distributed.owners import Owners
 from ..gradients.plans import Part
-from ..memory.batches import Batch, Block
+from ..memory.batches import Batch, Block, find_batches
 from ..memory.layout import Layout
 from ..memory.streams import Stream, normal_tensors
 from .newton_schulz import NewtonSchulz, orthogonalize_, scratch_numel
@@ -61,14 +62,22 @@ class MatrixStep:
         indices: Index of the span of each, in the part's order.
         shapes: Of each.
         layout: Of their store, until it carves anew.
-        momentum: Their stream, which begins where the region does.
+        momentum: Their stream, which begins where the region does, or where this rank's share does.
+        owners: Who makes which of them orthogonal, where ranks have parts.
     """
 
     def __init__(
-        self, part: Part, indices: Sequence[int], shapes: Sequence[MatrixShape], layout: Layout, momentum: Stream
+        self,
+        part: Part,
+        indices: Sequence[int],
+        shapes: Sequence[MatrixShape],
+        layout: Layout,
+        momentum: Stream,
+        owners: Owners | None = None,
     ) -> None:
         self.part, self.indices, self.shapes, self.layout = part, list(indices), list(shapes), layout
         self.apply = part.plan.companion()
+        self.base, self.owners = momentum.base, owners
         device = momentum.buffer.device
         with normal_tensors():
             self.directions = torch.zeros(len(momentum.buffer), dtype=torch.bfloat16, device=device)
@@ -76,26 +85,58 @@ class MatrixStep:
         self._steps = torch.zeros(0, device=device)
         self._touched: list[bool] | None = None
         self._rounds: list[Round] = []
+        self._owned = [] if owners is None else self._find(owners.owned, self._batches_of_owned)
+        # A share begins anywhere in a variable: what launches read and write is told where each would begin.
+        self._is_share = momentum.divided
+        self._momentum = momentum.stored
+        if self._is_share:
+            self._momentum = self._momentum._replace(places=self._places(momentum.buffer))
+            self._directed = torch.stack(
+                [self._places(self.directions), torch.full((len(part.order),), CODE_OF[torch.bfloat16], device=device)],
+                dim=1,
+            )
+
+    def _places(self, buffer: Tensor) -> Tensor:
+        """int64 [variables] on the device: where each would begin, of a buffer over the range of the momentum."""
+        size, starts = buffer.element_size(), self.part.plan.segments.starts
+        places = [buffer.data_ptr() + size * (start - self.base) for start in starts]
+        return torch.tensor(places, dtype=torch.int64).to(buffer.device)
 
     def rounds(self, touched: Sequence[bool]) -> list[Round]:
-        """All that is to do for the variables that have a gradient."""
+        """All that is to do in place: for the variables that have a gradient; or for those that lie on this rank."""
         touched = list(touched)
         if touched != self._touched:
-            self._touched, self._rounds = touched, self._find(touched)
+            chosen = [k for k, hit in enumerate(touched) if hit] if self.owners is None else self.owners.here
+            self._touched, self._rounds = touched, self._find(chosen, self._batches_in_place)
         return self._rounds
 
-    def _find(self, touched: list[bool]) -> list[Round]:
+    def _find(self, chosen: Sequence[int], batches_of: Callable[[dict[int, list[Block]]], list[Batch]]) -> list[Round]:
+        """What is to do for some of the variables.
+
+        Args:
+            batches_of: The batches that blocks make, by the position of their variable.
+        """
         kinds: dict[tuple[NewtonSchulz, float], dict[int, list[Block]]] = {}
-        for index, shape, hit in zip(self.indices, self.shapes, touched, strict=True):
-            for block, factor in zip(shape.blocks, shape.factors, strict=True) if hit else ():
-                kinds.setdefault((shape.how, factor), {}).setdefault(index, []).append(block)
+        for k in chosen:
+            shape = self.shapes[k]
+            for block, factor in zip(shape.blocks, shape.factors, strict=True):
+                kinds.setdefault((shape.how, factor), {}).setdefault(k, []).append(block)
         most = ROUND["cpu" if self.directions.device.type == "cpu" else "cuda"] // self.directions.element_size()
         alike: dict[tuple[NewtonSchulz, int], list[tuple[Batch, float]]] = {}
         for (how, factor), blocks in kinds.items():
-            for batch in self.layout.batches(blocks, list(blocks.values())):
+            for batch in batches_of(blocks):
                 pieces = batch.pieces(most // (batch.shape[0] * batch.shape[1]))
                 alike.setdefault((how, min(batch.shape)), []).extend((piece, factor) for piece in pieces)
         return [round_ for (how, _), pairs in alike.items() for round_ in _rounds(how, pairs, most)]
+
+    def _batches_in_place(self, blocks: dict[int, list[Block]]) -> list[Batch]:
+        return self.layout.batches([self.indices[k] for k in blocks], list(blocks.values()))
+
+    def _batches_of_owned(self, blocks: dict[int, list[Block]]) -> list[Batch]:
+        assert self.owners is not None
+        starts = dict(zip(self.owners.owned, self.owners.starts, strict=True))
+        matrices = [(torch.bfloat16, starts[k], k, block) for k, some in blocks.items() for block in some]
+        return find_batches(matrices, {torch.bfloat16: 0})
 
     def launch(
         self,
@@ -125,23 +166,28 @@ class MatrixStep:
         self.part.plan.step_(
             source,
             MUON_DIRECTION,
-            momentum.buffer,
+            self._momentum,
             [self.directions],
             groups,
             steps=self._steps,
+            base=self.base,
             observed=observed[0],
             **common,
             **scaling,
         )
         if frozen is not None:
-            self.directions.masked_fill_(frozen.buffer[: len(self.directions)].view(torch.bool), 0.0)
-        self._orthogonalize(self.rounds(source.touched))
-        read = self.apply.viewed if source.viewed else self.apply.gathered
+            masked = frozen.buffer[self.base :][: len(self.directions)]
+            self.directions.masked_fill_(masked.view(torch.bool), 0.0)
+        self._orthogonalize(self.rounds(source.touched), self.directions, self.base)
+        if self.owners is not None and self.owners.is_needed:
+            whole = self.directions.new_zeros(self.owners.numel)
+            self.owners.collect(self.directions, whole)
+            self._orthogonalize(self._owned, whole)
+            self.owners.spread(whole, self.directions)
         # Skips were counted by the first launch.
         again = {**common, "skipped": self._skipped, "max_norm": None}
-        orthogonal = read(self.directions, source.touched)
         self.apply.step_(
-            orthogonal,
+            self._orthogonal(source),
             values=values,
             groups=groups,
             **again,
@@ -150,13 +196,23 @@ class MatrixStep:
             found_inf=scaling["found_inf"],
         )
 
-    def _orthogonalize(self, rounds: Sequence[Round]) -> None:
+    def _orthogonal(self, source: Sources) -> Sources:
+        """The directions, of the variables that have a gradient."""
+        if not self._is_share:
+            read = self.apply.viewed if source.viewed else self.apply.gathered
+            return read(self.directions, source.touched)
+        table = self._directed.clone()
+        table[:, 0] *= source.table[:, 0] != 0
+        return Sources(table, source.touched, torch.bfloat16)
+
+    def _orthogonalize(self, rounds: Sequence[Round], buffer: Tensor, base: int = 0) -> None:
+        """Works on a buffer that begins at element `base` of where the batches lie."""
         if not rounds:
             return
         need = max(one.scratch_numel for one in rounds)
         scratch = torch.empty(need, dtype=torch.bfloat16, device=self.directions.device)
         for one in rounds:
-            batches = [batch.view(self.directions) for batch in one.batches]
+            batches = [batch.view(buffer, base) for batch in one.batches]
             orthogonalize_(batches, one.how, scratch)
             for matrices, factor in zip(batches, one.factors, strict=True):
                 if factor != 1.0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..backend import ADAMW, AMSGRADW, MUON, MUON_APPLY, Rule, Sources, Stage
+from ..distributed.owners import Owners
 from ..errors import SpecError
 from ..gradients.plans import Part, PlanSet
 from ..memory.batches import matrix_of, split_block
-from ..memory.streams import FROZEN_ELEMENTS
+from ..memory.spec import VarSpec
+from ..memory.streams import FROZEN_ELEMENTS, Stream
 from ..variables.registry import HasRegistry, Registry
 from ..variables.selectors import Selector, names
 from ..variables.variable import Variable
@@ -25,6 +28,7 @@ from .membership import by_rows
 from .muon_choice import HiddenMatrices, not_hidden
 from .muon_settings import Adjustment, adjustment, check_adjustment
 from .newton_schulz import KELLER, CoefficientSet, newton_schulz_of
+from .owned import owners_for
 from .states import origin_of
 
 REST: Mapping[str, Any] = {
@@ -73,6 +77,8 @@ class Muon(Optimizer):
         add_eps: Add `eps` to the norm.
         cautious_decay: Decay only what the step moves towards zero.
         convolutions: Take tensors of more axes as matrices [out, all others].
+        each_shard: Where `fully_shard` divided the matrices, make each rank's rows orthogonal for themselves: without a
+            message, but another optimizer, whose steps depend on the mesh. By default one rank puts a matrix together.
         store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`; the norm is that of all
             groups.
 
@@ -84,7 +90,6 @@ class Muon(Optimizer):
     """
 
     several = True
-    elementwise = False
 
     def __init__(
         self,
@@ -106,6 +111,7 @@ class Muon(Optimizer):
         add_eps: bool = False,
         cautious_decay: bool = False,
         convolutions: bool = False,
+        each_shard: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -130,6 +136,7 @@ class Muon(Optimizer):
             "add_eps": add_eps,
             "cautious_decay": cautious_decay,
             "convolutions": convolutions,
+            "each_shard": each_shard,
         }
         whole = isinstance(params, HasRegistry)
         if not whole and (muon is not None or rest is not None):
@@ -255,9 +262,27 @@ class Muon(Optimizer):
             variables = [plans.variables[k] for k in part.order]
             shapes = [shape_of(v, self.membership.group_of[v.id])[0] for v in variables]
             (momentum,) = self.states.streams(part.region, MUON.states)
-            layout = self.registry.layout
-            made = self._steps[id(part)] = MatrixStep(part, [v.index for v in variables], shapes, layout, momentum)
+            owners, layout = self._owners_of(variables, shapes, momentum), self.registry.layout
+            indices = [v.index for v in variables]
+            made = self._steps[id(part)] = MatrixStep(part, indices, shapes, layout, momentum, owners)
         return made
+
+    def _owners_of(
+        self, variables: Sequence[Variable], shapes: Sequence[MatrixShape], momentum: Stream
+    ) -> Owners | None:
+        by_themselves = {bool(self.membership.group_of[v.id].get("each_shard")) for v in variables}
+        if len(by_themselves) > 1:
+            raise ValueError(
+                "each_shard is set in some of Muon's param groups and not in others; set it in all or none"
+            )
+        if by_themselves == {True}:
+            if self.registry.group is not None:
+                raise ValueError(
+                    "each_shard=True is for modules that fully_shard divided; ranks of mesh= have ranges of a buffer, "
+                    "which are no matrices: leave it out"
+                )
+            return None
+        return owners_for(self.registry, variables, shapes, momentum)
 
     # Stepping ---------------------------------------------------------------------------------------------------------
 
@@ -343,7 +368,7 @@ class Muon(Optimizer):
             about = f"lr {float(group['lr']):g}, {len(variables)} variables, {count:,} numbers"
             lines.append(f"group {number}: {rule}, {about}")
             for variable in variables:
-                about = f"{tuple(variable.shape)}"
+                about = f"{tuple(variable.whole.shape)}"
                 if rule == "Muon":
                     shape, scale = shape_of(variable, group)
                     parts = f", {len(shape.blocks)} matrices" if len(shape.blocks) > 1 else ""
@@ -360,7 +385,8 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
     Raises:
         ValueError: it is no matrix, or cannot be split as the group says.
     """
-    shape = tuple(variable.shape)
+    spec = spec_of(variable, bool(group.get("each_shard", False)))
+    shape = spec.shape
     if len(shape) != 2 and (len(shape) < 3 or not group.get("convolutions", False)):
         raise ValueError(
             f"Muon only supports 2D parameters whereas we found a parameter with size: {torch.Size(shape)}: "
@@ -371,7 +397,7 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
     sizes: Any = next((n for p, n in group.get("split") or () if any(names(name, p) for name in variable.names)), 1)
     axis = int(in_out)
     try:
-        block = matrix_of(variable.spec)
+        block = matrix_of(spec)
         if isinstance(sizes, Integral):
             if sizes < 1 or block.shape[axis] % sizes:
                 raise SpecError(f"{block.shape[axis]} outputs are not {sizes} equal parts")
@@ -388,6 +414,14 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
     scales = [scale(*one.shape) for one in blocks]
     factors = tuple(one / scales[0] for one in scales)
     return MatrixShape(tuple(blocks), factors, _schulz(group)), scales[0]
+
+
+def spec_of(variable: Variable, each_shard: bool) -> VarSpec:
+    """Of all of a variable, of which this rank may have a shard; or of the shard."""
+    whole = variable.whole
+    if each_shard or whole is variable.param:
+        return variable.spec
+    return replace(variable.spec, shape=tuple(whole.shape), stride=tuple(whole.stride()))
 
 
 def _schulz(group: Mapping[str, Any]) -> Any:
