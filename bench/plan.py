@@ -5,7 +5,7 @@ A CPU gets the same tables at sizes that two cores finish in a quarter of an hou
 
 from __future__ import annotations
 
-from bench.cases.cell import FAMILY, FORMATS, STATES, Cell
+from bench.cases.cell import BEYOND, FAMILY, FORMATS, MATRIX, STATES, Cell
 
 CASES = {
     "tail": "norm, clip, AdamW, zero_grad: all between backward and the next forward",
@@ -46,6 +46,11 @@ def cells(device: str, quick: bool) -> list[Cell]:
     return quick_cells(device) if quick else full_cells(device)
 
 
+def matrices_on(device: str) -> str:
+    """What Muon and its kind are measured on."""
+    return "gpt2-matrices-width/3" if device == "cpu" else "gpt2-matrices"
+
+
 def quick_cells(device: str) -> list[Cell]:
     """Every kernel once, the aims of the project first."""
     on_gpu = device != "cpu"
@@ -55,9 +60,13 @@ def quick_cells(device: str) -> list[Cell]:
         tails = ["1000x1024", "10000x256", large, "gpt2-small", "465-groups"]
     else:
         tails = ["1000x1024", large]
+    # A kernel each: sums over a variable, over all, an average, numbers, matrices.
+    kinds = ("lamb", "prodigy", "adamw+ema", "adamw+stats")
     return [
         *(Cell("tail", on, "adamw") for on in tails),
         *steps,
+        *(Cell("step", one(2**24 if on_gpu else 2**20), optimizer) for optimizer in kinds),
+        *(Cell("step", matrices_on(device), optimizer) for optimizer in ("muon", "adafactor")),
         Cell("step", large, "adamw", "bfloat16+float32"),
         *(Cell(case, large) for case in ("accumulate", "accumulate-add", "norm")),
         *(Cell(case, "1000x1024") for case in ("norms", "adopt")),
@@ -77,6 +86,10 @@ def full_cells(device: str) -> list[Cell]:
     steps = [Cell("step", on, "adamw") for on in sizes]
     formats = [Cell("step", formats_on, optimizer, form) for optimizer in STATES for form in FORMATS]
     family = [Cell("step", on, optimizer) for optimizer in FAMILY for on in ("1000x1024", formats_on)]
+    # Whole variables are followed in float64 there, so that they are not too large.
+    beyond_on = ("1000x1024", one(2**24 if on_gpu else 2**20))
+    family += [Cell("step", on, optimizer) for optimizer in BEYOND for on in beyond_on]
+    family += [Cell("step", matrices_on(device), optimizer) for optimizer in MATRIX]
     return [
         *(Cell("tail", on, "adamw") for on in dict.fromkeys([*SMALL, *counts, *sizes, *models])),
         *steps,

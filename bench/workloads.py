@@ -60,6 +60,12 @@ def gpt2(layers: int) -> list[Shape]:
     return [(50257, d), (1024, d), *(block * layers), (d,), (d,)]
 
 
+def matrices(width: int, layers: int) -> list[Shape]:
+    """Those of GPT-2's hidden layers, at any width."""
+    d = width
+    return [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d)] * layers
+
+
 def llama3(layers: int, divide: int = 1) -> list[Shape]:
     """Llama-3 8B's shapes (32 layers, width 4096, 8 of 32 heads for keys), with every width divided."""
     d, kv, ffn, vocab = 4096 // divide, 1024 // divide, 14336 // divide, 128256 // divide
@@ -106,6 +112,9 @@ def plain(shapes: list[Shape]) -> Workload:
 MODELS: dict[str, Callable[[], Workload]] = {
     "gpt2-small": lambda: plain(gpt2(12)),
     "gpt2-2layers": lambda: plain(gpt2(2)),
+    "gpt2-matrices": lambda: plain(matrices(768, 12)),
+    "matrices-8": lambda: plain(matrices(8, 2)),
+    "gpt2-matrices-width/3": lambda: plain(matrices(256, 6)),
     "resnet101": lambda: plain(resnet101()),
     "llama3-8b-2layers": lambda: plain(llama3(2)),
     "llama3-8b-width/16": lambda: plain(llama3(32, 16)),

@@ -44,6 +44,31 @@ FORMATS = {
 STATES = {"sgd": 0, "momentum": 1, "lion": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "amsgrad": 3}
 # The rest of torch.optim's elementwise classes, in float32 alone.
 FAMILY = {"adagrad": 1, "adadelta": 2, "adamax": 2, "nadam": 2, "radam": 2, "rprop": 2, "asgd": 1}
+# What torch has not got, or not in one class: elementwise, with sums over a variable, or over all.
+BEYOND = {
+    "adan": 4,
+    "ademamix": 3,
+    "adopt": 2,
+    "grams": 2,
+    "schedule-free-adamw": 2,
+    "schedule-free-sgd": 1,
+    "stable-adamw": 2,
+    "lamb": 2,
+    "lars": 1,
+    "mars": 3,
+    "prodigy": 4,
+    "adamw+ema": 3,
+    "adamw+stats": 2,
+}
+# Of matrices.
+MATRIX = {"adafactor": 0, "muon": 1, "normuon": 1}
+# Steps whose error is that of products in bfloat16.
+PRODUCTS = ("muon", "normuon")
+# Of which an element moves as the others of its variable say, so that a sample cannot be followed by itself.
+COUPLED = ("stable-adamw", "lamb", "lars", "mars", "prodigy", *MATRIX)
+# Bytes of the launches before the step: `README.md`, "Optimizers".
+BEFORE = {"stable-adamw": 8, "lamb": 12, "lars": 8, "mars": 8, "prodigy": 12, "adafactor": 32, "muon": 6, "normuon": 12}
+ALL_STATES = {**STATES, **FAMILY, **BEYOND, **MATRIX}
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,7 @@ class Cell:
     Attributes:
         case: One of `CASES`.
         on: Name of the workload; for the case "train" that of a model.
-        optimizer: One of `STATES` or `FAMILY`, where the case steps.
+        optimizer: One of `ALL_STATES`, where the case steps.
         format: One of `FORMATS`.
     """
 
@@ -70,6 +95,11 @@ class Cell:
     def text(self) -> str:
         return " ".join(part for part in (self.case, self.optimizer, self.on, self.format) if part)
 
+    @property
+    def is_coupled(self) -> bool:
+        """Whether an element moves as others of its variable say."""
+        return self.optimizer in COUPLED
+
     def bytes_per_param(self, state_bytes: float | None = None) -> float | None:
         """Bytes a trained parameter has to cost at least, modelled: inputs read once, outputs written once.
 
@@ -79,14 +109,15 @@ class Cell:
         form = FORMATS[self.format]
         p, g = form.param.itemsize, form.param.itemsize
         gathered = max(4, g)
-        s = {**STATES, **FAMILY}.get(self.optimizer, 0) * form.state.itemsize if state_bytes is None else state_bytes
+        s = ALL_STATES.get(self.optimizer, 0) * form.state.itemsize if state_bytes is None else state_bytes
+        before = BEFORE.get(self.optimizer, 0)
         return {
             "copy": 2.0 * p,
             "norm": g,
             "norms": p + g,
             "accumulate": g + gathered,
             "accumulate-add": g + 2 * gathered,
-            "step": 2 * p + g + 2 * s,
+            "step": 2 * p + g + 2 * s + before,
             "tail": 2 * p + 2 * g + 2 * s,
             "init": p,
             "adopt": 2 * p,

@@ -9,61 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cases.cell import FORMATS, Cell, Checked, Contender, nothing
+from bench.cases.cell import FORMATS, PRODUCTS, Cell, Checked, Contender, nothing
+from bench.cases.hyper import HYPER, TORCH_NAMES
 from bench.cases.material import Sample, gradients, parameters, true_norm
+from bench.cases.references import FORMULAS, reference_of
 from bench.workloads import Workload
 
 MAX_NORM = 1.0
 STEPS = 3
-ADAM = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
-HYPER: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 1e-3, "weight_decay": 0.1},
-    "momentum": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.1},
-    "lion": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1},
-    "rmsprop": {"lr": 1e-3, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-    "adam": {**ADAM, "weight_decay": 0.1},
-    "adamw": {**ADAM, "weight_decay": 0.1},
-    "amsgrad": {**ADAM, "weight_decay": 0.1},
-    "adagrad": {"lr": 1e-2, "lr_decay": 0.1, "weight_decay": 0.1},
-    "adadelta": {"lr": 1.0, "weight_decay": 0.1},
-    "adamax": {**ADAM, "weight_decay": 0.1},
-    "nadam": {**ADAM, "weight_decay": 0.1},
-    "radam": {**ADAM, "weight_decay": 0.1},
-    "rprop": {"lr": 1e-3},
-    "asgd": {"lr": 1e-2, "weight_decay": 0.1},
-}
-# Name in torch.optim (and in fv.optim), and what it is called with beside `HYPER`.
-TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("SGD", {}),
-    "momentum": ("SGD", {}),
-    "rmsprop": ("RMSprop", {}),
-    "adam": ("Adam", {}),
-    "adamw": ("AdamW", {}),
-    "amsgrad": ("AdamW", {"amsgrad": True}),
-    "adagrad": ("Adagrad", {}),
-    "adadelta": ("Adadelta", {}),
-    "adamax": ("Adamax", {}),
-    "nadam": ("NAdam", {}),
-    "radam": ("RAdam", {}),
-    "rprop": ("Rprop", {}),
-    "asgd": ("ASGD", {}),
-}
 # Error of three steps that values or state of this precision explain, in units of the largest change of a value.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
-
-
-class ReferenceLion(torch.optim.Optimizer):
-    """Lion (Chen et al. 2023) in the plainest form: what torch.optim has not."""
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for group in self.param_groups:
-            (first, second), lr = group["betas"], group["lr"]
-            for p in group["params"]:
-                m = self.state[p].setdefault("m", torch.zeros_like(p))
-                p.mul_(1 - lr * group["weight_decay"])
-                p.sub_(lr * torch.sign(first * m + (1 - first) * p.grad))
-                m.mul_(second).add_((1 - second) * p.grad)
+# Mean error that products in bfloat16 explain, of five iterations.
+PRODUCTS_TOLERANCE = 3e-2
 
 
 def param_groups(workload: Workload, params: list[nn.Parameter], lr: float) -> list[dict[str, Any]]:
@@ -78,6 +35,8 @@ def param_groups(workload: Workload, params: list[nn.Parameter], lr: float) -> l
 
 def torch_optimizer(name: str, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
     kind, extra = TORCH_NAMES[name]
+    if kind == "Muon":
+        options.pop("foreach", None)  # it has no other form
     return getattr(torch.optim, kind)(groups, **HYPER[name], **extra, **options)
 
 
@@ -110,13 +69,17 @@ def give_grads(params: list[nn.Parameter], grads: list[Tensor]) -> None:
 
 def gate(cell: Cell, trainer: Trainer, grads: list[Tensor]) -> Checked:
     """Three steps of the peer on the same gradients, and of torch.optim in float64 on a sample of them."""
-    form, workload, sample = FORMATS[cell.format], cell.workload, Sample(trainer.params)
+    form, workload, sample = FORMATS[cell.format], cell.workload, Sample(trainer.params, whole=cell.is_coupled)
+    if trainer.tolerance is None and cell.optimizer in PRODUCTS:
+        trainer.tolerance = PRODUCTS_TOLERANCE
     clipped = cell.case == "tail"
     norm = true_norm(grads)
     before = [sample([param]) for param in trainer.params]
-    reference = [nn.Parameter(values.clone()) for values in before]
+    shapes = [param.shape if cell.is_coupled else one.shape for param, one in zip(trainer.params, before, strict=True)]
+    reference = [nn.Parameter(one.clone().view(shape)) for one, shape in zip(before, shapes, strict=True)]
     for i, grad in enumerate(grads):
-        reference[i].grad = sample([grad]) * (min(1.0, MAX_NORM / (norm + 1e-6)) if clipped else 1.0)
+        picked = sample([grad]).view(shapes[i])
+        reference[i].grad = picked * (min(1.0, MAX_NORM / (norm + 1e-6)) if clipped else 1.0)
     followed = _follow(cell, workload, reference)
     norm_error = 0.0
     for _ in range(STEPS):
@@ -126,7 +89,11 @@ def gate(cell: Cell, trainer: Trainer, grads: list[Tensor]) -> Checked:
         followed.step()
         if clipped and trainer.norm is not None:
             norm_error = max(norm_error, abs(trainer.norm() / norm - 1.0))
-    after, start, wanted = sample(trainer.params), torch.cat(before), torch.cat([r.detach() for r in reference])
+    after, start, wanted = (
+        sample(trainer.params),
+        torch.cat(before),
+        torch.cat([r.detach().flatten() for r in reference]),
+    )
     limit = max(TOLERANCE[form.param], TOLERANCE[form.state]) if trainer.tolerance is None else trainer.tolerance
     # A clip coefficient that is off by e moves an update by at most about e of itself.
     limit += 2 * trainer.norm_limit if clipped else 0.0
@@ -153,8 +120,8 @@ def _follow(cell: Cell, workload: Workload, reference: list[nn.Parameter]) -> to
     everywhere = dict(zip(workload.trained, reference, strict=True))
     params = [everywhere.get(i, nn.Parameter(torch.zeros(()))) for i in range(len(workload.shapes))]
     groups = param_groups(workload, params, HYPER[cell.optimizer]["lr"])
-    if cell.optimizer == "lion":
-        return ReferenceLion(groups, HYPER["lion"])
+    if cell.optimizer in FORMULAS:
+        return reference_of(cell.optimizer, groups)
     return torch_optimizer(cell.optimizer, groups, foreach=len(reference) > 100)
 
 

@@ -14,7 +14,8 @@ import flatvars as fv
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
 from bench.cases.cell import FORMATS, Cell, Contender
-from bench.cases.optimizing import HYPER, MAX_NORM, TORCH_NAMES, Trainer, give_grads, param_groups
+from bench.cases.hyper import EMA_DECAY, FLAT_NAMES, HYPER, TORCH_NAMES
+from bench.cases.optimizing import MAX_NORM, Trainer, give_grads, param_groups
 from bench.peers.peer import Builder, Peer, optimizer_cases
 
 Params = list[nn.Parameter]
@@ -24,9 +25,13 @@ def optimizer_of(cell: Cell, params: Params, **options: Any) -> fv.optim.Optimiz
     """The fv.optim optimizer of a cell over parameters that a store holds."""
     form = FORMATS[cell.format]
     groups = param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"])
-    name, extra = TORCH_NAMES.get(cell.optimizer, ("Lion", {}))
+    name, extra = TORCH_NAMES.get(cell.optimizer) or (FLAT_NAMES[cell.optimizer], {})
+    if cell.optimizer == "adamw+stats":
+        options["stats"] = True
     state = {} if form.state == form.param else {"state_dtype": form.state}
     made: fv.optim.Optimizer = getattr(fv.optim, name)(groups, **HYPER[cell.optimizer], **extra, **state, **options)
+    if cell.optimizer == "adamw+ema":
+        fv.EMA(made, decay=EMA_DECAY)
     return made
 
 

@@ -3,35 +3,68 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
-from bench.cases.cell import FAMILY, CannotRunError, Cell
-from bench.cases.optimizing import HYPER, TORCH_NAMES, Trainer, param_groups, torch_optimizer, usual_trainer
+from bench.cases.cell import FAMILY, MATRIX, CannotRunError, Cell
+from bench.cases.hyper import EMA_DECAY, HYPER, TORCH_NAMES
+from bench.cases.optimizing import Trainer, param_groups, torch_optimizer, usual_trainer
 from bench.peers.peer import Builder, Peer, need_formats, optimizer_cases
 
 Params = list[nn.Parameter]
 SAME_DTYPE = ("float32", "bfloat16", "float64")
-NO_FUSED = ("rmsprop", *(name for name in FAMILY if name != "adagrad"))
+NO_FUSED = ("rmsprop", *(name for name in (*FAMILY, *MATRIX) if name != "adagrad"))
 
 
 def optimizer_of(cell: Cell, params: Params, **options: Any) -> torch.optim.Optimizer:
     need_formats(cell, SAME_DTYPE, "torch.optim keeps state in the dtype of the parameter")
     if cell.optimizer not in TORCH_NAMES:
-        raise CannotRunError("torch.optim has no Lion")
+        raise CannotRunError(f"torch.optim has no {cell.optimizer}")
+    if options.get("foreach") and cell.optimizer == "muon":
+        raise CannotRunError("torch.optim.Muon is a loop")
     if options.get("fused") and cell.optimizer in NO_FUSED:
         raise CannotRunError(f"torch.optim.{TORCH_NAMES[cell.optimizer][0]} has no fused form")
     return torch_optimizer(cell.optimizer, param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"]), **options)
 
 
 def trainer(options: dict[str, bool], foreach: bool | None, cell: Cell, params: Params) -> Trainer:
-    return usual_trainer(cell, params, optimizer_of(cell, params, **options), foreach=foreach)
+    optimizer = optimizer_of(cell, params, **options)
+    made = usual_trainer(cell, params, optimizer, foreach=foreach)
+    made.step = with_numbers(cell, params, made.step)
+    return made
+
+
+def with_numbers(cell: Cell, params: Params, step: Callable[[], object]) -> Callable[[], object]:
+    """A step, and what is taken beside it: an average of the values, or norms of values, gradients and moves."""
+    values = [param.detach() for param in params]
+    if cell.optimizer == "adamw+ema":
+        average = [value.clone() for value in values]
+        update = get_ema_multi_avg_fn(EMA_DECAY)
+
+        def averaged() -> None:
+            step()
+            update(average, values, 1)
+
+        return averaged
+    if cell.optimizer == "adamw+stats":
+        moves = [value.clone() for value in values]
+
+        def told() -> list[Any]:
+            torch._foreach_copy_(moves, values)
+            step()
+            torch._foreach_sub_(moves, values)
+            return [torch._foreach_norm(some) for some in (values, [p.grad for p in params], moves)]
+
+        return told
+    return step
 
 
 def compiled_trainer(cell: Cell, params: Params) -> Trainer:

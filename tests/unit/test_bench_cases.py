@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from bench.cases.cell import FAMILY, FORMATS, STATES, CannotRunError, Cell
+from bench.cases.cell import BEYOND, FAMILY, FORMATS, MATRIX, STATES, CannotRunError, Cell
+from bench.cases.hyper import FLAT_NAMES, TORCH_NAMES
 from bench.harness.timing import measure_round, middle
 from bench.peers import FULL, PEERS, QUICK, load
 from bench.plan import CASES, full_cells, quick_cells
 from bench.workloads import workload
 
 SMALL = "7x33"
+MATRICES = "matrices-8"
 CASE_CELLS = [
     Cell(case, SMALL, "adamw" if case in ("tail", "save", "load") else "")
     for case in CASES
@@ -26,7 +31,7 @@ def why_torch_cannot(cell, peer):
     if "+" in cell.format:
         return "keeps state in the dtype"
     if cell.optimizer == "lion":
-        return "no Lion"
+        return "no lion"
     return "no fused form" if (peer, cell.optimizer) == ("torch fused", "rmsprop") else None
 
 
@@ -54,11 +59,22 @@ def test_gates_are_green(cell, peer):
     contender.close()
 
 
-@pytest.mark.parametrize("optimizer", FAMILY)
-@pytest.mark.parametrize("peer", ["flatvars", "torch foreach"])
+@pytest.mark.parametrize("optimizer", [*FAMILY, *BEYOND, *MATRIX])
+@pytest.mark.parametrize("peer", ["flatvars", "torch foreach", "torch loop"])
 def test_gates_of_the_family_are_green(optimizer, peer):
-    checked = load(PEERS[peer]).cases["step"](Cell("step", SMALL, optimizer), "cpu").check()
+    """torch has not all of it, and says so; where a peer has an optimizer, it makes the steps that are meant."""
+    cell = Cell("step", MATRICES if optimizer in MATRIX else SMALL, optimizer)
+    torch_has = optimizer in FAMILY or "+" in optimizer or optimizer == "adafactor"
+    if peer == "torch loop" and optimizer != "muon":
+        pytest.skip("as torch foreach, which is asked")
+    if peer == "torch foreach" and not torch_has:
+        with pytest.raises(CannotRunError, match="is a loop" if optimizer == "muon" else f"no {re.escape(optimizer)}"):
+            load(PEERS[peer]).cases["step"](cell, "cpu")
+        return
+    contender = load(PEERS[peer]).cases["step"](cell, "cpu")
+    checked = contender.check()
     assert checked.green, checked.text
+    assert measure_round(contender.prepare, contender.run, 1, "cpu").wall > 0.0
 
 
 def test_what_torch_cannot_is_refused_with_the_reason():
@@ -98,11 +114,13 @@ def test_every_planned_cell_exists_once(device):
     assert {cell.case for cell in full_cells(device)} == set(CASES)
     assert {(c.optimizer, c.format) for c in full_cells(device) if c.case == "step"} == {
         *((optimizer, form) for optimizer in STATES for form in FORMATS),
-        *((optimizer, "float32") for optimizer in FAMILY),
+        *((optimizer, "float32") for optimizer in (*FAMILY, *BEYOND, *MATRIX)),
     }
     # --quick covers every kernel: each rule, fill, norm, norms, both ways to accumulate.
     assert {cell.case for cell in quick_cells(device)} >= {"norm", "norms", "accumulate", "accumulate-add", "init"}
-    assert {c.optimizer for c in quick_cells(device) if c.case == "step"} == set(STATES)
+    # A kernel of its own has what takes sums first, an average or numbers beside; and the products of matrices.
+    kinds = {"lamb", "prodigy", "adamw+ema", "adamw+stats", "muon", "adafactor"}
+    assert {c.optimizer for c in quick_cells(device) if c.case == "step"} == {*STATES, *kinds}
 
 
 def test_sizes_and_counts_are_those_that_were_asked_for():
@@ -137,6 +155,16 @@ def test_bytes_are_the_documented_ones():
     steps = {"adamw": 28, "lion": 20, "sgd": 12, "momentum": 20}
     assert {o: Cell("step", SMALL, o).bytes_per_param() for o in steps} == steps
     assert Cell("step", SMALL, "adamw", "bfloat16+float32").bytes_per_param() == 22
+
+
+def test_bytes_are_those_of_the_readme():
+    """Of every optimizer beyond those: the table of the README, which other tests hold to the rules."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    for optimizer in (*FAMILY, *BEYOND, *MATRIX):
+        name = {**FLAT_NAMES, **{key: kind for key, (kind, _) in TORCH_NAMES.items()}}[optimizer]
+        (row,) = (line for line in text.splitlines() if re.match(rf"\| (`\w+`, )?`{name}`", line))
+        wanted = int(re.findall(r"\d+", row.split("|")[3])[0]) + (8 if optimizer == "adamw+ema" else 0)
+        assert Cell("step", SMALL, optimizer).bytes_per_param() == wanted, optimizer
 
 
 def test_an_unknown_workload_says_what_there_is():
