@@ -43,10 +43,13 @@ def muon(store: Any, **options: Any) -> fv.optim.Muon:
 def warm() -> None:
     """Compiles, before the ranks are forked."""
     alone = Matrices()
-    opt = muon(fv.VarStore.from_module(alone))
-    for param in alone.parameters():
-        param.grad = torch.ones_like(param)
-    opt.step()
+    store = fv.VarStore.from_module(alone)
+    opt = muon(store)
+    for _ in range(2):
+        for param in alone.parameters():
+            param.grad = torch.ones_like(param)
+        opt.step()
+        store.accumulate([torch.ones_like(param) for param in alone.parameters()])
 
 
 def eighths(step: int, rank: int) -> list[Tensor]:

@@ -20,10 +20,11 @@ import flatvars as fv
 from flatvars.distributed.shards import beside_mesh, divided_as
 
 from .launch import World, on
-from .steps import assert_same_numbers
+from .steps import assert_same_numbers, averaged
 
 STEPS = 4
 LR = 0.02
+RULES = {"*.bias": fv.init.uniform(-0.1, 0.1), "*gain": fv.init.ones(), "*": fv.init.kaiming_normal()}
 
 
 class Block(nn.Module):
@@ -79,6 +80,10 @@ def warm() -> None:
         backward(model, 0, 0)
         store.accumulate()
     opt.step()
+    rounded = adamw(fv.VarStore.from_module(other := model_of()), max_norm=0.5, state_dtype=torch.bfloat16)
+    backward(other, 0, 0)
+    rounded.step()
+    fv.init.apply_(rounded.store, RULES)
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -407,14 +412,13 @@ def check_what_shards_cannot_do_is_refused(world: World) -> None:
 
 def check_first_values_of_shards_are_those_of_one_process(world: World) -> None:
     """Drawn by (seed, name, index), from the meta device too, whatever a module was divided by."""
-    rules = {"*.bias": fv.init.uniform(-0.1, 0.1), "*gain": fv.init.ones(), "*": fv.init.kaiming_normal()}
     alone = model_of()
-    fv.init.apply_(fv.VarStore.from_module(alone, seed=5), rules)
+    fv.init.apply_(fv.VarStore.from_module(alone, seed=5), RULES)
     with torch.device("meta"):
         late = divided(nn.Sequential(Block(), Block(), nn.Linear(9, 5)), mesh=world.mesh)
     ways = [("fsdp", divided(model_of(), mesh=world.mesh)), ("meta", late.to_empty(device="cpu")), *meshes(world)]
     for about, model in ways:
-        store = fv.VarStore.from_module(model, init=rules, seed=5)
+        store = fv.VarStore.from_module(model, init=RULES, seed=5)
         for (name, mine), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
             assert torch.equal(full(mine), theirs), f"{about}: {name}"
     with pytest.raises(fv.InitError, match="cannot be filled by"):
@@ -426,7 +430,7 @@ def check_numbers_that_a_step_over_shards_tells(world: World) -> None:
     """Replicas count once, and what is empty here is whole elsewhere."""
     for _, mine in [("fsdp", divided(model_of(), mesh=world.mesh)), *meshes(world)]:
         alone = model_of()
-        opt, reference = (adamw(fv.VarStore.from_module(one), stats=True) for one in (mine, alone))
+        opt, reference = (adamw(fv.VarStore.from_module(one), stats=True, max_norm=0.5) for one in (mine, alone))
         for step in range(2):
             give_exact(mine, alone, step)
             opt.step()
@@ -435,14 +439,20 @@ def check_numbers_that_a_step_over_shards_tells(world: World) -> None:
 
 
 def check_shards_are_rounded_and_clipped_as_one_process(world: World) -> None:
-    """Draws and units are those of whole variables, where shards begin at multiples of 16 and of 128 elements."""
+    """Draws go by positions in whole variables, where shards begin at multiples of 16 elements; and so do units of a
+    norm, those too that a border cuts."""
 
-    def made() -> nn.Sequential:
+    def made(even: bool) -> nn.Sequential:
         torch.manual_seed(4)
-        return nn.Sequential(*(nn.Linear(*sizes, bias=False) for sizes in ((32, 48), (48, 32), (16, 128))))
+        sizes = ((32, 48), (48, 32), (16, 128)) if even else ((9, 47), (47, 19), (19, 300), (1, 3))
+        return nn.Sequential(*(nn.Linear(*pair, bias=not even) for pair in sizes))
 
-    alone, mine = made(), fully_shard(made(), mesh=world.mesh)
-    options: Any = {"state_dtype": torch.bfloat16, "max_norm": 0.5}
+    for even in (True, False):
+        assert_clipped(fully_shard(made(even), mesh=world.mesh), made(even), even)
+
+
+def assert_clipped(mine: nn.Module, alone: nn.Module, rounded: bool) -> None:
+    options: Any = {"state_dtype": torch.bfloat16 if rounded else None, "max_norm": 0.5}
     opt, reference = (adamw(fv.VarStore.from_module(one), **options) for one in (mine, alone))
     generator = torch.Generator().manual_seed(2)
     for step in range(3):
@@ -455,6 +465,26 @@ def check_shards_are_rounded_and_clipped_as_one_process(world: World) -> None:
     for (name, p), q in zip(mine.named_parameters(), alone.parameters(), strict=True):
         assert torch.equal(full(p), q), name
         assert torch.equal(full(opt.state[p]["exp_avg_sq"]), reference.state[q]["exp_avg_sq"]), name
+
+
+@on(2)
+def check_averages_of_shards_in_the_place_of_values(world: World) -> None:
+    mine, alone = divided(model_of(), mesh=world.mesh), model_of()
+    stores = [fv.VarStore.from_module(one) for one in (mine, alone)]
+    opt, reference = (averaged(store, max_norm=0.5) for store in stores)
+    give_exact(mine, alone, 0)
+    for turn in ("step", "eval", "train"):
+        for one in (opt, reference):
+            getattr(one, turn)()
+        for (name, p), q in zip(mine.named_parameters(), alone.parameters(), strict=True):
+            assert torch.equal(full(p), q), f"{turn}: {name}"
+    opt, reference = (adamw(store, max_norm=0.5) for store in stores)
+    averages = [fv.EMA(one, decay=0.5) for one in (opt, reference)]
+    for one in (opt, reference):
+        one.step()
+    with averages[0].swapped(), averages[1].swapped():
+        for (name, p), q in zip(mine.named_parameters(), alone.parameters(), strict=True):
+            assert torch.equal(full(p), q), f"average of {name}"
 
 
 @on(2)
