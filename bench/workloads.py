@@ -1,8 +1,8 @@
 """What is measured on: lists of parameter shapes, by name.
 
-`1000x1024` is a thousand tensors of 1,024 elements; the names of models are those of `MODELS`. A model's list is that
-of the real architecture; where memory does not hold it, fewer of its layers are taken or its width is divided, and the
-name says so.
+`1000x1024` is a thousand tensors of 1,024 elements, `24x256x1024` are 24 matrices of 256 rows and 1,024 columns; the
+names of models are those of `MODELS`. A model's list is that of the real architecture; where memory does not hold it,
+fewer of its layers are taken or its width is divided, and the name says so.
 """
 
 from __future__ import annotations
@@ -60,12 +60,6 @@ def gpt2(layers: int) -> list[Shape]:
     return [(50257, d), (1024, d), *(block * layers), (d,), (d,)]
 
 
-def matrices(width: int, layers: int) -> list[Shape]:
-    """Those of GPT-2's hidden layers, at any width."""
-    d = width
-    return [(3 * d, d), (d, d), (4 * d, d), (d, 4 * d)] * layers
-
-
 def llama3(layers: int, divide: int = 1) -> list[Shape]:
     """Llama-3 8B's shapes (32 layers, width 4096, 8 of 32 heads for keys), with every width divided."""
     d, kv, ffn, vocab = 4096 // divide, 1024 // divide, 14336 // divide, 128256 // divide
@@ -112,9 +106,6 @@ def plain(shapes: list[Shape]) -> Workload:
 MODELS: dict[str, Callable[[], Workload]] = {
     "gpt2-small": lambda: plain(gpt2(12)),
     "gpt2-2layers": lambda: plain(gpt2(2)),
-    "gpt2-matrices": lambda: plain(matrices(768, 12)),
-    "matrices-8": lambda: plain(matrices(8, 2)),
-    "gpt2-matrices-width/3": lambda: plain(matrices(256, 6)),
     "resnet101": lambda: plain(resnet101()),
     "llama3-8b-2layers": lambda: plain(llama3(2)),
     "llama3-8b-width/16": lambda: plain(llama3(32, 16)),
@@ -129,16 +120,16 @@ def workload(name: str) -> Workload:
     """A workload by name.
 
     Raises:
-        KeyError: neither NxM nor the name of a model.
+        KeyError: neither NxM, NxRxC nor the name of a model.
     """
-    uniform = re.fullmatch(r"(\d+)x(\d+)", name)
-    if uniform:
-        count, numel = map(int, uniform.groups())
-        return Workload(name, ((numel,),) * count)
+    if re.fullmatch(r"\d+(x\d+){1,2}", name):
+        count, *shape = map(int, name.split("x"))
+        return Workload(name, (tuple(shape),) * count)
     if name in ARCHITECTURES:
         shapes = tuple(shapes_of(name))
         return Workload(name, shapes, group_of=(0,) * len(shapes))
     if name not in MODELS:
-        raise KeyError(f"no workload {name!r}; give NxM (tensors x elements) or one of {', '.join(MODELS)}")
+        known = ", ".join(MODELS)
+        raise KeyError(f"no workload {name!r}; give NxM (tensors x elements), NxRxC (matrices) or one of {known}")
     made = MODELS[name]()
     return Workload(name, made.shapes, made.frozen, made.group_of or (0,) * len(made.shapes))

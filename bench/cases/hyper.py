@@ -1,4 +1,4 @@
-"""Which optimizers are measured: their numbers, and what they are called by torch.optim and by flatvars."""
+"""What the optimizer of a cell is called, and what it is called with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
-MATRICES = {"lr": 0.02, "weight_decay": 0.1}
+DECAYED = {"lr": 1e-3, "weight_decay": 0.1}
 HYPER: dict[str, dict[str, Any]] = {
     "sgd": {"lr": 1e-3, "weight_decay": 0.1},
     "momentum": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.1},
@@ -22,6 +22,10 @@ HYPER: dict[str, dict[str, Any]] = {
     "radam": {**ADAM, "weight_decay": 0.1},
     "rprop": {"lr": 1e-3},
     "asgd": {"lr": 1e-2, "weight_decay": 0.1},
+    "adam-amsgrad": {**ADAM, "weight_decay": 0.1},
+    "rmsprop-momentum": {"lr": 1e-3, "momentum": 0.9},
+    "rmsprop-centered": {"lr": 1e-3},
+    "rmsprop-centered-momentum": {"lr": 1e-3, "momentum": 0.9},
     "adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.1, "no_prox": False},
     "ademamix": {
         "lr": 1e-3,
@@ -90,12 +94,13 @@ HYPER: dict[str, dict[str, Any]] = {
         "growth_rate": math.inf,
     },
     "adafactor": {"lr": 1e-2, "weight_decay": 0.1},
-    "muon": MATRICES,
-    "normuon": {**MATRICES, "beta2": 0.95},
-    "adamw+ema": {**ADAM, "weight_decay": 0.1},
-    "adamw+stats": {**ADAM, "weight_decay": 0.1},
+    "muon": DECAYED,
+    "normuon": DECAYED,
+    "cautious-adamw": {**ADAM, "weight_decay": 0.1},
+    "adamw-ema": {**ADAM, "weight_decay": 0.1},
+    "adamw-stats": {**ADAM, "weight_decay": 0.1},
 }
-EMA_DECAY = 0.999
+EMA_DECAY = 0.9
 # Name in torch.optim (and in fv.optim), and what it is called with beside `HYPER`.
 TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("SGD", {}),
@@ -103,8 +108,6 @@ TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "rmsprop": ("RMSprop", {}),
     "adam": ("Adam", {}),
     "adamw": ("AdamW", {}),
-    "adamw+ema": ("AdamW", {}),
-    "adamw+stats": ("AdamW", {}),
     "amsgrad": ("AdamW", {"amsgrad": True}),
     "adagrad": ("Adagrad", {}),
     "adadelta": ("Adadelta", {}),
@@ -113,22 +116,29 @@ TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "radam": ("RAdam", {}),
     "rprop": ("Rprop", {}),
     "asgd": ("ASGD", {}),
+    "adam-amsgrad": ("Adam", {"amsgrad": True}),
+    "rmsprop-momentum": ("RMSprop", {}),
+    "rmsprop-centered": ("RMSprop", {"centered": True}),
+    "rmsprop-centered-momentum": ("RMSprop", {"centered": True}),
     "adafactor": ("Adafactor", {}),
     "muon": ("Muon", {}),
 }
-# Name in fv.optim of what torch has not got.
-FLAT_NAMES = {
-    "lion": "Lion",
-    "adan": "Adan",
-    "ademamix": "AdEMAMix",
-    "adopt": "ADOPT",
-    "grams": "Grams",
-    "lamb": "LAMB",
-    "lars": "LARS",
-    "mars": "MARS",
-    "stable-adamw": "StableAdamW",
-    "schedule-free-adamw": "ScheduleFreeAdamW",
-    "schedule-free-sgd": "ScheduleFreeSGD",
-    "prodigy": "Prodigy",
-    "normuon": "NorMuon",
+# Name in fv.optim, where torch has none or the step does more.
+OUR_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lion": ("Lion", {}),
+    "adopt": ("ADOPT", {}),
+    "ademamix": ("AdEMAMix", {}),
+    "grams": ("Grams", {}),
+    "adan": ("Adan", {}),
+    "schedule-free-adamw": ("ScheduleFreeAdamW", {}),
+    "schedule-free-sgd": ("ScheduleFreeSGD", {}),
+    "stable-adamw": ("StableAdamW", {}),
+    "lamb": ("LAMB", {}),
+    "lars": ("LARS", {}),
+    "mars": ("MARS", {}),
+    "prodigy": ("Prodigy", {}),
+    "normuon": ("NorMuon", {}),
+    "cautious-adamw": ("AdamW", {"cautious": True}),
+    "adamw-ema": ("AdamW", {}),
+    "adamw-stats": ("AdamW", {"stats": True}),
 }

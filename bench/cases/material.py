@@ -34,17 +34,13 @@ def true_norm(tensors: list[Tensor]) -> float:
 
 
 class Sample:
-    """The same elements of every tensor of a list, about a million in all, in float64 on the CPU.
-
-    Args:
-        whole: Take all elements.
-    """
+    """The same elements of every tensor of a list, about a million in all, in float64 on the CPU."""
 
     LIMIT = 2**20
 
-    def __init__(self, tensors: list[Tensor], whole: bool = False) -> None:
+    def __init__(self, tensors: list[Tensor]) -> None:
         # Odd, so that strides do not fall on the first lane of every block.
-        self.stride = 1 if whole else max(1, sum(t.numel() for t in tensors) // self.LIMIT) | 1
+        self.stride = max(1, sum(t.numel() for t in tensors) // self.LIMIT) | 1
 
     def __call__(self, tensors: list[Tensor]) -> Tensor:
         picked = [tensor.detach().reshape(-1)[:: self.stride] for tensor in tensors]

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from bench.cases.hyper import HYPER
-from tests.support import beyond_torch, reference
+from tests.support import beyond_torch
 
 FORMULAS: dict[str, tuple[Callable[..., Any], int]] = {
-    "lion": (reference.lion, 1),
     "adan": (beyond_torch.adan, 4),
     "ademamix": (beyond_torch.ademamix, 3),
     "adopt": (beyond_torch.adopt, 2),

@@ -57,7 +57,6 @@ FULL = {
         "torch fused",
         "contiguous-params",
         "optimi",
-        "torch loop",
         "schedulefree",
         "prodigyopt",
     ),

@@ -22,8 +22,6 @@ def trainer(cell: Cell, params: list[nn.Parameter]) -> Trainer:
     need_formats(cell, SAME_DTYPE, "torch.optim keeps state in the dtype of the parameter")
     if cell.optimizer not in TORCH_NAMES or cell.optimizer in NO_FUSED:
         raise CannotRunError("torch.optim has no fused form of it")
-    if "+" in cell.optimizer:
-        raise CannotRunError("what is taken beside a step is taken of single tensors")
     if cell.workload.groups > 1:
         raise CannotRunError("one buffer is one param group")
     trained = [params[i] for i in cell.workload.trained]

@@ -22,7 +22,8 @@ def trainer(cell: Cell, params: list[nn.Parameter]) -> Trainer:
     hyper = {name: number for name, number in HYPER[cell.optimizer].items() if name not in OTHERS}
     if cell.optimizer == "muon":
         hyper["betas"] = (0.95, 0.95)
-    optimizer = getattr(heavyball, NAMES[cell.optimizer])(param_groups(cell.workload, params, hyper["lr"]), **hyper)
+    groups = param_groups(cell.workload, params, hyper["lr"])
+    optimizer = getattr(heavyball, NAMES[cell.optimizer])(groups, **hyper)
     if cell.optimizer.startswith("schedule-free"):
         optimizer.train()
     return usual_trainer(cell, params, optimizer, tolerance=3e-2 if cell.optimizer == "muon" else 1e-2)

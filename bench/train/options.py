@@ -6,6 +6,7 @@ import argparse
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,8 +14,23 @@ from bench.train.gpt import GPTConfig
 
 RESULTS = Path(__file__).parents[1] / "results" / "train"
 SIDES = ("torch", "flatvars")
-FORMATS = ("plain", "bfloat16", "root8")
-"""How flatvars stores the states of its AdamW: as torch, or in 16 or 8 bits."""
+VALUES: dict[str, dict[str, Any]] = {
+    "": {},
+    "split": {"dtype": torch.bfloat16, "values": "split"},
+    "stochastic": {"dtype": torch.bfloat16, "values": "stochastic"},
+}
+STATES: dict[str, dict[str, Any]] = {
+    "": {},
+    "bfloat16": {"state_dtype": torch.bfloat16},
+    "root8": {"state_format": "root8"},
+    "log4": {"state_format": {"exp_avg": "root8", "exp_avg_sq": "log4"}},
+}
+FORMATS = {
+    "-".join(filter(None, (values, state))) or "plain": (VALUES[values], STATES[state])
+    for values in VALUES
+    for state in STATES
+}
+"""How flatvars stores values and the states of its AdamW: arguments of the store, and of the optimizer."""
 
 
 class JobError(Exception):
@@ -106,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--stop-at", type=_positive, metavar="N", help="stop after step N of the schedule (then --save, --resume)")
     add("--batch", type=_positive, help="sequences per step")
     add("--micro-batches", type=_positive, default=1, metavar="K", help="accumulate gradients over K parts of a batch")
-    add("--format", choices=FORMATS, default="plain", help="of flatvars' optimizer state; torch's stays plain")
+    add("--format", choices=FORMATS, default="plain", help="of flatvars' values and state; torch's stay plain")
     add("--freeze", action="append", default=[], metavar="PATTERN", help="glob on parameter names; may be repeated")
     add("--lr", type=float, help="peak learning rate")
     add("--seed", type=int, default=0, help="of the initial weights, the batches and the sample")

@@ -16,7 +16,7 @@ from ..memory.streams import Stream
 from ..variables.variable import Variable
 from .directions import Directions
 from .newton_schulz import NewtonSchulz, orthogonalize_, scratch_numel
-from .row_moments import Outputs, Placed, RowMoments, WeightOf
+from .row_moments import MomentPlaces, Outputs, RowMoments, WeightOf
 
 # Bytes of matrices that are worked on together, and of the room that they need beside them. On a CPU they should stay
 # in its caches; on a GPU all of a GPT-2 small are one round of launches.
@@ -50,7 +50,7 @@ class Finish:
     """
 
     factor: float
-    placed: Placed | None
+    placed: MomentPlaces | None
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class MatrixStep(Directions):
         Args:
             batches_of: The batches that blocks make, by the position of their variable.
         """
-        kinds: dict[Kind, dict[int, list[Block]]] = {}
+        kinds: dict[BatchKind, dict[int, list[Block]]] = {}
         for k in chosen:
             shape = self.shapes[k]
             for block, factor in zip(shape.blocks, shape.factors, strict=True):
@@ -146,7 +146,7 @@ class MatrixStep(Directions):
         matrices = [(torch.bfloat16, starts[k], k, block) for k, some in blocks.items() for block in some]
         return find_batches(matrices, {torch.bfloat16: 0})
 
-    def _placed(self, batch: Batch, outputs: Outputs | None) -> Placed | None:
+    def _placed(self, batch: Batch, outputs: Outputs | None) -> MomentPlaces | None:
         return None if outputs is None or self.moments is None else self.moments.place(batch, outputs)
 
     def orthogonalize(
@@ -195,7 +195,7 @@ class MatrixStep(Directions):
                     matrices.mul_(finish.factor)
 
 
-Kind = tuple[NewtonSchulz, float, Outputs | None]
+BatchKind = tuple[NewtonSchulz, float, Outputs | None]
 
 
 def _rounds(how: NewtonSchulz, pairs: Sequence[tuple[Batch, Finish]], most: int) -> list[Round]:

@@ -43,7 +43,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Placed:
+class MomentPlaces:
     """Where the second moments of a batch lie.
 
     Attributes:
@@ -86,7 +86,7 @@ class RowMoments:
             if hit:
                 beside.bind(entry_of)
 
-    def place(self, batch: Batch, outputs: Outputs) -> Placed:
+    def place(self, batch: Batch, outputs: Outputs) -> MomentPlaces:
         """Where those of a batch lie; all its matrices have such outputs."""
         rows, members = [], []
         for number, index in enumerate(batch.members):
@@ -98,9 +98,9 @@ class RowMoments:
         with normal_tensors():
             first = torch.tensor(rows, dtype=torch.int64).to(device)
             kept = first[:, None] + torch.arange(count, dtype=torch.int64, device=device)
-            return Placed(outputs, kept, torch.tensor(members, dtype=torch.int64).to(device))
+            return MomentPlaces(outputs, kept, torch.tensor(members, dtype=torch.int64).to(device))
 
-    def normalize_(self, matrices: Tensor, at: Placed, weight: float, factor: float, hits: Tensor | None) -> None:
+    def normalize_(self, matrices: Tensor, at: MomentPlaces, weight: float, factor: float, hits: Tensor | None) -> None:
         """Moves second moments, and divides directions by their roots.
 
         Args:

@@ -108,6 +108,10 @@ def warm() -> None:
             opt.eval()
             opt.train()
 
+    net = Net()
+    opt = adamw(fv.VarStore.from_module(net), stats=True, max_norm=0.5)
+    give(net, gradients(0, 0))
+    opt.step()
     for stored, formats in FORMATS:
         net = Net()
         opt = adamw(fv.VarStore.from_module(net, **stored), max_norm=0.5, state_format=formats)
@@ -333,9 +337,8 @@ def check_an_optimizer_of_whole_variables_is_refused(world: World) -> None:
 def check_numbers_that_a_step_tells(world: World) -> None:
     """Of whole variables, added up when they are read."""
     net, alone = Net(), Net()
-    opt, reference = (
-        adamw(fv.VarStore.from_module(n, mesh=m), stats=True) for n, m in ((net, world.mesh), (alone, None))
-    )
+    store, whole = fv.VarStore.from_module(net, mesh=world.mesh), fv.VarStore.from_module(alone)
+    opt, reference = (adamw(one, stats=True, max_norm=0.5) for one in (store, whole))
     for step in range(2):
         give(net, gradients(world.rank, step, ((-1, 4),)))
         give(alone, mean(world, step, ((-1, 4),)))
