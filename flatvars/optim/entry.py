@@ -162,5 +162,5 @@ class StateEntry(dict[Any, Any]):
 
 
 def _version_of(numbers: Tensor) -> int:
-    """How often somebody wrote there; to a piece, through which view ever."""
-    return numbers.local._version if isinstance(numbers, Piece) else numbers._version
+    """How often somebody wrote there; to a piece, by operators of its own or through views of what it holds."""
+    return numbers._version + (numbers.local._version if isinstance(numbers, Piece) else 0)
