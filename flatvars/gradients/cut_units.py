@@ -125,7 +125,7 @@ class CutUnits:
         there = table[:, 0] != 0
         table[:, 0] += torch.where(there, self._shifts * self._sizes[table[:, 1]], 0)
         self._inside.norm_(Sources(table, source.touched, source.dtype), grad_scale)
-        total = (self._inside.launches.squares().to(torch.float64) * self._weights).sum()
+        total: Tensor = (self._inside.launches.squares().to(torch.float64) * self._weights).sum()
         cut = torch.zeros(self.numel, dtype=self._cut.segments.compute_dtype, device=table.device)
         chosen = [(piece, grad) for piece in self._pieces if (grad := grads[piece.variable]) is not None]
         if chosen:
@@ -133,7 +133,8 @@ class CutUnits:
             torch._foreach_copy_(targets, [grad.reshape(-1)[p.first : p.stop] for p, grad in chosen])
         add_up(cut, self._group)
         self._cut.norm_(self._cut.gathered(cut, [True]), grad_scale)
-        return total + (self._cut.launches.squares().to(torch.float64) * self._cut_weights).sum()
+        total += (self._cut.launches.squares().to(torch.float64) * self._cut_weights).sum()
+        return total
 
 
 def _own(first: int, stop: int, whole: int) -> tuple[int, int]:

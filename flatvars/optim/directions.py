@@ -91,7 +91,8 @@ class Directions:
             table[:, 0] *= source.table[:, 0] != 0
             return Sources(table, source.touched, self.directions.dtype)
         read = self.apply.viewed if source.viewed else self.apply.gathered
-        return read(self.directions, source.touched)
+        found: Sources = read(self.directions, source.touched)
+        return found
 
     def upload(self, before: Rule, rule: Rule, groups: Sequence[Mapping[str, Any]], **numbers: Any) -> None:
         """Copies changed numbers to the device.

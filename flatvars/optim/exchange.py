@@ -76,7 +76,8 @@ def apply_once(
 def values_as_gradients(part: Part, values: Stored) -> Sources:
     """The values of all variables in the place of gradients, wherever they lie."""
     if values.places is None:
-        return part.plan.gathered(values.buffer, [True] * len(part.order))
+        found: Sources = part.plan.gathered(values.buffer, [True] * len(part.order))
+        return found
     there = torch.where(values.places == 0, EMPTY, values.places)
     table = torch.stack([there, torch.full_like(there, CODE_OF[values.buffer.dtype])], dim=1)
     return Sources(table, (True,) * len(there), values.buffer.dtype)
