@@ -58,6 +58,17 @@ def rows_if_any(variable: Variable) -> _Rows | None:
     return None if found is None else _Rows(*found)
 
 
+def unit_weights(segments: Segments, shares: Sequence[float]) -> Tensor:
+    """What each unit of a launch counts, float64 [units], given that of each variable; 0 where nothing lies here."""
+    counted = [share if numel else 0.0 for share, numel in zip(shares, segments.numels, strict=True)]
+    return torch.tensor(counted, dtype=torch.float64).repeat_interleave(torch.from_numpy(unit_counts(segments)))
+
+
+def weighted_sum(squares: Tensor, weights: Tensor) -> Tensor:
+    """float64 []. What counts nothing may be anything: the unit of a variable without elements is not written."""
+    return torch.where(weights != 0.0, squares.to(torch.float64) * weights, 0.0).sum()
+
+
 class CutUnits:
     """The norm of one part of some plans over shards.
 
@@ -94,8 +105,7 @@ class CutUnits:
         self._inside = self._plan(segments, [(length,) for length in lengths])
         self._shifts = torch.tensor(shifts, dtype=torch.int64).to(device)
         self._sizes = torch.tensor(_SIZES, dtype=torch.int64).to(device)
-        counts = torch.from_numpy(unit_counts(self._inside.segments))
-        self._weights = torch.tensor(shares, dtype=torch.float64).repeat_interleave(counts).to(device)
+        self._weights = unit_weights(self._inside.segments, shares).to(device)
         self._cut_weights = torch.tensor(weights, dtype=torch.float64).to(device)
         self._cut = self._plan(segments, [(max(self.numel, 1),)])
 
@@ -125,7 +135,7 @@ class CutUnits:
         there = table[:, 0] != 0
         table[:, 0] += torch.where(there, self._shifts * self._sizes[table[:, 1]], 0)
         self._inside.norm_(Sources(table, source.touched, source.dtype), grad_scale)
-        total: Tensor = (self._inside.launches.squares().to(torch.float64) * self._weights).sum()
+        total = weighted_sum(self._inside.launches.squares(), self._weights)
         cut = torch.zeros(self.numel, dtype=self._cut.segments.compute_dtype, device=table.device)
         chosen = [(piece, grad) for piece in self._pieces if (grad := grads[piece.variable]) is not None]
         if chosen:
@@ -133,8 +143,7 @@ class CutUnits:
             torch._foreach_copy_(targets, [grad.reshape(-1)[p.first : p.stop] for p, grad in chosen])
         add_up(cut, self._group)
         self._cut.norm_(self._cut.gathered(cut, [True]), grad_scale)
-        total += (self._cut.launches.squares().to(torch.float64) * self._cut_weights).sum()
-        return total
+        return total + weighted_sum(self._cut.launches.squares(), self._cut_weights)
 
 
 def _own(first: int, stop: int, whole: int) -> tuple[int, int]:

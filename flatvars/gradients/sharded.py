@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backend import unit_counts
 from ..distributed.shards import divided_as, grads_of
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cut_units import CutUnits
+from .cut_units import CutUnits, unit_weights, weighted_sum
 from .cycle import Collected, Given
 from .gathered import Gathered
 from .plans import PlanSet
@@ -95,7 +94,7 @@ class Sharded(Gathered):
                 total += units.squares(source, [self._local_grad(plans, collected, k) for k in part.order], grad_scale)
                 continue
             part.plan.norm_(source, grad_scale)
-            total += (part.plan.launches.squares().to(torch.float64) * units).sum()
+            total += weighted_sum(part.plan.launches.squares(), units)
         plans.norm.copy_(sharding.add_up(total).sqrt())
         return plans.norm
 
@@ -119,8 +118,6 @@ class Sharded(Gathered):
                 if cut.numel and part.plan.launches.tables.frozen is None:
                     found.append(cut)
                     continue
-                units = torch.from_numpy(unit_counts(part.plan.segments))
-                weights = torch.tensor(shares, dtype=torch.float64).repeat_interleave(units)
-                found.append(weights.to(plans.norm.device))
+                found.append(unit_weights(part.plan.segments, shares).to(plans.norm.device))
             self._units[plans] = found
         return self._units[plans]
