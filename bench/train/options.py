@@ -52,7 +52,9 @@ class Preset:
 
 
 PRESETS = {
-    "small": Preset(GPTConfig(vocab=256, context=64, layers=4, heads=4, width=128), batch=16, steps=600, lr=2e-3),
+    # As deep as GPT-2 small, and so of as many tensors.
+    "small": Preset(GPTConfig(vocab=256, context=64, layers=12, heads=4, width=64), batch=16, steps=600, lr=2e-3),
+    "wide": Preset(GPTConfig(vocab=256, context=64, layers=4, heads=4, width=128), batch=16, steps=600, lr=2e-3),
     # GPT-2's vocabulary, padded to a multiple of 64. Bytes use its first 256 rows only; the others are there so
     # that the model has GPT-2's parameter count and the head costs what it costs there.
     "gpt2": Preset(GPTConfig(vocab=50304, context=1024, layers=12, heads=12, width=768), batch=8, steps=300, lr=6e-4),
@@ -115,7 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
-    add("--preset", choices=("small", "gpt2"), default="small", help="gpt2: 124M parameters, for a GPU")
+    add(
+        "--preset",
+        choices=("small", "wide", "gpt2"),
+        default="small",
+        help="wide: 4 layers instead of 12; gpt2: 124M parameters, for a GPU",
+    )
     add("--quick", action="store_true", help="a tiny model and 30 steps, to see that everything works")
     add("--only", choices=SIDES, help="run one side alone")
     add("--steps", type=_positive, help="length of the run and of its learning-rate schedule")

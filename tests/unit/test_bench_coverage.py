@@ -44,7 +44,7 @@ class Seen:
     launches: set[str] = field(default_factory=set)
     gathered: set[tuple[bool, bool]] = field(default_factory=set)
     rules: set[Any] = field(default_factory=set)
-    formats: set[Format] = field(default_factory=set)
+    formats: set[Format | None] = field(default_factory=set)
     observed: bool = False
 
 
@@ -64,8 +64,10 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         def launch(*args: Any, **kwargs: Any) -> None:
             found.launches.add(name)
             found.rules |= {function_of(arg) for arg in args if isinstance(arg, Rule)}
-            stored = [one for arg in args for one in (arg if isinstance(arg, (list, tuple)) else [arg])]
-            found.formats |= {one.format for one in stored if isinstance(one, Stored) and one.format is not None}
+            stored = [one for arg in args for one in (arg if isinstance(arg, list) else [arg])]
+            for one in stored:
+                if isinstance(one, Stored):
+                    found.formats.add(formats.STOCHASTIC if one.at_random else one.format)
             found.observed |= any(getattr(arg, "observed", None) is not None for arg in args)
             if name == "accumulate":
                 found.gathered.add((args[2] is not None, kwargs.get("add", False)))
