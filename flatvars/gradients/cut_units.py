@@ -26,7 +26,7 @@ from .plans import Part
 _SIZES = tuple(dtype.itemsize for dtype in CODE_OF)
 
 
-class Piece(NamedTuple):
+class CutPiece(NamedTuple):
     """What this rank has of a cut unit.
 
     Attributes:
@@ -84,7 +84,7 @@ class CutUnits:
     def __init__(self, part: Part, variables: Sequence[Variable], shares: Sequence[float]) -> None:
         self.part, device = part, part.plan.device
         segments: Segments = part.plan.segments
-        self._pieces: list[Piece] = []
+        self._pieces: list[CutPiece] = []
         self._group: Any = None
         self.numel, shifts, lengths = 0, list(segments.firsts), list(segments.numels)
         weights: list[float] = []  # of the cut units
@@ -99,7 +99,7 @@ class CutUnits:
             for unit in sorted({border // UNIT for _, border in one.runs if border % UNIT and border < whole}):
                 low, high = max(first, unit * UNIT), min(stop, (unit + 1) * UNIT)
                 if low < high:
-                    self._pieces.append(Piece(k, low - first, high - first, self.numel + low - unit * UNIT))
+                    self._pieces.append(CutPiece(k, low - first, high - first, self.numel + low - unit * UNIT))
                 self.numel += UNIT
                 weights.append(shares[k] if one.rank == 0 else 0.0)
         self._inside = self._plan(segments, [(length,) for length in lengths])

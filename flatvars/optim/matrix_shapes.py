@@ -32,7 +32,7 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
     Raises:
         ValueError: it is no matrix, or cannot be split as the group says.
     """
-    spec = spec_of(variable, bool(group.get("each_shard", False)))
+    spec = whole_spec(variable, bool(group.get("each_shard", False)))
     shape = spec.shape
     if len(shape) != 2 and (len(shape) < 3 or not group.get("convolutions", False)):
         raise ValueError(
@@ -62,7 +62,7 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
     return MatrixShape(tuple(blocks), factors, schulz_of(group)), scales[0]
 
 
-def spec_of(variable: Variable, each_shard: bool) -> VarSpec:
+def whole_spec(variable: Variable, each_shard: bool) -> VarSpec:
     """Of all of a variable, of which this rank may have a shard; or of the shard."""
     whole = variable.whole
     if each_shard or whole is variable.param:
