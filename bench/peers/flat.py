@@ -16,12 +16,11 @@ from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
 from bench.cases.cell import FORMATS, PRODUCTS, Cell, Contender
 from bench.cases.hyper import EMA_DECAY, HYPER, OUR_NAMES, TORCH_NAMES
-from bench.cases.optimizing import MAX_NORM, Trainer, give_grads, param_groups, twin_of
+from bench.cases.optimizing import MAX_NORM, PRODUCTS_TOLERANCE, Trainer, give_grads, param_groups, twin_of
 from bench.peers.peer import Builder, Peer, optimizer_cases
 
 Params = list[nn.Parameter]
-# Mean error that the optimizer's own arithmetic explains: Muon's products are bfloat16.
-TOLERANCES = dict.fromkeys(PRODUCTS, 2e-2)
+TOLERANCES = dict.fromkeys(PRODUCTS, PRODUCTS_TOLERANCE)
 
 
 def store_of(cell: Cell, params: Params, **options: Any) -> fv.VarStore:
@@ -39,7 +38,7 @@ def optimizer_of(cell: Cell, params: Params, **options: Any) -> fv.optim.Optimiz
         options["state_format"] = dict(zip(("exp_avg", "exp_avg_sq"), form.kept, strict=True))
     elif form.kept:
         options["state_format"] = form.kept
-    elif form.state != form.param and form.values != "split":
+    elif form.state != form.param and not form.is_wide:
         options["state_dtype"] = form.state
     made: fv.optim.Optimizer = getattr(fv.optim, name)(groups, **HYPER[cell.optimizer], **extra, **options)
     if cell.optimizer == "adamw-ema":
@@ -66,7 +65,7 @@ def _shown(
         return averages
     if cell.optimizer.startswith("schedule-free"):
         return evaluated
-    if FORMATS[cell.format].values == "split":
+    if FORMATS[cell.format].is_wide:
         return lambda: [store.float32(variable.name) for variable in store.trainable_variables()]
     return None
 

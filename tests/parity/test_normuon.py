@@ -290,6 +290,27 @@ def test_states_that_cannot_be_are_refused() -> None:
     assert_equal_states(kept(optimizer), before)
 
 
+@pytest.mark.parametrize("kind", [fv.optim.Muon, fv.optim.NorMuon], ids=lambda kind: kind.__name__)
+def test_order_and_neighbors_show_in_no_bit(kind: Any) -> None:
+    """Whatever lies between, and however many are one batch."""
+    found = []
+    for names, others in ((list(SHAPES), {}), (list(SHAPES)[::-1], {"bias": (5,), "more": (48, 16)})):
+        module = Bag({**{name: SHAPES[name] for name in names[:3]}, **others, **{n: SHAPES[n] for n in names[3:]}})
+        params = [module.get_parameter(name) for name in names]
+        made = {name: torch.Generator().manual_seed(len(name) + SHAPES[name][0]) for name in SHAPES}
+        with torch.no_grad():
+            for name in SHAPES:
+                module.get_parameter(name).copy_(torch.randn(SHAPES[name], generator=made[name]))
+        optimizer = kind(params, lr=0.05)
+        for _ in range(2):
+            for name in SHAPES:
+                module.get_parameter(name).grad = torch.randn(SHAPES[name], generator=made[name])
+            optimizer.step()
+        states = [dict(optimizer.state[module.get_parameter(name)]) for name in SHAPES]
+        found.append([*(module.get_parameter(n).detach() for n in SHAPES), *(x for s in states for x in s.values())])
+    assert all(map(torch.equal, *found))
+
+
 @pytest.mark.parametrize("beta2", [-0.1, 1.0])
 def test_a_beta_out_of_range(beta2: float) -> None:
     with pytest.raises(ValueError, match="beta2"):
