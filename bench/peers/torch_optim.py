@@ -13,20 +13,23 @@ from torch import Tensor, nn
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
 from bench.cases.cell import FAMILY, CannotRunError, Cell
-from bench.cases.optimizing import HYPER, TORCH_NAMES, Trainer, param_groups, torch_optimizer, usual_trainer
+from bench.cases.hyper import HYPER, TORCH_NAMES
+from bench.cases.optimizing import Trainer, param_groups, torch_optimizer, usual_trainer
 from bench.peers.peer import Builder, Peer, need_formats, optimizer_cases
 
 Params = list[nn.Parameter]
 SAME_DTYPE = ("float32", "bfloat16", "float64")
-NO_FUSED = ("rmsprop", *(name for name in FAMILY if name != "adagrad"))
+NO_FUSED = ("rmsprop", "adafactor", "muon", *(name for name in FAMILY if name not in ("adagrad", "adam-amsgrad")))
 
 
 def optimizer_of(cell: Cell, params: Params, **options: Any) -> torch.optim.Optimizer:
     need_formats(cell, SAME_DTYPE, "torch.optim keeps state in the dtype of the parameter")
     if cell.optimizer not in TORCH_NAMES:
-        raise CannotRunError("torch.optim has no Lion")
+        raise CannotRunError(f"torch.optim has no such step: {cell.optimizer}")
     if options.get("fused") and cell.optimizer in NO_FUSED:
         raise CannotRunError(f"torch.optim.{TORCH_NAMES[cell.optimizer][0]} has no fused form")
+    if cell.optimizer == "muon":
+        options = {}  # it has one form
     return torch_optimizer(cell.optimizer, param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"]), **options)
 
 

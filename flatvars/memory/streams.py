@@ -125,7 +125,7 @@ class Stream:
         device = self.buffer.device.type
         if self.divided or self.pieces is not None:
             return self.view(span)
-        if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and self.buffer.is_shared()):  # type: ignore[no-untyped-call]
+        if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and is_shared(self.buffer)):
             return self.view(span).data
         return own_storage(self.flat(span)).as_strided(span.spec.shape, span.spec.stride)
 
@@ -473,6 +473,12 @@ def normal_tensors() -> Iterator[None]:
     """
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def is_shared(tensor: Tensor) -> bool:
+    """As `tensor.is_shared()`, which makes two objects more to ask its storage."""
+    shared: bool = tensor.untyped_storage().is_shared()
+    return shared
 
 
 def own_storage(flat: Tensor) -> Tensor:

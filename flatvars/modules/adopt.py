@@ -19,12 +19,14 @@ from ..variables.places import Place
 from ..variables.registry import Adopted, Registry, variable_of
 from ..variables.variable import Variable
 from .buffers import takable
+from .collector import collecting_later
 from .keep import keep_for, let_go
 from .lazy import await_lazy
 from .meta import Init, leave_meta, materialize_buffers, plan_values, renew_references
 from .tensors import Found, check_memory, check_private, find_tensors, make_spec
 
 
+@collecting_later()
 def adopt(
     registry: Registry,
     module: nn.Module,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..distributed.shards import is_divided
 from ..errors import SpecError
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
+from ..memory.streams import is_shared
 from ..variables.lazy import is_lazy
 from ..variables.places import Place
 from ..variables.registry import Registry, variable_of
@@ -89,7 +90,7 @@ def check_private(found: Iterable[Found]) -> None:
         tensor = entry.tensor
         if is_lazy(tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
             continue
-        if tensor.numel() and tensor.is_shared():  # type: ignore[no-untyped-call]
+        if tensor.numel() and is_shared(tensor):
             raise SpecError(
                 f"{entry.names[0]!r} lies in memory that other processes may share (module.share_memory(), or a module "
                 "that was sent to this process), and its place in a store would be a copy that they do not see. To "

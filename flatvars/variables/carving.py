@@ -161,7 +161,7 @@ class Carving:
         for k, tensor in moved.items():
             self.variables[k].param.data = tensor
         if moved:
-            self._place([v.spec for v in self.variables])
+            self._place(self._plan([v.spec for v in self.variables]))
             self._notify()
 
     # Carving --------------------------------------------------------------------------------------------------------
@@ -325,8 +325,8 @@ class Carving:
             # buffer does not tell the allocator, which knows the buffer alone.
             torch.cuda.synchronize(self.device)
         streams = self._streams.recarve(self._plan(specs), device, source)
-        self._streams, self._layout, self.device = streams, streams.layout, device
-        self._place(specs)
+        self._streams, self.device = streams, device
+        self._place(streams.layout)
         for variable in bound:
             bind(variable, self.piece(variable))
 
@@ -339,10 +339,9 @@ class Carving:
         finally:
             self._announcing = None
 
-    def _place(self, specs: Sequence[VarSpec]) -> None:
-        """Writes down where the variables lie by the specs; nothing moves if only names changed."""
-        self._layout = self._plan(specs)
-        self._streams.layout = self._layout
+    def _place(self, layout: Layout) -> None:
+        """Writes down where the variables lie; nothing moves."""
+        self._layout = self._streams.layout = layout
         for variable, span in zip(self.variables, self._layout.spans, strict=False):
             variable.spec, variable._span = span.spec, span
         if self.sharding is not None:
@@ -354,8 +353,10 @@ class Carving:
         if (
             self.sharding is None and not param.is_meta and param.shape == view.shape
         ):  # from meta there are no values, maybe not even a shape
-            assert variable._span is not None
-            self._streams.get(VALUES, variable.dtype).write(variable._span, param.detach())
+            if self.is_encoded(variable):
+                self._streams.get(VALUES, variable.dtype).write(variable.span, param.detach())
+            else:
+                view.copy_(param.detach())
         variable.param = param
         self.claims.add(variable)
         bind(variable, view)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import AliasError, MovedWarning
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
-from ..memory.streams import VALUES
+from ..memory.streams import VALUES, is_shared
 from .binding import describe_stray
 from .variable import GradientAccess, Variable, byte_range, overlaps
 
@@ -152,7 +152,7 @@ def why_not(variable: Variable, tensor: Tensor) -> str | None:
         return reason
     if tuple(tensor.shape) != variable.spec.shape:
         return "gradient and state of another shape would be lost"
-    if tensor.device.type == "cpu" and tensor.is_shared():  # type: ignore[no-untyped-call]
+    if tensor.device.type == "cpu" and is_shared(tensor):
         return "other processes that share its memory now would lose sight of it"
     return None
 

@@ -222,7 +222,7 @@ class Registry(Carving):
             del self.by_name[variable.name]
             self.by_name[name] = variable
             variable.names[0] = name
-            self._place([spec if v is variable else v.spec for v in self.variables])
+            self._place(self._plan([spec if v is variable else v.spec for v in self.variables]))
             self.generation += 1
 
     def rename_all(self, names: Mapping[Variable, list[str]]) -> None:
@@ -241,7 +241,7 @@ class Registry(Carving):
             for variable, given in names.items():
                 variable.names[:] = given
                 self.by_name.update(dict.fromkeys(given, variable))
-            self._place([dataclasses.replace(v.spec, name=v.name) for v in self.variables])
+            self._place(self._plan([dataclasses.replace(v.spec, name=v.name) for v in self.variables]))
             self.generation += 1
 
     def handle(self) -> Any:

@@ -38,7 +38,7 @@ from .memory import (
     stack,
     write_byte,
 )
-from .prepared import Launcher, Prepared
+from .prepared import Launcher, Prepared, read_of
 from .record import DONE, NEXT, RecordLayout, address_of, bits_of
 from .squares import Units, norm_writer, unit_squares, written_finder
 from .threads import chunk_of, threads_for, wait
@@ -203,9 +203,7 @@ def launch(
 ) -> None:
     """See `Launches.accumulate`; `written` is zeros, uint8 [variables], of viewed sources."""
     given = (
-        torch.get_num_threads(),
-        sources.table.data_ptr(),
-        sources.dtype,
+        *read_of(tables, sources, written),
         address_of(stream),
         None if stream is None else stream.dtype,
         out.norm.data_ptr(),
@@ -215,8 +213,6 @@ def launch(
         scale,
         add,
         address_of(grad_scale),
-        written is None,
-        address_of(tables.frozen),
     )
     launcher.run(
         given, lambda: _prepared(tables, units, sources, stream, out, scale, add, address_of(grad_scale), written)

@@ -8,7 +8,7 @@ from numba.core.errors import NumbaError
 from ..errors import RuleError
 from ..rules import Rule
 from .statistics import updater as statistics_updater
-from .step import updater
+from .update import updater
 
 
 def check(rule: Rule) -> None:

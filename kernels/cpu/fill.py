@@ -24,7 +24,7 @@ from .compile import compiled, float_type, native, twin
 from .formats import FORMATS, name_of
 from .gradients import TILE
 from .memory import caller, element_store, fetch_add, read_double, read_float, read_int, stack, write_float
-from .philox import complement, quarter_turn, unsigned, upper_bits, write_words
+from .philox import block_writer, complement, quarter_turn, unsigned, upper_bits, write_blocks
 from .record import DONE, NEXT, RecordLayout
 from .threads import POOL, callable_of, chunk_of, threads_for, wait
 
@@ -52,7 +52,7 @@ def drawer() -> Any:
     """Machine code of `(row, local, length, memory)`: random float32 values of a tile, in the place of their words."""
     normal_pair = twin(distributions.normal_pair, np.float32)
     scale_uniform, truncated = twin(distributions.scale_uniform, np.float32), twin(distributions.truncated, np.float32)
-    unit = np.float32(2.0**-24)
+    unit, writer = np.float32(2.0**-24), block_writer()
 
     @compiled
     def parameter(row: Any, i: Any) -> Any:
@@ -84,8 +84,7 @@ def drawer() -> Any:
     def draw(row: Any, local: Any, length: Any, memory: Any) -> None:
         kind, seed, key, block = read_int(row, 0), read_int(row, 1), read_int(row, 2), local // PER_BLOCK
         blocks = (length + PER_BLOCK - 1) // PER_BLOCK
-        for i in range(blocks):
-            write_words(memory + 32 * i, seed, key, block + i)
+        write_blocks(writer, memory, blocks, seed, key, block, 0, 0, 0)
         if kind == NORMAL:
             normal(row, blocks * PER_BLOCK, memory)
         elif kind == UNIFORM:

@@ -2,64 +2,126 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .memory import pointer
+from .compile import native
+from .memory import caller, pointer
 
-_I64, _I128 = ir.IntType(64), ir.IntType(128)
+_I64, _I128, _LANE = ir.IntType(64), ir.IntType(128), ir.IntType(32)
 ROUND_A, ROUND_B = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 KEY_A, KEY_B = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
 ROUNDS = 10
 
+BLOCK = 32
+"""Bytes of a block: four words."""
+
+ABREAST = 16
+"""Blocks that are made at once, in vectors."""
+
+
+def _splat(builder: Any, x: Any) -> Any:
+    undefined = ir.Constant(ir.VectorType(_I64, ABREAST), ir.Undefined)
+    first = builder.insert_element(undefined, x, _LANE(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_LANE, ABREAST), [0] * ABREAST))
+
+
+def _number(like: Any, number: int) -> Any:
+    """A constant, once or in every lane."""
+    return like(number) if like == _I64 else ir.Constant(like, [number] * ABREAST)
+
 
 def _product(builder: Any, x: Any, factor: int) -> tuple[Any, Any]:
     """High and low half of x * factor."""
-    wide = builder.mul(builder.zext(x, _I128), _I128(factor))
-    return builder.trunc(builder.lshr(wide, _I128(64)), _I64), builder.trunc(wide, _I64)
+    if x.type == _I64:
+        wide = builder.mul(builder.zext(x, _I128), _I128(factor))
+        return builder.trunc(builder.lshr(wide, _I128(64)), _I64), builder.trunc(wide, _I64)
+    # Processors multiply lanes of 32 bits only; no sum below carries.
+    mask, half = _number(x.type, 0xFFFFFFFF), _number(x.type, 32)
+    upper, lower = _number(x.type, factor >> 32), _number(x.type, factor & 0xFFFFFFFF)
+    x_lower, x_upper = builder.and_(x, mask), builder.lshr(x, half)
+    low = builder.mul(x_lower, lower)
+    inner = builder.add(builder.mul(x_upper, lower), builder.lshr(low, half))
+    outer = builder.add(builder.mul(x_lower, upper), builder.and_(inner, mask))
+    high = builder.add(builder.mul(x_upper, upper), builder.lshr(inner, half))
+    return builder.add(high, builder.lshr(outer, half)), builder.or_(builder.shl(outer, half), builder.and_(low, mask))
 
 
 def _words(builder: Any, counter: list[Any], k0: Any, k1: Any) -> list[Any]:
-    """The four words of a counter."""
+    """The four words of a counter, or of as many counters as vectors have lanes."""
     c0, c1, c2, c3 = counter
     for _ in range(ROUNDS):
         high_a, low_a = _product(builder, c0, ROUND_A)
         high_b, low_b = _product(builder, c2, ROUND_B)
         c0, c1 = builder.xor(builder.xor(high_b, c1), k0), low_b
         c2, c3 = builder.xor(builder.xor(high_a, c3), k1), low_a
-        k0, k1 = builder.add(k0, _I64(KEY_A)), builder.add(k1, _I64(KEY_B))
+        k0, k1 = builder.add(k0, _number(k0.type, KEY_A)), builder.add(k1, _number(k1.type, KEY_B))
     return [c0, c1, c2, c3]
 
 
-@intrinsic
-def write_words(typing: Any, target: Any, seed: Any, key: Any, block: Any) -> Any:
-    """Writes the four words of a block, int64 numbers all, to `target`."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target, k0, k1, block = arguments
-        counter = [builder.add(block, _I64(1)), _I64(0), _I64(0), _I64(0)]
-        for i, word in enumerate(_words(builder, counter, k0, k1)):
-            builder.store(word, pointer(builder, target, _I64, _I64(i)))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64, types.int64), generate
+_ONE = [types.int64] * 7
 
 
 @intrinsic
-def write_draws(typing: Any, target: Any, seed: Any, key: Any, block: Any, step: Any, purpose: Any, which: Any) -> Any:
-    """The same of the counter (block + 1, step, purpose, which): 16 numbers of 16 bits, in their order."""
-
+def _write_one(typing: Any, target: Any, seed: Any, key: Any, block: Any, second: Any, third: Any, fourth: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         target, k0, k1, block, *rest = arguments
-        counter = [builder.add(block, _I64(1)), *rest]
-        for i, word in enumerate(_words(builder, counter, k0, k1)):
+        for i, word in enumerate(_words(builder, [builder.add(block, _I64(1)), *rest], k0, k1)):
             builder.store(word, pointer(builder, target, _I64, _I64(i)))
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 7), generate
+    return types.void(*_ONE), generate
+
+
+@intrinsic
+def _write_abreast(
+    typing: Any, target: Any, seed: Any, key: Any, block: Any, second: Any, third: Any, fourth: Any
+) -> Any:
+    def lanes(*numbers: int) -> Any:
+        return ir.Constant(ir.VectorType(_LANE, len(numbers)), list(numbers))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, k0, k1, block, *rest = (arguments[0], *(_splat(builder, x) for x in arguments[1:]))
+        counts = ir.Constant(block.type, list(range(1, ABREAST + 1)))
+        words = _words(builder, [builder.add(block, counts), *rest], k0, k1)
+        ahead, behind = (builder.shuffle_vector(*pair, lanes(*range(2 * ABREAST))) for pair in (words[:2], words[2:]))
+        # From a vector for each word of a block to one block after the other.
+        order = lanes(*(word * ABREAST + block for block in range(ABREAST) for word in range(4)))
+        found = builder.shuffle_vector(ahead, behind, order)
+        builder.store(found, pointer(builder, target, found.type), align=8)
+        return context.get_dummy_value()
+
+    return types.void(*_ONE), generate
+
+
+_ARGUMENTS = [types.int64] * 8
+write_blocks = caller(_ARGUMENTS)
+"""`write_blocks(block_writer(), target, count, seed, key, block, second, third, fourth)`."""
+
+
+@functools.cache
+def block_writer() -> int:
+    """Address of `(target, count, seed, key, block, second, third, fourth)`: writes blocks one behind the other.
+
+    Those of the counters (block + 1, second, third, fourth), (block + 2, ...): 32 bytes each.
+
+    A function of its own: compiled into everything that draws, it would take longer than the rest.
+    """
+
+    def write(target: Any, count: Any, seed: Any, key: Any, block: Any, second: Any, third: Any, fourth: Any) -> None:
+        done = 0
+        while done + ABREAST <= count:
+            _write_abreast(target + BLOCK * done, seed, key, block + done, second, third, fourth)
+            done += ABREAST
+        while done < count:
+            _write_one(target + BLOCK * done, seed, key, block + done, second, third, fourth)
+            done += 1
+
+    return int(native(write, types.void(*_ARGUMENTS)).address)
 
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()

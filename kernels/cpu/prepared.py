@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .record import DONE, NEXT, Words
+import torch
+from torch import Tensor
+
+from ..addresses import Sources
+from ..launches import Tables
+from .record import DONE, NEXT, Words, address_of
 from .threads import POOL, callable_of
 
 KEPT = 2
@@ -53,3 +58,9 @@ class Launcher:
         prepared = prepare()
         self._known = [(given, prepared), *self._known[: KEPT - 1]]
         prepared.run()
+
+
+def read_of(tables: Tables, sources: Sources, written: Tensor | None) -> tuple[Any, ...]:
+    """The beginning of what a launch is given: where gradients are found, and how many threads there are."""
+    threads, places = torch.get_num_threads(), sources.table.data_ptr()
+    return threads, places, sources.dtype, written is None, address_of(tables.frozen)

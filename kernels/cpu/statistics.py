@@ -26,6 +26,7 @@ from ..launches import StepInputs, Tables
 from ..rules import Rule
 from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native, twin
+from .draws import drawer, stored_draws
 from .elements import Elements
 from .formats import FORMATS
 from .gradients import TILE
@@ -33,19 +34,10 @@ from .memory import element_load, read_byte, read_int, read_int32, stack, write_
 from .numbers import reader, starter
 from .prepared import Launcher, Prepared
 from .squares import unit_sums, variable_sum
-from .step import (
-    Measures,
-    drawer,
-    given,
-    is_skipped,
-    is_untouched,
-    kernel,
-    prepared,
-    stored_draws,
-    updater_arguments,
-    word,
-)
+from .step import kernel
+from .step_record import Measures, given, is_skipped, is_untouched, prepared, word
 from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
+from .update import updater_arguments
 
 
 @functools.cache

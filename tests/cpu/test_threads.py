@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import flatvars as fv
-from flatvars.kernels.cpu import accumulate, fill, norms, step, threads
+from flatvars.kernels.cpu import accumulate, fill, norms, step, step_record, threads
 from flatvars.kernels.cpu.record import DONE, FIRST, NEXT, address_of_row, row_of
 from flatvars.kernels.cpu.threads import Pool, callable_of
 from tests.support.rig import Rig
@@ -27,7 +27,7 @@ SHAPES = [(5000,), (31,), (2048,), (0,), (9000,)]
 @pytest.fixture
 def with_threads() -> Iterator[Callable[[int], None]]:
     """Sets how many threads every launch takes, however small it is."""
-    patches = [patch.object(module, "threads_for") for module in (accumulate, fill, norms, step)]
+    patches = [patch.object(module, "threads_for") for module in (accumulate, fill, norms, step_record)]
     mocks = [each.start() for each in patches]
 
     def choose(count: int) -> None:

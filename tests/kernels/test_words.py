@@ -14,7 +14,7 @@ import triton.language as tl
 
 from flatvars.kernels import lang
 from flatvars.kernels.cpu.compile import twin as cpu_twin
-from flatvars.kernels.cpu.step import updater
+from flatvars.kernels.cpu.update import updater
 from flatvars.kernels.lang import WORDS, device_function
 from flatvars.kernels.rules.bias import bias_correction
 from flatvars.kernels.triton.compile import twin as triton_twin

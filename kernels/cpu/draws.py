@@ -1,0 +1,55 @@
+"""Random bits of a tile, by which some states and values are rounded: `triton/stochastic.py` says which."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..formats import Stored
+from ..launches import StepInputs, draws_of
+from ..rules import Rule
+from .compile import compiled
+from .gradients import TILE
+from .memory import read_int
+from .philox import BLOCK, block_writer, write_blocks
+
+PER_BLOCK = BLOCK // 2  # draws
+VALUE_DRAWS, STATE_DRAWS = 1, 2  # third word of the counter, as in `triton/stochastic.py`
+
+
+@functools.cache
+def drawer(kinds: int, values: bool = False) -> Any:
+    """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw.
+
+    Args:
+        kinds: Of states.
+        values: Whether there is one more, of values.
+    """
+    if kinds == 0 and not values:
+
+        @compiled
+        def draw_nothing(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
+            """Of most rules."""
+
+        return draw_nothing
+
+    writer = block_writer()
+
+    @compiled
+    def draw(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
+        seed, key, number = read_int(keys, 0), read_int(keys, 1 + slot), np.int64(step)
+        first, blocks = local // PER_BLOCK, (count + PER_BLOCK - 1) // PER_BLOCK
+        for row in range(kinds + values):
+            purpose, which = (STATE_DRAWS, row) if row < kinds else (VALUE_DRAWS, 0)
+            write_blocks(writer, target + 2 * TILE * row, blocks, seed, key, first, number, purpose, which)
+
+    return draw
+
+
+def stored_draws(rule: Rule, states: Sequence[Stored], inputs: StepInputs, stored: range) -> tuple[int, ...]:
+    """See `draws_of`, of the states that are stored; empty where none of them is rounded at random."""
+    draws = tuple(draw if i in stored else -1 for i, draw in enumerate(draws_of(rule, states, inputs)))
+    return draws if max(draws, default=-1) >= 0 else ()
