@@ -220,7 +220,8 @@ def test_every_number_is_looked_at_wherever_it_comes_from(kind: Any) -> None:
     for name, wrong in wrong_entries(kind):
         if name == "lr" and wrong == -1.0:  # a schedule may carry it there, as in torch
             continue
-        changed = {**saved, "param_groups": [{**saved["param_groups"][0], name: wrong}]}
+        first, *others = saved["param_groups"]  # Muon has one more, of what is no matrix
+        changed = {**saved, "param_groups": [{**first, name: wrong}, *others]}
         with pytest.raises((TypeError, ValueError), match=rf"{name}(.|\n)*nothing was changed"):
             optimizer.load_state_dict(changed)
         assert optimizer.param_groups[0][name] == optimizer.defaults[name]
