@@ -102,25 +102,19 @@ class CutUnits:
                     self._pieces.append(CutPiece(k, low - first, high - first, self.numel + low - unit * UNIT))
                 self.numel += UNIT
                 weights.append(shares[k] if one.rank == 0 else 0.0)
-        self._inside = self._plan(segments, [(length,) for length in lengths])
+        self._inside = self._plan(segments, segments.starts, lengths)
         self._shifts = torch.tensor(shifts, dtype=torch.int64).to(device)
         self._sizes = torch.tensor(_SIZES, dtype=torch.int64).to(device)
         self._weights = unit_weights(self._inside.segments, shares).to(device)
         self._cut_weights = torch.tensor(weights, dtype=torch.float64).to(device)
-        self._cut = self._plan(segments, [(max(self.numel, 1),)])
+        self._cut = self._plan(segments, (0,), [max(self.numel, 1)])
 
-    def _plan(self, segments: Segments, shapes: list[tuple[int, ...]]) -> Any:
+    def _plan(self, segments: Segments, starts: tuple[int, ...], lengths: list[int]) -> Any:
         """Of vectors, for norms alone."""
-        device, starts = self.part.plan.device, segments.starts[: len(shapes)]
-        flat = Segments(
-            segments.names[: len(shapes)],
-            starts,
-            tuple(shapes),
-            ((1,),) * len(shapes),
-            starts,
-            (0,) * len(shapes),
-            segments.dtype,
-        )
+        device, count = self.part.plan.device, len(starts)
+        shapes = tuple((length,) for length in lengths)
+        names, rows = segments.names[:count], (0,) * count
+        flat = Segments(names, starts, shapes, ((1,),) * count, starts, rows, segments.dtype)
         norm, sums = torch.zeros((), dtype=flat.compute_dtype, device=device), torch.zeros(1, dtype=torch.float64)
         return make_plan(flat, device, norm, sums.to(device), 0, None)
 
