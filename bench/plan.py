@@ -5,7 +5,7 @@ A CPU gets the same tables at sizes that two cores finish in a quarter of an hou
 
 from __future__ import annotations
 
-from bench.cases.cell import BEYOND, DTYPES, FAMILY, STATES, STORED, Cell
+from bench.cases.cell import BEYOND, DTYPES, FAMILY, PRODUCTS, STATES, STORED, Cell
 
 CASES = {
     "tail": "norm, clip, AdamW, zero_grad: all between backward and the next forward",
@@ -70,7 +70,7 @@ def quick_cells(device: str) -> list[Cell]:
 
 def beyond() -> list[Cell]:
     """What is no elementwise class of torch. Averages of another dtype than the values have launches of their own."""
-    steps = [Cell("step", MATRICES if optimizer == "muon" else FEW, optimizer) for optimizer in BEYOND]
+    steps = [Cell("step", MATRICES if optimizer in PRODUCTS else FEW, optimizer) for optimizer in BEYOND]
     return [*steps, Cell("step", FEW, "adamw-ema", "bfloat16+float32")]
 
 

@@ -118,10 +118,13 @@ BEYOND = {
     "prodigy": (4, 12),
     "adafactor": (0, 32),
     "muon": (1, 6),
+    "normuon": (1, 12),
     "cautious-adamw": (2, 12),
     "adamw-ema": (3, 0),
     "adamw-stats": (2, 0.5),
 }
+# Of matrices, by products in bfloat16.
+PRODUCTS = ("muon", "normuon")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -25,23 +26,81 @@ HYPER: dict[str, dict[str, Any]] = {
     "rmsprop-momentum": {"lr": 1e-3, "momentum": 0.9},
     "rmsprop-centered": {"lr": 1e-3},
     "rmsprop-centered-momentum": {"lr": 1e-3, "momentum": 0.9},
-    "adopt": DECAYED,
-    "ademamix": DECAYED,
-    "grams": DECAYED,
-    "adan": DECAYED,
-    "schedule-free-adamw": DECAYED,
-    "schedule-free-sgd": {"lr": 1e-1, "weight_decay": 0.1},
-    "stable-adamw": DECAYED,
-    "lamb": DECAYED,
-    "lars": {"lr": 1e-1, "momentum": 0.9, "weight_decay": 0.1},
-    "mars": DECAYED,
-    "prodigy": {"lr": 1.0, "weight_decay": 0.1},
+    "adan": {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 0.1, "no_prox": False},
+    "ademamix": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999, 0.9999),
+        "alpha": 2.0,
+        "beta3_warmup": None,
+        "alpha_warmup": None,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+    },
+    "adopt": {
+        "lr": 1e-3,
+        "betas": (0.9, 0.9999),
+        "eps": 1e-6,
+        "weight_decay": 0.1,
+        "decoupled_weight_decay": True,
+        "clip_exponent": 0.25,
+    },
+    "grams": {**ADAM, "eps": 1e-6, "weight_decay": 0.1},
+    "lamb": {
+        **ADAM,
+        "eps": 1e-6,
+        "weight_decay": 0.1,
+        "bias_correction": True,
+        "grad_averaging": True,
+        "always_adapt": False,
+    },
+    "lars": {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "dampening": 0.0,
+        "weight_decay": 0.1,
+        "nesterov": False,
+        "trust_coeff": 1e-3,
+        "eps": 1e-8,
+        "trust_clip": False,
+    },
+    "mars": {"lr": 3e-3, "betas": (0.95, 0.99), "eps": 1e-8, "weight_decay": 0.1, "gamma": 0.025},
+    "stable-adamw": {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1},
+    "schedule-free-adamw": {
+        **ADAM,
+        "weight_decay": 0.1,
+        "warmup_steps": 0,
+        "r": 0.0,
+        "weight_lr_power": 2.0,
+    },
+    "schedule-free-sgd": {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.1,
+        "warmup_steps": 0,
+        "r": 0.0,
+        "weight_lr_power": 2.0,
+    },
+    "prodigy": {
+        "lr": 1.0,
+        "betas": (0.9, 0.999),
+        "beta3": None,
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "decouple": True,
+        "use_bias_correction": False,
+        "safeguard_warmup": False,
+        "d0": 1e-4,
+        "d_coef": 1.0,
+        "growth_rate": math.inf,
+    },
     "adafactor": {"lr": 1e-2, "weight_decay": 0.1},
     "muon": DECAYED,
+    "normuon": DECAYED,
     "cautious-adamw": {**ADAM, "weight_decay": 0.1},
     "adamw-ema": {**ADAM, "weight_decay": 0.1},
     "adamw-stats": {**ADAM, "weight_decay": 0.1},
 }
+EMA_DECAY = 0.9
 # Name in torch.optim (and in fv.optim), and what it is called with beside `HYPER`.
 TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("SGD", {}),
@@ -78,6 +137,7 @@ OUR_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
     "lars": ("LARS", {}),
     "mars": ("MARS", {}),
     "prodigy": ("Prodigy", {}),
+    "normuon": ("NorMuon", {}),
     "cautious-adamw": ("AdamW", {"cautious": True}),
     "adamw-ema": ("AdamW", {}),
     "adamw-stats": ("AdamW", {"stats": True}),

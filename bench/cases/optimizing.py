@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cases.cell import BEYOND, FORMATS, CannotRunError, Cell, Checked, Contender, Format, nothing
+from bench.cases.cell import BEYOND, FORMATS, PRODUCTS, CannotRunError, Cell, Checked, Contender, Format, nothing
 from bench.cases.hyper import HYPER, TORCH_NAMES
 from bench.cases.material import Sample, gradients, parameters, true_norm
+from bench.cases.references import FORMULAS, reference_of
 from bench.workloads import Workload
 
 MAX_NORM = 1.0
 STEPS = 3
+# Mean error that products in bfloat16 explain.
+PRODUCTS_TOLERANCE = 2e-2
 # Error of three steps that values or state of this precision explain, in units of the largest change of a value.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
 
@@ -228,10 +231,25 @@ def usual_trainer(
         trainer = usual_tail(trained, optimizer, foreach)
     else:
         trainer = Trainer(trained, optimizer.step, lambda grads: give_grads(trained, grads), None)
-    trainer.tolerance = tolerance
+    trainer.tolerance = PRODUCTS_TOLERANCE if tolerance is None and cell.optimizer in PRODUCTS else tolerance
     if cell.optimizer in BEYOND:
-        trainer.twin = partial(torch_twin, cell)
+        trainer.twin = twin_of(cell)
     return trainer
+
+
+def twin_of(cell: Cell) -> Callable[[list[nn.Parameter]], Trainer] | None:
+    """What a peer of this cell is compared with: torch's optimizer, or a formula; None where there is neither."""
+    if cell.optimizer in TORCH_NAMES:
+        return partial(torch_twin, cell)
+    return partial(formula_twin, cell) if cell.optimizer in FORMULAS else None
+
+
+def formula_twin(cell: Cell, params: list[nn.Parameter]) -> Trainer:
+    """A formula over float64 parameters."""
+    trained = [params[i] for i in cell.workload.trained]
+    groups = param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"])
+    optimizer = reference_of(cell.optimizer, groups)
+    return Trainer(trained, optimizer.step, lambda grads: give_grads(trained, grads), None)
 
 
 def torch_twin(cell: Cell, params: list[nn.Parameter]) -> Trainer:

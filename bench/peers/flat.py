@@ -14,14 +14,13 @@ from torch import Tensor, nn
 import flatvars as fv
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
-from bench.cases.cell import FORMATS, Cell, Contender
-from bench.cases.hyper import HYPER, OUR_NAMES, TORCH_NAMES
-from bench.cases.optimizing import MAX_NORM, Trainer, give_grads, param_groups, torch_twin
+from bench.cases.cell import FORMATS, PRODUCTS, Cell, Contender
+from bench.cases.hyper import EMA_DECAY, HYPER, OUR_NAMES, TORCH_NAMES
+from bench.cases.optimizing import MAX_NORM, PRODUCTS_TOLERANCE, Trainer, give_grads, param_groups, twin_of
 from bench.peers.peer import Builder, Peer, optimizer_cases
 
 Params = list[nn.Parameter]
-# Mean error that the optimizer's own arithmetic explains: Muon's products are bfloat16.
-TOLERANCES = {"muon": 2e-2}
+TOLERANCES = dict.fromkeys(PRODUCTS, PRODUCTS_TOLERANCE)
 
 
 def store_of(cell: Cell, params: Params, **options: Any) -> fv.VarStore:
@@ -43,7 +42,7 @@ def optimizer_of(cell: Cell, params: Params, **options: Any) -> fv.optim.Optimiz
         options["state_dtype"] = form.state
     made: fv.optim.Optimizer = getattr(fv.optim, name)(groups, **HYPER[cell.optimizer], **extra, **options)
     if cell.optimizer == "adamw-ema":
-        fv.EMA(made, decay=0.9)
+        fv.EMA(made, decay=EMA_DECAY)
     return made
 
 
@@ -91,6 +90,9 @@ def trainer(mode: str, cell: Cell, params: Params) -> Trainer:
 
     give = write_views if mode == "views" else partial(give_grads, trained)
     norm = (lambda: float(optimizer.grad_norm)) if cell.case == "tail" else None
+    shown = _shown(cell, store, optimizer, trained)
+    # What is shown in the place of values, no formula says.
+    twin = twin_of(cell) if shown is None else None
     return Trainer(
         trained,
         finish,
@@ -98,15 +100,15 @@ def trainer(mode: str, cell: Cell, params: Params) -> Trainer:
         norm,
         tolerance=TOLERANCES.get(cell.optimizer, 0.3 if FORMATS[cell.format].kept else None),
         scaffold=mode == "views",
-        twin=partial(torch_twin, cell) if cell.optimizer in TORCH_NAMES else partial(trainer, mode, as_exact(cell)),
-        shown=_shown(cell, store, optimizer, trained),
+        twin=twin or partial(trainer, mode, as_exact(cell)),
+        shown=shown,
     )
 
 
 def as_exact(cell: Cell) -> Cell:
     """The same cell in float64, which its numbers are held against: other code of the same rule on a GPU and a CPU.
 
-    That the rules are what their papers say is shown by the tests.
+    For what has no formula of its own in `bench/cases/references.py`.
     """
     return replace(cell, format="float64")
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
 from bench.cases.cell import FAMILY, CannotRunError, Cell
-from bench.cases.hyper import HYPER, TORCH_NAMES
+from bench.cases.hyper import EMA_DECAY, HYPER, TORCH_NAMES
 from bench.cases.optimizing import Trainer, param_groups, torch_optimizer, usual_trainer
 from bench.peers.peer import Builder, Peer, need_formats, optimizer_cases
 
@@ -34,7 +37,46 @@ def optimizer_of(cell: Cell, params: Params, **options: Any) -> torch.optim.Opti
 
 
 def trainer(options: dict[str, bool], foreach: bool | None, cell: Cell, params: Params) -> Trainer:
-    return usual_trainer(cell, params, optimizer_of(cell, params, **options), foreach=foreach)
+    if cell.optimizer not in BESIDE:
+        return usual_trainer(cell, params, optimizer_of(cell, params, **options), foreach=foreach)
+    plain = replace(cell, optimizer="adamw")
+    made = usual_trainer(plain, params, optimizer_of(plain, params, **options), foreach=foreach)
+    made.step, made.shown = BESIDE[cell.optimizer]([param.detach() for param in made.params], made)
+    made.twin = partial(trainer, options, foreach, cell)
+    return made
+
+
+Steps = tuple[Callable[[], object], Callable[[], list[Tensor]] | None]
+
+
+def averaged(values: list[Tensor], made: Trainer) -> Steps:
+    """A step, and an average of the values, as `AveragedModel` keeps it; and that average, which is looked at."""
+    average, update, step = [value.clone() for value in values], get_ema_multi_avg_fn(EMA_DECAY), made.step
+    count = 0
+
+    def averaging() -> None:
+        nonlocal count
+        step()
+        torch._foreach_copy_(average, values) if count == 0 else update(average, values, count)
+        count += 1
+
+    return averaging, lambda: average
+
+
+def told(values: list[Tensor], made: Trainer) -> Steps:
+    """A step, and norms of values, gradients and moves of every tensor."""
+    moves, step = [value.clone() for value in values], made.step
+
+    def telling() -> list[tuple[Tensor, ...]]:
+        torch._foreach_copy_(moves, values)
+        step()
+        torch._foreach_sub_(moves, values)
+        return [torch._foreach_norm(some) for some in (values, [p.grad for p in made.params], moves)]
+
+    return telling, None
+
+
+BESIDE = {"adamw-ema": averaged, "adamw-stats": told}
 
 
 def compiled_trainer(cell: Cell, params: Params) -> Trainer:

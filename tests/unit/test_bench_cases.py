@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
-from bench.cases.cell import BEYOND, DTYPES, FAMILY, STATES, STORED, CannotRunError, Cell
+import flatvars as fv
+from bench.cases.cell import BEYOND, DTYPES, FAMILY, PRODUCTS, STATES, STORED, CannotRunError, Cell
+from bench.cases.hyper import HYPER, OUR_NAMES, TORCH_NAMES
+from bench.cases.references import FORMULAS, reference_of
 from bench.harness.timing import measure_round, middle
 from bench.peers import FULL, PEERS, QUICK, load
 from bench.plan import CASES, full_cells, quick_cells
@@ -65,17 +72,39 @@ def test_gates_of_the_family_are_green(optimizer, peer):
     ("optimizer", "form"),
     [
         ("lamb", "float32"),
+        ("prodigy", "float32"),
         ("schedule-free-sgd", "float32"),
         ("adamw-ema", "bfloat16+float32"),
-        ("muon", "float32"),
+        ("normuon", "float32"),
         ("adamw", "split+root8+log4"),
         ("adamw", "stochastic"),
     ],
 )
 def test_gates_of_what_torch_has_not_are_green(optimizer, form):
-    cell = Cell("step", "2x5x7" if optimizer == "muon" else SMALL, optimizer, form)
+    cell = Cell("step", "2x5x7" if optimizer in PRODUCTS else SMALL, optimizer, form)
     checked = load(PEERS["flatvars"]).cases["step"](cell, "cpu").check()
     assert checked.green, checked.text
+
+
+@pytest.mark.parametrize("optimizer", ["adamw-ema", "adamw-stats", "muon", "adafactor"])
+def test_gates_of_what_torch_needs_more_for_are_green(optimizer):
+    cell = Cell("step", "2x5x7", optimizer)
+    checked = load(PEERS["torch foreach"]).cases["step"](cell, "cpu").check()
+    assert checked.green, checked.text
+
+
+@pytest.mark.parametrize("optimizer", FORMULAS)
+def test_formulas_have_their_numbers_and_move_what_they_step(optimizer):
+    """The numbers are those that `fv.optim` takes: a peer is given no others."""
+    taken = inspect.signature(getattr(fv.optim, OUR_NAMES[optimizer][0])).parameters
+    assert HYPER[optimizer].keys() <= taken.keys()
+    params = [torch.nn.Parameter(torch.full((n,), 0.5, dtype=torch.float64)) for n in (3, 5)]
+    followed = reference_of(optimizer, [{"params": params, "lr": HYPER[optimizer]["lr"]}])
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.linspace(1.0, 2.0, len(param), dtype=torch.float64)
+        followed.step()
+    assert all(bool((param < 0.5).all()) for param in params)
 
 
 def test_a_twin_finds_what_is_wrong(monkeypatch):
@@ -167,6 +196,21 @@ def test_bytes_are_the_documented_ones():
     steps = {"adamw": 28, "lion": 20, "sgd": 12, "momentum": 20}
     assert {o: Cell("step", SMALL, o).bytes_per_param() for o in steps} == steps
     assert Cell("step", SMALL, "adamw", "bfloat16+float32").bytes_per_param() == 22
+
+
+# What options add to the row of a class: cautious updates, an average, numbers.
+MORE = {"cautious-adamw": 12, "adamw-ema": 8, "adamw-stats": 0.5}
+
+
+def test_bytes_are_those_of_the_readme():
+    """Of every optimizer beyond those: the table of the README, which other tests hold to the rules."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    for optimizer in (*FAMILY, *BEYOND):
+        name = {**OUR_NAMES, **TORCH_NAMES}[optimizer][0]
+        (row,) = (line for line in text.splitlines() if re.match(rf"\| (`\w+`, )?`{name}`", line))
+        listed = [int(number) for number in re.findall(r"\d+", row.split("|")[3])]
+        wanted = Cell("step", SMALL, optimizer).bytes_per_param() - MORE.get(optimizer, 0)
+        assert min(listed) <= wanted <= max(listed), optimizer
 
 
 def test_an_unknown_workload_says_what_there_is():
