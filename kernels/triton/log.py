@@ -50,6 +50,15 @@ def log_numbers(pairs, grid, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def chosen(high, low, top, step, STEP: tl.constexpr):
+    """Top and step, or those of a narrower grid if it reaches from the largest to the least."""
+    above = tl.minimum((high + (STEP - 1)) & -STEP, LARGEST_HALF & -STEP)
+    fits = above - (low & -STEP) <= 14 * STEP
+    better = (above > 14 * STEP) & (fits | (step == 0))
+    return tl.where(better, above, top), tl.where(better, STEP, step)
+
+
+@triton.jit
 def log_grid(state, BLOCK: tl.constexpr):
     """Of each unit: upper bits of the largest number, and how far those of two neighbors are apart, in one int32."""
     bits = tl.reshape(state.to(tl.int32, bitcast=True), [BLOCK // UNIT, UNIT])
@@ -60,11 +69,7 @@ def log_grid(state, BLOCK: tl.constexpr):
     low = tl.minimum(low, high)
     top, step = high, tl.zeros_like(high)
     for i in tl.static_range(8):
-        wider: tl.constexpr = 128 >> i
-        above = tl.minimum((high + (wider - 1)) & -wider, LARGEST_HALF & -wider)
-        fits = above - (low & -wider) <= 14 * wider
-        chosen = (above > 14 * wider) & (fits | (step == 0))
-        top, step = tl.where(chosen, above, top), tl.where(chosen, wider, step)
+        top, step = chosen(high, low, top, step, 128 >> i)
     return ((top << 16) | step).to(tl.int32)
 
 
