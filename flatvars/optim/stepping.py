@@ -1,0 +1,272 @@
+"""A step: at most two launches for each dtype and rule, and what can be asked of the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import Rule, Sources, Stage, Stored, is_rounded
+from ..errors import FlatvarsError
+from ..gradients.attached import gradients_of
+from ..gradients.cycle import Collected
+from ..gradients.plans import Part, PlanSet, checked
+from ..memory.streams import Stream
+from ..variables.variable import Variable
+from .checks import check_complete
+from .divided import DividedStep, add_up_observed, add_up_sums, check_divisible, step_divided
+from .hooks import hooked
+from .membership import by_rows
+from .planning import Planning
+from .scaling import read_scaling
+from .states import origin_of
+from .stats import Observations, VariableStats
+
+
+class Stepping(Planning):
+    """The part of an optimizer that launches."""
+
+    skip_nonfinite: bool
+    state_dtype: torch.dtype | None
+    stats_every: int
+    observations: Observations
+    _norm: Tensor | None
+    _calls: int
+    _counted: Any
+    _counting: dict[int, bool]
+    _divided: DividedStep | None
+
+    _step_supports_amp_scaling = True
+
+    stochastic_rounding = True
+    """Whether slow averages that are stored in bfloat16, such as those of squares, are rounded at random: to nearest,
+    as torch.optim does it, they never decay. So are values of a store with `values="stochastic"`. The draws depend on
+    the store's seed, the variable's name, its step and the position alone. Set it to False on an optimizer to compare
+    with torch's."""
+
+    @hooked
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
+        """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.
+
+        Args:
+            closure: Computes the loss and its gradients; its value is returned.
+            strict: Every trained variable must have a gradient.
+
+        Raises:
+            AliasError: a parameter no longer lies in the store, or its module holds another one.
+            ForeignParameterError: a param group holds a Parameter that the store does not.
+            GradientError: a gradient of a wrong shape or kind, or, if `strict`, none. Nothing is stepped then.
+        """
+        self.refuse_swapped("no step is taken from them")
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plans = checked(self._current_plans, stepping=True)
+        gradients = gradients_of(self.registry)
+        collected = gradients.collect(plans)
+        touched = collected.touched
+        divided = self.states.is_divided
+        if strict and not divided and not all(hits := gradients.hits(plans, collected)):
+            names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
+            check_complete(names)
+        self.entries.settle(strict=True)
+        self._count()
+        self._calls += 1
+        if divided:
+            step_divided(self, plans, collected, strict)
+            touched = [True] * len(plans.params)  # every rank has the values of all
+        else:
+            self._launch(plans, collected)
+        self.entries.refresh()
+        gradients.spend(plans, collected)
+        # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
+        # before this step would silently use the new ones.
+        stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
+        torch.autograd.graph.increment_version(stepped)
+        return loss
+
+    def _count(self) -> None:
+        """Pauses and resumes the counts of groups whose numbers say so."""
+        flags = self.membership.version, tuple(map(self.counts_steps, self.param_groups))
+        if flags == self._counted:
+            return
+        self._counted = flags
+        turned: dict[bool, list[Variable]] = {True: [], False: []}
+        for variable, number in by_rows(self.membership.groups):
+            counts = flags[1][number]
+            if counts is not self._counting.get(variable.id, True):
+                self._counting[variable.id] = counts
+                turned[counts].append(variable)
+        self.states.resume(turned[True])
+        self.states.pause(turned[False])
+
+    def _launch(self, plans: PlanSet, collected: Collected) -> None:
+        gradients = gradients_of(self.registry)
+        scaling = read_scaling(self, self.registry.device, collected.gathered)
+        if self.registry.sharding is not None:
+            check_divisible(self, "shards")
+            scaling["found_inf"] = self.registry.sharding.found(scaling["found_inf"])
+        norm = plans.norm
+        if self.max_norm is not None or self.skip_nonfinite or collected.unseen:
+            norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
+        if self.max_norm is not None or self.skip_nonfinite:
+            self._norm = norm
+        self.observe(plans)
+        self.launch_parts(plans, collected, norm, scaling)
+
+    def launch_parts(
+        self, plans: PlanSet, collected: Collected, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    ) -> None:
+        """The step of all variables."""
+        for part, source in zip(plans.parts, collected.sources, strict=True):
+            self.launch_part(plans, part, source, norm, scaling)
+
+    def launch_part(
+        self,
+        plans: PlanSet,
+        part: Part,
+        source: Sources,
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
+        stage: Stage = "both",
+    ) -> None:
+        """The step of the variables of one region, and where there are several rules, of one rule."""
+        rule = self.applied_rule(part)
+        values, states = plans.values(part), self.streams_of(part, rule)
+        arguments = {
+            "rule": rule,
+            "values": values,
+            "states": [held.stored for held in states],
+            "groups": self.groups_of(part),
+            "steps": self.states.steps,
+            **origin_of(states),
+            "norm": norm,
+            "max_norm": self.max_norm,
+            "skip": self.skip_nonfinite,
+            "skipped": self.states.skipped,
+            "own": self.states.scalars(rule.own),
+            "keys": self._keys_for(rule, values, states),
+            "observed": self.observed()[0],
+            "check": self.check_changed,
+            **scaling,
+        }
+        self.step_part(plans, part, source, arguments, stage)
+
+    def step_part(
+        self, plans: PlanSet, part: Part, source: Sources, arguments: dict[str, Any], stage: Stage = "both"
+    ) -> None:
+        """The launches of such a step; a class that needs more than a rule can say has others.
+
+        Args:
+            arguments: Of `Plan.step_`.
+        """
+        rule = arguments["rule"]
+        if rule.statistics is None or stage == "move" or not self.states.is_partial:
+            part.plan.step_(source, **arguments, stage=stage)
+            return
+        part.plan.step_(source, **arguments, stage="measure")
+        add_up_sums(plans, part, rule)
+        if stage == "both":
+            part.plan.step_(source, **arguments, stage="move")
+
+    def applied_rule(self, part: Part) -> Rule:
+        """That of the launch which moves the values of a part."""
+        return self.with_average(self.rule() if part.kind is None else part.kind)
+
+    def streams_of(self, part: Part, rule: Rule) -> list[Stream]:
+        """The streams of its states."""
+        return self.states.streams(part.region, rule.states)
+
+    def observe(self, plans: PlanSet) -> None:
+        """Notes whose numbers the step that is under way tells, if it is looked at."""
+        if self.observes():
+            self.observations.note(plans.variables, self.states.slots, plans)
+
+    def observes(self) -> bool:
+        """Whether the step that is under way is looked at."""
+        return self.stats_every > 0 and (self._calls - 1) % self.stats_every == 0
+
+    def observed(self) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Where the step that is under way writes what it tells; None where it is not asked."""
+        return self.observations.tables(self.states.steps) if self.observes() else (None, None)
+
+    def stats(self) -> VariableStats:
+        """Norms, ratios and counts of every variable, of the last step that told them: on the device, no sync.
+
+        A step that is skipped tells nothing, and a variable without a gradient is as it was when it stepped last. Where
+        ranks have parts of variables, all call it: numbers of the parts are added up then.
+
+        Raises:
+            FlatvarsError: the optimizer was made without `stats`.
+
+        Example:
+            >>> optimizer = AdamW(store, stats=10)  # every tenth step tells
+            >>> optimizer.step()
+            >>> largest = optimizer.stats().update_ratio.max()
+            >>> print(store.summary(optimizer.stats()))
+        """
+        if not self.stats_every:
+            raise FlatvarsError(
+                f"this {type(self).__name__} gathers no numbers; make it with stats=True, or stats=k for those of "
+                "every k-th step"
+            )
+        members = sorted(self.take_up(), key=lambda v: v.index)
+        together = partial(add_up_observed, self.registry, members)
+        return self.observations.read(members, self.states.slots, self.states.steps, together)
+
+    def _keys_for(self, rule: Rule, values: Stored, states: Sequence[Stream]) -> Tensor | None:
+        """What values and states are rounded at random by, where any is."""
+        if not self.stochastic_rounding:
+            return None
+        few = [is_rounded(held.buffer.dtype, held.format) for held in states]
+        halves = max(rule.draws(few), default=-1) >= 0
+        return self.states.keys() if halves or values.at_random else None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""
+        self.follow()
+        for param in self.membership.foreign:
+            zero_foreign(param, set_to_none)
+        plans = self._plans if self._planned == self.membership.version else None
+        gradients_of(self.registry).zero(set_to_none, self.members(), plans)
+
+    @property
+    def grad_norm(self) -> Tensor:
+        """The gradient norm that the last step clipped or checked by, before clipping: a device scalar, no sync."""
+        if self._norm is None:
+            raise FlatvarsError(
+                "no step of this optimizer has taken a norm; pass max_norm= or skip_nonfinite=True, or call "
+                "store.grad_norm()"
+            )
+        return self._norm.clone()
+
+    @property
+    def skipped(self) -> Tensor:
+        """How many steps `skip_nonfinite` or a GradScaler skipped up to now: a device scalar, no sync."""
+        return self.states.skipped.clone()
+
+    def upload_hyperparameters(self) -> None:
+        """Copies changed `param_groups` to the device now. Call it before replaying a captured CUDA graph of `step`."""
+        plans = self._current_plans()
+        self.entries.settle(strict=True)
+        self._count()
+        for part in plans.parts:
+            self.upload_part(part)
+
+    def upload_part(self, part: Part) -> None:
+        """The same for one launch."""
+        part.plan.upload_hyper(self.applied_rule(part), self.groups_of(part), self.max_norm, self.check_changed)
+
+
+def zero_foreign(param: Tensor, set_to_none: bool) -> None:
+    """Of a parameter that the store does not hold yet."""
+    if param.grad is not None:
+        if set_to_none:
+            param.grad = None
+        else:
+            param.grad.zero_()
