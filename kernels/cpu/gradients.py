@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .compile import compiled, float_type, native
+from .compile import compiled, float_type, native, wide_vectors
 from .formats import FORMATS
 from .memory import caller, element_load, element_store, read_byte
 
@@ -25,6 +25,7 @@ def converter(name: str, dtype: type) -> Any:
 
     @compiled
     def convert(source: Any, target: Any, count: Any, factor: Any, frozen: Any) -> None:
+        wide_vectors()
         if frozen == 0:
             for i in range(count):
                 store(target, i, load(source, i) * factor)

@@ -10,7 +10,7 @@ from numba import types
 
 from ..rules import OBSERVED, Rule, observe
 from ..segments import UNIT
-from .compile import compiled, float_type, native, twin
+from .compile import compiled, float_type, native, twin, wide_vectors
 from .draws import drawer
 from .elements import Elements
 from .formats import FORMATS
@@ -85,6 +85,7 @@ def updater(
         drawn: Any,
         told: Any,
     ) -> None:
+        wide_vectors()
         for i in range(first_lane, last):
             plain = load_gradient(gradients, i) * unscale
             g = plain * clip
