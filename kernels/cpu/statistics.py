@@ -25,7 +25,7 @@ from ..formats import Stored
 from ..launches import StepInputs, Tables
 from ..rules import Rule
 from ..segments import UNIT
-from .compile import DTYPES, compiled, float_type, native, twin
+from .compile import DTYPES, compiled, float_type, native, twin, wide_vectors
 from .draws import drawer, stored_draws
 from .elements import Elements
 from .formats import FORMATS
@@ -35,7 +35,7 @@ from .numbers import reader, starter
 from .prepared import Launcher, Prepared
 from .squares import unit_sums, variable_sum
 from .step import kernel
-from .step_record import Measures, given, is_skipped, is_untouched, prepared, word
+from .step_record import NORM, Measures, given, is_skipped, is_untouched, prepared, word
 from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
 from .update import updater_arguments
 
@@ -86,6 +86,7 @@ def updater(
         drawn: Any,
         memory: Any,
     ) -> None:
+        wide_vectors()
         for i in range(first_lane, last):
             g = load_gradient(gradients, i) * unscale * clip
             stored = load(values, start + i, addresses, state_start + i)
@@ -202,4 +203,5 @@ def launch(
         code = kernel(dtype, finisher(dtype), True)
         return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, measures)
 
-    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare)
+    moved = [(NORM, inputs.norm.data_ptr())]
+    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)

@@ -36,6 +36,7 @@ from .prepared import Launcher, Prepared
 from .record import DONE, NEXT
 from .squares import variable_sum
 from .step_record import (
+    NORM,
     ONE,
     Measures,
     clip_coefficient,
@@ -209,4 +210,5 @@ def launch(
         code = kernel(dtype, observer(dtype), True) if observes else kernel(dtype)
         return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 
-    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare)
+    moved = [(NORM, inputs.norm.data_ptr())]
+    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)

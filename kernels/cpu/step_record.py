@@ -66,6 +66,7 @@ LAYOUT = RecordLayout(
     "observed",  # address of float64 [slots, sums] out, in launches that observe
 )
 word = LAYOUT.reader()
+NORM = LAYOUT.positions["norm"]
 _address = Tensor.data_ptr
 ONE = np.float32(1.0)
 
@@ -163,7 +164,6 @@ def given(
         inputs.hyper.shape,
         inputs.steps.data_ptr(),
         inputs.base,
-        inputs.norm.data_ptr(),
         inputs.norm.dtype,
         inputs.clip,
         inputs.skip,
