@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--case", choices=list(CASES), action="append", help="repeatable; all if not given")
-    made.add_argument("--on", action="append", help="workload: NxM, or a model of bench/workloads.py; repeatable")
+    made.add_argument("--on", action="append", help="workload: NxM, NxRxC or a model of bench/workloads.py; repeatable")
     made.add_argument("--peer", choices=list(PEERS), action="append", help="repeatable; the copy always runs")
     made.add_argument("--quick", action="store_true", help="every kernel once, fewer rounds, fewer peers")
     made.add_argument("--out", type=Path, help="folder for the results, as JSON and CSV")

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 import flatvars as fv
+from bench.cases.hyper import HYPER
 from bench.cases.material import gradients, parameters
-from bench.cases.optimizing import HYPER
 from bench.harness.machine import machine
 from bench.workloads import Workload, workload
 from flatvars.checkpoint import SnapshotRing

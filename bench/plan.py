@@ -5,7 +5,7 @@ A CPU gets the same tables at sizes that two cores finish in a quarter of an hou
 
 from __future__ import annotations
 
-from bench.cases.cell import FAMILY, FORMATS, STATES, Cell
+from bench.cases.cell import BEYOND, DTYPES, FAMILY, PRODUCTS, STATES, STORED, Cell
 
 CASES = {
     "tail": "norm, clip, AdamW, zero_grad: all between backward and the next forward",
@@ -25,6 +25,7 @@ GPU_TOTALS = (10_240_000, 1_024_000_000)
 CPU_TOTALS = (2_560_000,)
 GPU_SIZES = tuple(2**power for power in range(12, 31, 2))
 CPU_SIZES = tuple(2**power for power in range(12, 25, 4))
+FEW, MATRICES = "100x4096", "24x256x1024"
 SMALL = ("1000x1024", "1000x32", "10000x256")
 GPU_MODELS = ("gpt2-small", "resnet101", "llama3-8b-2layers", "lora-llama3-8b-8layers", "465-groups")
 CPU_MODELS = ("gpt2-2layers", "resnet101", "llama3-8b-width/16", "lora-llama3-8b-width/16", "465-groups")
@@ -50,20 +51,27 @@ def quick_cells(device: str) -> list[Cell]:
     """Every kernel once, the aims of the project first."""
     on_gpu = device != "cpu"
     large = one(2**28 if on_gpu else 2**22)
-    steps = [Cell("step", large, optimizer) for optimizer in STATES]
     if on_gpu:
         tails = ["1000x1024", "10000x256", large, "gpt2-small", "465-groups"]
     else:
         tails = ["1000x1024", large]
     return [
         *(Cell("tail", on, "adamw") for on in tails),
-        *steps,
-        Cell("step", large, "adamw", "bfloat16+float32"),
+        *(Cell("step", large, optimizer) for optimizer in STATES),
+        *(Cell("step", large, "adamw", form) for form in ("bfloat16+float32", *STORED)),
         *(Cell(case, large) for case in ("accumulate", "accumulate-add", "norm")),
         *(Cell(case, "1000x1024") for case in ("norms", "adopt")),
         Cell("init", large),
+        *(Cell("step", FEW, optimizer) for optimizer in FAMILY),
+        *beyond(),
         Cell("train", (GPU_TRAINED if on_gpu else CPU_TRAINED)[0], "adamw"),
     ]
+
+
+def beyond() -> list[Cell]:
+    """What is no elementwise class of torch. Averages of another dtype than the values have launches of their own."""
+    steps = [Cell("step", MATRICES if optimizer in PRODUCTS else FEW, optimizer) for optimizer in BEYOND]
+    return [*steps, Cell("step", FEW, "adamw-ema", "bfloat16+float32")]
 
 
 def full_cells(device: str) -> list[Cell]:
@@ -75,7 +83,8 @@ def full_cells(device: str) -> list[Cell]:
     files_on = ["1000x1024", one(2**28 if on_gpu else 2**22)]
     few = ["1000x1024", sizes[-1]]
     steps = [Cell("step", on, "adamw") for on in sizes]
-    formats = [Cell("step", formats_on, optimizer, form) for optimizer in STATES for form in FORMATS]
+    formats = [Cell("step", formats_on, optimizer, form) for optimizer in STATES for form in DTYPES]
+    formats += [Cell("step", formats_on, "adamw", form) for form in STORED]
     family = [Cell("step", on, optimizer) for optimizer in FAMILY for on in ("1000x1024", formats_on)]
     return [
         *(Cell("tail", on, "adamw") for on in dict.fromkeys([*SMALL, *counts, *sizes, *models])),
@@ -87,6 +96,7 @@ def full_cells(device: str) -> list[Cell]:
         *(Cell(case, on, "adamw") for case in ("save", "load") for on in files_on),
         *(Cell("train", on, "adamw") for on in (GPU_TRAINED if on_gpu else CPU_TRAINED)),
         *family,
+        *beyond(),
         # The most rows, and those that are missed least if the time is up.
         *(cell for cell in formats if cell not in steps),
     ]

@@ -1,8 +1,8 @@
 """What is measured on: lists of parameter shapes, by name.
 
-`1000x1024` is a thousand tensors of 1,024 elements; the names of models are those of `MODELS`. A model's list is that
-of the real architecture; where memory does not hold it, fewer of its layers are taken or its width is divided, and the
-name says so.
+`1000x1024` is a thousand tensors of 1,024 elements, `24x256x1024` are 24 matrices of 256 rows and 1,024 columns; the
+names of models are those of `MODELS`. A model's list is that of the real architecture; where memory does not hold it,
+fewer of its layers are taken or its width is divided, and the name says so.
 """
 
 from __future__ import annotations
@@ -120,16 +120,16 @@ def workload(name: str) -> Workload:
     """A workload by name.
 
     Raises:
-        KeyError: neither NxM nor the name of a model.
+        KeyError: neither NxM, NxRxC nor the name of a model.
     """
-    uniform = re.fullmatch(r"(\d+)x(\d+)", name)
-    if uniform:
-        count, numel = map(int, uniform.groups())
-        return Workload(name, ((numel,),) * count)
+    if re.fullmatch(r"\d+(x\d+){1,2}", name):
+        count, *shape = map(int, name.split("x"))
+        return Workload(name, (tuple(shape),) * count)
     if name in ARCHITECTURES:
         shapes = tuple(shapes_of(name))
         return Workload(name, shapes, group_of=(0,) * len(shapes))
     if name not in MODELS:
-        raise KeyError(f"no workload {name!r}; give NxM (tensors x elements) or one of {', '.join(MODELS)}")
+        known = ", ".join(MODELS)
+        raise KeyError(f"no workload {name!r}; give NxM (tensors x elements), NxRxC (matrices) or one of {known}")
     made = MODELS[name]()
     return Workload(name, made.shapes, made.frozen, made.group_of or (0,) * len(made.shapes))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from math import inf, isfinite
 from operator import is_
 from typing import Any
 
@@ -32,10 +32,15 @@ def _is_fixed(value: object) -> bool:
 
 
 class _Row:
-    """The numbers of a group, and what the group held when they were made of it."""
+    """The numbers of a group, and what the group held when they were made of it.
 
-    def __init__(self, rule: Rule, limit: float, group: Group, check: Check) -> None:
-        check(group)
+    Args:
+        before: Of the same group, as it was: what is checked is not checked again for another learning rate.
+    """
+
+    def __init__(self, rule: Rule, limit: float, group: Group, check: Check, before: _Row | None = None) -> None:
+        if before is None or not before._turned(rule, group):
+            check(group)
         self.rule, self.limit = rule, limit
         self._keys, self._values = list(group), list(group.values())
         self._fixed = all(key == "params" or _is_fixed(value) for key, value in group.items())
@@ -49,6 +54,18 @@ class _Row:
             and limit == self.limit
             and list(group) == self._keys
             and all(map(is_, group.values(), self._values))
+        )
+
+    def _turned(self, rule: Rule, group: Group) -> bool:
+        """Whether a schedule turned the learning rate, of which any number will do, and nothing else changed."""
+        rate = group.get("lr")
+        return (
+            self._fixed
+            and rule is self.rule
+            and type(rate) is float
+            and isfinite(rate)
+            and list(group) == self._keys
+            and all(key == "lr" or group[key] is was for key, was in zip(self._keys, self._values, strict=True))
         )
 
 
@@ -73,11 +90,13 @@ class HyperTable:
         Raises:
             FlatvarsError: numbers changed, or there were none yet, while a CUDA graph is captured.
         """
-        limit = math.inf if max_norm is None else max_norm
+        limit = inf if max_norm is None else max_norm
         rows = self._rows
         if self._table is not None and len(rows) == len(groups):
             pairs = zip(rows, groups, strict=True)
-            rows = [row if row.holds(rule, limit, group) else _Row(rule, limit, group, check) for row, group in pairs]
+            rows = [
+                row if row.holds(rule, limit, group) else _Row(rule, limit, group, check, row) for row, group in pairs
+            ]
             if all(map(is_, rows, self._rows)):
                 return self._table
         else:

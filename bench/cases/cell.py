@@ -16,22 +16,45 @@ class CannotRunError(Exception):
 
 @dataclass(frozen=True)
 class Format:
-    """How values and optimizer state lie in memory."""
+    """How values and optimizer state lie in memory.
+
+    Attributes:
+        param, state: Dtypes.
+        values: How the store keeps values, where that is not a plain buffer: "split" or "stochastic".
+        kept: How the optimizer keeps states, where that is not a plain buffer: a name, or one for each state of AdamW.
+    """
 
     param: torch.dtype
     state: torch.dtype
+    values: str = ""
+    kept: str | tuple[str, ...] = ""
 
     @property
     def text(self) -> str:
         """What rows of like formats have in common."""
-        return f"{_short(self.param)} values, {_short(self.state)} state"
+        kept = self.kept if isinstance(self.kept, str) else " and ".join(self.kept)
+        return f"{_short(self.param)} {self.values} values, {kept or _short(self.state)} state".replace("  ", " ")
+
+    @property
+    def value_bytes(self) -> float:
+        """Of one value: a split one has 16 bits more, and a fingerprint of 32 bits for each unit of 128."""
+        return self.param.itemsize + (2 + 4 / 128 if self.values == "split" else 0.0)
+
+    @property
+    def state_bytes(self) -> float:
+        """Of one number of the state, the mean where states are kept in several ways."""
+        kept = [self.kept] if isinstance(self.kept, str) else self.kept
+        return sum(KEPT_BYTES[name] if name else self.state.itemsize for name in kept) / len(kept)
 
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-FORMATS = {
+# Codes, and a scale of 32 bits for each unit of 128.
+KEPT_BYTES = {"root8": 1 + 4 / 128, "log4": 0.5 + 4 / 128}
+# Of every optimizer in `STATES`.
+DTYPES = {
     "float32": Format(torch.float32, torch.float32),
     "bfloat16": Format(torch.bfloat16, torch.bfloat16),
     "bfloat16+float32": Format(torch.bfloat16, torch.float32),
@@ -39,11 +62,54 @@ FORMATS = {
     "float32+bfloat16": Format(torch.float32, torch.bfloat16),
     "float64": Format(torch.float64, torch.float64),
 }
+# What no torch dtype is: of AdamW alone.
+STORED = {
+    "float32+root8": Format(torch.float32, torch.float32, kept="root8"),
+    "split": Format(torch.bfloat16, torch.float32, "split"),
+    "split+root8+log4": Format(torch.bfloat16, torch.float32, "split", ("root8", "log4")),
+    "stochastic": Format(torch.bfloat16, torch.bfloat16, "stochastic"),
+    "stochastic+root8": Format(torch.bfloat16, torch.bfloat16, "stochastic", "root8"),
+}
+FORMATS = {**DTYPES, **STORED}
 
 # Streams of state that each optimizer keeps, at its hyper-parameters in `optimizing.py`.
 STATES = {"sgd": 0, "momentum": 1, "lion": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "amsgrad": 3}
 # The rest of torch.optim's elementwise classes, in float32 alone.
-FAMILY = {"adagrad": 1, "adadelta": 2, "adamax": 2, "nadam": 2, "radam": 2, "rprop": 2, "asgd": 1}
+FAMILY = {
+    "adam-amsgrad": 3,
+    "rmsprop-momentum": 2,
+    "rmsprop-centered": 2,
+    "rmsprop-centered-momentum": 3,
+    "adagrad": 1,
+    "adadelta": 2,
+    "adamax": 2,
+    "nadam": 2,
+    "radam": 2,
+    "rprop": 2,
+    "asgd": 1,
+}
+# What is no elementwise class of torch.optim: streams of state, and bytes that launches before the step take.
+BEYOND = {
+    "adopt": (2, 0),
+    "ademamix": (3, 0),
+    "grams": (2, 0),
+    "adan": (4, 0),
+    "schedule-free-adamw": (2, 0),
+    "schedule-free-sgd": (1, 0),
+    "stable-adamw": (2, 8),
+    "lamb": (2, 12),
+    "lars": (1, 8),
+    "mars": (3, 8),
+    "prodigy": (4, 12),
+    "adafactor": (0, 32),
+    "muon": (1, 6),
+    "normuon": (1, 12),
+    "cautious-adamw": (2, 12),
+    "adamw-ema": (3, 0),
+    "adamw-stats": (2, 0.5),
+}
+# Of matrices, by products in bfloat16.
+PRODUCTS = ("muon", "normuon")
 
 
 @dataclass(frozen=True)
@@ -53,7 +119,7 @@ class Cell:
     Attributes:
         case: One of `CASES`.
         on: Name of the workload; for the case "train" that of a model.
-        optimizer: One of `STATES` or `FAMILY`, where the case steps.
+        optimizer: One of `STATES`, `FAMILY` or `BEYOND`, where the case steps.
         format: One of `FORMATS`.
     """
 
@@ -77,17 +143,18 @@ class Cell:
             state_bytes: Of one parameter's whole state, for a peer that stores it otherwise.
         """
         form = FORMATS[self.format]
-        p, g = form.param.itemsize, form.param.itemsize
+        p, g = form.value_bytes, form.param.itemsize
         gathered = max(4, g)
-        s = {**STATES, **FAMILY}.get(self.optimizer, 0) * form.state.itemsize if state_bytes is None else state_bytes
+        states, before = BEYOND.get(self.optimizer, ({**STATES, **FAMILY}.get(self.optimizer, 0), 0))
+        s = states * form.state_bytes if state_bytes is None else state_bytes
         return {
             "copy": 2.0 * p,
             "norm": g,
             "norms": p + g,
             "accumulate": g + gathered,
             "accumulate-add": g + 2 * gathered,
-            "step": 2 * p + g + 2 * s,
-            "tail": 2 * p + 2 * g + 2 * s,
+            "step": 2 * p + g + 2 * s + before,
+            "tail": 2 * p + 2 * g + 2 * s + before,
             "init": p,
             "adopt": 2 * p,
             "save": p + s,

@@ -1,53 +1,29 @@
-"""Steps and whole tails, and their gate: three steps against float64, on a sample of the elements of every tensor."""
+"""Steps and whole tails, and their gate: three steps against float64.
+
+Elementwise optimizers are looked at on a sample of the elements of every tensor, beside torch.optim; the others on all
+of them, beside a twin.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bench.cases.cell import FORMATS, Cell, Checked, Contender, nothing
+from bench.cases.cell import BEYOND, FORMATS, PRODUCTS, CannotRunError, Cell, Checked, Contender, Format, nothing
+from bench.cases.hyper import HYPER, TORCH_NAMES
 from bench.cases.material import Sample, gradients, parameters, true_norm
+from bench.cases.references import FORMULAS, reference_of
 from bench.workloads import Workload
 
 MAX_NORM = 1.0
 STEPS = 3
-ADAM = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8}
-HYPER: dict[str, dict[str, Any]] = {
-    "sgd": {"lr": 1e-3, "weight_decay": 0.1},
-    "momentum": {"lr": 1e-3, "momentum": 0.9, "weight_decay": 0.1},
-    "lion": {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1},
-    "rmsprop": {"lr": 1e-3, "alpha": 0.99, "eps": 1e-8, "weight_decay": 0.1},
-    "adam": {**ADAM, "weight_decay": 0.1},
-    "adamw": {**ADAM, "weight_decay": 0.1},
-    "amsgrad": {**ADAM, "weight_decay": 0.1},
-    "adagrad": {"lr": 1e-2, "lr_decay": 0.1, "weight_decay": 0.1},
-    "adadelta": {"lr": 1.0, "weight_decay": 0.1},
-    "adamax": {**ADAM, "weight_decay": 0.1},
-    "nadam": {**ADAM, "weight_decay": 0.1},
-    "radam": {**ADAM, "weight_decay": 0.1},
-    "rprop": {"lr": 1e-3},
-    "asgd": {"lr": 1e-2, "weight_decay": 0.1},
-}
-# Name in torch.optim (and in fv.optim), and what it is called with beside `HYPER`.
-TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "sgd": ("SGD", {}),
-    "momentum": ("SGD", {}),
-    "rmsprop": ("RMSprop", {}),
-    "adam": ("Adam", {}),
-    "adamw": ("AdamW", {}),
-    "amsgrad": ("AdamW", {"amsgrad": True}),
-    "adagrad": ("Adagrad", {}),
-    "adadelta": ("Adadelta", {}),
-    "adamax": ("Adamax", {}),
-    "nadam": ("NAdam", {}),
-    "radam": ("RAdam", {}),
-    "rprop": ("Rprop", {}),
-    "asgd": ("ASGD", {}),
-}
+# Mean error that products in bfloat16 explain.
+PRODUCTS_TOLERANCE = 2e-2
 # Error of three steps that values or state of this precision explain, in units of the largest change of a value.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 0.1}
 
@@ -92,6 +68,9 @@ class Trainer:
         norm: The norm that the last tail clipped by.
         tolerance: Mean error that the peer's own format explains, where it is not the cell's.
         norm_limit: How far the norm may be off.
+        scaffold: Whether gradients that are given are copied.
+        twin: Makes one of the same mathematics over float64 parameters on the CPU, where the optimizer is in `BEYOND`.
+        shown: What the gate looks at, where that is not `params`.
     """
 
     params: list[nn.Parameter]
@@ -101,6 +80,13 @@ class Trainer:
     tolerance: float | None = None
     norm_limit: float = 1e-6
     scaffold: bool = False
+    twin: Callable[[list[nn.Parameter]], Trainer] | None = None
+    shown: Callable[[], list[Tensor]] | None = None
+
+    @property
+    def results(self) -> list[Tensor]:
+        """Values, or what is shown in their place."""
+        return list(self.params) if self.shown is None else self.shown()
 
 
 def give_grads(params: list[nn.Parameter], grads: list[Tensor]) -> None:
@@ -126,13 +112,45 @@ def gate(cell: Cell, trainer: Trainer, grads: list[Tensor]) -> Checked:
         followed.step()
         if clipped and trainer.norm is not None:
             norm_error = max(norm_error, abs(trainer.norm() / norm - 1.0))
-    after, start, wanted = sample(trainer.params), torch.cat(before), torch.cat([r.detach() for r in reference])
-    limit = max(TOLERANCE[form.param], TOLERANCE[form.state]) if trainer.tolerance is None else trainer.tolerance
+    after, start, wanted = sample(trainer.results), torch.cat(before), torch.cat([r.detach() for r in reference])
+    limit = _limit(form, trainer)
     # A clip coefficient that is off by e moves an update by at most about e of itself.
     limit += 2 * trainer.norm_limit if clipped else 0.0
-    rounding = STEPS * torch.finfo(form.param).eps
-    error = _distance(after, wanted, start, rounding, worst=trainer.tolerance is None)
+    error = _distance(after, wanted, start, _rounding(form), worst=trainer.tolerance is None)
     return Checked(error, limit, norm_error, trainer.norm_limit)
+
+
+def twin_gate(cell: Cell, trainer: Trainer, grads: list[Tensor]) -> Checked:
+    """Three steps of the peer on the same gradients, and of its twin: for what looks at whole variables, or at more."""
+
+    def exact(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.detach().to("cpu", torch.float64, copy=True) for tensor in tensors]
+
+    assert trainer.twin is not None
+    form, before, wide = FORMATS[cell.format], exact(list(trainer.params)), exact(grads)
+    twin = trainer.twin([nn.Parameter(values.clone()) for values in before])
+    for _ in range(STEPS):
+        trainer.give([grad.clone() for grad in grads])
+        trainer.step()
+        twin.give([grad.clone() for grad in wide])
+        twin.step()
+    after, wanted, start = (
+        torch.cat([tensor.reshape(-1) for tensor in tensors])
+        for tensors in (exact(trainer.results), exact(twin.results), before)
+    )
+    error = _distance(after, wanted, start, _rounding(form), worst=trainer.tolerance is None)
+    return Checked(error, _limit(form, trainer))
+
+
+def _limit(form: Format, trainer: Trainer) -> float:
+    if trainer.tolerance is not None:
+        return trainer.tolerance
+    return max(TOLERANCE[torch.float32 if form.values == "split" else form.param], TOLERANCE[form.state])
+
+
+def _rounding(form: Format) -> float:
+    """What rounding makes of a value in `STEPS` steps, relatively; split values are float32."""
+    return STEPS * torch.finfo(torch.float32 if form.values == "split" else form.param).eps
 
 
 def _distance(after: Tensor, wanted: Tensor, start: Tensor, rounding: float, *, worst: bool) -> float:
@@ -167,14 +185,17 @@ def contender(cell: Cell, device: str, make: Callable[[Cell, list[nn.Parameter]]
     form = FORMATS[cell.format]
     params = parameters(cell.workload, device, form.param)
     grads = gradients(cell.workload, device, form.param)
+    if cell.optimizer in BEYOND and cell.workload.frozen:
+        raise CannotRunError("its gate looks at whole tensors, all of them trained")
     trainer = make(cell, params)
 
     def prepare() -> None:
         trainer.give(grads)
 
     scaffold = sum(g.nbytes for g in grads) if trainer.scaffold else 0
+    check = twin_gate if cell.optimizer in BEYOND else gate
     return Contender(
-        trainer.step, lambda: gate(cell, trainer, grads), prepare, scaffold_bytes=scaffold, keep=[params, trainer]
+        trainer.step, lambda: check(cell, trainer, grads), prepare, scaffold_bytes=scaffold, keep=[params, trainer]
     )
 
 
@@ -210,8 +231,32 @@ def usual_trainer(
         trainer = usual_tail(trained, optimizer, foreach)
     else:
         trainer = Trainer(trained, optimizer.step, lambda grads: give_grads(trained, grads), None)
-    trainer.tolerance = tolerance
+    trainer.tolerance = PRODUCTS_TOLERANCE if tolerance is None and cell.optimizer in PRODUCTS else tolerance
+    if cell.optimizer in BEYOND:
+        trainer.twin = twin_of(cell)
     return trainer
+
+
+def twin_of(cell: Cell) -> Callable[[list[nn.Parameter]], Trainer] | None:
+    """What a peer of this cell is compared with: torch's optimizer, or a formula; None where there is neither."""
+    if cell.optimizer in TORCH_NAMES:
+        return partial(torch_twin, cell)
+    return partial(formula_twin, cell) if cell.optimizer in FORMULAS else None
+
+
+def formula_twin(cell: Cell, params: list[nn.Parameter]) -> Trainer:
+    """A formula over float64 parameters."""
+    trained = [params[i] for i in cell.workload.trained]
+    groups = param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"])
+    optimizer = reference_of(cell.optimizer, groups)
+    return Trainer(trained, optimizer.step, lambda grads: give_grads(trained, grads), None)
+
+
+def torch_twin(cell: Cell, params: list[nn.Parameter]) -> Trainer:
+    """torch's optimizer of a cell over float64 parameters."""
+    trained = [params[i] for i in cell.workload.trained]
+    optimizer = torch_optimizer(cell.optimizer, param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"]))
+    return Trainer(trained, optimizer.step, lambda grads: give_grads(trained, grads), None)
 
 
 __all__ = ["Trainer", "contender", "gate", "nothing", "param_groups", "usual_trainer"]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bench.architectures import ARCHITECTURES
 from bench.cases.cell import Cell, Checked, Contender
-from bench.cases.optimizing import HYPER, MAX_NORM, Trainer
+from bench.cases.hyper import HYPER
+from bench.cases.optimizing import MAX_NORM, Trainer
 
 STEPS = 3
 # Steps of two libraries that agree to float32 rounding part slowly: three of them stay this close in their losses.

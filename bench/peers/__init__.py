@@ -21,6 +21,8 @@ PEERS = {
     "contiguous-params": "bench.peers.contiguous:CONTIGUOUS",
     "optimi": "bench.peers.optimi:OPTIMI",
     "lion-pytorch": "bench.peers.lion_pytorch:LION",
+    "schedulefree": "bench.peers.schedule_free:SCHEDULE_FREE",
+    "prodigyopt": "bench.peers.prodigyopt:PRODIGY",
     "heavyball": "bench.peers.heavyball:HEAVYBALL",
     "flashoptim": "bench.peers.flashoptim:FLASH",
     "flashoptim 8": "bench.peers.flashoptim:FLASH8",
@@ -55,6 +57,8 @@ FULL = {
         "torch fused",
         "contiguous-params",
         "optimi",
+        "schedulefree",
+        "prodigyopt",
     ),
 }
 OURS = ("flatvars", "flatvars accumulate", "flatvars views")

@@ -9,17 +9,18 @@ from torch import Tensor, nn
 
 from bench.cases.adopt import adopt
 from bench.cases.cell import CannotRunError, Cell
-from bench.cases.optimizing import HYPER, MAX_NORM, Trainer
+from bench.cases.hyper import HYPER, TORCH_NAMES
+from bench.cases.optimizing import MAX_NORM, Trainer
 from bench.cases.optimizing import torch_optimizer as make_torch
 from bench.peers.peer import Peer, need_formats, optimizer_cases
-from bench.peers.torch_optim import SAME_DTYPE, TORCH_NAMES
+from bench.peers.torch_optim import NO_FUSED, SAME_DTYPE
 
 
 def trainer(cell: Cell, params: list[nn.Parameter]) -> Trainer:
     from contiguous_params import ContiguousParams
 
     need_formats(cell, SAME_DTYPE, "torch.optim keeps state in the dtype of the parameter")
-    if cell.optimizer not in TORCH_NAMES or cell.optimizer == "rmsprop":
+    if cell.optimizer not in TORCH_NAMES or cell.optimizer in NO_FUSED:
         raise CannotRunError("torch.optim has no fused form of it")
     if cell.workload.groups > 1:
         raise CannotRunError("one buffer is one param group")

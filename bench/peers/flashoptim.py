@@ -7,7 +7,8 @@ from functools import partial
 from torch import nn
 
 from bench.cases.cell import CannotRunError, Cell
-from bench.cases.optimizing import HYPER, Trainer, param_groups, usual_trainer
+from bench.cases.hyper import HYPER
+from bench.cases.optimizing import Trainer, param_groups, usual_trainer
 from bench.peers.peer import Peer, Storage, need_formats, optimizer_cases
 
 # A byte each for momentum and variance, and a float16 scale for each group of 32 of both.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,26 +14,65 @@ from torch import Tensor, nn
 import flatvars as fv
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
-from bench.cases.cell import FORMATS, Cell, Contender
-from bench.cases.optimizing import HYPER, MAX_NORM, TORCH_NAMES, Trainer, give_grads, param_groups
+from bench.cases.cell import FORMATS, PRODUCTS, Cell, Contender
+from bench.cases.hyper import EMA_DECAY, HYPER, OUR_NAMES, TORCH_NAMES
+from bench.cases.optimizing import MAX_NORM, PRODUCTS_TOLERANCE, Trainer, give_grads, param_groups, twin_of
 from bench.peers.peer import Builder, Peer, optimizer_cases
 
 Params = list[nn.Parameter]
+TOLERANCES = dict.fromkeys(PRODUCTS, PRODUCTS_TOLERANCE)
+
+
+def store_of(cell: Cell, params: Params, **options: Any) -> fv.VarStore:
+    values = FORMATS[cell.format].values
+    how = {"values": values, "dtype": FORMATS[cell.format].param} if values else {}
+    return fv.VarStore.from_module(nn.ParameterList(params), **how, **options)
 
 
 def optimizer_of(cell: Cell, params: Params, **options: Any) -> fv.optim.Optimizer:
     """The fv.optim optimizer of a cell over parameters that a store holds."""
     form = FORMATS[cell.format]
     groups = param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"])
-    name, extra = TORCH_NAMES.get(cell.optimizer, ("Lion", {}))
-    state = {} if form.state == form.param else {"state_dtype": form.state}
-    made: fv.optim.Optimizer = getattr(fv.optim, name)(groups, **HYPER[cell.optimizer], **extra, **state, **options)
+    name, extra = {**OUR_NAMES, **TORCH_NAMES}[cell.optimizer]
+    if isinstance(form.kept, tuple):
+        options["state_format"] = dict(zip(("exp_avg", "exp_avg_sq"), form.kept, strict=True))
+    elif form.kept:
+        options["state_format"] = form.kept
+    elif form.state != form.param and form.values != "split":
+        options["state_dtype"] = form.state
+    made: fv.optim.Optimizer = getattr(fv.optim, name)(groups, **HYPER[cell.optimizer], **extra, **options)
+    if cell.optimizer == "adamw-ema":
+        fv.EMA(made, decay=EMA_DECAY)
     return made
+
+
+def _shown(
+    cell: Cell, store: fv.VarStore, optimizer: fv.optim.Optimizer, params: Params
+) -> Callable[[], list[Tensor]] | None:
+    """What the gate looks at in the place of the Parameters: averages, values to evaluate with, split ones whole."""
+
+    def averages() -> list[Tensor]:
+        with optimizer.ema.swapped():
+            return [param.detach().clone() for param in params]
+
+    def evaluated() -> list[Tensor]:
+        optimizer.eval()
+        found = [param.detach().clone() for param in params]
+        optimizer.train()
+        return found
+
+    if cell.optimizer == "adamw-ema":
+        return averages
+    if cell.optimizer.startswith("schedule-free"):
+        return evaluated
+    if FORMATS[cell.format].values == "split":
+        return lambda: [store.float32(variable.name) for variable in store.trainable_variables()]
+    return None
 
 
 def trainer(mode: str, cell: Cell, params: Params) -> Trainer:
     """A step or a tail; `mode` is "gather", "accumulate" or "views"."""
-    store = fv.VarStore.from_module(nn.ParameterList(params), grads="views" if mode == "views" else "gather")
+    store = store_of(cell, params, grads="views" if mode == "views" else "gather")
     trained = [params[i] for i in cell.workload.trained]
     clip = {"max_norm": MAX_NORM} if cell.case == "tail" else {}
     optimizer = optimizer_of(cell, params, **clip)
@@ -50,7 +90,27 @@ def trainer(mode: str, cell: Cell, params: Params) -> Trainer:
 
     give = write_views if mode == "views" else partial(give_grads, trained)
     norm = (lambda: float(optimizer.grad_norm)) if cell.case == "tail" else None
-    return Trainer(trained, finish, give, norm, scaffold=mode == "views")
+    shown = _shown(cell, store, optimizer, trained)
+    # What is shown in the place of values, no formula says.
+    twin = twin_of(cell) if shown is None else None
+    return Trainer(
+        trained,
+        finish,
+        give,
+        norm,
+        tolerance=TOLERANCES.get(cell.optimizer, 0.3 if FORMATS[cell.format].kept else None),
+        scaffold=mode == "views",
+        twin=twin or partial(trainer, mode, as_exact(cell)),
+        shown=shown,
+    )
+
+
+def as_exact(cell: Cell) -> Cell:
+    """The same cell in float64, which its numbers are held against: other code of the same rule on a GPU and a CPU.
+
+    For what has no formula of its own in `bench/cases/references.py`.
+    """
+    return replace(cell, format="float64")
 
 
 def _gatherer(params: Params) -> gradients.Gatherer:

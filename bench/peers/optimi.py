@@ -5,26 +5,38 @@ from __future__ import annotations
 from torch import nn
 
 from bench.cases.cell import CannotRunError, Cell
-from bench.cases.optimizing import HYPER, Trainer, param_groups, usual_trainer
+from bench.cases.hyper import HYPER
+from bench.cases.optimizing import Trainer, param_groups, usual_trainer
 from bench.peers.peer import Peer, Storage, as_asked, optimizer_cases
+
+NAMES = {
+    "sgd": "SGD",
+    "momentum": "SGD",
+    "lion": "Lion",
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "radam": "RAdam",
+    "adan": "Adan",
+    "stable-adamw": "StableAdamW",
+}
 
 
 def trainer(cell: Cell, params: list[nn.Parameter]) -> Trainer:
     import optimi
 
-    names = {"sgd": "SGD", "momentum": "SGD", "lion": "Lion", "adam": "Adam", "adamw": "AdamW"}
-    if cell.optimizer not in names:
+    if cell.optimizer not in NAMES:
         raise CannotRunError(f"torch-optimi has no {cell.optimizer}")
     if cell.format not in ("float32", "bfloat16"):
         raise CannotRunError("torch-optimi keeps state in the dtype of the parameter")
     hyper = dict(HYPER[cell.optimizer])
-    if cell.optimizer in ("adam", "momentum", "sgd"):
+    hyper.pop("no_prox", None)
+    if cell.optimizer in ("adam", "momentum", "sgd", "radam"):
         # optimi couples weight decay to the gradient unless told otherwise, as torch does.
         hyper["decouple_wd"] = False
     if cell.optimizer == "momentum":
         hyper["dampening"] = False
     groups = param_groups(cell.workload, params, hyper["lr"])
-    optimizer = getattr(optimi, names[cell.optimizer])(groups, **hyper, triton=params[0].is_cuda)
+    optimizer = getattr(optimi, NAMES[cell.optimizer])(groups, **hyper, triton=params[0].is_cuda)
     return usual_trainer(cell, params, optimizer)
 
 

@@ -3,35 +3,80 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
 from bench.cases.cell import FAMILY, CannotRunError, Cell
-from bench.cases.optimizing import HYPER, TORCH_NAMES, Trainer, param_groups, torch_optimizer, usual_trainer
+from bench.cases.hyper import EMA_DECAY, HYPER, TORCH_NAMES
+from bench.cases.optimizing import Trainer, param_groups, torch_optimizer, usual_trainer
 from bench.peers.peer import Builder, Peer, need_formats, optimizer_cases
 
 Params = list[nn.Parameter]
 SAME_DTYPE = ("float32", "bfloat16", "float64")
-NO_FUSED = ("rmsprop", *(name for name in FAMILY if name != "adagrad"))
+NO_FUSED = ("rmsprop", "adafactor", "muon", *(name for name in FAMILY if name not in ("adagrad", "adam-amsgrad")))
 
 
 def optimizer_of(cell: Cell, params: Params, **options: Any) -> torch.optim.Optimizer:
     need_formats(cell, SAME_DTYPE, "torch.optim keeps state in the dtype of the parameter")
     if cell.optimizer not in TORCH_NAMES:
-        raise CannotRunError("torch.optim has no Lion")
+        raise CannotRunError(f"torch.optim has no such step: {cell.optimizer}")
     if options.get("fused") and cell.optimizer in NO_FUSED:
         raise CannotRunError(f"torch.optim.{TORCH_NAMES[cell.optimizer][0]} has no fused form")
+    if cell.optimizer == "muon":
+        options = {}  # it has one form
     return torch_optimizer(cell.optimizer, param_groups(cell.workload, params, HYPER[cell.optimizer]["lr"]), **options)
 
 
 def trainer(options: dict[str, bool], foreach: bool | None, cell: Cell, params: Params) -> Trainer:
-    return usual_trainer(cell, params, optimizer_of(cell, params, **options), foreach=foreach)
+    if cell.optimizer not in BESIDE:
+        return usual_trainer(cell, params, optimizer_of(cell, params, **options), foreach=foreach)
+    plain = replace(cell, optimizer="adamw")
+    made = usual_trainer(plain, params, optimizer_of(plain, params, **options), foreach=foreach)
+    made.step, made.shown = BESIDE[cell.optimizer]([param.detach() for param in made.params], made)
+    made.twin = partial(trainer, options, foreach, cell)
+    return made
+
+
+Steps = tuple[Callable[[], object], Callable[[], list[Tensor]] | None]
+
+
+def averaged(values: list[Tensor], made: Trainer) -> Steps:
+    """A step, and an average of the values, as `AveragedModel` keeps it; and that average, which is looked at."""
+    average, update, step = [value.clone() for value in values], get_ema_multi_avg_fn(EMA_DECAY), made.step
+    count = 0
+
+    def averaging() -> None:
+        nonlocal count
+        step()
+        torch._foreach_copy_(average, values) if count == 0 else update(average, values, count)
+        count += 1
+
+    return averaging, lambda: average
+
+
+def told(values: list[Tensor], made: Trainer) -> Steps:
+    """A step, and norms of values, gradients and moves of every tensor."""
+    moves, step = [value.clone() for value in values], made.step
+
+    def telling() -> list[tuple[Tensor, ...]]:
+        torch._foreach_copy_(moves, values)
+        step()
+        torch._foreach_sub_(moves, values)
+        return [torch._foreach_norm(some) for some in (values, [p.grad for p in made.params], moves)]
+
+    return telling, None
+
+
+BESIDE = {"adamw-ema": averaged, "adamw-stats": told}
 
 
 def compiled_trainer(cell: Cell, params: Params) -> Trainer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from bench.cases.cell import CannotRunError, Cell
-from bench.cases.optimizing import HYPER, Trainer, param_groups, usual_trainer
+from bench.cases.hyper import HYPER
+from bench.cases.optimizing import Trainer, param_groups, usual_trainer
 from bench.peers.bitsandbytes import storage8
 from bench.peers.peer import Peer, need_formats, optimizer_cases
 

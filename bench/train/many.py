@@ -43,7 +43,7 @@ class Experts(nn.Module):
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error of [batch, width]."""
-        return nn.functional.mse_loss(self(inputs).float(), targets)
+        return nn.functional.mse_loss(self(inputs.to(self.norm.weight.dtype)).float(), targets)
 
 
 def drawing(job: Job) -> Callable[[], tuple[Tensor, Tensor]]:

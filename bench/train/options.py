@@ -6,6 +6,7 @@ import argparse
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,8 +14,23 @@ from bench.train.gpt import GPTConfig
 
 RESULTS = Path(__file__).parents[1] / "results" / "train"
 SIDES = ("torch", "flatvars")
-FORMATS = ("plain", "bfloat16", "root8")
-"""How flatvars stores the states of its AdamW: as torch, or in 16 or 8 bits."""
+VALUES: dict[str, dict[str, Any]] = {
+    "": {},
+    "split": {"dtype": torch.bfloat16, "values": "split"},
+    "stochastic": {"dtype": torch.bfloat16, "values": "stochastic"},
+}
+STATES: dict[str, dict[str, Any]] = {
+    "": {},
+    "bfloat16": {"state_dtype": torch.bfloat16},
+    "root8": {"state_format": "root8"},
+    "log4": {"state_format": {"exp_avg": "root8", "exp_avg_sq": "log4"}},
+}
+FORMATS = {
+    "-".join(filter(None, (values, state))) or "plain": (VALUES[values], STATES[state])
+    for values in VALUES
+    for state in STATES
+}
+"""How flatvars stores values and the states of its AdamW: arguments of the store, and of the optimizer."""
 
 
 class JobError(Exception):
@@ -36,7 +52,9 @@ class Preset:
 
 
 PRESETS = {
-    "small": Preset(GPTConfig(vocab=256, context=64, layers=4, heads=4, width=128), batch=16, steps=600, lr=2e-3),
+    # As deep as GPT-2 small, and so of as many tensors.
+    "small": Preset(GPTConfig(vocab=256, context=64, layers=12, heads=4, width=64), batch=16, steps=600, lr=2e-3),
+    "wide": Preset(GPTConfig(vocab=256, context=64, layers=4, heads=4, width=128), batch=16, steps=600, lr=2e-3),
     # GPT-2's vocabulary, padded to a multiple of 64. Bytes use its first 256 rows only; the others are there so
     # that the model has GPT-2's parameter count and the head costs what it costs there.
     "gpt2": Preset(GPTConfig(vocab=50304, context=1024, layers=12, heads=12, width=768), batch=8, steps=300, lr=6e-4),
@@ -99,14 +117,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one, else cpu")
-    add("--preset", choices=("small", "gpt2"), default="small", help="gpt2: 124M parameters, for a GPU")
+    add(
+        "--preset",
+        choices=("small", "wide", "gpt2"),
+        default="small",
+        help="wide: 4 layers instead of 12; gpt2: 124M parameters, for a GPU",
+    )
     add("--quick", action="store_true", help="a tiny model and 30 steps, to see that everything works")
     add("--only", choices=SIDES, help="run one side alone")
     add("--steps", type=_positive, help="length of the run and of its learning-rate schedule")
     add("--stop-at", type=_positive, metavar="N", help="stop after step N of the schedule (then --save, --resume)")
     add("--batch", type=_positive, help="sequences per step")
     add("--micro-batches", type=_positive, default=1, metavar="K", help="accumulate gradients over K parts of a batch")
-    add("--format", choices=FORMATS, default="plain", help="of flatvars' optimizer state; torch's stays plain")
+    add("--format", choices=FORMATS, default="plain", help="of flatvars' values and state; torch's stay plain")
     add("--freeze", action="append", default=[], metavar="PATTERN", help="glob on parameter names; may be repeated")
     add("--lr", type=float, help="peak learning rate")
     add("--seed", type=int, default=0, help="of the initial weights, the batches and the sample")

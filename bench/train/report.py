@@ -146,7 +146,7 @@ def table(result: dict) -> str:
         agreement = result["agreement"]
         equal = "bit-equal" if agreement["first_loss_bit_equal"] else "NOT bit-equal"
         if result["format"] != "plain":
-            lines.append(f"  flatvars keeps its state in {result['format']}, so that the two runs differ from then on.")
+            lines.append(f"  flatvars stores in the format {result['format']}, so that the two runs differ.")
         lines.append(
             f"  first losses {equal}; largest loss difference "
             f"{agreement['largest_loss_difference']:.2e}, at step {agreement['at_step']}"

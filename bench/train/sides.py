@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from bench.train.gpt import GPT
-from bench.train.options import Job, JobError
+from bench.train.options import FORMATS, Job, JobError
 
 NO_DECAY = ("*.bias", "*norm*.weight")
 WEIGHT_DECAY = 0.1
@@ -105,15 +105,15 @@ class FlatSide(Side):
         # Imported here, so that the torch side runs alone where flatvars cannot be imported.
         import flatvars as fv
 
-        self.store = fv.VarStore.from_module(model, mesh=mesh)
+        stored, kept = FORMATS[job.format]
+        self.store = fv.VarStore.from_module(model, mesh=mesh, **stored)
         for pattern in job.freeze:
             self.store.freeze(pattern)
         groups = [
             {"params": list(NO_DECAY), "weight_decay": 0.0},
             {"params": "*", "weight_decay": WEIGHT_DECAY},
         ]
-        states = {"bfloat16": {"state_dtype": torch.bfloat16}, "root8": {"state_format": "root8"}}.get(job.format, {})
-        optimizer = fv.optim.AdamW(groups, store=self.store, lr=job.lr, betas=BETAS, max_norm=MAX_NORM, **states)
+        optimizer = fv.optim.AdamW(groups, store=self.store, lr=job.lr, betas=BETAS, max_norm=MAX_NORM, **kept)
         super().__init__(model, optimizer, job)
         self.micro_batches = job.micro_batches
 
@@ -125,6 +125,17 @@ class FlatSide(Side):
     def update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict:
+        """As of the other side; the numbers of split values are not in what the module shows of them."""
+        return {**super().state_dict(), "model": {name: self.store.float32(name) for name in self.store}}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Take up what ``state_dict`` gave."""
+        for name, numbers in state["model"].items():
+            self.store.write(name, numbers)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
 
 
 def build_sides(job: Job, make: Callable[[], nn.Module] | None = None) -> list[Side]:

@@ -21,6 +21,7 @@ from .mars import MARS
 from .muon import Muon
 from .muon_settings import muon_settings
 from .nadam import NAdam
+from .normuon import NorMuon
 from .own_rule import RuleOptimizer
 from .prodigy import Prodigy
 from .radam import RAdam
@@ -52,6 +53,7 @@ __all__ = [
     "Lion",
     "Muon",
     "NAdam",
+    "NorMuon",
     "Optimizer",
     "Prodigy",
     "RAdam",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..backend import ADAFACTOR, ADAFACTOR_GRADIENT, Rule, Sources, Stage
@@ -16,7 +15,7 @@ from .base import Optimizer
 from .checks import check_at_least, check_number
 from .factored import FactoredStep, factored_shapes
 from .membership import by_rows
-from .states import origin_of
+from .scaling import moves_of
 
 
 class Adafactor(Optimizer):
@@ -72,7 +71,6 @@ class Adafactor(Optimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults, store=store, max_norm=max_norm, skip_nonfinite=skip_nonfinite, stats=stats)
-        self._arrange()
 
     def _attach(self, registry: Registry) -> None:
         super()._attach(registry)
@@ -97,18 +95,18 @@ class Adafactor(Optimizer):
         if not numbers["beta2_decay"] <= 0.0:
             raise ValueError(f"beta2_decay should be <= 0 but is: {numbers['beta2_decay']}")
 
-    def loose_states(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    def loose_states(
+        self, shape: tuple[int, ...], group: Mapping[str, Any], names: Iterable[str]
+    ) -> dict[str, tuple[int, ...]]:
         return factored_shapes(shape)
 
     # Plans ------------------------------------------------------------------------------------------------------------
 
-    def _arrange(self) -> None:
+    def arrange(self) -> None:
         """Lays variables of one shape side by side."""
-        members = [v for v, _ in by_rows(self.membership.groups)]
-        self.registry.lay_side_by_side(members)
+        self.registry.lay_side_by_side([v for v, _ in by_rows(self.membership.groups)])
 
     def _make_plans(self) -> PlanSet:
-        self._arrange()
         self._rooms = {}
         return super()._make_plans()
 
@@ -125,68 +123,20 @@ class Adafactor(Optimizer):
 
     # Stepping ---------------------------------------------------------------------------------------------------------
 
-    def launch_part(
-        self,
-        plans: PlanSet,
-        part: Part,
-        source: Sources,
-        norm: Tensor,
-        scaling: Mapping[str, Tensor | None],
-        stage: Stage = "both",
+    def step_part(
+        self, plans: PlanSet, part: Part, source: Sources, arguments: dict[str, Any], stage: Stage = "both"
     ) -> None:
         """A launch that gathers gradients, operators that make directions of them, and the two of the step."""
-        room, rule, groups = self._room_of(plans, part), self.kept_rule(), self.groups_of(part)
-        states, observed = self.states.streams(part.region, rule.states), self.observed()
+        room = self._room_of(plans, part)
         room.bind(source.touched, lambda variable: self.entries[variable.param])
-        common = {"norm": norm, "skip": self.skip_nonfinite, "check": self.check_changed}
-        part.plan.step_(
-            source,
-            ADAFACTOR_GRADIENT,
-            room.directions,
-            [],
-            groups,
-            steps=room.counts(self.states.steps),
-            max_norm=self.max_norm,
-            skipped=self.states.skipped,
-            observed=observed[1],
-            **common,
-            **scaling,
-        )
         frozen = self.registry.streams.find(FROZEN_ELEMENTS, part.region)
-        if frozen is not None:
-            room.directions.masked_fill_(frozen.buffer[: len(room.directions)].view(torch.bool), 0.0)
+        room.write(source, ADAFACTOR_GRADIENT, room.directions, [], arguments, self.observed()[1], frozen)
         written = part.plan.written(source) if source.viewed else None
-        moves = self._moves(norm, scaling["found_inf"])
-        room.divide(source.touched, self.param_groups, self.states.steps, moves, written)
-        values = plans.values(part)
-        read = room.apply.viewed if source.viewed else room.apply.gathered
-        room.apply.step_(
-            read(room.directions, source.touched),
-            rule,
-            values,
-            [held.stored for held in states],
-            groups,
-            steps=self.states.steps,
-            **origin_of(states),
-            max_norm=None,
-            skipped=room.skipped,  # the first launch has counted them
-            own=self.states.scalars(rule.own),
-            keys=self._keys_for(rule, values, states),
-            observed=observed[0],
-            found_inf=scaling["found_inf"],
-            **common,
-        )
-
-    def _moves(self, norm: Tensor, found_inf: Tensor | None) -> Tensor | None:
-        """Whether this step is none of those that are skipped, bool [] on the device; None where none can be."""
-        finite = norm.isfinite() if self.skip_nonfinite else None
-        if found_inf is None:
-            return finite
-        good = found_inf.reshape(()) == 0.0
-        return good if finite is None else good & finite
+        room.divide(source.touched, self.param_groups, self.states.steps, moves_of(arguments), written)
+        room.move(source, arguments)
 
     def upload_part(self, part: Part) -> None:
         assert self._plans is not None
-        room, groups = self._room_of(self._plans, part), self.groups_of(part)
-        part.plan.upload_hyper(ADAFACTOR_GRADIENT, groups, self.max_norm, self.check_changed)
-        room.apply.upload_hyper(self.kept_rule(), groups, None, self.check_changed)
+        numbers = {"max_norm": self.max_norm, "check": self.check_changed}
+        room = self._room_of(self._plans, part)
+        room.upload(ADAFACTOR_GRADIENT, self.applied_rule(part), self.groups_of(part), **numbers)

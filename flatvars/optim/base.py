@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import partial
 from itertools import compress
 from typing import Any, NoReturn
 
@@ -134,6 +133,7 @@ class Optimizer(Averaging, Conveniences):
         self._follow()
         if self.param_groups:
             check_formats(state_format, self.rules(), self.known_states, type(self).__name__)
+        self.arrange()
 
     _following = False  # or being made: groups come one after the other, and are looked at when they are all there
 
@@ -152,6 +152,7 @@ class Optimizer(Averaging, Conveniences):
         self._plans: PlanSet | None = None
         self._divided: DividedStep | None = None
         self._planned = -1  # version of the membership that the plans are for
+        self._planned_for: Any = None  # what of the param groups they are for
         self._frozen: list[Tensor] = []
         self._last_rules: dict[int, Rule] = {}
         self._kinds: tuple[Rule, ...] = ()  # of the param groups, when plans were made
@@ -200,8 +201,10 @@ class Optimizer(Averaging, Conveniences):
         beside = self.kept_rule(group).beside
         return (*self.kept_rule(group).states[:beside], *self.state_names(group))
 
-    def loose_states(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
-        """Names and shapes of the states that lie in no stream, of a variable of a shape."""
+    def loose_states(
+        self, shape: tuple[int, ...], group: Mapping[str, Any], names: Iterable[str]
+    ) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the states that lie in no stream, of a variable of a shape, in a group, with names."""
         return {}
 
     def counts_steps(self, group: Mapping[str, Any]) -> bool:
@@ -361,7 +364,7 @@ class Optimizer(Averaging, Conveniences):
         plans = self._plans
         if plans is not None and plans.generation == self.registry.generation:
             if not any(param.requires_grad for param in self._frozen):
-                known = self._planned == self.membership.version and self._kinds == self._kinds_now()
+                known = self._planned == self.membership.version and self._planned_for == self._plans_depend_on()
                 return plans if known else self._make_plans()
             follow_flags(self.registry)
         elif any(v.requires_grad and not v.trains for v in self.members()):
@@ -378,9 +381,14 @@ class Optimizer(Averaging, Conveniences):
         forget_leavers(self.registry, [optimizer for hook in hooks if (optimizer := hook.optimizer()) is not None])
         self.follow()
 
+    def arrange(self) -> None:
+        """Lays variables where the step wants them; called before plans are made, and when the optimizer is."""
+
     def _make_plans(self) -> PlanSet:
+        self.arrange()
         members = by_rows(self.membership.groups)
         self._kinds = self._kinds_now()
+        self._planned_for = self._plans_depend_on()
         self._plans = self._plans_over([member for member in members if member[0].trains])
         self._planned = self.membership.version
         self._frozen = [v.whole for v, _ in members if not v.trains]
@@ -395,6 +403,10 @@ class Optimizer(Averaging, Conveniences):
 
     def _kinds_now(self) -> tuple[Rule, ...]:
         return tuple(map(self.rule_of, self.param_groups)) if self.several else ()
+
+    def _plans_depend_on(self) -> Any:
+        """What in the param groups plans are made for."""
+        return self._kinds_now()
 
     def rows_of(self, members: Sequence[tuple[Variable, int]]) -> list[int]:
         """Row of each variable, given with the number of its group, in its launch's table of numbers."""
@@ -508,34 +520,51 @@ class Optimizer(Averaging, Conveniences):
         stage: Stage = "both",
     ) -> None:
         """The step of the variables of one region, and where there are several rules, of one rule."""
-        rule = self.with_average(self.rule() if part.kind is None else part.kind)
-        values, states = plans.values(part), self.states.streams(part.region, rule.states)
-        launch = partial(
-            part.plan.step_,
-            source,
-            rule,
-            values,
-            [held.stored for held in states],
-            self.groups_of(part),
-            steps=self.states.steps,
+        rule = self.applied_rule(part)
+        values, states = plans.values(part), self.streams_of(part, rule)
+        arguments = {
+            "rule": rule,
+            "values": values,
+            "states": [held.stored for held in states],
+            "groups": self.groups_of(part),
+            "steps": self.states.steps,
             **origin_of(states),
-            norm=norm,
-            max_norm=self.max_norm,
-            skip=self.skip_nonfinite,
-            skipped=self.states.skipped,
-            own=self.states.scalars(rule.own),
-            keys=self._keys_for(rule, values, states),
-            observed=self.observed()[0],
-            check=self.check_changed,
+            "norm": norm,
+            "max_norm": self.max_norm,
+            "skip": self.skip_nonfinite,
+            "skipped": self.states.skipped,
+            "own": self.states.scalars(rule.own),
+            "keys": self._keys_for(rule, values, states),
+            "observed": self.observed()[0],
+            "check": self.check_changed,
             **scaling,
-        )
+        }
+        self.step_part(plans, part, source, arguments, stage)
+
+    def step_part(
+        self, plans: PlanSet, part: Part, source: Sources, arguments: dict[str, Any], stage: Stage = "both"
+    ) -> None:
+        """The launches of such a step; a class that needs more than a rule can say has others.
+
+        Args:
+            arguments: Of `Plan.step_`.
+        """
+        rule = arguments["rule"]
         if rule.statistics is None or stage == "move" or not self.states.is_partial:
-            launch(stage=stage)
+            part.plan.step_(source, **arguments, stage=stage)
             return
-        launch(stage="measure")
+        part.plan.step_(source, **arguments, stage="measure")
         add_up_sums(plans, part, rule)
         if stage == "both":
-            launch(stage="move")
+            part.plan.step_(source, **arguments, stage="move")
+
+    def applied_rule(self, part: Part) -> Rule:
+        """That of the launch which moves the values of a part."""
+        return self.with_average(self.rule() if part.kind is None else part.kind)
+
+    def streams_of(self, part: Part, rule: Rule) -> list[Stream]:
+        """The streams of its states."""
+        return self.states.streams(part.region, rule.states)
 
     def observes(self) -> bool:
         """Whether the step that is under way is looked at."""
@@ -608,8 +637,7 @@ class Optimizer(Averaging, Conveniences):
 
     def upload_part(self, part: Part) -> None:
         """The same for one launch."""
-        rule = self.with_average(self.rule() if part.kind is None else part.kind)
-        part.plan.upload_hyper(rule, self.groups_of(part), self.max_norm, self.check_changed)
+        part.plan.upload_hyper(self.applied_rule(part), self.groups_of(part), self.max_norm, self.check_changed)
 
     # State --------------------------------------------------------------------------------------------------------
 

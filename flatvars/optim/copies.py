@@ -27,6 +27,7 @@ LEFT_OUT = {
     "_last_rules",
     "_norm",
     "_planned",
+    "_planned_for",
     "_plans",
     "_rooms",
     "_rows",

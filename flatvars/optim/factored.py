@@ -10,8 +10,8 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from ..gradients.plans import Part
-from ..memory.streams import normal_tensors, own_storage
+from ..memory.streams import normal_tensors
 from ..variables.variable import Variable
-from .entry import StateEntry
+from .beside import Beside, EntryOf
+from .directions import Directions
 
 # Elements that are worked on together, so that what is made of them stays in the caches of a CPU.
 AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 25}
@@ -50,6 +51,7 @@ class Alike:
         rows: Of each, in the counts of steps, int64 on the device.
         distance: Elements from the beginning of one to that of the next.
         kept: By name, what is kept of all, [variables, *shape].
+        beside: The same, of each.
     """
 
     group: int
@@ -59,38 +61,12 @@ class Alike:
     rows: Tensor
     distance: int
     kept: Mapping[str, Tensor]
-    shown: list[tuple[StateEntry, dict[str, Tensor]] | None] = field(default_factory=list)
+    beside: Sequence[Beside]
 
     def view(self, buffer: Tensor, first: int, last: int) -> Tensor:
         """Some of the variables in a stream that begins where the region does, [last - first, *shape]."""
         spec, offset = self.variables[0].spec, self.variables[first].span.offset
         return buffer.as_strided((last - first, *spec.shape), (self.distance, *spec.stride), offset)
-
-    def bind(self, index: int, entry_of: Callable[[Variable], StateEntry]) -> None:
-        """Makes what `optimizer.state` says of a variable what is gone on from, and shows it there.
-
-        Raises:
-            ValueError: a tensor of another shape was written there.
-        """
-        shown = self.shown[index]
-        if shown is not None and shown[0].home is not None and _shows(*shown):
-            return
-        variable = self.variables[index]
-        entry = entry_of(variable)
-        views = {name: own_storage(kept[index].reshape(-1)).view(kept.shape[1:]) for name, kept in self.kept.items()}
-        for name, view in views.items():
-            found = entry.get(name)
-            if isinstance(found, Tensor) and found.shape != view.shape:
-                raise ValueError(
-                    f"{name!r} of variable {variable.name!r} has shape {tuple(found.shape)}, but Adafactor keeps "
-                    f"{tuple(view.shape)} of it: set optimizer.state[parameter][{name!r}] to a tensor of that shape, "
-                    "or delete the entry; nothing was stepped"
-                )
-        for name, view in views.items():
-            found = entry.get(name)
-            view.copy_(found) if isinstance(found, Tensor) else view.zero_()
-            entry.keep(name, view)
-        self.shown[index] = entry, views
 
     def pieces(self, touched: Sequence[bool], most: int) -> Iterator[tuple[int, int]]:
         """First and last of runs of variables that have a gradient, of about `most` elements."""
@@ -123,7 +99,8 @@ def batches_of(members: Sequence[Member], dtype: torch.dtype, device: torch.devi
                 order, rows = (torch.tensor([m[i] for m in run], dtype=torch.int64).to(device) for i in (2, 3))
             distance = offsets[1] - offsets[0] if len(run) > 1 else 1
             variables, places = [member[0] for member in run], [member[2] for member in run]
-            found.append(Alike(group, variables, places, order, rows, distance, kept, [None] * len(run)))
+            beside = [Beside(v, {name: kept[name][i] for name in kept}) for i, v in enumerate(variables)]
+            found.append(Alike(group, variables, places, order, rows, distance, kept, beside))
     return found
 
 
@@ -140,42 +117,25 @@ def _runs(members: Sequence[Member]) -> list[list[Member]]:
     return runs
 
 
-class FactoredStep:
+class FactoredStep(Directions):
     """What Adafactor needs for one part of an optimizer's plans.
 
     Args:
-        part: Its plan's variables.
+        part, numel, device: As for `Directions`.
         members: As of `batches_of`.
-        numel: Elements of the region up to the last that a variable has.
-        device: Of the store.
-
-    Attributes:
-        apply: The plan of the second launch.
-        directions: Stream of gradients, then of directions.
-        skipped: Where the second launch counts what the first has counted.
     """
 
     def __init__(self, part: Part, members: Sequence[Member], numel: int, device: torch.device) -> None:
-        self.apply = part.plan.companion()
         dtype = torch.float64 if part.region == torch.float64 else torch.float32
-        with normal_tensors():
-            self.directions = torch.zeros(numel, dtype=dtype, device=device)
-            self.skipped = torch.zeros((), dtype=torch.int32, device=device)
-        self._counts = torch.zeros(0, device=device)
+        super().__init__(part, numel, dtype, device)
         self.batches = batches_of(members, dtype, device)
 
-    def counts(self, steps: Tensor) -> Tensor:
-        """Where the first launch counts steps, which nobody reads."""
-        if len(self._counts) != len(steps):
-            self._counts = torch.zeros_like(steps)
-        return self._counts
-
-    def bind(self, touched: Sequence[bool], entry_of: Callable[[Variable], StateEntry]) -> None:
+    def bind(self, touched: Sequence[bool], entry_of: EntryOf) -> None:
         """Goes on from what `optimizer.state` holds of the variables that have a gradient."""
         for batch in self.batches:
-            for index, place in enumerate(batch.places):
+            for place, beside in zip(batch.places, batch.beside, strict=True):
                 if touched[place]:
-                    batch.bind(index, entry_of)
+                    beside.bind(entry_of)
 
     def divide(
         self,
@@ -205,11 +165,6 @@ class FactoredStep:
                 kept = {name: tensor[first:last] for name, tensor in batch.kept.items()}
                 some = hits[first:last] if hits is not None and hits.ndim else hits
                 divide_(batch.view(self.directions, first, last), kept, weights[first:last], eps, some)
-
-
-def _shows(entry: StateEntry, views: Mapping[str, Tensor]) -> bool:
-    """Whether nobody has put something else in the place of these views."""
-    return all(dict.get(entry, name) is view for name, view in views.items())
 
 
 def divide_(g: Tensor, kept: Mapping[str, Tensor], weight: Tensor, eps: float, moves: Tensor | None) -> None:

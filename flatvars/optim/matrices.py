@@ -1,20 +1,21 @@
-"""The step of matrices: a launch that writes directions, products over batches of them, a launch that applies them."""
+"""What is between the two launches of a step of matrices: products over batches of directions, in their place."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backend import MUON_DIRECTION, Rule, Sources, Stored
 from ..gradients.plans import Part
 from ..memory.batches import Batch, Block
 from ..memory.layout import Layout
-from ..memory.streams import Stream, normal_tensors
+from ..memory.streams import Stream
+from ..variables.variable import Variable
+from .directions import Directions
 from .newton_schulz import NewtonSchulz, orthogonalize_, scratch_numel
+from .row_moments import MomentPlaces, Outputs, RowMoments, WeightOf
 
 # Bytes of matrices that are worked on together, and of the room that they need beside them. On a CPU they should stay
 # in its caches; on a GPU all of a GPT-2 small are one round of launches.
@@ -29,11 +30,26 @@ class MatrixShape:
         blocks: The matrices in it.
         factors: Of each: what its direction is multiplied by when it is orthogonal, beside the variable's own scale.
         how: Of the iterations.
+        outputs: Where directions are divided by roots of second moments of outputs.
     """
 
     blocks: tuple[Block, ...]
     factors: tuple[float, ...]
     how: NewtonSchulz
+    outputs: Outputs | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What a batch becomes when it is orthogonal.
+
+    Attributes:
+        factor: What its matrices are multiplied by.
+        placed: Its second moments, if outputs have some.
+    """
+
+    factor: float
+    placed: MomentPlaces | None
 
 
 @dataclass(frozen=True)
@@ -41,39 +57,46 @@ class Round:
     """Batches that are made orthogonal together: the smaller sides of their matrices are equal.
 
     Attributes:
-        factors: What the matrices of each are multiplied by then.
+        finishes: Of each batch.
     """
 
     how: NewtonSchulz
     batches: tuple[Batch, ...]
-    factors: tuple[float, ...]
+    finishes: tuple[Finish, ...]
 
     @property
     def scratch_numel(self) -> int:
         return sum(scratch_numel(batch.count, batch.shape) for batch in self.batches)
 
 
-class MatrixStep:
+class MatrixStep(Directions):
     """The matrices of one part of an optimizer's plans.
 
     Args:
         part: Its plan's variables are matrices.
-        indices: Index of the span of each, in the part's order.
+        variables: In the part's order.
         shapes: Of each.
         layout: Of their store, until it carves anew.
         momentum: Their stream, which begins where the region does.
+
+    Attributes:
+        moments: Of outputs, where all shapes have some.
     """
 
     def __init__(
-        self, part: Part, indices: Sequence[int], shapes: Sequence[MatrixShape], layout: Layout, momentum: Stream
+        self,
+        part: Part,
+        variables: Sequence[Variable],
+        shapes: Sequence[MatrixShape],
+        layout: Layout,
+        momentum: Stream,
     ) -> None:
-        self.part, self.indices, self.shapes, self.layout = part, list(indices), list(shapes), layout
-        self.apply = part.plan.companion()
         device = momentum.buffer.device
-        with normal_tensors():
-            self.directions = torch.zeros(len(momentum.buffer), dtype=torch.bfloat16, device=device)
-            self._skipped = torch.zeros((), dtype=torch.int32, device=device)
-        self._steps = torch.zeros(0, device=device)
+        super().__init__(part, len(momentum.buffer), torch.bfloat16, device)
+        self.indices, self.shapes, self.layout = [v.index for v in variables], list(shapes), layout
+        outputs = [shape.outputs for shape in shapes if shape.outputs is not None]
+        dtype = torch.float64 if part.region == torch.float64 else torch.float32
+        self.moments = RowMoments(variables, outputs, dtype, device) if outputs else None
         self._touched: list[bool] | None = None
         self._rounds: list[Round] = []
 
@@ -85,72 +108,33 @@ class MatrixStep:
         return self._rounds
 
     def _find(self, touched: list[bool]) -> list[Round]:
-        kinds: dict[tuple[NewtonSchulz, float], dict[int, list[Block]]] = {}
+        kinds: dict[BatchKind, dict[int, list[Block]]] = {}
         for index, shape, hit in zip(self.indices, self.shapes, touched, strict=True):
             for block, factor in zip(shape.blocks, shape.factors, strict=True) if hit else ():
-                kinds.setdefault((shape.how, factor), {}).setdefault(index, []).append(block)
+                kinds.setdefault((shape.how, factor, shape.outputs), {}).setdefault(index, []).append(block)
         most = ROUND["cpu" if self.directions.device.type == "cpu" else "cuda"] // self.directions.element_size()
-        alike: dict[tuple[NewtonSchulz, int], list[tuple[Batch, float]]] = {}
-        for (how, factor), blocks in kinds.items():
+        alike: dict[tuple[NewtonSchulz, int], list[tuple[Batch, Finish]]] = {}
+        for (how, factor, outputs), blocks in kinds.items():
             for batch in self.layout.batches(blocks, list(blocks.values())):
                 pieces = batch.pieces(most // (batch.shape[0] * batch.shape[1]))
-                alike.setdefault((how, min(batch.shape)), []).extend((piece, factor) for piece in pieces)
+                pairs = [(piece, Finish(factor, self._placed(piece, outputs))) for piece in pieces]
+                alike.setdefault((how, min(batch.shape)), []).extend(pairs)
         return [round_ for (how, _), pairs in alike.items() for round_ in _rounds(how, pairs, most)]
 
-    def launch(
-        self,
-        source: Sources,
-        momentum: Stream,
-        values: Stored,
-        groups: Sequence[Mapping[str, Any]],
-        frozen: Stream | None,
-        common: Mapping[str, Any],
-        scaling: Mapping[str, Tensor | None],
-        last: Mapping[str, Any],
-        observed: tuple[Tensor | None, Tensor | None],
+    def _placed(self, batch: Batch, outputs: Outputs | None) -> MomentPlaces | None:
+        return None if outputs is None or self.moments is None else self.moments.place(batch, outputs)
+
+    def orthogonalize(
+        self, touched: Sequence[bool], weight_of: WeightOf, moves: Tensor | None, written: Tensor | None
     ) -> None:
-        """One step.
+        """Makes orthogonal directions of directions.
 
         Args:
-            groups: Numbers of every row, `scale` among them.
-            frozen: Mask of the region, if elements are masked: their directions are 0, and value and momentum stay.
-            common: Arguments of both launches: norm, skip; and of the first: max_norm, skipped.
-            scaling: A GradScaler's.
-            observed: Where each launch writes what it tells.
-            last: Arguments of the second launch, which counts: its rule, states, steps, base, own and keys.
+            weight_of: Of second moments.
+            moves: bool []: whether the step is not skipped; None where none is.
+            written: bool [variables of the part]: which have a gradient, where the device alone knows.
         """
-        steps = last["steps"]
-        if len(self._steps) != len(steps):
-            self._steps = torch.zeros_like(steps)
-        self.part.plan.step_(
-            source,
-            MUON_DIRECTION,
-            momentum.buffer,
-            [self.directions],
-            groups,
-            steps=self._steps,
-            observed=observed[0],
-            **common,
-            **scaling,
-        )
-        if frozen is not None:
-            self.directions.masked_fill_(frozen.buffer[: len(self.directions)].view(torch.bool), 0.0)
-        self._orthogonalize(self.rounds(source.touched))
-        read = self.apply.viewed if source.viewed else self.apply.gathered
-        # Skips were counted by the first launch.
-        again = {**common, "skipped": self._skipped, "max_norm": None}
-        orthogonal = read(self.directions, source.touched)
-        self.apply.step_(
-            orthogonal,
-            values=values,
-            groups=groups,
-            **again,
-            **last,
-            observed=observed[1],
-            found_inf=scaling["found_inf"],
-        )
-
-    def _orthogonalize(self, rounds: Sequence[Round]) -> None:
+        rounds = self.rounds(touched)
         if not rounds:
             return
         need = max(one.scratch_numel for one in rounds)
@@ -158,23 +142,24 @@ class MatrixStep:
         for one in rounds:
             batches = [batch.view(self.directions) for batch in one.batches]
             orthogonalize_(batches, one.how, scratch)
-            for matrices, factor in zip(batches, one.factors, strict=True):
-                if factor != 1.0:
-                    matrices.mul_(factor)
-
-    def upload(self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None) -> None:
-        """Copies changed numbers to the device.
-
-        Args:
-            rule: Of the second launch.
-        """
-        self.part.plan.upload_hyper(MUON_DIRECTION, groups, max_norm)
-        self.apply.upload_hyper(rule, groups, None)
+            for matrices, finish in zip(batches, one.finishes, strict=True):
+                if finish.placed is not None and self.moments is not None:
+                    hits = moves
+                    if written is not None:
+                        hits = written[finish.placed.members]
+                        hits = hits if moves is None else hits & moves
+                    weight = weight_of(finish.placed.outputs)
+                    self.moments.normalize_(matrices, finish.placed, weight, finish.factor, hits)
+                elif finish.factor != 1.0:
+                    matrices.mul_(finish.factor)
 
 
-def _rounds(how: NewtonSchulz, pairs: Sequence[tuple[Batch, float]], most: int) -> list[Round]:
-    """Batches with their factors, in rounds of at most `most` elements, or of one batch."""
-    found: list[list[tuple[Batch, float]]] = []
+BatchKind = tuple[NewtonSchulz, float, Outputs | None]
+
+
+def _rounds(how: NewtonSchulz, pairs: Sequence[tuple[Batch, Finish]], most: int) -> list[Round]:
+    """Batches with what they become, in rounds of at most `most` elements, or of one batch."""
+    found: list[list[tuple[Batch, Finish]]] = []
     filled = 0
     for pair in pairs:
         if not found or filled + pair[0].numel > most:

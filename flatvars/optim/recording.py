@@ -13,9 +13,11 @@ from ..errors import MismatchError
 from ..memory.streams import Stream
 from ..variables.variable import Variable
 from .checks import misfit
-from .entries import Entries, Keeper, wide, write_first
+from .entries import Entries
+from .keeper import Keeper
 from .membership import Membership
 from .record import FetchState, GroupRecord, OptimizerRecord
+from .state_values import wide, write_first
 
 
 class Recorded(Keeper, Protocol):

@@ -7,6 +7,7 @@ may set `grad_scale` alone as well, to divide all gradients of a step by a devic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,6 +39,20 @@ def read_scaling(optimizer: Any, device: torch.device, gathered: bool) -> dict[s
             + "; nothing was stepped"
         )
     return {"grad_scale": _scalar(grad_scale, device), "found_inf": _scalar(found_inf, device)}
+
+
+def moves_of(arguments: Mapping[str, Any]) -> Tensor | None:
+    """Whether a step with these arguments of `Plan.step_` is none of those that the device skips.
+
+    Returns:
+        bool [] on the device; None where no step can be skipped.
+    """
+    finite: Tensor | None = arguments["norm"].isfinite() if arguments["skip"] else None
+    found_inf = arguments["found_inf"]
+    if found_inf is None:
+        return finite
+    good: Tensor = found_inf.reshape(()) == 0.0
+    return good if finite is None else good & finite
 
 
 def _scalar(number: Any, device: torch.device) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from numbers import Real
 from typing import Any, Protocol
@@ -33,7 +33,9 @@ class Saved(Recorded, Protocol):
     def defaults_of(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What a param group must have."""
 
-    def loose_states(self, shape: tuple[int, ...]) -> Mapping[str, tuple[int, ...]]:
+    def loose_states(
+        self, shape: tuple[int, ...], group: Mapping[str, Any], names: Iterable[str]
+    ) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of the states that lie in no stream."""
 
     defaults: dict[str, Any]
@@ -200,6 +202,7 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
     """Raises ValueError for states of another optimizer's, or of other shapes."""
     kind = type(optimizer).__name__
     names = {v.whole: v.name for v in optimizer.members()}
+    all_names = {v.whole: v.names for v in optimizer.members()}
     for group, theirs, pairs in zip(optimizer.param_groups, saved, states, strict=True):
         rule, kept = optimizer.rule_of({**group, **theirs}), optimizer.kept_rule({**group, **theirs})
         known = {*(() if optimizer.several else optimizer.known_states), *kept.states, *kept.own}
@@ -218,12 +221,12 @@ def check_states(optimizer: Saved, saved: list[dict[str, Any]], states: list[Sav
             for owner, foreign in STATES_OF_OTHERS.items():
                 if strange := [name for name in state if name in foreign and name not in known]:
                     raise ValueError(f"{about}: {strange[0]!r} is a state of {owner}; nothing was changed")
-            loose = optimizer.loose_states(tuple(param.shape))
+            loose = optimizer.loose_states(tuple(param.shape), {**group, **theirs}, all_names.get(param, ()))
             missing = [name for name in (*needed, *loose) if name not in state]
             needs_step = rule.keeps_step if optimizer.several else optimizer.needs_step
             missing += [STEP] if needs_step and STEP not in state else []
             if missing:
                 raise ValueError(f"{about}: it has no {missing[0]!r}, but {list(state)}; nothing was changed")
-            for name in {*known, STEP} & set(state):
+            for name in {*known, *loose, STEP} & set(state):
                 shape = None if name in (STEP, *kept.own) else loose.get(name, tuple(param.shape))
                 check_value(f"variable {names.get(param)!r}", name, state[name], shape)

@@ -37,6 +37,14 @@ def test_statistics(name, masked, dtype, target):
     assert code.spilled <= SPILLED.get((name, target), 0)
 
 
+def test_statistics_of_adafactor():
+    """Of values and directions, as LARS's of gradients: on one target, where a mask takes the most registers."""
+    code = compile_for(GFX942, step_launch(CASES["adafactor"], torch.float32, masked=True, statistics=True))
+    assert code.wide("ld") == wide_accesses(GFX942, *[torch.float32] * 2, tile=code.tile) + 1
+    assert code.wide("st") == 0
+    assert code.spilled == 0
+
+
 @pytest.mark.parametrize("name", STREAMS)
 def test_no_element_is_computed_in_double(name):
     code = compile_for(SM90, step_launch(CASES[name], torch.float32, statistics=True))

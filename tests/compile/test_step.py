@@ -7,10 +7,11 @@ import re
 import pytest
 import torch
 
+from flatvars.kernels.rules import MUON_APPLY, MUON_DIRECTION
 from flatvars.kernels.triton.launch import TILE, TILES
 from tests.support.catch import accumulate_launch, step_launch
 from tests.support.compiled import GFX942, SM80, SM90, SM100, compile_for, threads
-from tests.support.rules import CASES
+from tests.support.rules import CASES, Case
 
 RULES = ["sgd", "momentum", "adam", "adamw", "amsgrad", "lion", "rmsprop", "rmsprop-both", "user"]
 RULES += ["adagrad-all", "adadelta", "adamax", "nadam", "radam", "rprop", "asgd"]
@@ -21,6 +22,11 @@ CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
 DTYPES = [torch.float32, torch.bfloat16]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_cuda = pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
+
+
+def no_truth(*_):
+    """For what is compiled and not run."""
+    raise NotImplementedError
 
 
 def wide_accesses(target, *dtypes, tile=TILE):
@@ -72,6 +78,26 @@ def test_rules_on_amd(name):
     """In float32 with a mask below, which takes more registers."""
     dtype = torch.bfloat16
     check_code(compile_for(GFX942, step_launch(CASES[name], dtype)), CASES[name], dtype, dtype)
+
+
+MUON_GROUP = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "nesterov": True, "scale": 0.2, "cautious_decay": True}
+WIDE, NARROW = torch.float32, torch.bfloat16
+# Rule; dtypes of the gradient's place and of states; of what is read and written. Directions of matrices are bfloat16.
+AROUND = {
+    "adafactor": (CASES["adafactor"], WIDE, WIDE, [WIDE, WIDE], [WIDE]),
+    "muon-direction": (Case(MUON_DIRECTION, MUON_GROUP, no_truth), WIDE, NARROW, [WIDE, WIDE], [WIDE, NARROW]),
+    "muon-apply": (Case(MUON_APPLY, MUON_GROUP, no_truth), NARROW, WIDE, [WIDE, NARROW], [WIDE]),
+}
+
+
+@pytest.mark.parametrize(("case", "source", "states", "read", "written"), AROUND.values(), ids=AROUND)
+def test_launches_around_directions(case, source, states, read, written):
+    """Adafactor's, and those of Muon and NorMuon, of which the first reads no direction."""
+    code = compile_for(SM90, step_launch(case, WIDE, source=source, state_dtype=states))
+    assert code.wide("ld") == wide_accesses(SM90, *read)
+    assert code.wide("st") == wide_accesses(SM90, *written)
+    assert code.spilled == 0
+    check_arithmetic(code, case)
 
 
 @each_dtype

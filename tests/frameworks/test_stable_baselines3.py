@@ -22,6 +22,12 @@ PPO = {"n_steps": 16, "batch_size": 8, "n_epochs": 2}
 SAC = {"learning_starts": 8, "batch_size": 4, "buffer_size": 64}
 
 
+@pytest.fixture(autouse=True)
+def _logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its logger makes a folder for every run, which nobody removes."""
+    monkeypatch.setenv("SB3_LOGDIR", str(tmp_path / "logs"))
+
+
 class Slope(gymnasium.Env):  # type: ignore[name-defined,misc]
     """Two numbers that an action moves; the nearer to zero, the better."""
 

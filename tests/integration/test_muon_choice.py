@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import flatvars as fv
-from flatvars.optim.muon import shape_of
+from flatvars.optim.matrix_shapes import shape_of
 from flatvars.optim.newton_schulz import newton_schulz_of, orthogonalize_, scratch_numel
 
 

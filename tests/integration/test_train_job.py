@@ -9,15 +9,18 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from bench.train import pace
 from bench.train.__main__ import main
-from bench.train.options import parse_job
+from bench.train.options import FORMATS, parse_job
+from bench.train.sides import build_sides
 from bench.train.text import read_text
+from flatvars.gradients.attached import ValueFormat
+from flatvars.optim.formats import FormatName
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,10 +74,25 @@ def test_options_work_together(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.png"))
 
 
+def test_every_format_has_a_name_and_makes_a_side() -> None:
+    asked = {name: (values.get("values"), states.get("state_format")) for name, (values, states) in FORMATS.items()}
+    assert {values for values, _ in asked.values()} == {None, *get_args(ValueFormat)}
+    assert set(get_args(FormatName)) == {
+        name
+        for _, kept in asked.values()
+        for name in ([] if kept is None else [kept] if isinstance(kept, str) else kept.values())
+    }
+    for name in FORMATS:
+        (side,) = build_sides(parse_job(["--quick", "--only", "flatvars", "--format", name]))
+        side.load_state_dict(side.state_dict())
+
+
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    whole = train(tmp_path / "whole")
+    """With values of which the module shows half the bits."""
+    stored = ("--format", "split-root8")
+    whole = train(tmp_path / "whole", *stored)
     saved = str(tmp_path / "checkpoint.pt")
-    train(tmp_path / "first", "--stop-at", "3", "--save", saved)
-    resumed = train(tmp_path / "second", "--resume", saved)
+    train(tmp_path / "first", "--stop-at", "3", "--save", saved, *stored)
+    resumed = train(tmp_path / "second", "--resume", saved, *stored)
     assert resumed["losses"] == whole["losses"]
     assert len(whole["losses"]["flatvars"]) == 6

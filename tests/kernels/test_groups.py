@@ -116,6 +116,17 @@ def test_rows_are_made_of_groups_that_changed(device):
     assert table.upload(SGD, [sgd_group(), sgd_group()], None).shape != (2, 1 + len(adam_numbers(groups[0])))
 
 
+def test_a_group_is_checked_unless_a_schedule_turned_its_rate_alone(device):
+    checked = []
+    table = HyperTable(torch.float32, device)
+    groups = [adam_group(params=[])]
+    few, more = 0.1, 0.2  # the same objects are the same numbers
+    for lr, eps in ((1.0, few), (0.25, few), (math.nan, few), (0.5, few), (0.5, more), (0.125, more), (2, more)):
+        groups[0].update(lr=lr, eps=eps)
+        table.upload(ADAMW, groups, 7.0, lambda group: checked.append((group["lr"], group["eps"])))
+    assert str(checked) == "[(1.0, 0.1), (nan, 0.1), (0.5, 0.2), (2, 0.2)]"
+
+
 @pytest.mark.parametrize("shape", [(), (1,)], ids=str)
 def test_learning_rate_in_a_tensor(shape, device):
     """Its value is read at every step: schedulers write it in place."""

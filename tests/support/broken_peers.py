@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from bench.cases.cell import CannotRunError, Cell, Contender
-from bench.cases.optimizing import HYPER, Trainer, usual_trainer
+from bench.cases.hyper import HYPER
+from bench.cases.optimizing import Trainer, usual_trainer
 from bench.peers.peer import Builder, Peer, optimizer_cases
 
 

@@ -259,15 +259,14 @@ def test_nothing_in_common_is_no_success(capsys):
 @pytest.mark.process
 def test_the_command_measures_and_writes(tmp_path):
     """From a terminal, with a process for each peer."""
-    arguments = ["--device", "cpu", "--case", "tail", "--on", "20x30", "--peer", "flatvars", "--peer", "torch fused"]
+    arguments = ["--device", "cpu", "--case", "step", "--on", "20x30", "--peer", "flatvars"]
     command = [sys.executable, "-m", "bench", *arguments, "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("*-cpu.json")
     results = Results.load(path)
-    assert {r.peer: r.status for r in results.rows} == {"copy": "ok", "flatvars": "ok", "torch fused": "ok"}
-    ours = results.rows[1]
-    assert ours.fused_ratio == pytest.approx(results.rows[2].wall_ms / ours.wall_ms, rel=1e-3)
+    assert {r.peer: r.status for r in results.rows} == {"copy": "ok", "flatvars": "ok"}
+    assert all(r.wall_ms > 0.0 for r in results.rows)
     assert "--peer flatvars" in results.machine["command"]
     assert "Averages" in done.stdout
     assert main(["compare", str(path), str(path)]) == 0

@@ -28,7 +28,7 @@ RULES = {
     "RMSprop": (rules.RMSPROP, rules.RMSPROP_CENTERED_MOMENTUM),
 }
 # Classes whose steps are not launches alone, and users' rules.
-APART = ("RuleOptimizer", "Muon", "Adafactor")
+APART = ("RuleOptimizer", "Muon", "NorMuon", "Adafactor")
 # Bytes that the launch of the statistics adds: gradient and second moment; value and both moments once more (the step
 # reads no gradient, and moves no moment); value and gradient; both gradients; as of LAMB.
 FIRST_LAUNCH = {"StableAdamW": 8, "LAMB": 12, "LARS": 8, "MARS": 8, "Prodigy": 12}
@@ -67,3 +67,7 @@ def test_bytes_of_muon() -> None:
     (row,) = (row for row in ROWS if "`Muon`" in row[0])
     assert row[1] == str(len(rules.MUON.states))
     assert row[2] == f"{4 + 8 + 3 * 2 + 8} and the products"
+    (more,) = (row for row in ROWS if "`NorMuon`" in row[0])
+    assert more[1] == f"{len(rules.MUON.states)}, and a number of each output"
+    # Directions are read for their squares, read once more and written.
+    assert more[2] == f"{4 + 8 + 3 * 2 + 8 + 3 * 2} and the products"

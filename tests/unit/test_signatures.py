@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
 import flatvars as fv
 
@@ -59,6 +60,20 @@ def test_every_argument_is_documented_where_it_stands(module: Any) -> None:
             if (missing and "Args:" in text) or len(missing) > 2:
                 silent[name] = missing
     assert silent == {}
+
+
+SAME = [n for n in fv.optim.__all__ if n != "Optimizer" and isinstance(getattr(torch.optim, n, None), type)]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_optimizers_take_what_torchs_take(name: str) -> None:
+    """Every argument with its default, and those without a name in the same places."""
+    theirs = arguments(getattr(torch.optim, name).__init__)
+    mine = arguments(getattr(fv.optim, name).__init__)
+    defaults = {parameter.name: parameter.default for parameter in mine}
+    assert {p.name: p.default for p in theirs} == {p.name: defaults.get(p.name, "missing") for p in theirs}
+    placed = [p.name for p in theirs if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert [p.name for p in mine][: len(placed)] == placed
 
 
 def test_a_listing_shows_what_users_call() -> None:

@@ -1,0 +1,81 @@
+"""Steps of two launches, with operators between them: one launch writes directions, the other moves values by them.
+
+The first has all that is of gradients: where they lie, clipping, scaling and skips, which it counts. The second counts
+steps, reads directions in the gradients' place, and keeps what belongs to values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backend import Rule, Sources
+from ..gradients.plans import Part
+from ..memory.streams import Stream, normal_tensors
+
+
+class Directions:
+    """Directions of one part of an optimizer's plans.
+
+    Args:
+        part: The variables.
+        numel: Elements of the region up to the last that a variable has.
+        dtype: Of the directions.
+
+    Attributes:
+        directions: Stream that begins where the region does.
+        apply: The plan of the second launch.
+    """
+
+    def __init__(self, part: Part, numel: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.part, self.apply = part, part.plan.companion()
+        with normal_tensors():
+            self.directions = torch.zeros(numel, dtype=dtype, device=device)
+            self._skipped = torch.zeros((), dtype=torch.int32, device=device)  # the first launch has counted them
+        self._counts = torch.zeros(0, device=device)
+
+    def write(
+        self,
+        source: Sources,
+        rule: Rule,
+        values: Tensor,
+        states: Sequence[Tensor],
+        arguments: Mapping[str, Any],
+        observed: Tensor | None,
+        frozen: Stream | None,
+    ) -> None:
+        """The first launch.
+
+        Args:
+            rule, values, states: What it makes; the directions are among them.
+            arguments: Of the step, as of `Plan.step_`.
+            observed: Where it writes what it tells.
+            frozen: Mask of the region, if elements are masked: their directions are 0.
+        """
+        steps = arguments["steps"]
+        if len(self._counts) != len(steps):
+            self._counts = torch.zeros_like(steps)  # nobody reads them
+        others = {"base": 0, "unit": 0, "own": (), "keys": None, "observed": observed, "steps": self._counts}
+        made = {"rule": rule, "values": values, "states": states}
+        self.part.plan.step_(source, **{**arguments, **others, **made})
+        if frozen is not None:
+            self.directions.masked_fill_(frozen.buffer[: len(self.directions)].view(torch.bool), 0.0)
+
+    def move(self, source: Sources, arguments: Mapping[str, Any]) -> None:
+        """The second launch."""
+        read = self.apply.viewed if source.viewed else self.apply.gathered
+        again = {"max_norm": None, "grad_scale": None, "skipped": self._skipped}
+        self.apply.step_(read(self.directions, source.touched), **{**arguments, **again})
+
+    def upload(self, before: Rule, rule: Rule, groups: Sequence[Mapping[str, Any]], **numbers: Any) -> None:
+        """Copies changed numbers to the device.
+
+        Args:
+            before, rule: Of the first launch and of the second.
+            numbers: `max_norm` and `check` of `Plan.upload_hyper`.
+        """
+        self.part.plan.upload_hyper(before, groups, **numbers)
+        self.apply.upload_hyper(rule, groups, **{**numbers, "max_norm": None})
