@@ -13,7 +13,17 @@ from .errors import FlatvarsError
 from .kernels import fills
 from .kernels.addresses import CODE_OF, EMPTY, Sources, all_in_memory_order, in_memory_order
 from .kernels.fills import Draw, Fill
-from .kernels.formats import SPLIT, STATE_FORMATS, STOCHASTIC, Format, FormatPart, Stored, is_rounded, state_format_of
+from .kernels.formats import (
+    CORRECTED,
+    SPLIT,
+    STATE_FORMATS,
+    STOCHASTIC,
+    Format,
+    FormatPart,
+    Stored,
+    is_rounded,
+    state_format_of,
+)
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
 from .kernels.looks import Looks
@@ -95,6 +105,7 @@ __all__ = [
     "AVERAGE",
     "BEGIN",
     "CODE_OF",
+    "CORRECTED",
     "EMPTY",
     "EXCHANGE",
     "GRAMS",

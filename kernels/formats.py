@@ -11,6 +11,9 @@ stored depends on no layout, block, thread or rank. Inside, all arithmetic is fl
     never vanishes beside a momentum. A signed number that is not finite has code -128, which is NaN; an unsigned one
     has code 255. Where s is 0, all of the unit is 0. Decoding and encoding again changes no bit.
 
+`split` and `corrected`, of values, 32.25 and 24.25 bits an element: a bfloat16, what it lacks of a float32, and a
+    fingerprint of each unit of bfloat16s (`split.py`).
+
 `stochastic`, of values, 16 bits an element: a bfloat16, and nothing beside; a step rounds it at random, up as often as
 what is cut off is large, so that steps far below its last bit move it by their sum on average (`triton/stochastic.py`).
 
@@ -19,10 +22,14 @@ each unit an int32, top << 16 | step. Code 0 is 0, any other the bfloat16 of bit
 positive floats are their logarithm, linear between powers of two, and so the 15 numbers grow by one factor, about.
     top = bits of the largest finite number, rounded up to a bfloat16         low = those of the least above 0, cut off,
     step = (max(low, top - 1792) to top, in 14 parts, rounded up)             but no less than 2^-14 of the largest
-    code = 1 + floor((bits of x - first) / step + (r + 1/2) / 65536)          first = top - 14 step, r: 16 random bits
-    so what x is by its logarithm is its mean, and an average decays. Of these numbers only 0 has code 0, what is below
-    the first has 1, and what is not finite 15. Who encodes without draws has the nearest, and what was decoded comes
-    back number for number, though maybe by other codes.
+    code = 1 + k + (p > 1 - (r + 1/2) / 65536)      first = top - 14 step, k = floor((bits of x - first) / step)
+    p is where x lies between the numbers of codes 1 + k and 2 + k, by log2 of their bits: exponent, mantissa m, and
+    m (1 - m) (1813 - 672 m) / 4096. So the logarithm of what is stored is that of x on average, and an average decays
+    at its own rate. r, 16 bits, is random over elements, and turned on by every step, by 40503 (2^16 over the golden
+    ratio) modulo 2^16: so each element is rounded up as often as it should be in a few hundred steps, where draws of
+    every step would let averages wander off. Of these numbers only 0 has code 0, what is below the first has 1, and
+    what is not finite 15. Who encodes without draws has the nearest, and what was decoded comes back number for number,
+    though maybe by other codes. A unit of which all is masked is left alone.
 
 `Format.encode` and `decode` are the reference, by torch, of one variable at a time; `root_*` are what kernels compile.
 """
@@ -38,6 +45,7 @@ from torch import Tensor
 
 from .lang import QUIET, absolute, device_function, div_rn, sqrt_rn, where
 from .segments import UNIT
+from .split import decode_corrected, decode_split, encode_corrected, encode_split, in_units
 
 
 class FormatPart(NamedTuple):
@@ -72,12 +80,14 @@ class Format:
         parts: Its buffers, codes first.
         encode: The parts of a variable's numbers, [numel] in memory order.
         decode: From its parts to float32 [numel]; one more of packed codes of an odd number of elements.
+        is_exact: Whether every float32 comes back, but for the bits of a NaN.
     """
 
     name: str
     parts: tuple[FormatPart, ...]
     encode: Callable[[Tensor], list[Tensor]] = field(compare=False)
     decode: Callable[[Sequence[Tensor]], Tensor] = field(compare=False)
+    is_exact: bool = field(default=False, compare=False)
 
     def numbers(self, parts: Sequence[Tensor], numel: int) -> Tensor:
         """Decodes a variable, float32 [numel]."""
@@ -92,16 +102,9 @@ class Format:
 
 def _scaled(numbers: Tensor) -> tuple[Tensor, Tensor]:
     """Units of numbers, [units, 128], with zeros behind the last; and the scale of each, [units, 1]."""
-    tile = _units(numbers.float())
+    tile = in_units(numbers.float())
     magnitudes = torch.where(torch.isfinite(tile), tile.abs(), 0.0)
     return tile, magnitudes.amax(1, keepdim=True)
-
-
-def _units(numbers: Tensor) -> Tensor:
-    """[numel] as [units, 128], with zeros behind the last."""
-    tile = numbers.new_zeros(-(-numbers.numel() // UNIT), UNIT)
-    tile.view(-1)[: numbers.numel()] = numbers
-    return tile
 
 
 def encode_root(numbers: Tensor) -> list[Tensor]:
@@ -133,35 +136,10 @@ def decode_root_of_squares(parts: Sequence[Tensor]) -> Tensor:
     return scales.repeat_interleave(UNIT)[: codes.numel()] * (square * square)
 
 
-def fingerprints(values: Tensor) -> Tensor:
-    """Of each unit of bfloat16 values, int32 [units]."""
-    bits = values.view(torch.int16).long() & 0xFFFF
-    place = torch.arange(len(bits), device=bits.device) % UNIT
-    x = (bits | place << 16) * 0x9E3779B1 & _WORD
-    x = (x ^ x >> 15) * 0x85EBCA77 & _WORD
-    return _int32(_units(x ^ x >> 13).sum(1) & _WORD)
-
-
-def encode_split(numbers: Tensor) -> list[Tensor]:
-    bits = numbers.float().view(torch.int32).long() & _WORD
-    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    upper = torch.where(is_nan, 0x7FC0 | bits >> 16 & 0x8000, (bits >> 16) + (bits >> 15 & 1))
-    values = _int16(upper).view(torch.bfloat16)
-    return [values, _int16(torch.where(is_nan, 0, bits)), fingerprints(values)]
-
-
-def decode_split(parts: Sequence[Tensor]) -> Tensor:
-    values, low, prints = parts
-    fits = (fingerprints(values) == prints).repeat_interleave(UNIT)[: len(values)]
-    upper, lower = values.view(torch.int16).long() & 0xFFFF, low.long() & 0xFFFF
-    lower = torch.where(fits & (((upper & 0x7FFF) != 0) | (lower < 0x8000)), lower, 0)
-    return _int32((upper - (lower >> 15) & 0xFFFF) << 16 | lower).view(torch.float32)
-
-
 def encode_log(numbers: Tensor, draws: Tensor | None = None) -> list[Tensor]:
     """With draws, 16 bits of each element, [numel] int32, as a step stores it."""
-    tile = _units(numbers.float())
-    random = _units(torch.full_like(numbers, 0x8000, dtype=torch.int32) if draws is None else draws)
+    tile = in_units(numbers.float())
+    random = in_units(torch.full_like(numbers, 0x8000, dtype=torch.int32) if draws is None else draws)
     bits = tile.view(torch.int32).long()
     counts = (tile > 0.0) & tile.isfinite()
     top = ((torch.where(counts, bits, 0).amax(1, keepdim=True) + 0xFFFF) >> 16).clamp(max=LARGEST_HALF)
@@ -171,11 +149,22 @@ def encode_log(numbers: Tensor, draws: Tensor | None = None) -> list[Tensor]:
     if draws is None:
         step = _exact_step(torch.where(counts, (top << 16) - bits, 0), step)
     first = top - 14 * step
-    place = (torch.where(counts, bits, 0) - (first << 16)).float() * (1.0 / (step.clamp(min=1) << 16).float())
-    place = (place + (random.float() + 0.5) * 2.0**-16).long().clamp(0, 14)
+    kept, wide = torch.where(counts, bits, first << 16), step << 16
+    place = (kept - (first << 16)).float() * (1.0 / (step.clamp(min=1) << 16).float())
+    place = place.long().clamp(0, 14)
+    below = (first << 16) + place * wide
+    bend, rest = _bend(below), (kept - below).float() * 2.0**-23
+    rest, whole = rest + (_bend(kept) - bend), wide.float() * 2.0**-23 + (_bend(below + wide) - bend)
+    place = (place + (rest > (65535.5 - random.float()) * 2.0**-16 * whole)).clamp(max=14)
     code = torch.where(counts, 1 + place, torch.where(tile.isfinite(), 0, 15))
     pairs = code.view(-1)[: 2 * ((numbers.numel() + 1) // 2)].view(-1, 2)
     return [(pairs[:, 0] | pairs[:, 1] << 4).to(torch.uint8), (top << 16 | step).to(torch.int32).view(-1)]
+
+
+def _bend(bits: Tensor) -> Tensor:
+    """What log2(1 + m) is more than m, m being the mantissa of floats; its slope is right to 0.5 %."""
+    m = (bits & 0x7FFFFF).float() * 2.0**-23
+    return (m * (1.0 - m)) * (BEND - BEND_LESS * m)
 
 
 def _exact_step(below: Tensor, step: Tensor) -> Tensor:
@@ -206,21 +195,10 @@ def decode_log(parts: Sequence[Tensor]) -> Tensor:
     return torch.where(codes > 0, _float_of_half((grid >> 16) - (15 - codes) * (grid & 0xFFFF)), 0.0)
 
 
-LARGEST_HALF, LOG_RANGE = 0x7F7F, 14 * 128
-"""Of `log4`: upper bits of the largest number, and how far the grid reaches below its top."""
-_WORD = 0xFFFFFFFF
-
-
-def _int32(words: Tensor) -> Tensor:
-    """Numbers below 2^32 as the int32 of the same bits."""
-    return (words - (words >> 31 << 32)).to(torch.int32)
-
-
-def _int16(words: Tensor) -> Tensor:
-    """The lower 16 bits of numbers as an int16."""
-    low = words & 0xFFFF
-    return (low - (low >> 15 << 16)).to(torch.int16)
-
+LARGEST_HALF, LOG_RANGE, TURN = 0x7F7F, 14 * 128, 40503
+"""Of `log4`: upper bits of the largest number, how far the grid reaches below its top, what a step adds to draws."""
+BEND, BEND_LESS = 1813 / 4096, 672 / 4096
+"""1 / ln(2) - 1 and 3 / (2 ln(2)) - 2, about: by them the slope of a logarithm is met at both ends of an octave."""
 
 ONE_127TH, ONE_255TH = 0.007874015718698502, 0.003921568859368563
 """1 / 127 and 1 / 255 in float32: 127 and 255 times them are 1."""
@@ -233,6 +211,13 @@ SPLIT = Format(
     (FormatPart("", torch.bfloat16), FormatPart("low", torch.int16), FormatPart("print", torch.int32, UNIT)),
     encode_split,
     decode_split,
+    is_exact=True,
+)
+CORRECTED = Format(
+    "corrected",
+    (FormatPart("", torch.bfloat16), FormatPart("low", torch.int8), FormatPart("print", torch.int32, UNIT)),
+    encode_corrected,
+    decode_corrected,
 )
 STOCHASTIC = Format(
     "stochastic",

@@ -20,7 +20,7 @@ class Format:
 
     Attributes:
         param, state: Dtypes.
-        values: How the store keeps values, where that is not a plain buffer: "split" or "stochastic".
+        values: How the store keeps values, where that is not a plain buffer: "split", "corrected" or "stochastic".
         kept: How the optimizer keeps states, where that is not a plain buffer: a name, or one for each state of AdamW.
     """
 
@@ -37,8 +37,20 @@ class Format:
 
     @property
     def value_bytes(self) -> float:
-        """Of one value: a split one has 16 bits more, and a fingerprint of 32 bits for each unit of 128."""
-        return self.param.itemsize + (2 + 4 / 128 if self.values == "split" else 0.0)
+        """Of one value: one with more bits beside it has a fingerprint of 32 bits, too, for each unit of 128."""
+        return self.param.itemsize + (BESIDE_BYTES[self.values] + 4 / 128 if self.is_wide else 0.0)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether a value is more than torch sees of it."""
+        return self.values in BESIDE_BYTES
+
+    @property
+    def eps(self) -> float:
+        """What storing a value rounds it by, relatively."""
+        if self.is_wide:
+            return 3.1e-5 if self.values == "corrected" else torch.finfo(torch.float32).eps
+        return torch.finfo(self.param).eps
 
     @property
     def state_bytes(self) -> float:
@@ -51,6 +63,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+# Beside a bfloat16.
+BESIDE_BYTES = {"split": 2, "corrected": 1}
 # Codes, and a scale of 32 bits for each unit of 128.
 KEPT_BYTES = {"root8": 1 + 4 / 128, "log4": 0.5 + 4 / 128}
 # Of every optimizer in `STATES`.
@@ -66,6 +80,7 @@ DTYPES = {
 STORED = {
     "float32+root8": Format(torch.float32, torch.float32, kept="root8"),
     "split": Format(torch.bfloat16, torch.float32, "split"),
+    "corrected+root8": Format(torch.bfloat16, torch.float32, "corrected", "root8"),
     "split+root8+log4": Format(torch.bfloat16, torch.float32, "split", ("root8", "log4")),
     "stochastic": Format(torch.bfloat16, torch.bfloat16, "stochastic"),
     "stochastic+root8": Format(torch.bfloat16, torch.bfloat16, "stochastic", "root8"),

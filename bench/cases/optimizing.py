@@ -145,12 +145,12 @@ def twin_gate(cell: Cell, trainer: Trainer, grads: list[Tensor]) -> Checked:
 def _limit(form: Format, trainer: Trainer) -> float:
     if trainer.tolerance is not None:
         return trainer.tolerance
-    return max(TOLERANCE[torch.float32 if form.values == "split" else form.param], TOLERANCE[form.state])
+    return max(TOLERANCE[torch.float32 if form.is_wide else form.param], TOLERANCE[form.state])
 
 
 def _rounding(form: Format) -> float:
-    """What rounding makes of a value in `STEPS` steps, relatively; split values are float32."""
-    return STEPS * torch.finfo(torch.float32 if form.values == "split" else form.param).eps
+    """What rounding makes of a value in `STEPS` steps, relatively."""
+    return STEPS * form.eps
 
 
 def _distance(after: Tensor, wanted: Tensor, start: Tensor, rounding: float, *, worst: bool) -> float:

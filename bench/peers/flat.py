@@ -38,7 +38,7 @@ def optimizer_of(cell: Cell, params: Params, **options: Any) -> fv.optim.Optimiz
         options["state_format"] = dict(zip(("exp_avg", "exp_avg_sq"), form.kept, strict=True))
     elif form.kept:
         options["state_format"] = form.kept
-    elif form.state != form.param and form.values != "split":
+    elif form.state != form.param and not form.is_wide:
         options["state_dtype"] = form.state
     made: fv.optim.Optimizer = getattr(fv.optim, name)(groups, **HYPER[cell.optimizer], **extra, **options)
     if cell.optimizer == "adamw-ema":
@@ -65,7 +65,7 @@ def _shown(
         return averages
     if cell.optimizer.startswith("schedule-free"):
         return evaluated
-    if FORMATS[cell.format].values == "split":
+    if FORMATS[cell.format].is_wide:
         return lambda: [store.float32(variable.name) for variable in store.trainable_variables()]
     return None
 

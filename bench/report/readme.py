@@ -14,6 +14,7 @@ from pathlib import Path
 from bench.harness.record import Results, Row
 from bench.peers import OURS, PEERS, load
 from bench.plot import FIGURES, draw, figure_path
+from bench.report.formats import formats_part
 from bench.report.headline import headline
 from bench.report.summary import averages, cell_text, losses
 from bench.report.table import aims, number
@@ -58,6 +59,7 @@ def page(text: str, folder: Path = FOLDER) -> str:
         parts[device] = device_part(newest(folder, device), device)
     measured = [path for device in NAMES if (path := newest(folder, device)) is not None]
     parts["trained"] = trained_part(folder / "train")
+    parts["formats"] = formats_part(folder / "formats", folder.parent)
     parts["headline"] = headline(measured, folder / "train", folder.parents[1])
 
     def fill(match: re.Match[str]) -> str:

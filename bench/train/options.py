@@ -17,6 +17,7 @@ SIDES = ("torch", "flatvars")
 VALUES: dict[str, dict[str, Any]] = {
     "": {},
     "split": {"dtype": torch.bfloat16, "values": "split"},
+    "corrected": {"dtype": torch.bfloat16, "values": "corrected"},
     "stochastic": {"dtype": torch.bfloat16, "values": "stochastic"},
 }
 STATES: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from ..backend import SPLIT, STOCHASTIC, Format
+from ..backend import CORRECTED, SPLIT, STOCHASTIC, Format
 from ..distributed.group import Group
 from ..distributed.shards import Sharding
 from ..variables.carving import ERROR, FOLLOW, OnMoved
@@ -17,8 +17,8 @@ from .masks import ElementMasks
 from .sharded import Sharded
 from .views import Views
 
-ValueFormat = Literal["split", "stochastic"]
-VALUE_FORMATS: dict[ValueFormat, Format] = {"split": SPLIT, "stochastic": STOCHASTIC}
+ValueFormat = Literal["split", "corrected", "stochastic"]
+VALUE_FORMATS: dict[ValueFormat, Format] = {"split": SPLIT, "corrected": CORRECTED, "stochastic": STOCHASTIC}
 
 MODES: dict[Mode, type[Gradients]] = {kind.mode: kind for kind in (Gathered, Views)}
 
@@ -38,7 +38,7 @@ def make_registry(
         mode: "gather" or "views".
         on_moved: "follow" or "error".
         group: The ranks that share its state, if there are several.
-        values: "split", "stochastic" or None: how bfloat16 values are stored.
+        values: "split", "corrected", "stochastic" or None: how bfloat16 values are stored.
         sharding: Where values are shards that stay where they are; with "gather" alone.
     """
     if on_moved not in (FOLLOW, ERROR):

@@ -21,7 +21,7 @@ from ..memory.streams import Stream
 from .averaging import check_average
 from .base import Optimizer
 from .exchange import apply_once
-from .formats import number_dtype
+from .formats import hold_all, number_dtype
 
 Schedule = Literal["constant", "warmup", "tensorflow", "power"]
 
@@ -150,7 +150,12 @@ class EMA:
         optimizer.follow()
         regions = {region.dtype for region in registry.layout.regions}
         number = partial(number_dtype, registry.value_format)
-        alike = {dtype for dtype in regions if optimizer.state_dtype in (None, number(dtype))}
+        # What changes places must fit into both.
+        alike = {
+            dtype
+            for dtype in regions
+            if optimizer.state_dtype in (None, number(dtype)) and hold_all(registry.value_format, dtype)
+        }
         apply_once(optimizer, EXCHANGE, numbers=[{}], regions=alike)
         if regions == alike:
             return

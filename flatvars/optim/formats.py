@@ -92,6 +92,11 @@ def number_dtype(values: Format | None, region: torch.dtype) -> torch.dtype:
     return torch.float32 if wide else region
 
 
+def hold_all(values: Format | None, region: torch.dtype) -> bool:
+    """Whether values of a region hold every number of their `number_dtype`."""
+    return values is None or number_dtype(values, region) == region or values.is_exact
+
+
 def _always(dtype: torch.dtype, region: torch.dtype) -> torch.dtype:
     """For streams that do not follow the dtype of their region."""
     return dtype

@@ -69,7 +69,8 @@ class VarStore:
             lose something raises in both.
         values: "split" keeps 16 more bits of every bfloat16 variable that trains, beside what torch sees: exactly a
             float32, in 4 bytes. Steps read and write all of it; `float32` and `write` do, files and copies too. Who
-            writes to a Parameter has written the value. "stochastic" keeps nothing beside, and steps round values at
+            writes to a Parameter has written the value. "corrected" is the same with 8 bits, in 3 bytes, and an error
+            of 1.541e-5 of a number at most. "stochastic" keeps nothing beside, and steps round values at
             random, by draws of `seed`, name, step and position alone, so that small steps add up. None: the dtype says
             it all, and steps round to nearest.
         mesh: A one-dimensional mesh of data parallel ranks that share optimizer state, each a range: see
@@ -620,7 +621,7 @@ class VarStore:
         return transfer.unravel(self.registry, vector)
 
     def float32(self, name: str) -> Tensor:
-        """The numbers of a variable as float32, [shape]: all of them where `values="split"`; a copy.
+        """The numbers of a variable as float32, [shape]: all bits of them where `values="split"`; a copy.
 
         Raises:
             UnknownNameError: the store has no variable of that name.

@@ -211,7 +211,7 @@ class Variable:
     def set_value(self, value: Tensor) -> None:
         """Copies values, [shape], converted to the variable's dtype and device; the gradient stays as it is.
 
-        In a store of `values="split"` it takes float32 as it is.
+        In a store of `values="split"` it takes float32 as it is, and with `values="corrected"` nearly so.
 
         Raises:
             SpecError: another shape (nothing is broadcast), or a view of the variable's own memory.

@@ -13,6 +13,7 @@ from ..launches import StepInputs, draws_of
 from ..rules import Rule
 from .compile import compiled
 from .gradients import TILE
+from .log import turn_draws
 from .memory import read_int
 from .philox import BLOCK, block_writer, write_blocks
 
@@ -21,12 +22,13 @@ VALUE_DRAWS, STATE_DRAWS = 1, 2  # third word of the counter, as in `triton/stoc
 
 
 @functools.cache
-def drawer(kinds: int, values: bool = False) -> Any:
+def drawer(kinds: int, values: bool = False, turned: int = 0) -> Any:
     """`draw(target, keys, slot, local, count, step)`: 16 bits for each element of a tile, for each kind of draw.
 
     Args:
         kinds: Of states.
         values: Whether there is one more, of values.
+        turned: Bits of the kinds whose draws a step turns on, see `turning` of `units.py`.
     """
     if kinds == 0 and not values:
 
@@ -44,7 +46,10 @@ def drawer(kinds: int, values: bool = False) -> Any:
         first, blocks = local // PER_BLOCK, (count + PER_BLOCK - 1) // PER_BLOCK
         for row in range(kinds + values):
             purpose, which = (STATE_DRAWS, row) if row < kinds else (VALUE_DRAWS, 0)
-            write_blocks(writer, target + 2 * TILE * row, blocks, seed, key, first, number, purpose, which)
+            of_step = number if turned >> row & 1 == 0 else np.int64(0)
+            write_blocks(writer, target + 2 * TILE * row, blocks, seed, key, first, of_step, purpose, which)
+            if turned >> row & 1:
+                turn_draws(target + 2 * TILE * row, count, number)
 
     return draw
 

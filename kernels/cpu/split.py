@@ -1,4 +1,4 @@
-"""Split values for LLVM, a unit at a time; `kernels/triton/split.py` says what they are."""
+"""Split values for LLVM, a unit at a time; `kernels/split.py` says what they are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from ..split import STEP
 from .compile import compiled
 from .formats import I16, I32
-from .memory import pointer, read_float, read_int32, write_float, write_int32
+from .memory import I8, pointer, read_float, read_int32, write_float, write_int32
 from .words import word_of
 
 F32 = ir.FloatType()
@@ -59,6 +60,63 @@ def _lower(builder: Any, x: Any) -> Any:
     return builder.select(_is_nan(builder, bits), I32(0), builder.and_(bits, I32(0xFFFF)))
 
 
+def _load_code(builder: Any, address: Any, index: Any) -> Any:
+    return builder.sext(builder.load(pointer(builder, address, I8, index)), I32)
+
+
+def _store_code(builder: Any, address: Any, index: Any, code: Any) -> None:
+    builder.store(builder.trunc(code, I8), pointer(builder, address, I8, index))
+
+
+def _all(builder: Any, first: Any, *others: Any) -> Any:
+    for other in others:
+        first = builder.and_(first, other)
+    return first
+
+
+def _is(builder: Any, x: Any, mask: int, value: int) -> Any:
+    return builder.icmp_unsigned("==", builder.and_(x, I32(mask)), I32(value))
+
+
+def _corrected(builder: Any, upper: Any, code: Any) -> Any:
+    sign, size = builder.and_(upper, I32(0x8000)), builder.and_(upper, I32(0x7FFF))
+    is_negative = builder.icmp_unsigned("!=", sign, I32(0))
+    code = builder.select(is_negative, builder.neg(code), code)
+    code = builder.select(builder.icmp_signed("<", size, I32(0x7F80)), code, I32(0))
+    code = builder.mul(code, I32(STEP))
+    is_power = _all(builder, _is(builder, size, 0x7F, 0), builder.icmp_signed(">", size, I32(0x80)))
+    twice = builder.ashr(builder.add(code, I32(0x1000)), I32(13))
+    once = builder.ashr(builder.add(code, I32(0x2000)), I32(14))
+    rest = builder.select(_all(builder, builder.icmp_signed("<", code, I32(0)), is_power), twice, once)
+    bits = builder.add(builder.shl(size, I32(16)), rest)
+    return builder.bitcast(builder.or_(bits, builder.shl(sign, I32(16))), F32)
+
+
+def _coded(builder: Any, x: Any) -> tuple[Any, Any]:
+    """Upper bits, with the sign, and code; the steps are those of `coded` in `kernels/triton/split.py`."""
+    bits = builder.bitcast(x, I32)
+    size, is_negative = builder.and_(bits, I32(0x7FFFFFFF)), builder.icmp_signed("<", bits, I32(0))
+    below, rest = builder.lshr(size, I32(16)), builder.and_(size, I32(0xFFFF))
+    past = builder.zext(builder.icmp_signed(">", rest, I32(0x8000)), I32)
+    code = builder.sub(builder.add(builder.mul(rest, I32(127)), I32(0x4000)), past)
+    code = builder.lshr(code, I32(15))
+    to_power = _all(builder, _is(builder, below, 0x7F, 0x7F), builder.icmp_signed(">", below, I32(0x7F)))
+    odd = builder.add(code, builder.and_(below, I32(1)))
+    half = builder.icmp_signed(">=", rest, I32(0x8000))
+    up = builder.select(to_power, half, builder.icmp_signed(">", odd, I32(127)))
+    far = builder.add(builder.mul(builder.sub(I32(0x10000), rest), I32(127)), I32(0x8000))
+    far = builder.lshr(far, I32(16))
+    far = builder.neg(builder.select(builder.icmp_signed("<", far, I32(63)), far, I32(63)))
+    near = builder.select(builder.icmp_signed("<", code, I32(126)), code, I32(126))
+    beside_power = builder.select(up, far, near)
+    code = builder.select(to_power, beside_power, builder.select(up, builder.sub(code, I32(254)), code))
+    upper = builder.add(below, builder.zext(up, I32))
+    code = builder.select(is_negative, builder.neg(code), code)
+    code = builder.select(builder.icmp_signed("<", upper, I32(0x7F80)), code, I32(0))
+    upper = builder.select(_is_nan(builder, bits), I32(0x7FC0), upper)
+    return builder.or_(upper, builder.and_(builder.lshr(bits, I32(16)), I32(0x8000))), code
+
+
 load_half = word_of(types.int32, [types.int64, types.int64], _load_half)
 store_half = word_of(types.void, [types.int64, types.int64, types.int32], _store_half)
 mixed = word_of(types.int32, [types.int32, types.int64], _mixed)
@@ -67,6 +125,11 @@ upper_of = word_of(types.int32, [types.float32], _upper)
 lower_of = word_of(types.int32, [types.float32], _lower)
 add = word_of(types.int32, [types.int32, types.int32], lambda builder, x, y: builder.add(x, y))
 either = word_of(types.int32, [types.boolean, types.int32], lambda builder, yes, x: builder.select(yes, x, I32(0)))
+load_code = word_of(types.int32, [types.int64, types.int64], _load_code)
+store_code = word_of(types.void, [types.int64, types.int64, types.int32], _store_code)
+corrected = word_of(types.float32, [types.int32, types.int32], _corrected)
+corrected_upper = word_of(types.int32, [types.float32], lambda builder, x: _coded(builder, x)[0])
+corrected_code = word_of(types.int32, [types.float32], lambda builder, x: _coded(builder, x)[1])
 ZERO = np.int32(0)
 
 
@@ -92,4 +155,23 @@ def store_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count
         x = read_float(row, i)
         store_half(values, start + i, upper_of(x))
         store_half(low, start + i, lower_of(x))
+    write_int32(prints, unit, fingerprint(values, start, count))
+
+
+@compiled
+def load_corrected(values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
+    """The same of values with a code of 8 bits."""
+    fits = fingerprint(values, start, count) == read_int32(prints, unit)
+    for i in range(count):
+        write_float(row, i, corrected(load_half(values, start + i), either(fits, load_code(low, start + i))))
+
+
+@compiled
+def store_corrected(
+    values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any
+) -> None:
+    for i in range(count):
+        x = read_float(row, i)
+        store_half(values, start + i, corrected_upper(x))
+        store_code(low, start + i, corrected_code(x))
     write_int32(prints, unit, fingerprint(values, start, count))

@@ -36,7 +36,7 @@ from .prepared import Launcher, Prepared
 from .squares import unit_sums, variable_sum
 from .step import kernel
 from .step_record import NORM, Measures, given, is_skipped, is_untouched, prepared, word
-from .units import ROW, SPLIT, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses
+from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, resting, row_addresses, turning
 from .update import updater_arguments
 
 
@@ -51,7 +51,7 @@ def updater(
     kinds_of = (value, *states)
     elements = Elements(element_formats(kinds_of), number, masked, plain_draws(states, draws), count_of)
     kinds = 1 + max(draws, default=-1)
-    draw, draw_room = drawer(kinds), stack(2 * TILE * max(kinds, 1))
+    draw, draw_room = drawer(kinds, False, turning(states, draws)), stack(2 * TILE * max(kinds, 1))
     function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
     load, widen, store = (
@@ -65,7 +65,8 @@ def updater(
     keep = elements.keeper(rule.starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0), draws)
-    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
+    rests = resting(masked)
+    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
 
     @compiled
     def work(
@@ -145,7 +146,8 @@ def updater(
             for lane in range(0, count, UNIT):
                 last = min(lane + UNIT, count)
                 at, state_at, number_of = start + lane, state_start + lane, unit + lane // UNIT
-                places = (at, number_of, state_at, number_of - unit_base, last - lane, lane)
+                rest = rests(frozen, at, last - lane, is_new)
+                places = (at, number_of, state_at, number_of - unit_base, last - lane, lane, rest)
                 load_units(values, low, prints, state_table, scales, places, buffer, drawn)
                 work(
                     lane, last, gradients, unscale, clip, buffer - 4 * at if split else values, start,

@@ -22,16 +22,22 @@ from .compile import compiled, native, twin
 from .formats import FORMATS, I32, Format, name_of
 from .gradients import TILE
 from .log import load_log, store_log
-from .memory import I8, caller, pointer, read_float, read_int, write_float
-from .split import load_split, store_split
+from .memory import I8, caller, pointer, read_byte, read_float, read_int, write_float
+from .split import load_corrected, load_split, store_corrected, store_split
 from .words import word_of
 
 F32 = ir.FloatType()
 ROW = 4 * UNIT
 """Bytes of a row."""
 
-SPLIT, ROOT, ROOT_SQUARES, LOG = "split", "root8", "root8 squares", "log4"
-NAMES = {formats.SPLIT: SPLIT, formats.ROOT8: ROOT, formats.ROOT8_SQUARES: ROOT_SQUARES, formats.LOG4: LOG}
+SPLIT, CORRECTED, ROOT, ROOT_SQUARES, LOG = "split", "corrected", "root8", "root8 squares", "log4"
+NAMES = {
+    formats.SPLIT: SPLIT,
+    formats.CORRECTED: CORRECTED,
+    formats.ROOT8: ROOT,
+    formats.ROOT8_SQUARES: ROOT_SQUARES,
+    formats.LOG4: LOG,
+}
 UNIT_KINDS = frozenset(NAMES.values())
 
 
@@ -52,6 +58,11 @@ def element_formats(kinds: Sequence[str]) -> list[Format]:
 def plain_draws(states: Sequence[str], draws: Sequence[int]) -> list[int]:
     """Of each state, the draw by which the loop over elements rounds it: that of a format is rounded by its unit."""
     return [-1 if kind in UNIT_KINDS else draw for kind, draw in zip(states, draws, strict=bool(draws))]
+
+
+def turning(states: Sequence[str], draws: Sequence[int]) -> int:
+    """Bits of the draws of states in `log4`, which are of no step, and turned on by each."""
+    return sum(1 << draw for kind, draw in zip(states, draws, strict=bool(draws)) if kind == LOG and draw >= 0)
 
 
 def _load_code(signed: bool) -> Any:
@@ -91,10 +102,8 @@ def _unit_functions(kind: str) -> tuple[int, int]:
 
     Functions of their own: compiled into every updater, they would take longer than all the rest of it.
     """
-    if kind == LOG:
-        load, store = load_log, store_log
-    else:
-        load, store = (load_split, store_split) if kind == SPLIT else _root(kind == ROOT)
+    known = {LOG: (load_log, store_log), SPLIT: (load_split, store_split), CORRECTED: (load_corrected, store_corrected)}
+    load, store = known[kind] if kind in known else _root(kind == ROOT)
     return int(_machine_code(load).address), int(_machine_code(store).address)
 
 
@@ -148,8 +157,12 @@ def _of_values(address: int) -> Any:
     return move
 
 
-def _then(before: Any, address: int, number: int, draw: int) -> Any:
-    """What comes before, and the same of one of the states, which a draw of the tile rounds, or none if it is -1."""
+def _then(before: Any, address: int, number: int, draw: int, always: bool = True) -> Any:
+    """What comes before, and the same of one of the states, which a draw of the tile rounds, or none if it is -1.
+
+    Args:
+        always: Also of a unit that rests.
+    """
     offset, at_random = ROW * (number + 1), draw >= 0
 
     @compiled
@@ -157,6 +170,8 @@ def _then(before: Any, address: int, number: int, draw: int) -> Any:
         before(values, low, prints, table, scales, places, memory, drawn)
         codes, beside = read_int(table, number), read_int(scales, number)
         bits = drawn + 2 * (TILE * draw + places[5]) if at_random else 0
+        if not always and places[6] != 0:
+            return
         _call(address, codes, beside, beside, places[2], places[3], places[4], memory + offset, bits)
 
     return both
@@ -166,8 +181,9 @@ def movers(kinds: Sequence[str], values: bool, states: range, draws: Sequence[in
     """`load` and `store` of a unit of all streams of a format.
 
     They are `(values, low, prints, table, scales, places, memory, drawn)`. `places` are element and unit of the values,
-    element and unit of the states, the number of elements, and the first of them in the tile; `memory` is a row for the
-    values, and one for each state; `drawn` the draws of the tile.
+    element and unit of the states, the number of elements, the first of them in the tile, and whether the unit rests:
+    all of it is masked, and what would be rounded anew is left alone. `memory` is a row for the values and for each
+    state; `drawn` the draws of the tile.
 
     Args:
         kinds: Of the values, then of each state.
@@ -176,16 +192,31 @@ def movers(kinds: Sequence[str], values: bool, states: range, draws: Sequence[in
         draws: Of each state; empty if none is rounded at random.
     """
     load, store = nothing, nothing
-    if kinds[0] == SPLIT:
-        addresses = _unit_functions(SPLIT)
+    if kinds[0] in UNIT_KINDS:
+        addresses = _unit_functions(kinds[0])
         load, store = _of_values(addresses[0]), _of_values(addresses[1]) if values else nothing
     for number, kind in enumerate(kinds[1:]):
         if kind in UNIT_KINDS:
             addresses = _unit_functions(kind)
             draw = draws[number] if draws else -1
             load = _then(load, addresses[0], number, draw)
-            store = _then(store, addresses[1], number, draw) if number in states else store
+            store = _then(store, addresses[1], number, draw, kind != LOG) if number in states else store
     return load, store
+
+
+def resting(masked: bool) -> Any:
+    """`rests(frozen, first, count, fresh)`: whether all of these elements are masked, and their state was begun."""
+
+    @compiled
+    def rests(frozen: Any, first: Any, count: Any, fresh: Any) -> Any:
+        if not masked or fresh:
+            return 0
+        for i in range(count):
+            if read_byte(frozen, first + i) == 0:
+                return 0
+        return 1
+
+    return rests
 
 
 def row_addresses(kinds: Sequence[str], addresses: Any) -> Any:

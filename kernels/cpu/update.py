@@ -18,7 +18,7 @@ from .gradients import TILE
 from .memory import element_load, read_byte, stack
 from .numbers import reader, starter
 from .squares import unit_sums
-from .units import ROW, SPLIT, UNIT_KINDS, element_formats, movers, plain_draws, row_addresses
+from .units import ROW, UNIT_KINDS, element_formats, movers, plain_draws, resting, row_addresses, turning
 
 
 @functools.cache
@@ -45,7 +45,7 @@ def updater(
     value_draw = kinds if at_random else -1  # behind those of states
     drawn_here = plain_draws(states, draws)
     elements = Elements(element_formats(kinds_of), float_type(dtype), masked, drawn_here, terms, value_draw)
-    draw, room = drawer(kinds, at_random), stack(2 * TILE * max(kinds + at_random, 1))
+    draw, room = drawer(kinds, at_random, turning(states, draws)), stack(2 * TILE * max(kinds + at_random, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
     begins = any(start != -1 for start in rule.step_starts)
     load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
@@ -55,7 +55,8 @@ def updater(
     keep = elements.keeper(rule.step_starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, True, range(rule.stored), draws)
-    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value == SPLIT
+    rests = resting(masked)
+    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
 
     size, place = np.dtype(dtype).itemsize, rule.momentum
     term_room, add_units, tell = stack(max(terms, 1) * TILE * size), unit_sums(number), twin(observe, dtype)
@@ -146,7 +147,8 @@ def updater(
         for lane in range(0, count, UNIT):
             last = min(lane + UNIT, count)
             at, state_at, number = start + lane, state_start + lane, unit + lane // UNIT
-            places = (at, number, state_at, number - unit_base, last - lane, lane)
+            rest = rests(frozen, at, last - lane, is_new)
+            places = (at, number, state_at, number - unit_base, last - lane, lane, rest)
             load_units(values, low, prints, state_table, scales, places, memory, drawn)
             work(
                 lane, last, gradients, unscale, clip, memory - 4 * at if split else values, start,

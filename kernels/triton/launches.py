@@ -23,6 +23,7 @@ from .handles import Handles
 from .launch import Launch, on, program_limit, tile_for
 from .norms import ORDER_INF, ORDER_OTHER, variable_norms_kernel
 from .numbers import constants_of, statistics_constants_of
+from .split import KINDS
 from .squares import GROUP_UNITS, SEATS
 from .statistics import statistics_kernel
 from .step import step_kernel
@@ -322,7 +323,7 @@ def _stored(rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepIn
     """What a kernel is compiled for, of how its streams are stored."""
     return {
         "DRAWS": draws_of(rule, states, inputs),
-        "SPLIT": values.format is not None,
+        "SPLIT": KINDS[values.format],
         "AT_RANDOM": values.at_random and inputs.keys is not None,
         "FORMATS": codes_of(states),
     }

@@ -9,13 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..formats import LARGEST_HALF as LARGEST
-from ..formats import LOG_RANGE
+from .. import formats
 from ..segments import UNIT as ELEMENTS
 from .compile import div_rn
 
 UNIT = tl.constexpr(ELEMENTS)
-LARGEST_HALF, RANGE = tl.constexpr(LARGEST), tl.constexpr(LOG_RANGE)
+LARGEST_HALF, RANGE = tl.constexpr(formats.LARGEST_HALF), tl.constexpr(formats.LOG_RANGE)
+BEND, BEND_LESS = tl.constexpr(formats.BEND), tl.constexpr(formats.BEND_LESS)
 INFINITY = tl.constexpr(0x7F800000)
 
 
@@ -33,11 +33,15 @@ def load_pairs(codes_ptr, first, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def store_pairs(codes_ptr, first, codes, length, BLOCK: tl.constexpr):
-    """Stores codes, [BLOCK] int32."""
+def store_pairs(codes_ptr, first, codes, length, awake, BLOCK: tl.constexpr):
+    """Stores codes, [BLOCK] int32, of all units or of those that are awake."""
     low, high = tl.split(tl.reshape(codes, [BLOCK // 2, 2]))
     place = tl.multiple_of(first >> 1, 8) + tl.arange(0, BLOCK // 2)
-    tl.store(codes_ptr + place, (low | (high << 4)).to(tl.uint8), mask=pair_mask(length, BLOCK))
+    mask = pair_mask(length, BLOCK)
+    if awake is not None:
+        of_pairs = tl.broadcast_to(tl.expand_dims(awake, 1), [BLOCK // UNIT, UNIT // 2])
+        mask = mask & tl.reshape(of_pairs, [BLOCK // 2])
+    tl.store(codes_ptr + place, (low | (high << 4)).to(tl.uint8), mask=mask)
 
 
 @triton.jit
@@ -63,6 +67,13 @@ def log_grid(state, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def bend(bits):
+    """What log2(1 + m) is more than the mantissa m."""
+    m = (bits & 0x7FFFFF).to(tl.float32) * 1.1920928955078125e-07
+    return (m * (1.0 - m)) * (BEND - BEND_LESS * m)
+
+
+@triton.jit
 def log_codes(state, grid, draw):
     """[BLOCK] int32, rounded by draws, uint16."""
     bits = state.to(tl.int32, bitcast=True)
@@ -72,8 +83,13 @@ def log_codes(state, grid, draw):
     kept = tl.where(counts, bits, first).to(tl.int32)
     one = tl.full(state.shape, 1.0, tl.float32)
     inverse = div_rn(one, tl.maximum(step, 0x10000).to(tl.float32))
-    shift = (draw.to(tl.int32).to(tl.float32) + 0.5) * 0.0000152587890625
-    place = ((kept - first).to(tl.float32) * inverse + shift).to(tl.int32)
-    code = tl.minimum(tl.maximum(place, 0), 14) + 1
+    place = ((kept - first).to(tl.float32) * inverse).to(tl.int32)
+    place = tl.minimum(tl.maximum(place, 0), 14)
+    below = first + place * step
+    bent = bend(below)
+    rest = (kept - below).to(tl.float32) * 1.1920928955078125e-07 + (bend(kept) - bent)
+    whole = step.to(tl.float32) * 1.1920928955078125e-07 + (bend(below + step) - bent)
+    share = (65535.5 - draw.to(tl.int32).to(tl.float32)) * 0.0000152587890625
+    code = tl.minimum(place + (rest > share * whole).to(tl.int32), 14) + 1
     special = (bits & 0x7FFFFFFF) >= INFINITY
     return tl.where(counts, code, tl.where(special, 15, 0)).to(tl.int32)

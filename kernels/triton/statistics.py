@@ -41,7 +41,7 @@ def statistics_kernel(
     grad_scale_ptr,  # [] float32, read with SCALED
     found_inf_ptr,  # [] float32, read with FOUND_INF
     values_ptr,  # [numel]; with PLACED, int64 [variables]: where each one's values lie
-    low_ptr,  # [trainable numel] int16, of split values
+    low_ptr,  # [trainable numel] int16 or int8, of split values
     prints_ptr,  # [units] int32, of split values
     states_ptr,  # tuple of [numel of their range]; written with MOVES
     scales_ptr,  # tuple of [units of their range] float32, where a state is of a format
@@ -106,7 +106,7 @@ def statistics_kernel(
         old_low = tl.load(low_ptr + offset, mask=mask, other=0)
         prints = tl.load(prints_ptr + first_unit + unit, mask=unit * UNIT < length, other=0)
         upper = upper_bits(old_value)
-        value = joined(upper, lower_bits(old_low, upper, prints, real, BLOCK))
+        value = joined(upper, lower_bits(old_low, upper, prints, real, SPLIT, BLOCK), SPLIT)
     else:
         value = old_value.to(COMPUTE)
     slot = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 2)

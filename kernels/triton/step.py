@@ -64,7 +64,7 @@ def step_kernel(
     found_inf_ptr,  # [] float32, read with FOUND_INF
     skipped_ptr,  # [] int32 in/out
     values_ptr,  # [numel] in/out; with PLACED, int64 [variables]: where each one's values lie
-    low_ptr,  # [trainable numel] int16 in/out, of split values
+    low_ptr,  # [trainable numel] int16 or int8 in/out, of split values
     prints_ptr,  # [units] int32 in/out, of split values
     states_ptr,  # tuple of [numel of their range] in/out; of a format, its codes
     scales_ptr,  # tuple of [units of their range] float32 in/out, where a state is of a format
@@ -172,8 +172,8 @@ def step_kernel(
     real = lane < length
     if SPLIT:
         upper = upper_bits(old_value)
-        lower = lower_bits(old_low, upper, prints, real, BLOCK)
-        before = joined(upper, lower)
+        lower = lower_bits(old_low, upper, prints, real, SPLIT, BLOCK)
+        before = joined(upper, lower, SPLIT)
     else:
         before = old_value.to(COMPUTE)
     begun = numbers_of(old_states, scales, FORMATS, COMPUTE, BLOCK)
@@ -184,10 +184,10 @@ def step_kernel(
     if frozen_ptr is not None:
         frozen = load_frozen(frozen_ptr, start, lane, mask, old_value.dtype)
     if SPLIT:
-        new_upper, new_lower = parted(tl.where(real, value, 0.0))
+        new_upper, new_lower = parted(tl.where(real, value, 0.0), SPLIT)
         store_split(
             values_ptr, low_ptr, prints_ptr, offset, first_unit, new_upper, new_lower, frozen, upper, lower, real,
-            length, mask, BLOCK,
+            length, mask, SPLIT, BLOCK,
         )  # fmt: skip
     else:
         new_value = value_to_store(value, real, old_value.dtype, keys_ptr, slot, step, local, AT_RANDOM, BLOCK)

@@ -14,7 +14,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..formats import TURN as TURN_OF_A_STEP
 from .philox import philox
+
+TURN = tl.constexpr(TURN_OF_A_STEP)
 
 # Third word of the counter: what the draws are for. Streams of one name and step must not share them.
 VALUES, STATES = tl.constexpr(1), tl.constexpr(2)
@@ -38,6 +41,13 @@ def draw_bits(keys_ptr, slot, step, PURPOSE: tl.constexpr, WHICH: tl.constexpr, 
     w0, w1, w2, w3 = philox(counter, zero + number, zero + PURPOSE, zero + WHICH, seed, key)
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCK // 4])
     return quarters(words)
+
+
+@triton.jit
+def turning_bits(keys_ptr, slot, step, WHICH: tl.constexpr, local, BLOCK: tl.constexpr):
+    """The same of a state, drawn for step 0 and turned on by each: in many steps, an element meets all there are."""
+    turn = ((step.to(tl.int64) * TURN) & 0xFFFF).to(tl.uint16)
+    return draw_bits(keys_ptr, slot, step * 0.0, STATES, WHICH, local, BLOCK) + turn
 
 
 @triton.jit

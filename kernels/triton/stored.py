@@ -16,7 +16,7 @@ from .. import formats
 from ..segments import UNIT as ELEMENTS
 from .compile import twin
 from .log import load_pairs, log_codes, log_grid, log_numbers, store_pairs
-from .stochastic import STATES, VALUES, draw_bits, round_at_random
+from .stochastic import STATES, VALUES, draw_bits, round_at_random, turning_bits
 from .tiles import round_to
 
 UNIT = tl.constexpr(ELEMENTS)
@@ -32,7 +32,7 @@ root_code_of_square, root_square = twin(formats.root_code_of_square), twin(forma
 def unit_of(units_ptr, variable, local, SPLIT: tl.constexpr, FORMATS: tl.constexpr):
     """The unit of the region at which a tile begins; one of its variable where nothing is stored by units."""
     unit = local // UNIT
-    by_units = SPLIT
+    by_units = SPLIT != 0
     for i in tl.static_range(len(FORMATS)):
         by_units = by_units or FORMATS[i] != PLAIN
     if by_units:
@@ -178,6 +178,7 @@ def store_states(
             tl.store(states_ptr[i] + start + lane, new, mask=mask)
         else:
             unit = tl.arange(0, BLOCK // UNIT)
+            held = unit * UNIT < length
             state = states[i]
             if frozen is not None:
                 state = tl.where(frozen, begun[i], state)
@@ -185,9 +186,14 @@ def store_states(
             if FORMATS[i] == LOG:
                 draw = tl.full([BLOCK], 0x8000, tl.uint16)
                 if DRAWS[i] >= 0:
-                    draw = draw_bits(keys_ptr, slot, step, STATES, DRAWS[i], local, BLOCK)
+                    draw = turning_bits(keys_ptr, slot, step, DRAWS[i], local, BLOCK)
                 scale = log_grid(state, BLOCK)
-                store_pairs(states_ptr[i], start, log_codes(state, spread(scale, BLOCK), draw), length, BLOCK)
+                awake = None
+                if frozen is not None:
+                    rests = tl.where(real, frozen, True).to(tl.int32)
+                    awake = (tl.min(tl.reshape(rests, [BLOCK // UNIT, UNIT]), axis=1) == 0) | fresh
+                    held = held & awake
+                store_pairs(states_ptr[i], start, log_codes(state, spread(scale, BLOCK), draw), length, awake, BLOCK)
             else:
                 scale = largest(state, BLOCK)
                 if FORMATS[i] == ROOT:
@@ -196,7 +202,7 @@ def store_states(
                     code = root_code_of_square(state, spread(scale, BLOCK))
                 # By way of an integer that holds them all: a conversion to one that does not is anybody's guess.
                 tl.store(states_ptr[i] + start + lane, code.to(tl.int32).to(old[i].dtype), mask=mask)
-            tl.store(scales_ptr[i] + first + unit, scale, mask=unit * UNIT < length)
+            tl.store(scales_ptr[i] + first + unit, scale, mask=held)
 
 
 def codes_of(states: Sequence[formats.Stored]) -> tuple[int, ...]:

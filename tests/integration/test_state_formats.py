@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from typing import Any
 
 import pytest
@@ -43,38 +41,6 @@ def held(module: nn.Module, optimizer: Any) -> list[torch.Tensor]:
 
 def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
     return all(map(torch.equal, left, right))
-
-
-@pytest.mark.parametrize("how", ["state dict", "file", "snapshot", "deepcopy", "pickle", "carved anew"])
-def test_a_run_goes_on_bit_for_bit(how: str, tmp_path: Any) -> None:
-    module = network()
-    store, optimizer = made(module, SMALLEST)
-    train(module, optimizer, range(2))
-    again: Any = copy.deepcopy(module)
-    other: Any = None
-    if how == "snapshot":
-        snapshot = store.snapshot(optimizer)
-    elif how in ("deepcopy", "pickle"):
-        whole = (module, store, optimizer)
-        again, _, other = copy.deepcopy(whole) if how == "deepcopy" else pickle.loads(pickle.dumps(whole))
-    else:
-        store_again, other = made(again, SMALLEST)
-    if how == "state dict":
-        other.load_state_dict(optimizer.state_dict())
-    elif how == "file":
-        store.save(tmp_path / "run.safetensors", optimizer)
-        store_again.load(tmp_path / "run.safetensors", other)
-    elif how == "carved anew":
-        other.load_state_dict(optimizer.state_dict())
-        store_again.add("before", torch.ones(300))
-        store_again.to("cpu").set_dtype(torch.float32)
-    train(module, optimizer, range(2, 4))
-    wanted = [tensor.clone() for tensor in held(module, optimizer)]
-    if how == "snapshot":
-        store.restore(snapshot)
-        again, other = module, optimizer
-    train(again, other, range(2, 4))
-    assert same(held(again, other), wanted)
 
 
 def test_a_file_can_be_decoded_from_its_page_alone(tmp_path: Any) -> None:
@@ -170,7 +136,7 @@ def test_an_average_decays_as_in_float32() -> None:
             optimizer.step()
         found.append(float(optimizer.state[module.weight]["exp_avg_sq"].log().mean().exp()))
     assert found[1] == pytest.approx(found[0], rel=0.1)
-    assert found[2] == pytest.approx(found[0], rel=0.15)
+    assert found[2] == pytest.approx(found[0], rel=0.1)
 
 
 def test_bytes_of_a_parameter() -> None:

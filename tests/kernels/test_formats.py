@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flatvars.init import name_key
-from flatvars.kernels.formats import LOG4, ROOT8, ROOT8_SQUARES, SPLIT, Stored, encode_log
+from flatvars.kernels.formats import CORRECTED, LOG4, ROOT8, ROOT8_SQUARES, SPLIT, Stored, encode_log
 from flatvars.kernels.lang import tl  # noqa: F401 - the interpreter looks for it here
 from flatvars.kernels.rules import rule
 from flatvars.kernels.segments import UNIT
@@ -30,32 +30,38 @@ def squaring(p, g, state, hyper, step):
     return state[0], (g * g,)
 
 
+@rule(states=("before",), hyper=())
+def swapping(p, g, state, hyper, step):
+    """A value that is the gradient, and a state that is the value before."""
+    return g, (p,)
+
+
 def keys_of(names, device):
     words = np.array([42, *map(name_key, names)], dtype=np.uint64)
     return torch.from_numpy(words.view(np.int64)).to(device)
 
 
 def draws_of(name, step, count, which=0):
-    """What states are rounded by, int32 [count], by NumPy."""
+    """What states in `log4` are rounded by, int32 [count], by NumPy."""
     key = np.array([42, name_key(name)], dtype=np.uint64)
-    words = np.random.Philox(key=key, counter=[0, step, 2, which]).random_raw(-(-count // 4) or 1)
-    return torch.from_numpy(words.view(np.uint16)[:count].astype(np.int32))
+    words = np.random.Philox(key=key, counter=[0, 0, 2, which]).random_raw(-(-count // 4) or 1)
+    return torch.from_numpy(words.view(np.uint16)[:count].astype(np.int32) + step * 40503 & 0xFFFF)
 
 
 class FormatRig:
     """A rig whose streams are of formats, with the reference of what they hold.
 
     Args:
-        split: Whether values are split; their dtype is bfloat16 then, else float32.
+        values: Their format, and their dtype is bfloat16 then; None for float32.
         states: The format of each state.
     """
 
-    def __init__(self, backend, device, rule, split, states, shapes=SHAPES, masks=None, order=None):
-        dtype = torch.bfloat16 if split else torch.float32
+    def __init__(self, backend, device, rule, values, states, shapes=SHAPES, masks=None, order=None):
+        dtype = torch.bfloat16 if values else torch.float32
         self.rig = Rig(shapes, dtype, rule=rule, masks=masks, backend=backend, device=device)
         self.units = self.rig.segments.units
         total = sum(-(-numel // UNIT) for numel in self.rig.segments.numels)
-        self.values = self._stream(SPLIT, total) if split else Stored(self.rig.values.stream)
+        self.values = self._stream(values, total) if values else Stored(self.rig.values.stream)
         self.states = [self._stream(form, total) for form in states]
 
     def _stream(self, form, units):
@@ -120,7 +126,7 @@ def check_parts(rig, stream, tensors):
 
 
 def test_what_is_stored_is_what_the_reference_stores(backend, device):
-    rig = FormatRig(backend, device, keeping, False, [ROOT8, ROOT8_SQUARES])
+    rig = FormatRig(backend, device, keeping, None, [ROOT8, ROOT8_SQUARES])
     torch.manual_seed(1)
     grads = odd(
         [torch.randn(shape, device=device) * 10.0 ** torch.randint(-6, 2, shape, device=device) for shape in SHAPES]
@@ -132,7 +138,7 @@ def test_what_is_stored_is_what_the_reference_stores(backend, device):
 
 
 def test_what_is_read_is_what_the_reference_reads(backend, device):
-    rig = FormatRig(backend, device, keeping, False, [ROOT8, ROOT8_SQUARES])
+    rig = FormatRig(backend, device, keeping, None, [ROOT8, ROOT8_SQUARES])
     torch.manual_seed(2)
     for stream in rig.states:
         rig.write(stream, odd([torch.rand(numel, device=device) ** 8 for numel in rig.rig.segments.numels]))
@@ -154,7 +160,7 @@ def log_numbers(shape, device):
 @pytest.mark.parametrize("random", [True, False])
 def test_squares_in_4_bits_are_what_the_reference_makes(random, backend, device):
     """Stored by their draws, or to nearest; and read."""
-    rig = FormatRig(backend, device, squaring, False, [LOG4])
+    rig = FormatRig(backend, device, squaring, None, [LOG4])
     torch.manual_seed(1)
     grads = odd([log_numbers(shape, device) for shape in SHAPES])
     names = [f"v{i}" for i in range(len(SHAPES))]
@@ -171,12 +177,41 @@ def test_squares_in_4_bits_are_what_the_reference_makes(random, backend, device)
         assert_same_bits(found, wanted)
 
 
+def values_that_no_codec_likes():
+    """All upper halves, beside middles and where codes of 8 bits change; the borders of powers of two; NaN."""
+    low = torch.tensor(
+        [0, 1, 0x80, 0x82, 0x3FFF, 0x4000, 0x7F7E, 0x7F80, 0x7FFF, 0x8000, 0x8001, 0x80FE, 0xC000, 0xFFFF]
+    )
+    upper = torch.tensor(
+        [0, 1, 0x7F, 0x80, 0xFF, 0x100, 0x3F7F, 0x3F80, 0x3F81, 0x3FFF, 0x7F7E, 0x7F7F, 0x7F80, 0x7FC1]
+    )
+    words = (torch.cat([upper, upper + 0x8000])[:, None] << 16 | low).flatten()
+    return (words - (words >> 31 << 32)).to(torch.int32).view(torch.float32)
+
+
+@pytest.mark.parametrize("values", [SPLIT, CORRECTED], ids=["split", "corrected"])
+def test_values_are_what_the_reference_makes(values, backend, device):
+    """Stored, and read as the state of a step that stores others."""
+    numbers = values_that_no_codec_likes().to(device)
+    shapes = [(17,), tuple(numbers.shape), (129,)]
+    rig = FormatRig(backend, device, swapping, values, [], shapes=shapes)
+    rig.states = [Stored(torch.zeros(rig.rig.numel, device=device))]
+    torch.manual_seed(6)
+    first = [torch.randn(shapes[0], device=device), numbers, torch.randn(shapes[2], device=device)]
+    rig.step(first, {})
+    check_parts(rig, rig.values, first)
+    held = rig.read(rig.values)
+    rig.step([torch.randn(shape, device=device) for shape in shapes], {})
+    for kept, wanted in zip(rig.read(rig.states[0]), held, strict=True):
+        assert_same_bits(kept, wanted)
+
+
 def test_split_values_train_as_float32(backend, device):
     """And what is stored is what the reference makes of the float32 numbers."""
     case = CASES["adamw"]
     torch.manual_seed(3)
     plain = Rig(SHAPES, rule=case.rule, backend=backend, device=device)
-    rig = FormatRig(backend, device, case.rule, True, [])
+    rig = FormatRig(backend, device, case.rule, SPLIT, [])
     rig.write(rig.values, plain.spans(plain.values.stream))
     for mine, theirs in zip(rig.rig.states, plain.states, strict=True):
         theirs.stream.zero_()
@@ -192,13 +227,14 @@ def test_split_values_train_as_float32(backend, device):
     check_parts(rig, rig.values, plain.spans(plain.values.stream))
 
 
-def test_who_writes_a_value_has_written_it(backend, device):
+@pytest.mark.parametrize("values", [SPLIT, CORRECTED], ids=["split", "corrected"])
+def test_who_writes_a_value_has_written_it(values, backend, device):
     """Zeros over low bits that were large, pruning, in a unit beside others that nobody wrote to."""
     case, shape = CASES["sgd"], (300,)
-    rig = FormatRig(backend, device, case.rule, True, [], shapes=[shape])
+    rig = FormatRig(backend, device, case.rule, values, [], shapes=[shape])
     torch.manual_seed(4)
-    start = torch.randn(shape, device=device)
-    rig.write(rig.values, [start])
+    rig.write(rig.values, [torch.randn(shape, device=device)])
+    (start,) = rig.read(rig.values)
     value = rig.values.buffer[: shape[0]]
     value[:64] = 0.0
     value[7], value[8] = -0.0, 2.5
@@ -209,11 +245,11 @@ def test_who_writes_a_value_has_written_it(backend, device):
     assert_same_bits(found[128:], start[128:])
 
 
-@pytest.mark.parametrize("split", [False, True])
-def test_masked_elements_stay(split, backend, device):
+@pytest.mark.parametrize("values", [None, SPLIT, CORRECTED], ids=["plain", "split", "corrected"])
+def test_masked_elements_stay(values, backend, device):
     torch.manual_seed(5)
     masks = [torch.rand(shape) < 0.5 for shape in SHAPES]
-    rig = FormatRig(backend, device, keeping, split, [ROOT8, ROOT8_SQUARES], masks=masks)
+    rig = FormatRig(backend, device, keeping, values, [ROOT8, ROOT8_SQUARES], masks=masks)
     for stream in (rig.values, *rig.states):
         rig.write(stream, [torch.rand(numel, device=device) for numel in rig.rig.segments.numels])
     before = [rig.read(stream) for stream in (rig.values, *rig.states)]
@@ -234,8 +270,8 @@ def test_masked_elements_stay(split, backend, device):
             assert not keep.any() or not torch.equal(now[keep], was[keep])
 
 
-@pytest.mark.parametrize("name", ["lamb", "adamw"])
-def test_rules_store_the_same_bits_on_both_compilers(name, backend, device):
+@pytest.mark.parametrize(("name", "values"), [("lamb", SPLIT), ("adamw", CORRECTED)], ids=["lamb", "adamw"])
+def test_rules_store_the_same_bits_on_both_compilers(name, values, backend, device):
     """Of two layouts, and LAMB's states by the launch before its step."""
     if device.type != "cpu" or backend == "cpu":
         pytest.skip("once, on host memory, where both compilers work")
@@ -244,7 +280,7 @@ def test_rules_store_the_same_bits_on_both_compilers(name, backend, device):
     forms = [LOG4 if state in case.rule.squares else ROOT8 for state in case.rule.states]
     names = [f"v{i}" for i in range(len(shapes))]
     for compiler, shift in (("triton", 0), ("cpu", 1)):
-        rig = FormatRig(compiler, device, case.rule, True, forms, shapes=[(33,)] * shift + shapes)
+        rig = FormatRig(compiler, device, case.rule, values, forms, shapes=[(33,)] * shift + shapes)
         torch.manual_seed(0)
         rig.write(rig.values, [torch.ones(33)] * shift + [torch.randn(shape).flatten() for shape in shapes])
         for _ in range(2):
