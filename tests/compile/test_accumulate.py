@@ -37,10 +37,13 @@ def check_code(code, mode, source):
     assert code.spilled == 0
 
 
-@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", STREAMS)
-@pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
-def test_cuda(target, mode, source):
+@pytest.mark.parametrize(
+    ("target", "source"),
+    [*((target, torch.float32) for target in CUDA.values()), (SM90, torch.bfloat16)],
+    ids=[*(f"{name}-float32" for name in CUDA), "sm90-bfloat16"],
+)
+def test_cuda(target, source, mode):
     code = compile_for(target, accumulate_launch(mode, source))
     check_code(code, mode, source)
     assert code.double_per_tile() == []

@@ -28,10 +28,13 @@ def check_code(code, dtype, scattered):
     assert code.spilled == 0
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [*((target, torch.float32) for target in CUDA.values()), (SM90, torch.bfloat16)],
+    ids=[*(f"{name}-float32" for name in CUDA), "sm90-bfloat16"],
+)
 @pytest.mark.parametrize("permuted", [False, True], ids=["row-major", "permuted"])
-@pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
-def test_cuda(target, permuted, dtype):
+def test_cuda(permuted, target, dtype):
     code = compile_for(target, fill_launch(dtype, permuted=permuted))
     check_code(code, dtype, permuted)
     assert code.double_arithmetic() == []

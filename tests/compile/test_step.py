@@ -19,9 +19,14 @@ RULES += ["stable-adamw", "lamb", "lars", "mars", "cautious-updates"]
 RULES += ["adamw-cautious-decay", "adopt", "ademamix-warmup", "grams", "adan", "schedule-free-adamw"]
 RULES += ["ema-adamw", "ema-lamb"]
 CUDA = {"sm80": SM80, "sm90": SM90, "sm100": SM100}
-DTYPES = [torch.float32, torch.bfloat16]
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+TARGETS = {**CUDA, "gfx942": GFX942}
 each_cuda = pytest.mark.parametrize("target", CUDA.values(), ids=CUDA)
+# float32, which takes more registers, on every target; conversions of bfloat16 where most will run.
+each_pair = pytest.mark.parametrize(
+    ("target", "dtype"),
+    [*((target, torch.float32) for target in TARGETS.values()), (SM90, torch.bfloat16)],
+    ids=[*(f"{name}-float32" for name in TARGETS), "sm90-bfloat16"],
+)
 
 
 def no_truth(*_):
@@ -56,28 +61,26 @@ def check_arithmetic(code, case):
     assert code.narrow_products() == []
 
 
-@each_dtype
 @pytest.mark.parametrize("name", RULES)
-def test_rules_on_hopper(name, dtype):
-    code = compile_for(SM90, step_launch(CASES[name], dtype))
-    check_code(code, CASES[name], dtype, dtype)
+def test_rules_in_bfloat16(name):
+    """In float32 with a mask below, which takes more registers."""
+    code = compile_for(SM90, step_launch(CASES[name], torch.bfloat16))
+    check_code(code, CASES[name], torch.bfloat16, torch.bfloat16)
     check_arithmetic(code, CASES[name])
 
 
-@each_dtype
-@each_cuda
+@each_pair
 @pytest.mark.parametrize("name", ["adamw", "amsgradw", "nadam", "radam", "asgd"])
 def test_targets(name, target, dtype):
     code = compile_for(target, step_launch(CASES[name], dtype))
     check_code(code, CASES[name], dtype, dtype)
-    check_arithmetic(code, CASES[name])
+    if target is not GFX942:
+        check_arithmetic(code, CASES[name])
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_rules_on_amd(name):
-    """In float32 with a mask below, which takes more registers."""
+def test_amd_in_bfloat16():
     dtype = torch.bfloat16
-    check_code(compile_for(GFX942, step_launch(CASES[name], dtype)), CASES[name], dtype, dtype)
+    check_code(compile_for(GFX942, step_launch(CASES["adamw"], dtype)), CASES["adamw"], dtype, dtype)
 
 
 MUON_GROUP = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.9, "nesterov": True, "scale": 0.2, "cautious_decay": True}
@@ -100,8 +103,7 @@ def test_launches_around_directions(case, source, states, read, written):
     check_arithmetic(code, case)
 
 
-@each_dtype
-@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@each_pair
 @pytest.mark.parametrize("tile", TILES[1:], ids=lambda tile: str(tile.block))
 def test_blocks_for_small_variables(tile, target, dtype):
     code = compile_for(target, step_launch(CASES["adamw"], dtype, shapes=[(tile.block,)] * 12))
@@ -160,8 +162,7 @@ def test_streams_of_different_dtypes(values, source, states, target):
     check_code(compile_for(target, launch), CASES["adamw"], values, source, states)
 
 
-@each_dtype
-@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@each_pair
 @pytest.mark.parametrize("name", ["adamw", "adadelta"])
 def test_rounding_at_random(name, target, dtype):
     """Once a tile for each state that it is for: streams move as before, and nothing spills."""
@@ -172,8 +173,7 @@ def test_rounding_at_random(name, target, dtype):
         check_arithmetic(code, CASES[name])
 
 
-@each_dtype
-@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@each_pair
 @pytest.mark.parametrize("name", ["adamw", "amsgradw"])
 def test_a_mask_is_8_bytes_a_thread(name, target, dtype):
     """In pieces that go with those of the values: no tile passes through shared memory because of it."""
@@ -189,8 +189,10 @@ def test_a_mask_is_8_bytes_a_thread(name, target, dtype):
 @pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_masked(name, target):
-    dtype = torch.float32
-    check_code(compile_for(target, step_launch(CASES[name], dtype, masked=True)), CASES[name], dtype, dtype)
+    code = compile_for(target, step_launch(CASES[name], torch.float32, masked=True))
+    check_code(code, CASES[name], torch.float32, torch.float32)
+    if target is SM90:
+        check_arithmetic(code, CASES[name])
 
 
 @pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])
@@ -213,8 +215,7 @@ def test_norm_is_read_only_where_it_is_needed(skip, max_norm):
     assert extra == 2 * (max_norm is not None) + 2 * skip
 
 
-@each_dtype
-@pytest.mark.parametrize("target", [*CUDA.values(), GFX942], ids=[*CUDA, "gfx942"])
+@each_pair
 def test_a_grad_scaler_costs_two_scalars(target, dtype):
     """Its scale and its verdict, read once a program; the streams stay as wide, and nothing spills."""
     code = compile_for(target, step_launch(CASES["adamw"], dtype, skip=False, scaled=True))

@@ -47,7 +47,7 @@ def backend(device):
         pytest.skip("the cpu backend works on host memory")
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shapes=SHAPES,
     dtype=st.sampled_from(DTYPES),
@@ -89,7 +89,7 @@ def assert_same_everywhere(triton, cpu):
 def test_same_bits_in_every_pair_of_dtypes(dtype, state_dtype):
     case = CASES["adamw"]
     triton, cpu = both([(33,), (150,)], dtype, case.rule, None, state_dtype)
-    for source in DTYPES:
+    for source in dict.fromkeys((torch.float32, dtype, state_dtype)):
         grads = triton.random_grads(source)
         for rig in (triton, cpu):
             rig.step(grads, [case.group], grad_scale=torch.tensor(3.0))

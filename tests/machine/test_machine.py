@@ -1,4 +1,4 @@
-"""Fixed sequences, as many as fit in a minute on two cores.
+"""Fixed sequences, as many as fit in half a minute on two cores.
 
 `python -m tests machine --seed N --minutes M` explores others, and prints how to repeat what it finds.
 """
@@ -11,7 +11,7 @@ import pytest
 
 from tests.machine.machine import run_sequences
 
-SEQUENCES = int(os.environ.get("FLATVARS_SEQUENCES", "160"))
+SEQUENCES = int(os.environ.get("FLATVARS_SEQUENCES", "100"))
 SEEDS = range(4)
 """Each is a case of its own, so that they spread over the cores."""
 

@@ -76,8 +76,12 @@ def test_torch_for_loop_is_followed_too(optimizer: str) -> None:
     pair.assert_states_close()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    [(name, torch.bfloat16) for name in OPTIMIZERS]
+    + [(name, torch.float16) for name in ("sgd-momentum", "adamw", "adam-amsgrad", "lion")],
+    ids=str,
+)
 def test_low_precision_is_no_worse_than_torch(optimizer: str, dtype: torch.dtype) -> None:
     pair = Pair.of(Bag({k: v for k, v in MIXTURE.items() if k != "matrix"}, [dtype]), optimizer)
     if isinstance(pair.ref, FUSED):
