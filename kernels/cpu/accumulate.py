@@ -206,14 +206,13 @@ def launch(
     """See `Launches.accumulate`; `written` is zeros, uint8 [variables], of viewed sources."""
     given = (
         *read_of(tables, sources, written),
-        address_of(stream),
-        None if stream is None else stream.dtype,
+        None if stream is None else (stream.data_ptr(), stream.dtype),
         out.norm.dtype,
         out.sums.data_ptr(),
         out.slot,
         scale,
         add,
-        address_of(grad_scale),
+        None if grad_scale is None else grad_scale.data_ptr(),
     )
     launcher.run(
         given,

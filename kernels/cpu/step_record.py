@@ -155,11 +155,12 @@ def given(
         (stored.buffer.data_ptr(), stored.buffer.dtype, stored.format, stored.at_random, *map(_address, stored.beside))
         for stored in (values, *states)
     ]
+    there = values.places, inputs.grad_scale, inputs.found_inf, inputs.keys, inputs.observed
     return (
         rule,
         *read_of(tables, sources, written),
         streams,
-        address_of(values.places),
+        [None if tensor is None else tensor.data_ptr() for tensor in there],
         inputs.hyper.data_ptr(),
         inputs.hyper.shape,
         inputs.steps.data_ptr(),
@@ -169,12 +170,8 @@ def given(
         inputs.skip,
         inputs.skipped.data_ptr(),
         inputs.count_skips,
-        address_of(inputs.grad_scale),
-        address_of(inputs.found_inf),
         list(map(_address, inputs.own)),
-        address_of(inputs.keys),
         inputs.unit,
-        address_of(inputs.observed),
     )
 
 
