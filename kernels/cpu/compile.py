@@ -53,7 +53,7 @@ def wide_vectors(typing: Any) -> Any:
     """Lets LLVM use vectors of 512 bits in the function of machine code that calls this, where a processor has them.
 
     Of many of these LLVM takes half, as their clock falls a little with the whole. Steps gain: AdamW of 4.2 million
-    bfloat16 elements takes 3.7 ms in place of 4.9, and 5.3 in place of 6.9 with averages of squares rounded at random.
+    bfloat16 elements took 3.7 ms in place of 4.9, and 5.3 in place of 6.9 with averages of squares rounded at random.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

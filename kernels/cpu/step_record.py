@@ -32,6 +32,7 @@ LAYOUT = RecordLayout(
     "written",  # address of uint8 [variables], 0 where a view holds no gradient; 0 where all sources count
     "updater",  # address of the function for the elements of a tile
     "converter",  # address of the function for gradients of other dtypes
+    "as_they_are",  # whether the updater loads gradients of the dtype that they all have
     "hyper",  # address of [groups, columns]
     "columns",
     "wide",  # whether `hyper` is float64, whatever the arithmetic is
@@ -212,7 +213,8 @@ def prepared(
         sources=sources.table.data_ptr(),
         written=address_of(written),
         updater=update.address,
-        converter=0 if sources.dtype == tables.compute_dtype else converter_of(dtype),
+        converter=converter_of(dtype) if sources.dtype is None else 0,
+        as_they_are=sources.dtype is not None,
         hyper=inputs.hyper.data_ptr(),
         columns=inputs.hyper.shape[1],
         wide=rule.wide,
