@@ -1,7 +1,7 @@
 """`python -m bench`: flatvars against its peers, every one in its own process and behind a gate.
 
 python -m bench                         the full tables, on a GPU if there is one, else at CPU sizes
-python -m bench --quick                 every kernel once: within 9 minutes on a GPU, 3 on a CPU
+python -m bench --quick                 every kernel once: within 9 minutes on a GPU, 5 on a CPU
 python -m bench --out bench/results     and a JSON and a CSV file
 python -m bench --case tail --on 1000x1024 --peer flatvars --peer "torch fused"
 python -m bench plot                    figures of the results in bench/results

@@ -50,7 +50,7 @@ def cells(device: str, quick: bool) -> list[Cell]:
 def quick_cells(device: str) -> list[Cell]:
     """Every kernel once, the aims of the project first."""
     on_gpu = device != "cpu"
-    large = one(2**28 if on_gpu else 2**22)
+    large = one(2**28 if on_gpu else 2**20)
     if on_gpu:
         tails = ["1000x1024", "10000x256", large, "gpt2-small", "465-groups"]
     else:

@@ -47,7 +47,7 @@ class Limits:
 FULL = Limits(rounds=11, set_up_seconds=120.0, peer_seconds=4.0, total_seconds=5400.0)
 FULL_CPU = Limits(rounds=7, set_up_seconds=25.0, peer_seconds=0.5, total_seconds=1200.0)
 QUICK = Limits(rounds=7, set_up_seconds=45.0, peer_seconds=1.5, total_seconds=440.0)
-QUICK_CPU = Limits(rounds=5, set_up_seconds=20.0, peer_seconds=0.3, total_seconds=140.0)
+QUICK_CPU = Limits(rounds=3, set_up_seconds=20.0, peer_seconds=0.3, total_seconds=270.0)
 GATE_SLACK_SECONDS = 60.0
 # Set-ups that may be stopped before a peer is not asked again: each costs a restart as well.
 PATIENCE = 2
