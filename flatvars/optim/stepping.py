@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -86,8 +87,10 @@ class Stepping(Planning):
         gradients.spend(plans, collected)
         # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
         # before this step would silently use the new ones.
-        stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
-        torch.autograd.graph.increment_version(stepped)
+        if all(touched):
+            plans.counter.count()
+        else:
+            torch.autograd.graph.increment_version(list(compress(plans.params, touched)))
         return loss
 
     def _count(self) -> None:
