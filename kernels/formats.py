@@ -20,16 +20,17 @@ what is cut off is large, so that steps far below its last bit move it by their 
 `log4`, of averages of squares, 4.25 bits an element: a code of 4 bits, two to a byte, the first of them low; and for
 each unit an int32, top << 16 | step. Code 0 is 0, any other the bfloat16 of bits top - (15 - code) step: the bits of
 positive floats are their logarithm, linear between powers of two, and so the 15 numbers grow by one factor, about.
-    top = bits of the largest finite number, rounded up to a bfloat16         low = those of the least above 0, cut off,
-    step = (max(low, top - 1792) to top, in 14 parts, rounded up)             but no less than 2^-14 of the largest
+    step = the least power of 2 up to 128, so that 15 multiples of it reach from the least to the largest, or else 128
+    top = upper bits of the largest finite number, rounded up to a multiple of step: as the largest and the least
+    change, a grid moves by whole steps, and what was on it is on it
     code = 1 + k + (p > 1 - (r + 1/2) / 65536)      first = top - 14 step, k = floor((bits of x - first) / step)
     p is where x lies between the numbers of codes 1 + k and 2 + k, by log2 of their bits: exponent, mantissa m, and
     m (1 - m) (1813 - 672 m) / 4096. So the logarithm of what is stored is that of x on average, and an average decays
     at its own rate. r, 16 bits, is random over elements, and turned on by every step, by 40503 (2^16 over the golden
     ratio) modulo 2^16: so each element is rounded up as often as it should be in a few hundred steps, where draws of
     every step would let averages wander off. Of these numbers only 0 has code 0, what is below the first has 1, and
-    what is not finite 15. Who encodes without draws has the nearest, and what was decoded comes back number for number,
-    though maybe by other codes. A unit of which all is masked is left alone.
+    what is not finite 15. Who encodes without draws has the nearest. What was decoded comes back number for number,
+    whatever the draws, though maybe by other codes: masked elements stay while the step of their unit does not grow.
 
 `Format.encode` and `decode` are the reference, by torch, of one variable at a time; `root_*` are what kernels compile.
 """
@@ -142,12 +143,7 @@ def encode_log(numbers: Tensor, draws: Tensor | None = None) -> list[Tensor]:
     random = in_units(torch.full_like(numbers, 0x8000, dtype=torch.int32) if draws is None else draws)
     bits = tile.view(torch.int32).long()
     counts = (tile > 0.0) & tile.isfinite()
-    top = ((torch.where(counts, bits, 0).amax(1, keepdim=True) + 0xFFFF) >> 16).clamp(max=LARGEST_HALF)
-    low = torch.where(counts, bits >> 16, LARGEST_HALF).amin(1, keepdim=True)
-    low = torch.minimum(low, top).maximum(top - LOG_RANGE)
-    step = torch.minimum((top - low + 13) // 14, (top - 1).clamp(min=0) // 14)
-    if draws is None:
-        step = _exact_step(torch.where(counts, (top << 16) - bits, 0), step)
+    top, step = _grid(torch.where(counts, bits, 0), torch.where(counts, bits >> 16, LARGEST_HALF))
     first = top - 14 * step
     kept, wide = torch.where(counts, bits, first << 16), step << 16
     place = (kept - (first << 16)).float() * (1.0 / (step.clamp(min=1) << 16).float())
@@ -167,20 +163,22 @@ def _bend(bits: Tensor) -> Tensor:
     return (m * (1.0 - m)) * (BEND - BEND_LESS * m)
 
 
-def _exact_step(below: Tensor, step: Tensor) -> Tensor:
-    """The step of a grid that holds all numbers of a unit, where there is one; else what is given.
+def _grid(bits: Tensor, halves: Tensor) -> tuple[Tensor, Tensor]:
+    """Top and step of each unit, [units, 1].
 
     Args:
-        below: Bits of the top less those of each number, [units, 128].
-        step: [units, 1].
+        bits: Of numbers, [units, 128], 0 of those that do not count.
+        halves: Their upper halves, the largest there is of those that do not count.
     """
-    common = below
-    while common.shape[1] > 1:
-        half = common.shape[1] // 2
-        common = torch.gcd(common[:, :half], common[:, half:])
-    span = below.amax(1, keepdim=True)
-    fits = (common > 0) & (common & 0xFFFF == 0) & (span <= 14 * common)
-    return torch.where(fits, common >> 16, step)
+    largest = ((bits.amax(1, keepdim=True) + 0xFFFF) >> 16).clamp(max=LARGEST_HALF)
+    least = torch.minimum(halves.amin(1, keepdim=True), largest)
+    top, step = largest, torch.zeros_like(largest)
+    for wider in STEPS:
+        above = ((largest + wider - 1) & -wider).clamp(max=LARGEST_HALF & -wider)
+        fits = above - (least & -wider) <= 14 * wider
+        chosen = (above > 14 * wider) & (fits | (step == 0))
+        top, step = torch.where(chosen, above, top), torch.where(chosen, wider, step)
+    return top, step
 
 
 def _float_of_half(upper: Tensor) -> Tensor:
@@ -195,8 +193,8 @@ def decode_log(parts: Sequence[Tensor]) -> Tensor:
     return torch.where(codes > 0, _float_of_half((grid >> 16) - (15 - codes) * (grid & 0xFFFF)), 0.0)
 
 
-LARGEST_HALF, LOG_RANGE, TURN = 0x7F7F, 14 * 128, 40503
-"""Of `log4`: upper bits of the largest number, how far the grid reaches below its top, what a step adds to draws."""
+LARGEST_HALF, STEPS, TURN = 0x7F7F, (128, 64, 32, 16, 8, 4, 2, 1), 40503
+"""Of `log4`: upper bits of the largest number, how far numbers of a grid may be apart, what a step adds to draws."""
 BEND, BEND_LESS = 1813 / 4096, 672 / 4096
 """1 / ln(2) - 1 and 3 / (2 ln(2)) - 2, about: by them the slope of a logarithm is met at both ends of an octave."""
 

@@ -39,7 +39,9 @@ def main(argv: list[str]) -> int:
     job = parse_job(["--steps", str(args.steps or 200), *(["--quick"] if args.quick else [])])
     if job.threads:
         torch.set_num_threads(job.threads)
-    command = shlex.join(["python", "-m", "bench.formats", *argv])
+    # Which formats were trained, in how many parts, is told by the rows.
+    told = ["--quick"] * args.quick + ["--steps", str(job.steps)] + (["--out", str(args.out)] if args.out else [])
+    command = shlex.join(["python", "-m", "bench.formats", *told])
     path = None if args.out is None else args.out / f"{job.preset}-{job.device.type}.json"
     result = {**run(replace(job, amp=False), args.only or [*FORMATS, *PEERS], command), "ours": list(FORMATS)}
     if args.add and path is not None:

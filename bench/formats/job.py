@@ -72,11 +72,8 @@ def joined(first: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     if not both or any(first["losses"][name] != more["losses"][name] for name in both):
         raise ValueError("the runs are not of the same job: a format that both train must have the same losses")
     rows = first["rows"] + [row for row in more["rows"] if row["name"] not in both]
-    facts = dict(first["machine"])
-    facts["command"] = "`, `".join([facts["command"], more["machine"]["command"]])
     return {
         **first,
-        "machine": facts,
         "rows": rows,
         "failed": {**first["failed"], **more["failed"]},
         "losses": {**more["losses"], **first["losses"]},

@@ -11,7 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from ..formats import BEND, BEND_LESS, LARGEST_HALF, LOG_RANGE, TURN
+from ..formats import BEND, BEND_LESS, LARGEST_HALF, STEPS, TURN
 from .compile import compiled
 from .formats import I16, I32
 from .memory import I8, pointer, read_int32, write_float, write_int32
@@ -97,7 +97,7 @@ load_pair = word_of(INT, [types.int64, types.int64], _load_byte)
 store_pair = word_of(types.void, [types.int64, types.int64, INT, INT], _store_pair)
 load_draw = word_of(INT, [types.int64, types.int64], _load_draw)
 store_draw = word_of(types.void, [types.int64, types.int64, INT], _store_draw)
-NOTHING, INFINITE, HALF, ONE = np.int32(0), np.int32(INFINITY), np.int32(0x8000), np.float32(1.0)
+ZERO, NOTHING, INFINITE, HALF, ONE = np.int64(0), np.int32(0), np.int32(INFINITY), np.int32(0x8000), np.float32(1.0)
 
 
 @compiled
@@ -127,9 +127,14 @@ def grid_of(row: Any, count: Any) -> Any:
     for i in range(count):
         bits = read_int32(row, i)
         largest, least = larger(largest, bits), smaller(least, bits)
-    top: Any = min((np.int64(largest) + 0xFFFF) >> 16, LARGEST_HALF)
-    low: Any = max(min(np.int64(least) >> 16, top), top - LOG_RANGE)
-    return top, min((top - low + 13) // 14, max(top - 1, 0) // 14)
+    high: Any = min((np.int64(largest) + 0xFFFF) >> 16, LARGEST_HALF)
+    low: Any = min(np.int64(least) >> 16, high)
+    top, step = high, ZERO
+    for wider in STEPS:
+        above: Any = min((high + wider - 1) & -wider, LARGEST_HALF & -wider)
+        if above > 14 * wider and (step == 0 or above - (low & -wider) <= 14 * wider):
+            top, step = above, np.int64(wider)
+    return top, step
 
 
 @compiled

@@ -36,7 +36,7 @@ from .prepared import Launcher, Prepared
 from .squares import unit_sums, variable_sum
 from .step import kernel
 from .step_record import Measures, given, is_skipped, is_untouched, prepared, word
-from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, resting, row_addresses, turning
+from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses, turning
 from .update import updater_arguments
 
 
@@ -65,7 +65,6 @@ def updater(
     keep = elements.keeper(rule.starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0), draws)
-    rests = resting(masked)
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
 
     @compiled
@@ -145,8 +144,7 @@ def updater(
             for lane in range(0, count, UNIT):
                 last = min(lane + UNIT, count)
                 at, state_at, number_of = start + lane, state_start + lane, unit + lane // UNIT
-                rest = rests(frozen, at, last - lane, is_new)
-                places = (at, number_of, state_at, number_of - unit_base, last - lane, lane, rest)
+                places = (at, number_of, state_at, number_of - unit_base, last - lane, lane)
                 load_units(values, low, prints, state_table, scales, places, buffer, drawn)
                 work(
                     lane, last, gradients, unscale, clip, buffer - 4 * at if split else values, start,

@@ -22,7 +22,7 @@ from .compile import compiled, native, twin
 from .formats import FORMATS, I32, Format, name_of
 from .gradients import TILE
 from .log import load_log, store_log
-from .memory import I8, caller, pointer, read_byte, read_float, read_int, write_float
+from .memory import I8, caller, pointer, read_float, read_int, write_float
 from .split import load_corrected, load_split, store_corrected, store_split
 from .words import word_of
 
@@ -157,12 +157,8 @@ def _of_values(address: int) -> Any:
     return move
 
 
-def _then(before: Any, address: int, number: int, draw: int, always: bool = True) -> Any:
-    """What comes before, and the same of one of the states, which a draw of the tile rounds, or none if it is -1.
-
-    Args:
-        always: Also of a unit that rests.
-    """
+def _then(before: Any, address: int, number: int, draw: int) -> Any:
+    """What comes before, and the same of one of the states, which a draw of the tile rounds, or none if it is -1."""
     offset, at_random = ROW * (number + 1), draw >= 0
 
     @compiled
@@ -170,8 +166,6 @@ def _then(before: Any, address: int, number: int, draw: int, always: bool = True
         before(values, low, prints, table, scales, places, memory, drawn)
         codes, beside = read_int(table, number), read_int(scales, number)
         bits = drawn + 2 * (TILE * draw + places[5]) if at_random else 0
-        if not always and places[6] != 0:
-            return
         _call(address, codes, beside, beside, places[2], places[3], places[4], memory + offset, bits)
 
     return both
@@ -181,9 +175,8 @@ def movers(kinds: Sequence[str], values: bool, states: range, draws: Sequence[in
     """`load` and `store` of a unit of all streams of a format.
 
     They are `(values, low, prints, table, scales, places, memory, drawn)`. `places` are element and unit of the values,
-    element and unit of the states, the number of elements, the first of them in the tile, and whether the unit rests:
-    all of it is masked, and what would be rounded anew is left alone. `memory` is a row for the values and for each
-    state; `drawn` the draws of the tile.
+    element and unit of the states, the number of elements, and the first of them in the tile; `memory` is a row for the
+    values, and one for each state; `drawn` the draws of the tile.
 
     Args:
         kinds: Of the values, then of each state.
@@ -200,23 +193,8 @@ def movers(kinds: Sequence[str], values: bool, states: range, draws: Sequence[in
             addresses = _unit_functions(kind)
             draw = draws[number] if draws else -1
             load = _then(load, addresses[0], number, draw)
-            store = _then(store, addresses[1], number, draw, kind != LOG) if number in states else store
+            store = _then(store, addresses[1], number, draw) if number in states else store
     return load, store
-
-
-def resting(masked: bool) -> Any:
-    """`rests(frozen, first, count, fresh)`: whether all of these elements are masked, and their state was begun."""
-
-    @compiled
-    def rests(frozen: Any, first: Any, count: Any, fresh: Any) -> Any:
-        if not masked or fresh:
-            return 0
-        for i in range(count):
-            if read_byte(frozen, first + i) == 0:
-                return 0
-        return 1
-
-    return rests
 
 
 def row_addresses(kinds: Sequence[str], addresses: Any) -> Any:

@@ -18,7 +18,7 @@ from .gradients import TILE
 from .memory import element_load, read_byte, stack
 from .numbers import reader, starter
 from .squares import unit_sums
-from .units import ROW, UNIT_KINDS, element_formats, movers, plain_draws, resting, row_addresses, turning
+from .units import ROW, UNIT_KINDS, element_formats, movers, plain_draws, row_addresses, turning
 
 
 @functools.cache
@@ -55,7 +55,6 @@ def updater(
     keep = elements.keeper(rule.step_starts)
     by_units = any(kind in UNIT_KINDS for kind in kinds_of)
     load_units, store_units = movers(kinds_of, True, range(rule.stored), draws)
-    rests = resting(masked)
     in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
 
     size, place = np.dtype(dtype).itemsize, rule.momentum
@@ -146,8 +145,7 @@ def updater(
         for lane in range(0, count, UNIT):
             last = min(lane + UNIT, count)
             at, state_at, number = start + lane, state_start + lane, unit + lane // UNIT
-            rest = rests(frozen, at, last - lane, is_new)
-            places = (at, number, state_at, number - unit_base, last - lane, lane, rest)
+            places = (at, number, state_at, number - unit_base, last - lane, lane)
             load_units(values, low, prints, state_table, scales, places, memory, drawn)
             work(
                 lane, last, gradients, unscale, clip, memory - 4 * at if split else values, start,

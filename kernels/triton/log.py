@@ -14,7 +14,7 @@ from ..segments import UNIT as ELEMENTS
 from .compile import div_rn
 
 UNIT = tl.constexpr(ELEMENTS)
-LARGEST_HALF, RANGE = tl.constexpr(formats.LARGEST_HALF), tl.constexpr(formats.LOG_RANGE)
+LARGEST_HALF = tl.constexpr(formats.LARGEST_HALF)
 BEND, BEND_LESS = tl.constexpr(formats.BEND), tl.constexpr(formats.BEND_LESS)
 INFINITY = tl.constexpr(0x7F800000)
 
@@ -33,15 +33,11 @@ def load_pairs(codes_ptr, first, length, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def store_pairs(codes_ptr, first, codes, length, awake, BLOCK: tl.constexpr):
-    """Stores codes, [BLOCK] int32, of all units or of those that are awake."""
+def store_pairs(codes_ptr, first, codes, length, BLOCK: tl.constexpr):
+    """Stores codes, [BLOCK] int32."""
     low, high = tl.split(tl.reshape(codes, [BLOCK // 2, 2]))
     place = tl.multiple_of(first >> 1, 8) + tl.arange(0, BLOCK // 2)
-    mask = pair_mask(length, BLOCK)
-    if awake is not None:
-        of_pairs = tl.broadcast_to(tl.expand_dims(awake, 1), [BLOCK // UNIT, UNIT // 2])
-        mask = mask & tl.reshape(of_pairs, [BLOCK // 2])
-    tl.store(codes_ptr + place, (low | (high << 4)).to(tl.uint8), mask=mask)
+    tl.store(codes_ptr + place, (low | (high << 4)).to(tl.uint8), mask=pair_mask(length, BLOCK))
 
 
 @triton.jit
@@ -54,15 +50,26 @@ def log_numbers(pairs, grid, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def chosen(high, low, top, step, STEP: tl.constexpr):
+    """Top and step, or those of a narrower grid if it reaches from the largest to the least."""
+    above = tl.minimum((high + (STEP - 1)) & -STEP, LARGEST_HALF & -STEP)
+    fits = above - (low & -STEP) <= 14 * STEP
+    better = (above > 14 * STEP) & (fits | (step == 0))
+    return tl.where(better, above, top), tl.where(better, STEP, step)
+
+
+@triton.jit
 def log_grid(state, BLOCK: tl.constexpr):
     """Of each unit: upper bits of the largest number, and how far those of two neighbors are apart, in one int32."""
     bits = tl.reshape(state.to(tl.int32, bitcast=True), [BLOCK // UNIT, UNIT])
     counts = (bits > 0) & (bits < INFINITY)
-    top = (tl.max(tl.where(counts, bits, 0), axis=1).to(tl.int32) + 0xFFFF) >> 16
-    top = tl.minimum(top, LARGEST_HALF)
+    high = (tl.max(tl.where(counts, bits, 0), axis=1).to(tl.int32) + 0xFFFF) >> 16
+    high = tl.minimum(high, LARGEST_HALF)
     low = tl.min(tl.where(counts, bits, INFINITY), axis=1).to(tl.int32) >> 16
-    low = tl.maximum(tl.minimum(low, top), top - RANGE)
-    step = tl.minimum((top - low + 13) // 14, tl.maximum(top - 1, 0) // 14)
+    low = tl.minimum(low, high)
+    top, step = high, tl.zeros_like(high)
+    for i in tl.static_range(8):
+        top, step = chosen(high, low, top, step, 128 >> i)
     return ((top << 16) | step).to(tl.int32)
 
 

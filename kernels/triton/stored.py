@@ -178,7 +178,6 @@ def store_states(
             tl.store(states_ptr[i] + start + lane, new, mask=mask)
         else:
             unit = tl.arange(0, BLOCK // UNIT)
-            held = unit * UNIT < length
             state = states[i]
             if frozen is not None:
                 state = tl.where(frozen, begun[i], state)
@@ -188,12 +187,7 @@ def store_states(
                 if DRAWS[i] >= 0:
                     draw = turning_bits(keys_ptr, slot, step, DRAWS[i], local, BLOCK)
                 scale = log_grid(state, BLOCK)
-                awake = None
-                if frozen is not None:
-                    rests = tl.where(real, frozen, True).to(tl.int32)
-                    awake = (tl.min(tl.reshape(rests, [BLOCK // UNIT, UNIT]), axis=1) == 0) | fresh
-                    held = held & awake
-                store_pairs(states_ptr[i], start, log_codes(state, spread(scale, BLOCK), draw), length, awake, BLOCK)
+                store_pairs(states_ptr[i], start, log_codes(state, spread(scale, BLOCK), draw), length, BLOCK)
             else:
                 scale = largest(state, BLOCK)
                 if FORMATS[i] == ROOT:
@@ -202,7 +196,7 @@ def store_states(
                     code = root_code_of_square(state, spread(scale, BLOCK))
                 # By way of an integer that holds them all: a conversion to one that does not is anybody's guess.
                 tl.store(states_ptr[i] + start + lane, code.to(tl.int32).to(old[i].dtype), mask=mask)
-            tl.store(scales_ptr[i] + first + unit, scale, mask=held)
+            tl.store(scales_ptr[i] + first + unit, scale, mask=unit * UNIT < length)
 
 
 def codes_of(states: Sequence[formats.Stored]) -> tuple[int, ...]:

@@ -150,8 +150,8 @@ def test_bytes_of_a_parameter() -> None:
     assert sum(stream.nbytes for stream in states) == 2 * (1 + 1 / 32) * 128 * 1024
 
 
-@pytest.mark.parametrize(("state_format", "limit"), [("root8", 3.0), (SMALLEST, 4.0)], ids=["root8", "log4"])
-def test_the_largest_update_stays_small(state_format: Any, limit: float) -> None:
+@pytest.mark.parametrize("state_format", ["root8", SMALLEST], ids=["root8", "log4"])
+def test_the_largest_update_stays_small(state_format: Any) -> None:
     """Where scales mix in a unit, whoever lets an average of squares vanish beside a momentum divides by eps."""
     torch.manual_seed(0)
     scales = 10.0 ** (0.5 * torch.randn(64, 128))
@@ -164,7 +164,7 @@ def test_the_largest_update_stays_small(state_format: Any, limit: float) -> None
         value.data.zero_()
         optimizer.step()
         largest = max(largest, float(value.detach().abs().max()))
-    assert largest < limit
+    assert largest < 3.0
 
 
 def test_masked_squares_in_4_bits_keep_their_place() -> None:
@@ -189,8 +189,8 @@ GOLDEN = [1e-3, -5e-4, 2.5e-4, -1e-4, 3e-5, -1e-5, 4e-6, -1.9e-6, 1e-8, 0.0]
 GOLDEN_SQUARES = [9e-6, 2.25e-6, 5.625e-7, 9e-8, 8.1e-9, 9e-10, 1.44e-10, 3.25e-11, 1e-20, 0.0]
 
 
-GOLDEN_CODES = [15, 13, 11, 8, 5, 2, 1, 1, 1, 0]
-GOLDEN_DRAWN = [15, 13, 11, 8, 5, 2, 1, 1, 1, 0]
+GOLDEN_CODES = [14, 12, 10, 8, 4, 1, 1, 1, 1, 0]
+GOLDEN_DRAWN = [15, 13, 10, 8, 4, 1, 1, 1, 1, 0]
 
 
 def test_golden_codes() -> None:
@@ -202,7 +202,7 @@ def test_golden_codes() -> None:
     assert scale.view(torch.int32).tolist() == [0x3716FEB5]
     pairs, grid = LOG4.encode(torch.tensor(GOLDEN_SQUARES))
     assert [code for pair in pairs.tolist() for code in (pair & 15, pair >> 4)] == GOLDEN_CODES
-    assert grid.tolist() == [0x37170080]
+    assert grid.tolist() == [0x37800080]
     draws = 63000 - 7000 * torch.arange(10, dtype=torch.int32)
     pairs, _ = encode_log(torch.tensor(GOLDEN_SQUARES), draws)
     assert [code for pair in pairs.tolist() for code in (pair & 15, pair >> 4)] == GOLDEN_DRAWN
