@@ -21,6 +21,7 @@ from .segments import Segments
 
 # Codes of the table that kernels read; the position is the code.
 SOURCE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ITEM_SIZES = np.array([dtype.itemsize for dtype in SOURCE_DTYPES], dtype=np.int64)
 CODE_OF = {dtype: code for code, dtype in enumerate(SOURCE_DTYPES)}
 
 # Address of a gradient without elements: not 0, which means untouched, and never read.
@@ -132,6 +133,8 @@ class AddressTable:
         self.table = torch.zeros((len(segments), 2), dtype=torch.int64, device=device)
         self.uploads = 0
         self._starts = np.array(segments.starts, dtype=np.int64)
+        # Kernels count from the first element of the whole variable, which lies before that of a shard.
+        self._firsts = np.array(segments.firsts, dtype=np.int64) if any(segments.firsts) else None
         # What the table holds: which variables have a gradient, and where, of which dtypes.
         self._touched: list[bool] = []
         self._addresses: list[int] = []
@@ -188,6 +191,7 @@ class AddressTable:
         rows = self._rows.copy()
         hit = rows[:, 0] != 0
         rows[hit, 0] = np.where(addresses == 0, EMPTY, addresses)[hit]
+        self._step_back(rows, hit)
         if not (np.array_equal(rows, self._rows) and self._repeats()):
             self._looks, self._place, self._addresses = None, None, []
             self._put(rows)
@@ -254,11 +258,17 @@ class AddressTable:
         kinds = set(dtypes)
         rows[hit, 0] = np.where(placed == 0, EMPTY, placed)
         rows[hit, 1] = CODE_OF[dtypes[0]] if len(kinds) == 1 else [CODE_OF[dtype] for dtype in dtypes]
+        self._step_back(rows, hit)
         self._put(rows)
         uniform = next(iter(kinds)) if len(kinds) == 1 else None
         self._sources = Sources(self.table, touched, uniform if kinds else torch.float32)
         self._touched, self._addresses, self._dtypes = touched, addresses, dtypes
         return self._sources
+
+    def _step_back(self, rows: npt.NDArray[np.int64], hit: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> None:
+        """From addresses of shards to where the whole variables would begin, of those that have a gradient."""
+        if self._firsts is not None:
+            rows[hit, 0] -= self._firsts[hit] * ITEM_SIZES[rows[hit, 1]]
 
     def _put(self, rows: npt.NDArray[np.int64]) -> None:
         self._viewed = None

@@ -36,6 +36,8 @@ class Segments:
             another; all if not given. Starts are then multiples of `UNIT` as well, so that no unit is cut.
         units: First unit of each variable in the buffers that hold an item for each unit; one behind the other if not
             given.
+        firsts: Of shards: which element of the whole variable each begins with, a multiple of `LANES`; 0 if not given.
+            What is drawn at random for an element then depends on its place in the whole.
     """
 
     names: tuple[str, ...]
@@ -48,6 +50,7 @@ class Segments:
     slots: tuple[int, ...] = ()
     share: tuple[int, int] | None = None
     units: tuple[int, ...] = ()
+    firsts: tuple[int, ...] = ()
 
     # Spans start on multiples of this in every stream, and are zero up to the next multiple.
     LANES = 16
@@ -55,6 +58,8 @@ class Segments:
     def __post_init__(self) -> None:
         if not self.slots:
             object.__setattr__(self, "slots", tuple(range(len(self.starts))))
+        if not self.firsts:
+            object.__setattr__(self, "firsts", (0,) * len(self.starts))
         if not self.units:
             counts = [-(-numel // UNIT) for numel in self.numels]
             object.__setattr__(self, "units", tuple(itertools.accumulate(counts, initial=0))[:-1])
@@ -96,10 +101,10 @@ def tile_table(segments: Segments, block: int) -> npt.NDArray[np.int64]:
     """Rows of all tiles, [tiles, 5] int64, in the order of their offsets.
 
     A tile is at most `block` elements of one variable. Its row is `[start, local, length, variable, group]`: where it
-    starts in the region, where in the variable, how many elements it holds, and whose they are. Starts and locals are
-    multiples of 16 and spans are padded to 16 elements, so streams are read and written at full vector width without
-    luck; `length` counts no padding. A variable without elements in what the launch is about has one empty tile: its
-    steps are counted like any other's.
+    starts in the region, where in the whole variable, how many elements it holds, and whose they are. Starts and
+    locals are multiples of 16 and spans are padded to 16 elements, so streams are read and written at full vector width
+    without luck; `length` counts no padding. A variable without elements in what the launch is about has one empty
+    tile: its steps are counted like any other's.
     """
     begin, stop = segments.bounds
     counts = np.maximum(-(-segments.lengths // block), 1)
@@ -109,7 +114,8 @@ def tile_table(segments: Segments, block: int) -> npt.NDArray[np.int64]:
     starts = np.array(segments.starts, dtype=np.int64)
     groups = np.array(segments.groups, dtype=np.int64)
     length = np.minimum(stop[variable] - local, block)
-    return np.stack([starts[variable] + local, local, length, variable, groups[variable]], axis=1)
+    places = local + np.array(segments.firsts, dtype=np.int64)[variable]
+    return np.stack([starts[variable] + local, places, length, variable, groups[variable]], axis=1)
 
 
 def variable_table(segments: Segments, tiles: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

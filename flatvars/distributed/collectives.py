@@ -28,6 +28,11 @@ def add_up(numbers: Tensor, group: Any) -> None:
     dist.all_reduce(numbers, op=dist.ReduceOp.SUM, group=group)
 
 
+def exchange(received: Tensor, sent: Tensor, received_sizes: list[int], sent_sizes: list[int], group: Any) -> None:
+    """Sends every rank its stretch of `sent`, and writes what they send one behind the other; sizes are by rank."""
+    dist.all_to_all_single(received, sent, received_sizes, sent_sizes, group=group)
+
+
 def send_from_first(tensor: Tensor, group: Any) -> None:
     """Makes every rank's tensor the first rank's, in place."""
     dist.broadcast(tensor, group=group, group_src=0)

@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -86,6 +89,84 @@ def shard_as(whole: Any, value: Any) -> Any:
     elif value.placements != whole.placements:  # type: ignore[attr-defined]
         value = value.redistribute(placements=whole.placements)  # type: ignore[attr-defined]
     return local_of(value)
+
+
+def stretches_of(whole: Any) -> list[tuple[int, int]]:
+    """The elements of a row-major DTensor that lie here, as (first, number), in the order in which they lie here.
+
+    One for a shard of rows, one for each row of a shard of columns. torch itself divides a list of indices of each axis
+    as the tensor is divided along it; no tensor of the whole shape is made.
+
+    Raises:
+        FlatvarsError: an axis behind the first is divided otherwise than by torch's `Shard`.
+    """
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    shape, mesh = tuple(whole.shape), whole.device_mesh
+    indices = []
+    for axis, length in enumerate(shape):
+        ways = [p if getattr(p, "dim", None) == axis else Replicate() for p in whole.placements]
+        if axis:  # of the first, FSDP2 over tensor parallelism has another way
+            ways = [Shard(0) if p.is_shard(axis) else p for p in ways]
+        if any(getattr(p, "dim", 0) for p in ways):
+            raise FlatvarsError(f"a tensor of shape {shape} is divided as {whole.placements}: no index of it is known")
+        numbers = torch.arange(length, device=mesh.device_type)
+        indices.append(local_of(distribute_tensor(numbers, mesh, ways, src_data_rank=None)).cpu().numpy())
+    return _stretches(shape, indices)
+
+
+def _stretches(shape: tuple[int, ...], indices: list[npt.NDArray[np.int64]]) -> list[tuple[int, int]]:
+    """Of a row-major shape, elements with these indices along each axis."""
+    if not all(map(len, indices)):
+        return []
+    cut = max((axis for axis, some in enumerate(indices) if len(some) < shape[axis]), default=0)
+    inner = math.prod(shape[cut + 1 :])
+    begins = np.zeros(1, dtype=np.int64)
+    for axis, some in enumerate(indices[:cut]):
+        begins = (begins[:, None] + some * math.prod(shape[axis + 1 :])).ravel()
+    some = indices[cut] if shape else np.zeros(1, dtype=np.int64)
+    runs = np.split(some, np.flatnonzero(np.diff(some) != 1) + 1)
+    return [(int(begin + run[0] * inner), len(run) * inner) for begin in begins for run in runs]
+
+
+def first_of(whole: Any) -> int:
+    """Which element of a row-major DTensor its shard here begins with, where kernels may count from the whole's start.
+
+    Returns:
+        0 where the shard is no single run of elements, or begins at no multiple of 16, which vector loads need.
+    """
+    if whole.dim() == 0:
+        return 0
+    stretches = stretches_of(whole)
+    first = stretches[0][0] if len(stretches) == 1 else 0
+    return 0 if first % 16 else first
+
+
+def rows_of(tensor: Any) -> tuple[Any, int, list[tuple[int, int]]] | None:
+    """Who has which elements of a tensor in memory order: a process group, this rank in it, first and last of each.
+
+    Returns:
+        None where every rank has all of it.
+
+    Raises:
+        FlatvarsError: it is divided along another axis than the first, or over more than one dimension of a mesh.
+    """
+    if not is_divided(tensor):
+        return None
+    mesh, cuts = tensor.device_mesh, [i for i, p in enumerate(tensor.placements) if not p.is_replicate()]
+    if not cuts:
+        return None
+    local, inner = local_of(tensor), math.prod(tensor.shape[1:])
+    world, rank = mesh.size(cuts[0]), mesh.get_local_rank(cuts[0])
+    rows = -(-tensor.shape[0] // world)  # as torch.chunk
+    ends = [min(rows * k, tensor.shape[0]) * inner for k in range(world + 1)]
+    runs = list(pairwise(ends))
+    if len(cuts) > 1 or not tensor.placements[cuts[0]].is_shard(0) or local.numel() != runs[rank][1] - runs[rank][0]:
+        raise FlatvarsError(
+            f"a tensor of shape {tuple(tensor.shape)} is divided as {tensor.placements}, and only rows over one "
+            "dimension of a mesh, as fully_shard divides them, are put together on one rank"
+        )
+    return mesh.get_group(cuts[0]), rank, runs
 
 
 class Sharding:

@@ -55,11 +55,6 @@ def make_registry(
     if values not in VALUE_FORMATS:
         names = ", ".join(map(repr, VALUE_FORMATS))
         raise ValueError(f"values={values!r} is no format of values; use {names}, or None")
-    if group is not None and not VALUE_FORMATS[values].is_plain:
-        raise ValueError(
-            f"values={values!r} keeps a part of every value that ranks do not exchange; leave it out, or make the "
-            "store without mesh="
-        )
     if sharding is not None:
         raise ValueError(
             f"values={values!r} is of values in the store's own buffers, and shards stay where they are; leave it out"

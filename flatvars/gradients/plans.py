@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
 from typing import Any
@@ -103,6 +103,7 @@ class PlanSet:
             counts = None if slots is None else [slots[k] for k in members]
             indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows, counts)
             order = [position[i] for i in indices]
+            segments = replace(segments, firsts=tuple(self.variables[k].first for k in order))
             frozen = registry.streams.find(FROZEN_ELEMENTS, region)
             mask = None if frozen is None else frozen.buffer
             plan = make_plan(segments, registry.device, self.norm, sums, slot, mask)
@@ -245,7 +246,8 @@ class PlanSet:
         if held.pieces is None:
             return held.stored
         if part.plan not in self._placed:
-            self._placed[part.plan] = held.stored_at(self.variables[k].span for k in part.order)
+            chosen = [self.variables[k] for k in part.order]
+            self._placed[part.plan] = held.stored_at([v.span for v in chosen], [v.first for v in chosen])
         return self._placed[part.plan]
 
     def _numbers(self, part: Part) -> Tensor:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..backend import unit_counts
 from ..distributed.shards import divided_as, grads_of
 from ..variables.registry import Registry
 from ..variables.variable import Variable
+from .cut_units import CutUnits, unit_weights, weighted_sum
 from .cycle import Collected, Given
 from .gathered import Gathered
 from .plans import PlanSet
@@ -26,7 +26,7 @@ class Sharded(Gathered):
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry)
-        self._weights: weakref.WeakKeyDictionary[PlanSet, list[Tensor]] = weakref.WeakKeyDictionary()
+        self._units: weakref.WeakKeyDictionary[PlanSet, list[CutUnits | Tensor]] = weakref.WeakKeyDictionary()
 
     def _divided(self, variables: Sequence[Variable] | None) -> list[Variable]:
         """Those of some variables, of all if not given, that are shards."""
@@ -88,22 +88,36 @@ class Sharded(Gathered):
         sharding = self.registry.sharding
         assert sharding is not None
         plans.renew_norm()
-        plans.norm_(collected.sources, grad_scale)
         total = torch.zeros((), dtype=torch.float64, device=plans.norm.device)
-        for part, weights in zip(plans.parts, self._weights_of(plans), strict=True):
-            total += (part.plan.launches.squares().to(torch.float64) * weights).sum()
+        for part, source, units in zip(plans.parts, collected.sources, self._units_of(plans), strict=True):
+            if isinstance(units, CutUnits):
+                total += units.squares(source, [self._local_grad(plans, collected, k) for k in part.order], grad_scale)
+                continue
+            part.plan.norm_(source, grad_scale)
+            total += weighted_sum(part.plan.launches.squares(), units)
         plans.norm.copy_(sharding.add_up(total).sqrt())
         return plans.norm
 
-    def _weights_of(self, plans: PlanSet) -> list[Tensor]:
-        """Of each part: what a unit counts, float64 [units]."""
-        if plans not in self._weights:
+    def _local_grad(self, plans: PlanSet, collected: Collected, k: int) -> Tensor | None:
+        """The gradient of a shard, wherever it lies."""
+        if not collected.touched[k]:
+            return None
+        pending = collected.pending[k]
+        return self._lying(plans.variables[k]) if pending is None else pending
+
+    def _units_of(self, plans: PlanSet) -> list[CutUnits | Tensor]:
+        """Of each part: how cut units are put together; where none is, what a unit counts, float64 [units]."""
+        if plans not in self._units:
             sharding = self.registry.sharding
             assert sharding is not None
-            found = []
+            found: list[CutUnits | Tensor] = []
             for part in plans.parts:
-                shares = torch.tensor([sharding.share_of(plans.variables[k].whole) for k in part.order])
-                units = torch.from_numpy(unit_counts(part.plan.segments))
-                found.append(shares.to(torch.float64).repeat_interleave(units).to(plans.norm.device))
-            self._weights[plans] = found
-        return self._weights[plans]
+                variables = [plans.variables[k] for k in part.order]
+                shares = [sharding.share_of(variable.whole) for variable in variables]
+                cut = CutUnits(part, variables, shares)
+                if cut.numel and part.plan.launches.tables.frozen is None:
+                    found.append(cut)
+                    continue
+                found.append(unit_weights(part.plan.segments, shares).to(plans.norm.device))
+            self._units[plans] = found
+        return self._units[plans]

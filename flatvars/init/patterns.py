@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..distributed.shards import stretches_of
 from ..errors import ForeignParameterError, InitError
 from ..memory.spec import contiguous_stride
 from ..variables.registry import HasRegistry, Registry, variable_of
@@ -92,8 +93,27 @@ def keep_norms(module: nn.Module) -> dict[str | re.Pattern[str], Initializer | N
     return rules
 
 
+def targets_of(registry: Registry, variable: Variable, initializer: Initializer) -> list[Target]:
+    """The same, in pieces where this rank has a shard: what it holds is what all of the variable would hold there."""
+    if variable.whole is variable.param:
+        return [target_of(registry, variable, initializer)]
+    shape, spec = tuple(variable.whole.shape), variable.spec
+    stream = variable.param.detach().as_strided((spec.numel,), (1,))
+    if spec.stride != contiguous_stride(spec.shape) and spec.numel:
+        raise InitError(f"the shard of {variable.name!r} has strides {spec.stride}, and row-major ones are needed")
+    found, offset = [], 0
+    for first, count in stretches_of(variable.whole):
+        about = variable.name, initializer, stream, offset, shape, contiguous_stride(shape), first, count
+        found.append(Target(*about))
+        offset += count
+    return found
+
+
 def target_of(registry: Registry, variable: Variable, initializer: Initializer) -> Target:
     """A variable of a store as something to fill; the generator's key is its first name there."""
+    if registry.sharding is not None:  # a plain parameter beside shards lies where it lay
+        flat = variable.param.detach().as_strided((variable.spec.numel,), (1,))
+        return Target(variable.name, initializer, flat, 0, variable.spec.shape, variable.spec.stride)
     spec = variable.spec
     return Target(
         variable.name, initializer, registry.streams.values(spec.dtype), variable.span.offset, spec.shape, spec.stride
@@ -117,7 +137,7 @@ def refill_(registry: Registry, variables: Iterable[Variable], seed: int | None 
             "leave them out, or use fv.init.apply_"
         )
     registry.check_aliases()
-    targets = [target_of(registry, variable, variable.initializer) for variable in variables]
+    targets = [target for variable in variables for target in targets_of(registry, variable, variable.initializer)]
     for work in prepare(targets, registry.seed if seed is None else seed):
         work()
     torch.autograd.graph.increment_version([variable.param for variable in variables])
@@ -146,13 +166,14 @@ def apply_(module_or_store: nn.Module | HasRegistry, rules: Rules, seed: int | N
     named = _of_module(module_or_store) if isinstance(module_or_store, nn.Module) else _of_store(module_or_store)
     plans: dict[Registry, dict[Variable, Initializer]] = {}
     for registry, variable, names in named:
-        initializer = choose(names, rules, variable.spec.shape)
+        initializer = choose(names, rules, tuple(variable.whole.shape))
         if initializer is not None:
             plans.setdefault(registry, {})[variable] = initializer
     works: list[Callable[[], None]] = []
     for registry, chosen in plans.items():
         registry.check_aliases()
-        targets = [target_of(registry, variable, initializer) for variable, initializer in chosen.items()]
+        pairs = chosen.items()
+        targets = [target for variable, how in pairs for target in targets_of(registry, variable, how)]
         works += prepare(targets, registry.seed if seed is None else seed)
     for work in works:
         work()

@@ -93,10 +93,14 @@ class Stream:
 
     def share(self, span: Span) -> tuple[int, Tensor]:
         """The elements of a variable that it holds, [elements] in memory order, and which of them is the first."""
-        first = min(max(self.base - span.offset, 0), span.numel)
-        stop = min(max(self.base + len(self.buffer) - span.offset, first), span.numel)
+        first, stop = self.bounds(span)
         begin = span.offset + first - self.base if first < stop else 0
         return first, self.buffer[begin : begin + stop - first]
+
+    def bounds(self, span: Span) -> tuple[int, int]:
+        """The elements of a variable that it holds, in memory order: the first, and the one behind the last."""
+        first = min(max(self.base - span.offset, 0), span.numel)
+        return first, min(max(self.base + self.numel - span.offset, first), span.numel)
 
     def view(self, span: Span) -> Tensor:
         """The variable's own shape over the stream, in its memory order; a `Piece` where the stream is divided."""
@@ -134,9 +138,10 @@ class Stream:
         """For launches."""
         return Stored(self.buffer, self.format, self.beside, self.at_random)
 
-    def stored_at(self, spans: Iterable[Span]) -> Stored:
-        """For launches over these variables, wherever their pieces lie."""
-        places = torch.tensor([self.view(span).data_ptr() for span in spans], dtype=torch.int64)
+    def stored_at(self, spans: Iterable[Span], firsts: Iterable[int]) -> Stored:
+        """For launches over these variables, wherever their pieces lie; `firsts` are those of `Segments`."""
+        size, pairs = self.buffer.element_size(), zip(spans, firsts, strict=True)
+        places = torch.tensor([self.view(span).data_ptr() - size * first for span, first in pairs], dtype=torch.int64)
         return Stored(self.buffer, places=places.to(self.buffer.device))
 
     @property
@@ -180,10 +185,13 @@ class Stream:
     def read(self, span: Span) -> Tensor:
         """What the stream holds of a variable, [shape], as state dicts, files and copies see it.
 
-        In place, but for a stream of a format: of that, numbers in memory of their own.
+        In place, but for a stream of a format: of that, numbers in memory of their own. A `Piece` of a share.
         """
         if self.format is None or not self.is_encoded(span):
             return self.view(span)
+        if self.divided:
+            first, stop = self.bounds(span)
+            return piece_of(self._decoded_part(span, first, stop), first, span.spec.shape, span.spec.stride)
         return self.format.numbers(self.parts(span), span.numel).as_strided(span.spec.shape, span.spec.stride)
 
     def write(self, span: Span, tensor: Tensor | None) -> None:
@@ -192,11 +200,20 @@ class Stream:
             view = self.view(span)
             view.zero_() if tensor is None else view.copy_(tensor)
             return
-        numbers = torch.zeros(span.numel, dtype=torch.float32, device=self.buffer.device)
-        if tensor is not None:
+        first, stop = self.bounds(span) if self.divided else (0, span.numel)
+        numbers = torch.zeros(stop - first, dtype=torch.float32, device=self.buffer.device)
+        if tensor is not None and self.divided:
+            piece_of(numbers, first, span.spec.shape, span.spec.stride).copy_(tensor)
+        elif tensor is not None:
             numbers.as_strided(span.spec.shape, span.spec.stride).copy_(tensor)
-        for part, items in zip(self.parts(span), self.format.encode(numbers), strict=True):
+        for part, items in zip(self.parts(span, first, stop), self.format.encode(numbers), strict=True):
             part.copy_(items)
+
+    def _decoded_part(self, span: Span, first: int, stop: int) -> Tensor:
+        """The same as `decoded`, also where there is nothing."""
+        if first == stop:
+            return torch.zeros(0, dtype=torch.float32, device=self.buffer.device)
+        return self.decoded(span, first, stop)
 
     def room(self, span: Span) -> Tensor:
         """Where to put what `write` is then given of a variable, [shape]: in place, or anew for a format or a share."""
@@ -342,27 +359,12 @@ class Streams:
             )
         return self._streams[VALUES, region].buffer
 
-    def share_of(self, name: str, region: torch.dtype, form_of: FormOf) -> Stream:
-        """A stream over this rank's share of a region; made of zeros when first asked for.
-
-        Raises:
-            FlatvarsError: a format, whose parts would have to be shown and moved in pieces.
-        """
-        old = self._streams.get((name, region))
-        if old is not None:
-            return old
-        form = form_of(region)
-        if not isinstance(form, torch.dtype):
-            raise FlatvarsError(
-                "state that is shared out over ranks cannot be stored in a format of blocks; give a plain "
-                "state_dtype=, such as torch.bfloat16, or make the store without mesh="
-            )
-        self._form_of[name] = form_of
+    def share_of(self, name: str, region: torch.dtype, form_of: FormOf, cover: Cover | None = None) -> Stream:
+        """A stream over this rank's share of a region, or of what it must cover; made of zeros when first asked for."""
         self._divided.add(name)
-        start, stop = self.layout.share(region)
-        made = Stream(self._zeros(stop - start, form), start, divided=True)
-        self._streams[name, region] = made
-        return made
+        share = self.layout.share(region)
+        start, stop = (min(max(end, share[0]), share[1]) for end in cover or share)
+        return self.get(name, region, form_of, (start, stop))
 
     @property
     def divided(self) -> list[str]:
@@ -391,6 +393,8 @@ class Streams:
         base = start // GRAIN * GRAIN
         numel = max(min(round_up(stop, GRAIN), end) - base, 0)
         made = self._make(self._form_of[name](region), region, base, numel)
+        if name in self._divided:
+            made = dataclasses.replace(made, divided=True)
         if old is not None:
             for (part, mine), (_, theirs) in zip(made.named(), old.named(), strict=True):
                 shift = old.unit - made.unit if part.units else (old.base - base) // part.each

@@ -11,6 +11,7 @@ import weakref
 import torch
 from torch import nn
 
+from ..distributed.values import send_values
 from ..errors import FlatvarsError, SpecError
 from ..memory.spec import VarSpec
 from ..memory.streams import VALUES
@@ -84,11 +85,14 @@ def share_values(registry: Registry, specs: list[VarSpec]) -> None:
         return
     if len(specs) == len(registry.variables):
         for region in registry.layout.regions:
-            registry.group.send_from_first(registry.streams.values(region.dtype))
+            held = registry.streams.get(VALUES, region.dtype)
+            send_values(held, (0, region.numel), (0, region.trainable_units), registry.group)
         return
     for spec in specs:
-        variable = registry.by_name[spec.name]
-        registry.group.send_from_first(registry.streams.get(VALUES, spec.dtype).flat(variable.span))
+        span = registry.by_name[spec.name].span
+        units = (span.unit, span.unit + span.units) if span.spec.has_room else (0, 0)
+        held = registry.streams.get(VALUES, spec.dtype)
+        send_values(held, (span.offset, span.offset + span.numel), units, registry.group)
 
 
 def adopt_buffers(registry: Registry, module: nn.Module, prefix: str) -> list[str]:

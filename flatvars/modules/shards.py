@@ -7,17 +7,20 @@ modules, param groups and state dicts go on to hold.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..distributed.shards import Sharding, is_divided, local_of
-from ..errors import SpecError
+from ..distributed.shards import Sharding, first_of, is_divided, local_of
+from ..errors import InitError, SpecError
+from ..init import apply_
 from ..memory.spec import VarSpec, is_dense
-from ..variables.registry import Registry
+from ..variables.registry import HasRegistry, Registry
 from .adopt import release_all, whole_store
 from .keep import keep_for
+from .meta import Init
 from .tensors import Found, check_free, check_memory, find_tensors
 
 
@@ -70,9 +73,24 @@ def adopt_shards(registry: Registry, module: nn.Module) -> None:
     for entry, variable in zip(found, registry.variables, strict=True):
         if entry.tensor is not variable.param:
             variable.whole = entry.tensor
+            variable.first = first_of(entry.tensor)
             registry.claims.add(variable)
     registry.generation += 1  # of plans that were made before it was known whose shards they are
     keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
+
+
+def fill_shards(store: HasRegistry, init: Init) -> None:
+    """Writes first values of all shards: those that the whole variables would get in a store of one process.
+
+    Raises:
+        InitError: no rules, or rules that do not match or do not fit.
+    """
+    if not isinstance(init, Mapping):
+        raise InitError(
+            f"init= is {init!r}, and a module that fully_shard or parallelize_module has divided takes rules from name "
+            "patterns to initializers, {'*': fv.init.normal(0.0, 0.02)}: a function would draw for each shard by itself"
+        )
+    apply_(store, init)
 
 
 def _shard(entry: Found) -> torch.Tensor:
@@ -82,8 +100,8 @@ def _shard(entry: Found) -> torch.Tensor:
         shard = nn.Parameter(local_of(shard), requires_grad=shard.requires_grad)
     if shard.is_meta:
         raise SpecError(
-            f"{entry.names[0]!r} is on the meta device and has no values; call module.to_empty(device=...) and write "
-            "first values before the store is made"
+            f"{entry.names[0]!r} is on the meta device and has no values; call module.to_empty(device=...), and give "
+            "rules of first values: from_module(module, init=rules)"
         )
     if not is_dense(tuple(shard.shape), shard.stride()):
         raise SpecError(

@@ -42,7 +42,7 @@ class Adafactor(Optimizer):
         ValueError: a hyper-parameter out of range.
     """
 
-    elementwise = False
+    divisible = False
     known_states = ("row_var", "col_var", "variance")
 
     def __init__(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -30,7 +31,7 @@ from .averaging import Averaging, check_average
 from .checks import LENGTHS, check_complete, check_kinds, check_options, holds_tensor
 from .conveniences import Conveniences
 from .copies import get_state, set_state
-from .divided import DividedStep, add_up_sums, check_divisible, step_divided
+from .divided import DividedStep, add_up_observed, add_up_sums, check_divisible, step_divided
 from .entries import Entries
 from .formats import StateFormat, check_format, check_formats, form_of
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
@@ -86,9 +87,9 @@ class Optimizer(Averaging, Conveniences):
     the store's seed, the variable's name, its step and the position alone. Set it to False on an optimizer to compare
     with torch's."""
 
-    elementwise = True
-    """Whether the step of an element depends on others through the norm and sums over its variable alone: what can be
-    shared out over ranks."""
+    divisible = True
+    """Whether ranks may have parts of variables: a step of an element depends on others through the norm, through sums
+    over its variable, or through matrices that are put together for it."""
 
     lengths: Mapping[str, int] = LENGTHS
     """Entries of a param group that are several numbers, and how many."""
@@ -496,8 +497,7 @@ class Optimizer(Averaging, Conveniences):
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
         if self.max_norm is not None or self.skip_nonfinite:
             self._norm = norm
-        if self.observes():
-            self.observations.note(plans.variables, self.states.slots, plans)
+        self.observe(plans)
         self.launch_parts(plans, collected, norm, scaling)
 
     def launch_parts(
@@ -563,6 +563,11 @@ class Optimizer(Averaging, Conveniences):
         """The streams of its states."""
         return self.states.streams(part.region, rule.states)
 
+    def observe(self, plans: PlanSet) -> None:
+        """Notes whose numbers the step that is under way tells, if it is looked at."""
+        if self.observes():
+            self.observations.note(plans.variables, self.states.slots, plans)
+
     def observes(self) -> bool:
         """Whether the step that is under way is looked at."""
         return self.stats_every > 0 and (self._calls - 1) % self.stats_every == 0
@@ -574,7 +579,8 @@ class Optimizer(Averaging, Conveniences):
     def stats(self) -> VariableStats:
         """Norms, ratios and counts of every variable, of the last step that told them: on the device, no sync.
 
-        A step that is skipped tells nothing, and a variable without a gradient is as it was when it stepped last.
+        A step that is skipped tells nothing, and a variable without a gradient is as it was when it stepped last. Where
+        ranks have parts of variables, all call it: numbers of the parts are added up then.
 
         Raises:
             FlatvarsError: the optimizer was made without `stats`.
@@ -591,7 +597,8 @@ class Optimizer(Averaging, Conveniences):
                 "every k-th step"
             )
         members = sorted(self.take_up(), key=lambda v: v.index)
-        return self.observations.read(members, self.states.slots, self.states.steps)
+        together = partial(add_up_observed, self.registry, members)
+        return self.observations.read(members, self.states.slots, self.states.steps, together)
 
     def _keys_for(self, rule: Rule, values: Stored, states: Sequence[Stream]) -> Tensor | None:
         """What values and states are rounded at random by, where any is."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import Rule, Sources
+from ..backend import CODE_OF, Rule, Sources, Stored
 from ..gradients.plans import Part
 from ..memory.streams import Stream, normal_tensors
 
@@ -22,26 +22,40 @@ class Directions:
 
     Args:
         part: The variables.
-        numel: Elements of the region up to the last that a variable has.
+        numel: Elements from `base` up to the last that a variable has.
         dtype: Of the directions.
+        base: Element of the region at which they begin.
+        is_share: Whether they are of this rank's share of the variables, which begins anywhere in one.
 
     Attributes:
-        directions: Stream that begins where the region does.
+        directions: Stream that begins at `base`.
         apply: The plan of the second launch.
     """
 
-    def __init__(self, part: Part, numel: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.part, self.apply = part, part.plan.companion()
+    def __init__(
+        self, part: Part, numel: int, dtype: torch.dtype, device: torch.device, base: int = 0, is_share: bool = False
+    ) -> None:
+        self.part, self.apply, self.base = part, part.plan.companion(), base
         with normal_tensors():
             self.directions = torch.zeros(numel, dtype=dtype, device=device)
             self._skipped = torch.zeros((), dtype=torch.int32, device=device)  # the first launch has counted them
         self._counts = torch.zeros(0, device=device)
+        self._table: Tensor | None = None
+        if is_share:
+            places = self.places(self.directions)
+            self._table = torch.stack([places, torch.full_like(places, CODE_OF[dtype])], dim=1)
+
+    def places(self, buffer: Tensor) -> Tensor:
+        """int64 [variables] on the device: where each would begin, of a buffer that begins at `base`."""
+        size, starts = buffer.element_size(), self.part.plan.segments.starts
+        places = [buffer.data_ptr() + size * (start - self.base) for start in starts]
+        return torch.tensor(places, dtype=torch.int64).to(buffer.device)
 
     def write(
         self,
         source: Sources,
         rule: Rule,
-        values: Tensor,
+        values: Tensor | Stored,
         states: Sequence[Tensor],
         arguments: Mapping[str, Any],
         observed: Tensor | None,
@@ -58,17 +72,27 @@ class Directions:
         steps = arguments["steps"]
         if len(self._counts) != len(steps):
             self._counts = torch.zeros_like(steps)  # nobody reads them
-        others = {"base": 0, "unit": 0, "own": (), "keys": None, "observed": observed, "steps": self._counts}
+        others = {"base": self.base, "unit": 0, "own": (), "keys": None, "observed": observed, "steps": self._counts}
         made = {"rule": rule, "values": values, "states": states}
         self.part.plan.step_(source, **{**arguments, **others, **made})
         if frozen is not None:
-            self.directions.masked_fill_(frozen.buffer[: len(self.directions)].view(torch.bool), 0.0)
+            masked = frozen.buffer[self.base :][: len(self.directions)]
+            self.directions.masked_fill_(masked.view(torch.bool), 0.0)
 
     def move(self, source: Sources, arguments: Mapping[str, Any]) -> None:
         """The second launch."""
-        read = self.apply.viewed if source.viewed else self.apply.gathered
         again = {"max_norm": None, "grad_scale": None, "skipped": self._skipped}
-        self.apply.step_(read(self.directions, source.touched), **{**arguments, **again})
+        self.apply.step_(self._sources(source), **{**arguments, **again})
+
+    def _sources(self, source: Sources) -> Sources:
+        """The directions, of the variables that have a gradient."""
+        if self._table is not None:
+            table = self._table.clone()
+            table[:, 0] *= source.table[:, 0] != 0
+            return Sources(table, source.touched, self.directions.dtype)
+        read = self.apply.viewed if source.viewed else self.apply.gathered
+        found: Sources = read(self.directions, source.touched)
+        return found
 
     def upload(self, before: Rule, rule: Rule, groups: Sequence[Mapping[str, Any]], **numbers: Any) -> None:
         """Copies changed numbers to the device.

@@ -20,13 +20,17 @@ import torch
 from torch import Tensor
 
 from ..backend import CODE_OF, EMPTY, Rule, Sources, make_plan
-from ..distributed.collectives import add_up, average_share, gather_shares
+from ..distributed.collectives import add_up, average_share
 from ..distributed.group import Group
 from ..distributed.squares import SharedSquares
+from ..distributed.values import gather_values
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import Collected
 from ..gradients.plans import Part, PlanSet
+from ..memory.streams import VALUES
+from ..variables.registry import Registry
+from ..variables.variable import Variable
 from .agreement import Numbered, digests_of, members_of, numbers_of
 from .checks import check_complete
 from .membership import Membership
@@ -40,8 +44,7 @@ AGREEMENT = 4
 class Divisible(Protocol):
     """What is asked of an optimizer before it steps parts of variables."""
 
-    elementwise: bool
-    stats_every: int
+    divisible: bool
 
 
 class Stepped(Numbered, Divisible, Protocol):
@@ -52,6 +55,9 @@ class Stepped(Numbered, Divisible, Protocol):
     skip_nonfinite: bool
     _norm: Tensor | None
     _divided: DividedStep | None
+
+    def observe(self, plans: PlanSet) -> None:
+        """Notes whose numbers the step that is under way tells."""
 
     def launch_part(
         self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
@@ -65,12 +71,7 @@ def check_divisible(optimizer: Divisible, parts: str = "ranges") -> None:
     Args:
         parts: What a rank has of them.
     """
-    if optimizer.stats_every:
-        raise FlatvarsError(
-            f"stats= tells of whole variables, of which a rank of this store's mesh has {parts} alone; make the "
-            "optimizer without it, and ask store.norms() for norms of values"
-        )
-    if not optimizer.elementwise:
+    if not optimizer.divisible:
         raise FlatvarsError(
             f"{type(optimizer).__name__} works on whole variables, of which a rank of this store's mesh has {parts} "
             "alone: train without mesh= or fully_shard (DistributedDataParallel around the model works), or with an "
@@ -78,18 +79,24 @@ def check_divisible(optimizer: Divisible, parts: str = "ranges") -> None:
         )
 
 
+def add_up_observed(registry: Registry, variables: Sequence[Variable], sums: Tensor) -> Tensor:
+    """Of sums over what each rank has of some variables, [variables, sums]: those over whole ones; a collective."""
+    if registry.group is not None:
+        add_up(sums, registry.group.process_group)
+    elif registry.sharding is not None:
+        shares = [registry.sharding.share_of(variable.whole) for variable in variables]
+        weights = torch.tensor(shares, dtype=torch.float64).to(sums.device, non_blocking=True)
+        return registry.sharding.add_up(sums * weights[:, None])
+    return sums
+
+
 def add_up_sums(plans: PlanSet, part: Part, rule: Rule) -> None:
     """Makes the sums of a rule's statistics, of which each rank has those of its parts, sums over whole variables.
 
     In float64, one all_reduce for each region: they may differ by its last bit from those of one process.
     """
-    registry, sums = plans.registry, part.plan.launches.sums(rule)
-    if registry.group is not None:
-        add_up(sums, registry.group.process_group)
-    elif registry.sharding is not None:
-        shares = [registry.sharding.share_of(plans.variables[k].whole) for k in part.order]
-        weights = torch.tensor(shares, dtype=torch.float64).to(sums.device, non_blocking=True)
-        sums.copy_(registry.sharding.add_up(sums * weights[:, None]))
+    sums = part.plan.launches.sums(rule)
+    sums.copy_(add_up_observed(plans.registry, [plans.variables[k] for k in part.order], sums))
 
 
 def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, strict: bool = False) -> None:
@@ -120,6 +127,7 @@ def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, stric
         check_complete([v.name for v, hit in zip(plans.variables, step.flags.tolist(), strict=True) if not hit])
     if wanted:
         optimizer._norm = plans.norm
+    optimizer.observe(plans)
     for share in step.shares:
         found = {"grad_scale": None, "found_inf": step.found_inf}
         optimizer.launch_part(plans, share.part, step.source_of(share), plans.norm, found)
@@ -264,10 +272,7 @@ class DividedStep:
         """Brings the values of all ranges together, on every rank."""
         registry = self.plans.registry
         for region in self._grads:
-            start, stop = registry.layout.share(region)
-            values = registry.streams.values(region)
-            end = registry.layout.region_of[region].trainable_numel
-            gather_shares(values[:end], values[start:stop], self.group.process_group)
+            gather_values(registry.streams.get(VALUES, region), registry.layout, region, self.group)
 
 
 def local_flags(plans: PlanSet, collected: Collected) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..memory.piece import Piece
 from ..variables.variable import Variable
 
 STEP = "step"
@@ -65,7 +66,7 @@ class StateEntry(dict[Any, Any]):
     def lend(self, name: Any, numbers: Tensor) -> None:
         """Puts a tensor into the dict that shows what the optimizer holds, and is taken back before the next step."""
         self.show(name, numbers)
-        self.lent[name] = numbers._version
+        self.lent[name] = _version_of(numbers)
 
     def taken_back(self) -> list[tuple[Any, Tensor]]:
         """Takes what was lent out of the dict; returns what was written to meanwhile."""
@@ -73,7 +74,7 @@ class StateEntry(dict[Any, Any]):
         pairs = [(name, self[name], version) for name, version in lent.items() if name in self]
         for name, _, _ in pairs:
             super().__delitem__(name)
-        return [(name, numbers) for name, numbers, version in pairs if numbers._version != version]
+        return [(name, numbers) for name, numbers, version in pairs if _version_of(numbers) != version]
 
     @property
     def shows_count(self) -> bool:
@@ -158,3 +159,8 @@ class StateEntry(dict[Any, Any]):
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles are plain dicts."""
         return dict, (dict(self),)
+
+
+def _version_of(numbers: Tensor) -> int:
+    """How often somebody wrote there; to a piece, by operators of its own or through views of what it holds."""
+    return numbers._version + (numbers.local._version if isinstance(numbers, Piece) else 0)

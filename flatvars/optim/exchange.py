@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..backend import Rule
+from ..backend import CODE_OF, EMPTY, Rule, Sources, Stored
 from ..gradients.plans import Part, PlanSet, checked
 from ..memory.streams import Stream
 from .divided import DividedStep
@@ -55,7 +55,7 @@ def apply_once(
         values = plans.values(part)
         states = optimizer.states.streams(part.region, rule.states) if streams is None else streams(part)
         part.plan.step_(
-            part.plan.gathered(values.buffer, [True] * len(part.order)),  # in the place of gradients
+            values_as_gradients(part, values),
             rule,
             values,
             [held.stored for held in states],
@@ -71,3 +71,13 @@ def apply_once(
     if divided is not None:
         divided.gather_values()
     torch.autograd.graph.increment_version(plans.params)
+
+
+def values_as_gradients(part: Part, values: Stored) -> Sources:
+    """The values of all variables in the place of gradients, wherever they lie."""
+    if values.places is None:
+        found: Sources = part.plan.gathered(values.buffer, [True] * len(part.order))
+        return found
+    there = torch.where(values.places == 0, EMPTY, values.places)
+    table = torch.stack([there, torch.full_like(there, CODE_OF[values.buffer.dtype])], dim=1)
+    return Sources(table, (True,) * len(there), values.buffer.dtype)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..distributed.owners import Owners
 from ..gradients.plans import Part
-from ..memory.batches import Batch, Block
+from ..memory.batches import Batch, Block, find_batches
 from ..memory.layout import Layout
 from ..memory.streams import Stream
 from ..variables.variable import Variable
@@ -77,9 +78,11 @@ class MatrixStep(Directions):
         variables: In the part's order.
         shapes: Of each.
         layout: Of their store, until it carves anew.
-        momentum: Their stream, which begins where the region does.
+        momentum: Their stream, which begins where the region does, or where this rank's share does.
+        owners: Who makes which of them orthogonal, where ranks have parts.
 
     Attributes:
+        momentum: For launches.
         moments: Of outputs, where all shapes have some.
     """
 
@@ -90,36 +93,58 @@ class MatrixStep(Directions):
         shapes: Sequence[MatrixShape],
         layout: Layout,
         momentum: Stream,
+        owners: Owners | None = None,
     ) -> None:
         device = momentum.buffer.device
-        super().__init__(part, len(momentum.buffer), torch.bfloat16, device)
+        super().__init__(part, len(momentum.buffer), torch.bfloat16, device, momentum.base, momentum.divided)
+        self.momentum = momentum.stored
+        if momentum.divided:
+            self.momentum = self.momentum._replace(places=self.places(momentum.buffer))
+        self.owners = owners
         self.indices, self.shapes, self.layout = [v.index for v in variables], list(shapes), layout
         outputs = [shape.outputs for shape in shapes if shape.outputs is not None]
         dtype = torch.float64 if part.region == torch.float64 else torch.float32
         self.moments = RowMoments(variables, outputs, dtype, device) if outputs else None
         self._touched: list[bool] | None = None
         self._rounds: list[Round] = []
+        self._owned = [] if owners is None else self._find(owners.owned, self._batches_of_owned)
 
     def rounds(self, touched: Sequence[bool]) -> list[Round]:
-        """All that is to do for the variables that have a gradient."""
+        """All that is to do in place: for the variables that have a gradient; or for those that lie on this rank."""
         touched = list(touched)
         if touched != self._touched:
-            self._touched, self._rounds = touched, self._find(touched)
+            chosen = [k for k, hit in enumerate(touched) if hit] if self.owners is None else self.owners.here
+            self._touched, self._rounds = touched, self._find(chosen, self._batches_in_place)
         return self._rounds
 
-    def _find(self, touched: list[bool]) -> list[Round]:
+    def _find(self, chosen: Sequence[int], batches_of: Callable[[dict[int, list[Block]]], list[Batch]]) -> list[Round]:
+        """What is to do for some of the variables.
+
+        Args:
+            batches_of: The batches that blocks make, by the position of their variable.
+        """
         kinds: dict[BatchKind, dict[int, list[Block]]] = {}
-        for index, shape, hit in zip(self.indices, self.shapes, touched, strict=True):
-            for block, factor in zip(shape.blocks, shape.factors, strict=True) if hit else ():
-                kinds.setdefault((shape.how, factor, shape.outputs), {}).setdefault(index, []).append(block)
+        for k in chosen:
+            shape = self.shapes[k]
+            for block, factor in zip(shape.blocks, shape.factors, strict=True):
+                kinds.setdefault((shape.how, factor, shape.outputs), {}).setdefault(k, []).append(block)
         most = ROUND["cpu" if self.directions.device.type == "cpu" else "cuda"] // self.directions.element_size()
         alike: dict[tuple[NewtonSchulz, int], list[tuple[Batch, Finish]]] = {}
         for (how, factor, outputs), blocks in kinds.items():
-            for batch in self.layout.batches(blocks, list(blocks.values())):
+            for batch in batches_of(blocks):
                 pieces = batch.pieces(most // (batch.shape[0] * batch.shape[1]))
                 pairs = [(piece, Finish(factor, self._placed(piece, outputs))) for piece in pieces]
                 alike.setdefault((how, min(batch.shape)), []).extend(pairs)
         return [round_ for (how, _), pairs in alike.items() for round_ in _rounds(how, pairs, most)]
+
+    def _batches_in_place(self, blocks: dict[int, list[Block]]) -> list[Batch]:
+        return self.layout.batches([self.indices[k] for k in blocks], list(blocks.values()))
+
+    def _batches_of_owned(self, blocks: dict[int, list[Block]]) -> list[Batch]:
+        assert self.owners is not None
+        starts = dict(zip(self.owners.owned, self.owners.starts, strict=True))
+        matrices = [(torch.bfloat16, starts[k], k, block) for k, some in blocks.items() for block in some]
+        return find_batches(matrices, {torch.bfloat16: 0})
 
     def _placed(self, batch: Batch, outputs: Outputs | None) -> MomentPlaces | None:
         return None if outputs is None or self.moments is None else self.moments.place(batch, outputs)
@@ -127,20 +152,36 @@ class MatrixStep(Directions):
     def orthogonalize(
         self, touched: Sequence[bool], weight_of: WeightOf, moves: Tensor | None, written: Tensor | None
     ) -> None:
-        """Makes orthogonal directions of directions.
+        """Makes orthogonal directions of directions; a collective, where ranks have parts of matrices.
 
         Args:
             weight_of: Of second moments.
             moves: bool []: whether the step is not skipped; None where none is.
             written: bool [variables of the part]: which have a gradient, where the device alone knows.
         """
-        rounds = self.rounds(touched)
+        self._orthogonalize(self.rounds(touched), self.directions, self.base, weight_of, moves, written)
+        if self.owners is not None and self.owners.is_needed:
+            whole = self.directions.new_zeros(self.owners.numel)
+            self.owners.collect(self.directions, whole)
+            self._orthogonalize(self._owned, whole, 0, weight_of, moves, written)
+            self.owners.spread(whole, self.directions)
+
+    def _orthogonalize(
+        self,
+        rounds: Sequence[Round],
+        buffer: Tensor,
+        base: int,
+        weight_of: WeightOf,
+        moves: Tensor | None,
+        written: Tensor | None,
+    ) -> None:
+        """Works on a buffer that begins at element `base` of where the batches lie."""
         if not rounds:
             return
         need = max(one.scratch_numel for one in rounds)
         scratch = torch.empty(need, dtype=torch.bfloat16, device=self.directions.device)
         for one in rounds:
-            batches = [batch.view(self.directions) for batch in one.batches]
+            batches = [batch.view(buffer, base) for batch in one.batches]
             orthogonalize_(batches, one.how, scratch)
             for matrices, finish in zip(batches, one.finishes, strict=True):
                 if finish.placed is not None and self.moments is not None:

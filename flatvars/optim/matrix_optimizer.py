@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..backend import ADAMW, AMSGRADW, MUON, MUON_APPLY, MUON_DIRECTION, Rule, Sources, Stage
+from ..distributed.owners import Owners
 from ..gradients.plans import Part, PlanSet
 from ..memory.streams import FROZEN_ELEMENTS, Stream
 from ..variables.registry import HasRegistry, Registry
@@ -20,6 +21,7 @@ from .matrix_shapes import NUMBERS, OPTIONAL, as_pairs, schulz_of, shape_of
 from .membership import by_rows
 from .muon_choice import HiddenMatrices, not_hidden
 from .muon_settings import check_adjustment
+from .owned import owners_for
 from .row_moments import Outputs
 from .scaling import moves_of
 
@@ -49,7 +51,6 @@ class MatrixOptimizer(Optimizer):
     """
 
     several = True
-    elementwise = False
     optional = OPTIONAL
 
     def __init__(
@@ -184,8 +185,24 @@ class MatrixOptimizer(Optimizer):
             variables = [plans.variables[k] for k in part.order]
             (momentum,) = self.states.streams(part.region, MUON.states)
             shapes = self.matrix_shapes(variables)
-            made = self._steps[id(part)] = MatrixStep(part, variables, shapes, self.registry.layout, momentum)
+            owners, layout = self._owners_of(variables, shapes, momentum), self.registry.layout
+            made = self._steps[id(part)] = MatrixStep(part, variables, shapes, layout, momentum, owners)
         return made
+
+    def _owners_of(
+        self, variables: Sequence[Variable], shapes: Sequence[MatrixShape], momentum: Stream
+    ) -> Owners | None:
+        by_themselves = {bool(self.membership.group_of[v.id].get("each_shard")) for v in variables}
+        if len(by_themselves) > 1:
+            raise ValueError("each_shard is set in some param groups of matrices and not in others: in all or none")
+        if by_themselves == {True}:
+            if self.registry.group is not None:
+                raise ValueError(
+                    "each_shard=True is for modules that fully_shard divided; ranks of mesh= have ranges of a buffer, "
+                    "which are no matrices: leave it out"
+                )
+            return None
+        return owners_for(self.registry, variables, shapes, momentum)
 
     # Stepping ---------------------------------------------------------------------------------------------------------
 
@@ -198,9 +215,8 @@ class MatrixOptimizer(Optimizer):
         step = self._step_of(plans, part)
         if step.moments is not None:
             step.moments.bind(source.touched, lambda variable: self.entries[variable.param])
-        (momentum,) = self.states.streams(part.region, MUON.states)
         frozen = self.registry.streams.find(FROZEN_ELEMENTS, part.region)
-        made = momentum.buffer, [step.directions]
+        made = step.momentum, [step.directions]
         step.write(source, MUON_DIRECTION, *made, arguments, self.observed()[1], frozen)
         moves = written = None
         if step.moments is not None:
@@ -269,7 +285,7 @@ class MatrixOptimizer(Optimizer):
             about = f"lr {float(group['lr']):g}, {len(variables)} variables, {count:,} numbers"
             lines.append(f"group {number}: {rule}, {about}")
             for variable in variables:
-                about = f"{tuple(variable.shape)}"
+                about = f"{tuple(variable.whole.shape)}"
                 if rule == "Muon":
                     shape, scale = shape_of(variable, group)
                     parts = f", {len(shape.blocks)} matrices" if len(shape.blocks) > 1 else ""

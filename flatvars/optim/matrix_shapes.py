@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from ..errors import SpecError
 from ..memory.batches import matrix_of, split_block
+from ..memory.spec import VarSpec
 from ..variables.selectors import names
 from ..variables.variable import Variable
 from .checks import LENGTHS, check_kinds
@@ -30,7 +32,8 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
     Raises:
         ValueError: it is no matrix, or cannot be split as the group says.
     """
-    shape = tuple(variable.shape)
+    spec = whole_spec(variable, bool(group.get("each_shard", False)))
+    shape = spec.shape
     if len(shape) != 2 and (len(shape) < 3 or not group.get("convolutions", False)):
         raise ValueError(
             f"Muon only supports 2D parameters whereas we found a parameter with size: {torch.Size(shape)}: "
@@ -40,7 +43,7 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
     axis = output_axis(variable.names, group)
     sizes: Any = next((n for p, n in group.get("split") or () if any(names(name, p) for name in variable.names)), 1)
     try:
-        block = matrix_of(variable.spec)
+        block = matrix_of(spec)
         if isinstance(sizes, Integral):
             if sizes < 1 or block.shape[axis] % sizes:
                 raise SpecError(f"{block.shape[axis]} outputs are not {sizes} equal parts")
@@ -57,6 +60,14 @@ def shape_of(variable: Variable, group: Mapping[str, Any]) -> tuple[MatrixShape,
     scales = [scale(*one.shape) for one in blocks]
     factors = tuple(one / scales[0] for one in scales)
     return MatrixShape(tuple(blocks), factors, schulz_of(group)), scales[0]
+
+
+def whole_spec(variable: Variable, each_shard: bool) -> VarSpec:
+    """Of all of a variable, of which this rank may have a shard; or of the shard."""
+    whole = variable.whole
+    if each_shard or whole is variable.param:
+        return variable.spec
+    return replace(variable.spec, shape=tuple(whole.shape), stride=tuple(whole.stride()))
 
 
 def output_axis(names_of_it: Iterable[str], group: Mapping[str, Any]) -> int:

@@ -47,6 +47,8 @@ class Muon(MatrixOptimizer):
         add_eps: Add `eps` to the norm.
         cautious_decay: Decay only what the step moves towards zero.
         convolutions: Take tensors of more axes as matrices [out, all others].
+        each_shard: Where `fully_shard` divided the matrices, make each rank's rows orthogonal for themselves: without a
+            message, but another optimizer, whose steps depend on the mesh. By default one rank puts a matrix together.
         store, max_norm, skip_nonfinite, state_dtype, state_format, stats: As for `Optimizer`; the norm is that of all
             groups.
 
@@ -77,6 +79,7 @@ class Muon(MatrixOptimizer):
         add_eps: bool = False,
         cautious_decay: bool = False,
         convolutions: bool = False,
+        each_shard: bool = False,
         store: HasRegistry | None = None,
         max_norm: float | None = None,
         skip_nonfinite: bool = False,
@@ -101,6 +104,7 @@ class Muon(MatrixOptimizer):
             "add_eps": add_eps,
             "cautious_decay": cautious_decay,
             "convolutions": convolutions,
+            "each_shard": each_shard,
         }
         super().__init__(
             params,

@@ -104,7 +104,7 @@ class Prodigy(Optimizer):
             stats=stats,
         )
 
-    elementwise = False  # one distance of all variables
+    divisible = False  # one distance of all variables
 
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
         if not numbers["d0"] > 0.0:

@@ -257,7 +257,9 @@ class States:
                 "the mesh would show in the bits; give a plain state_dtype=, such as torch.bfloat16"
             )
         if self.is_divided:
-            made = [streams.share_of(key, region, form) for key, form in zip(keys, forms, strict=True)]
+            # Of one rule, all of the share: what is added later finds its room there.
+            part = None if self.names_of is None else self._cover(region, names)
+            made = [streams.share_of(key, region, form, part) for key, form in zip(keys, forms, strict=True)]
         else:
             cover = self._cover(region, names)
             made = [streams.get(key, region, form, cover) for key, form in zip(keys, forms, strict=True)]

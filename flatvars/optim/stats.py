@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,13 +103,23 @@ class Observations:
             self._noted = plans
             self._owners.update((slots[v.id], v.id) for v in variables)
 
-    def read(self, variables: Iterable[Variable], slots: Mapping[int, int], steps: Tensor) -> VariableStats:
-        """What the tables hold of some variables."""
+    def read(
+        self,
+        variables: Iterable[Variable],
+        slots: Mapping[int, int],
+        steps: Tensor,
+        together: Callable[[Tensor], Tensor],
+    ) -> VariableStats:
+        """What the tables hold of some variables.
+
+        Args:
+            together: Makes sums over whole variables of those over what this rank has of them.
+        """
         variables = list(variables)
         values, gradients = self.tables(steps)
         rows = torch.tensor([slots[v.id] for v in variables], dtype=torch.int64).to(steps.device, non_blocking=True)
         known = torch.tensor([self._owners.get(slots[v.id]) == v.id for v in variables], dtype=torch.bool)
-        found, apart = values[rows], gradients[rows]
+        found, apart = together(values[rows]), together(gradients[rows])
         seen = apart[:, OBSERVED.index("nonfinite")].isnan().logical_not()
         of_gradients = [name in ("gradient", "agreement", "momentum", "nonfinite", "zeros") for name in OBSERVED]
         chosen = seen[:, None] & torch.tensor(of_gradients).to(steps.device, non_blocking=True)

@@ -36,7 +36,7 @@ from ..modules.declare import Declarations, OnDuplicate
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
-from ..modules.shards import adopt_shards, has_shards, sharding_of
+from ..modules.shards import adopt_shards, fill_shards, has_shards, sharding_of
 from ..optim.stats import VariableStats
 from ..variables.carving import OnMoved
 from ..variables.registry import Registry
@@ -164,8 +164,8 @@ class VarStore:
         Args:
             module: Any module. Its Parameter objects, hooks and names stay; their memory moves, one by one, so that the
                 peak is the model twice, and once from the meta device. What `fully_shard` or `parallelize_module` has
-                divided stays where it is: variables are this rank's shards, and of the arguments below it takes `seed`
-                and `on_moved` (see `flatvars/distributed/README.md`).
+                divided stays where it is: variables are this rank's shards, and of the arguments below it takes rules
+                of `init`, `seed` and `on_moved` (see `flatvars/distributed/README.md`).
             device: Of the store; the module's own if not given. Buffers the store does not take stay where they are.
             dtype: To convert floating parameters and buffers to, as `module.to(dtype)` does; each keeps its own if not
                 given.
@@ -200,12 +200,14 @@ class VarStore:
         """
         check_module(module)
         if has_shards(module):
-            given = {"mesh": mesh, "device": device, "dtype": dtype, "init": init, "values": values}
+            given = {"mesh": mesh, "device": device, "dtype": dtype, "values": values}
             sharding = sharding_of(module, {**given, "grads": None if grads == "gather" else grads})
             store = cls.__new__(cls)
             registry = make_registry(device_of(module), "gather", seed, on_moved, sharding=sharding)
             store._hold(registry, torch.float32, "suffix")
             adopt_shards(registry, module)
+            if init is not None:
+                fill_shards(store, init)
             return store
         device = device_of(module) if device is None else device
         options: dict[str, Any] = {"grads": grads, "on_moved": on_moved, "mesh": mesh, "values": values}

@@ -93,6 +93,8 @@ class Variable:
         param: The Parameter (or buffer) whose memory is the variable's span. It stays the same object for life.
         whole: What modules and param groups hold: the DTensor of which `param` is this rank's shard, in the same
             memory; everywhere else `param` itself.
+        first: Of a shard that is one run of the whole variable's elements in memory order: the first of them. 0 also
+            where it is no multiple of 16: kernels then count from the shard's own start.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
         places: Where modules hold it.
         declared: What its tensor was when it was declared; what differs before the first carve, the user changed.
@@ -110,6 +112,7 @@ class Variable:
         self.spec = spec
         self.param = param
         self._whole: Tensor | None = None
+        self.first = 0
         self.names = names
         self.group = group
         self.initializer: Any = None

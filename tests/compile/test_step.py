@@ -239,3 +239,13 @@ def test_a_step_that_tells_reads_no_stream_more(target):
     assert code.wide("ld") == wide_accesses(target, *[torch.float32] * 4, tile=code.tile)
     assert code.wide("st") == wide_accesses(target, *[torch.float32] * 3, tile=code.tile)
     assert code.spilled == 0
+
+
+def test_values_by_address():
+    """Nothing is known of where they lie: one element at a time; gradients and states at full width as ever."""
+    code = compile_for(SM90, step_launch(CASES["adamw"], placed=True))
+    states = [torch.float32] * 2
+    assert code.wide("ld") == wide_accesses(SM90, torch.float32, *states)
+    assert code.wide("st") == wide_accesses(SM90, *states)
+    assert code.spilled == 0
+    assert code.narrow_products() == []

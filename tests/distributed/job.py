@@ -45,6 +45,7 @@ def check_the_job_on_ranks(world: World) -> None:
 def made(mesh: Any = None) -> tuple[nn.Module, fv.optim.AdamW]:
     torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(6, 17), nn.Tanh(), nn.Linear(17, 3))
+    model.register_parameter("unused", nn.Parameter(torch.ones(5)))
     return model, fv.optim.AdamW(fv.VarStore.from_module(model, mesh=mesh), lr=0.02, max_norm=0.5)
 
 
@@ -93,7 +94,7 @@ def check_ddp_around_a_module_of_a_mesh(world: World) -> None:
     """Averages are averaged again: no harm."""
     for bucket_view in (False, True):
         (model, opt), (alone, reference) = made(world.mesh), made()
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=bucket_view)
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=bucket_view, find_unused_parameters=True)
         for step in range(3):
             with wrapped.no_sync():
                 backward(wrapped, world.rank, world.size, 10 + step)
@@ -105,3 +106,4 @@ def check_ddp_around_a_module_of_a_mesh(world: World) -> None:
                 each.zero_grad()
         for mine, theirs in zip(model.parameters(), alone.parameters(), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        assert bool((model.unused == 1.0).all()), "what has no gradient does not even decay"

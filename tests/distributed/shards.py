@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -19,9 +20,11 @@ import flatvars as fv
 from flatvars.distributed.shards import beside_mesh, divided_as
 
 from .launch import World, on
+from .steps import assert_same_numbers, averaged
 
 STEPS = 4
 LR = 0.02
+RULES = {"*.bias": fv.init.uniform(-0.1, 0.1), "*gain": fv.init.ones(), "*": fv.init.kaiming_normal()}
 
 
 class Block(nn.Module):
@@ -77,6 +80,10 @@ def warm() -> None:
         backward(model, 0, 0)
         store.accumulate()
     opt.step()
+    rounded = adamw(fv.VarStore.from_module(other := model_of()), max_norm=0.5, state_dtype=torch.bfloat16)
+    backward(other, 0, 0)
+    rounded.step()
+    fv.init.apply_(rounded.store, RULES)
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -399,6 +406,100 @@ def check_what_shards_cannot_do_is_refused(world: World) -> None:
     give_exact(mine, model_of(), 0)
     with pytest.raises(fv.FlatvarsError, match="format of blocks"):
         adamw(store, state_format="root8").step()
-    for bad in (fv.optim.Prodigy(store), fv.optim.Muon(store), adamw(store, stats=True)):
-        with pytest.raises(fv.FlatvarsError, match="whole variables"):
-            bad.step()
+    with pytest.raises(fv.FlatvarsError, match="whole variables"):
+        fv.optim.Prodigy(store).step()
+
+
+def check_first_values_of_shards_are_those_of_one_process(world: World) -> None:
+    """Drawn by (seed, name, index), from the meta device too, whatever a module was divided by."""
+    alone = model_of()
+    fv.init.apply_(fv.VarStore.from_module(alone, seed=5), RULES)
+    with torch.device("meta"):
+        late = divided(nn.Sequential(Block(), Block(), nn.Linear(9, 5)), mesh=world.mesh)
+    ways = [("fsdp", divided(model_of(), mesh=world.mesh)), ("meta", late.to_empty(device="cpu")), *meshes(world)]
+    for about, model in ways:
+        store = fv.VarStore.from_module(model, init=RULES, seed=5)
+        for (name, mine), theirs in zip(model.named_parameters(), alone.parameters(), strict=True):
+            assert torch.equal(full(mine), theirs), f"{about}: {name}"
+    with pytest.raises(fv.InitError, match="cannot be filled by"):
+        fv.init.apply_(store, {"*.weight": fv.init.orthogonal(), "*": None})
+
+
+@on(2)
+def check_numbers_that_a_step_over_shards_tells(world: World) -> None:
+    """Replicas count once, and what is empty here is whole elsewhere."""
+    for _, mine in [("fsdp", divided(model_of(), mesh=world.mesh)), *meshes(world)]:
+        alone = model_of()
+        opt, reference = (adamw(fv.VarStore.from_module(one), stats=True, max_norm=0.5) for one in (mine, alone))
+        for step in range(2):
+            give_exact(mine, alone, step)
+            opt.step()
+            reference.step()
+        assert_same_numbers(opt.stats(), reference.stats())
+
+
+def check_shards_are_rounded_and_clipped_as_one_process(world: World) -> None:
+    """Draws go by positions in whole variables, where shards begin at multiples of 16 elements; and so do units of a
+    norm, those too that a border cuts."""
+
+    def made(even: bool) -> nn.Sequential:
+        torch.manual_seed(4)
+        sizes = ((32, 48), (48, 32), (16, 128)) if even else ((9, 47), (47, 19), (19, 300), (1, 3))
+        return nn.Sequential(*(nn.Linear(*pair, bias=not even) for pair in sizes))
+
+    for even in (True, False):
+        assert_clipped(fully_shard(made(even), mesh=world.mesh), made(even), even)
+
+
+def assert_clipped(mine: nn.Module, alone: nn.Module, rounded: bool) -> None:
+    options: Any = {"state_dtype": torch.bfloat16 if rounded else None, "max_norm": 0.5}
+    opt, reference = (adamw(fv.VarStore.from_module(one), **options) for one in (mine, alone))
+    generator = torch.Generator().manual_seed(2)
+    for step in range(3):
+        for p, q in zip(mine.parameters(), alone.parameters(), strict=True):
+            q.grad = torch.randn(q.shape, generator=generator)
+            p.grad = distribute_tensor(q.grad, p.device_mesh, p.placements, src_data_rank=None)
+        opt.step()
+        reference.step()
+        assert torch.equal(opt.grad_norm, reference.grad_norm), step
+    for (name, p), q in zip(mine.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(full(p), q), name
+        assert torch.equal(full(opt.state[p]["exp_avg_sq"]), reference.state[q]["exp_avg_sq"]), name
+
+
+@on(2)
+def check_averages_of_shards_in_the_place_of_values(world: World) -> None:
+    mine, alone = divided(model_of(), mesh=world.mesh), model_of()
+    stores = [fv.VarStore.from_module(one) for one in (mine, alone)]
+    opt, reference = (averaged(store, max_norm=0.5) for store in stores)
+    give_exact(mine, alone, 0)
+    for turn in ("step", "eval", "train"):
+        for one in (opt, reference):
+            getattr(one, turn)()
+        for (name, p), q in zip(mine.named_parameters(), alone.parameters(), strict=True):
+            assert torch.equal(full(p), q), f"{turn}: {name}"
+    opt, reference = (adamw(store, max_norm=0.5) for store in stores)
+    averages = [fv.EMA(one, decay=0.5) for one in (opt, reference)]
+    for one in (opt, reference):
+        one.step()
+    with averages[0].swapped(), averages[1].swapped():
+        for (name, p), q in zip(mine.named_parameters(), alone.parameters(), strict=True):
+            assert torch.equal(full(p), q), f"average of {name}"
+
+
+@on(2)
+def check_an_asynchronous_save_of_shards(world: World) -> None:
+    mine, alone = divided(model_of(), mesh=world.mesh), model_of()
+    opt, reference = adamw(fv.VarStore.from_module(mine)), adamw(fv.VarStore.from_module(alone))
+    give_exact(mine, alone, 0)
+    opt.step()
+    reference.step()
+    path, group = world.folder / "async-shards", dist.new_group(backend="gloo")
+    future = dcp.async_save(contents(mine, opt), checkpoint_id=path, process_group=group)
+    give_exact(mine, model_of(), 1)
+    opt.step()
+    future.result()
+    again = divided(model_of(), mesh=world.mesh)
+    other = adamw(fv.VarStore.from_module(again))
+    load(again, other, path)
+    assert_whole(again, other, alone, reference, "as it was when it was saved")

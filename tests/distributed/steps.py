@@ -19,6 +19,11 @@ from .launch import World, on
 SHAPES = ((7, 5), (300, 501), (), (0, 3), (33,), (260, 129), (4, 3, 5, 5))
 STEPS = 4
 DTYPES = (torch.float32, torch.bfloat16)
+# Of values, and of states.
+FORMATS: tuple[tuple[dict[str, Any], Any], ...] = (
+    ({}, "root8"),
+    ({"dtype": torch.bfloat16, "values": "split"}, {"exp_avg": "root8", "exp_avg_sq": "log4"}),
+)
 
 
 class Net(nn.Module):
@@ -73,7 +78,9 @@ def assert_same(mine: fv.VarStore, opt: Optimizer, whole: fv.VarStore, reference
         if not whole[name].requires_grad:
             continue
         state, truth = opt.state[mine[name].param], reference.state[whole[name].param]
-        assert float(state["step"]) == float(truth.get("step", 0.0)), f"{about}: step of {name}"
+        taken = truth.get("step")  # Muon's matrices have none, nor has what took no step
+        counted = state.get("step", 0.0) if taken is None else state["step"]
+        assert float(counted) == float(taken or 0.0), f"{about}: step of {name}"
         for key, piece in state.items():
             # Without a step there is no truth: shared state is shown from the start.
             for box in piece.boxes() if isinstance(piece, Piece) and key in truth else ():
@@ -100,6 +107,16 @@ def warm() -> None:
         if kind is averaged:
             opt.eval()
             opt.train()
+
+    net = Net()
+    opt = adamw(fv.VarStore.from_module(net), stats=True, max_norm=0.5)
+    give(net, gradients(0, 0))
+    opt.step()
+    for stored, formats in FORMATS:
+        net = Net()
+        opt = adamw(fv.VarStore.from_module(net, **stored), max_norm=0.5, state_format=formats)
+        give(net, gradients(0, 0))
+        opt.step()
 
 
 def adamw(store: Any, **options: Any) -> fv.optim.AdamW:
@@ -308,13 +325,35 @@ def check_what_one_rank_cannot_do_is_refused(world: World) -> None:
 
 
 @on(2)
-def check_optimizers_of_whole_variables_are_refused(world: World) -> None:
+def check_an_optimizer_of_whole_variables_is_refused(world: World) -> None:
     net = Net()
-    store = fv.VarStore.from_module(net, mesh=world.mesh)
-    for opt in (fv.optim.Prodigy(store), fv.optim.Muon(store), adamw(store, stats=True)):
-        give(net, gradients(world.rank, 0))
-        with pytest.raises(fv.FlatvarsError, match="whole variables"):
-            opt.step()
+    opt = fv.optim.Prodigy(fv.VarStore.from_module(net, mesh=world.mesh))
+    give(net, gradients(world.rank, 0))
+    with pytest.raises(fv.FlatvarsError, match="whole variables"):
+        opt.step()
+
+
+@on(2)
+def check_numbers_that_a_step_tells(world: World) -> None:
+    """Of whole variables, added up when they are read."""
+    net, alone = Net(), Net()
+    store, whole = fv.VarStore.from_module(net, mesh=world.mesh), fv.VarStore.from_module(alone)
+    opt, reference = (adamw(one, stats=True, max_norm=0.5) for one in (store, whole))
+    for step in range(2):
+        give(net, gradients(world.rank, step, ((-1, 4),)))
+        give(alone, mean(world, step, ((-1, 4),)))
+        for one in (opt, reference):
+            one.step()
+            one.zero_grad()
+    assert_same_numbers(opt.stats(), reference.stats())
+
+
+def assert_same_numbers(mine: Any, truth: Any) -> None:
+    """To the last bits of sums over variables, which come in another order."""
+    assert list(mine) == list(truth)
+    for name, numbers in truth.items():
+        for column, number in numbers.items():
+            torch.testing.assert_close(mine[name][column], number, rtol=1e-6, atol=1e-12, equal_nan=True)
 
 
 def check_sums_over_whole_variables(world: World) -> None:
@@ -336,28 +375,46 @@ def check_sums_over_whole_variables(world: World) -> None:
         assert_same(store, opt, whole, reference, f"step {step}")
 
 
-@on(2)
-def check_formats_of_blocks_are_refused(world: World) -> None:
-    net = Net()
-    opt = adamw(fv.VarStore.from_module(net, mesh=world.mesh), state_format="root8")
-    give(net, gradients(world.rank, 0))
-    with pytest.raises(fv.FlatvarsError, match="format of blocks"):
-        opt.step()
+def check_formats_of_blocks(world: World) -> None:
+    """Blocks of 128 begin with variables, and ranges on blocks: codes and scales are those of one process."""
+    for stored, formats in FORMATS[: 1 if world.size > 2 else None]:
+        net, alone, values = Net(), Net(), stored.get("values")
+        store, whole = fv.VarStore.from_module(net, mesh=world.mesh, **stored), fv.VarStore.from_module(alone, **stored)
+        opt, reference = (adamw(one, state_format=formats, max_norm=0.5) for one in (store, whole))
+        for step in range(2):
+            give(net, gradients(world.rank, step, ((-1, 4),)))
+            give(alone, mean(world, step, ((-1, 4),)))
+            for one in (opt, reference):
+                one.step()
+                one.zero_grad()
+            assert_same(store, opt, whole, reference, f"{values}, {formats}, step {step}")
+        for name in whole if values == "split" else ():
+            assert torch.equal(store.float32(name), whole.float32(name)), name
+        written = opt.state[net.p1]["exp_avg"]
+        written.zero_()  # what is shown is decoded, and taken back
+        reference.state[alone.p1]["exp_avg"].zero_()
+        for module, one in ((net, opt), (alone, reference)):
+            give(module, gradients(0, 9))
+            one.step()
+        assert_same(store, opt, whole, reference, f"{values}, {formats}, written to")
 
 
 @on(2)
 def check_values_are_rounded_as_in_one_process(world: World) -> None:
-    """At random, by draws that no rank shows in; the mean of equal gradients is exact."""
-    net, alone = Net(), Net()
-    stored: Any = {"dtype": torch.bfloat16, "values": "stochastic"}
-    store, whole = fv.VarStore.from_module(net, mesh=world.mesh, **stored), fv.VarStore.from_module(alone, **stored)
-    opt, reference = adamw(store), adamw(whole)
-    for step in range(2):
-        for module, one in ((net, opt), (alone, reference)):
-            give(module, [None if grad is None else grad.bfloat16() for grad in gradients(0, step)])
-            one.step()
-            one.zero_grad()
-    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), alone.parameters(), strict=True))
+    """At random, by draws that no rank shows in; the mean of equal gradients is exact. And split ones are exact."""
+    for values in ("stochastic", "split"):
+        net, alone = Net(seed=world.rank), Net()
+        stored: Any = {"dtype": torch.bfloat16, "values": values}
+        store, whole = fv.VarStore.from_module(net, mesh=world.mesh, **stored), fv.VarStore.from_module(alone, **stored)
+        opt, reference = adamw(store), adamw(whole)
+        for step in range(2):
+            for module, one in ((net, opt), (alone, reference)):
+                give(module, [None if grad is None else grad.bfloat16() for grad in gradients(0, step)])
+                one.step()
+                one.zero_grad()
+        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), alone.parameters(), strict=True)), values
+        for name in whole if values == "split" else ():
+            assert torch.equal(store.float32(name), whole.float32(name)), name
 
 
 @on(2)

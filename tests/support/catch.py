@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flatvars.kernels.fills import CONSTANT, NORMAL, Draw, Fill
+from flatvars.kernels.formats import Stored
 from flatvars.kernels.rules import OBSERVED
 from flatvars.kernels.triton.fill import fill_
 
@@ -45,6 +46,7 @@ def step_launch(
     shapes: Sequence[Shape] = SMALL,
     statistics: bool = False,
     observed: bool = False,
+    placed: bool = False,
 ) -> Captured:
     """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
 
@@ -56,6 +58,7 @@ def step_launch(
         drawn: States in bfloat16 are rounded at random, where the rule says so.
         statistics: The launch before it, of a rule that has one.
         observed: It tells of its variables.
+        placed: Values lie at an address for each variable.
     """
     rig = Rig(
         shapes,
@@ -82,8 +85,11 @@ def step_launch(
         options["keys"] = torch.zeros(1 + len(shapes), dtype=torch.int64)
     if scaled:
         options |= {"grad_scale": torch.ones(()), "found_inf": torch.zeros(())}
+    values = rig.values.stream
+    if placed:
+        values = Stored(torch.empty(0, dtype=dtype), places=torch.zeros(len(shapes), dtype=torch.int64))
     launches = captured_all(
-        lambda: rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **options),
+        lambda: rig.plan.step_(sources, case.rule, values, states, [case.group], **options),
         1 if case.rule.statistics is None else 2,
     )
     return launches[0 if statistics else -1]
