@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ..backend import RPROP, Rule
+from ..gradients.cycle import Collected
+from ..gradients.plans import PlanSet
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least
@@ -88,11 +90,17 @@ class Rprop(Optimizer):
         if not 0.0 <= least <= most:
             raise ValueError(f"Invalid step_sizes: {least}, {most}; give the least, at least 0, and the largest")
 
-    def check_changed(self, group: Mapping[str, Any], waits: bool = False) -> None:
+    def launch_parts(
+        self, plans: PlanSet, collected: Collected, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    ) -> None:
         """As `Optimizer`'s; warns once of a learning rate that changes after the first step."""
-        super().check_changed(group, waits)
+        for group in self.param_groups:
+            self._look_at_rate(group)
+        super().launch_parts(plans, collected, norm, scaling)
+
+    def _look_at_rate(self, group: Mapping[str, Any]) -> None:
         lr = group["lr"]
-        if waits or self._warned or isinstance(lr, Tensor):
+        if self._warned or isinstance(lr, Tensor):
             return
         if self._calls > 1 and lr != self._rates.get(id(group), lr):
             self._warned = True
