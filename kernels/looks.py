@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 FEWEST = 64
@@ -89,6 +90,13 @@ class Looks:
             return False
         found: int = self._functions.compare(*self._question(self._noted))
         return found == 1
+
+    def count(self) -> None:
+        """Adds one to the version of each, as a write in place does."""
+        if self._functions is None:
+            torch.autograd.graph.increment_version(self._tensors)
+        else:
+            self._functions.count(self._words.ctypes.data, len(self._words))
 
     def hold(self, others: Looks, addresses: npt.NDArray[np.int64], versions: npt.NDArray[np.int64] | None) -> bool:
         """Whether what lies in `.grad` of each of these is the other's tensor, and lies at its address.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -50,7 +49,7 @@ class Plan:
 
     def write_norm_to(self, norm: Tensor) -> None:
         """From the next launch on, norms go to this tensor, like the one before."""
-        self.out = replace(self.out, norm=norm)
+        self.out = NormSlot(norm, self.out.sums, self.out.slot)
 
     # Which gradients a launch reads -------------------------------------------------------------------------------
 

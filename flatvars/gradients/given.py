@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import GradientError, UnknownNameError
 from .plans import PlanSet
+
+
+def _device(grad: Tensor | None) -> Any:
+    return None if grad is None else grad.device
 
 
 def aligned(plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -19,6 +24,8 @@ def aligned(plans: PlanSet, grads: Mapping[str, Tensor] | Sequence[Tensor | None
     """
     registry = plans.registry
     found = _by_name(plans, grads) if isinstance(grads, Mapping) else _in_order(plans, grads)
+    if {None, registry.device}.issuperset(map(_device, found)):
+        return found
     for variable, grad in zip(plans.variables, found, strict=True):
         if grad is not None and grad.device != registry.device:
             raise GradientError(
@@ -39,6 +46,8 @@ def _by_name(plans: PlanSet, grads: Mapping[str, Tensor]) -> list[Tensor | None]
 
 def _in_order(plans: PlanSet, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
     trainable = plans.registry.declared_trainable()
+    if trainable == plans.variables and len(grads) == len(trainable):
+        return list(grads)
     if len(grads) != len(trainable):
         raise GradientError(
             f"{len(grads)} gradients were given for {len(trainable)} trainable variables; give one per "

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..backend import Stored, all_in_memory_order, in_memory_order, make_plan
+from ..backend import Looks, Stored, all_in_memory_order, in_memory_order, make_plan
 from ..memory.streams import FROZEN_ELEMENTS, VALUES
 from ..variables.guard import AliasGuard
 from ..variables.registry import Registry
@@ -140,6 +140,11 @@ class PlanSet:
     def empty(self) -> list[int]:
         """Positions of the variables without elements."""
         return [k for k, v in enumerate(self.variables) if not v.spec.numel]
+
+    @cached_property
+    def counter(self) -> Looks:
+        """By which the versions of all Parameters are counted."""
+        return Looks(self.params)
 
     @cached_property
     def stretches(self) -> list[tuple[torch.dtype, int, int]]:

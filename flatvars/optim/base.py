@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any, NoReturn
 
 import torch
@@ -467,8 +468,10 @@ class Optimizer(Averaging, Conveniences):
         gradients.spend(plans, collected)
         # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
         # before this step would silently use the new ones.
-        stepped = plans.params if all(touched) else [p for p, hit in zip(plans.params, touched, strict=True) if hit]
-        torch.autograd.graph.increment_version(stepped)
+        if all(touched):
+            plans.counter.count()
+        else:
+            torch.autograd.graph.increment_version(list(compress(plans.params, touched)))
         return loss
 
     def _count(self) -> None:

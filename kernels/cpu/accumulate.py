@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..launches import NormSlot, Tables
-from .compile import DTYPES, compiled, float_type, native
+from .compile import DTYPES, compiled, float_type, native, wide_vectors
 from .formats import FORMATS, name_of
 from .gradients import TILE, converter_of, tile_source
 from .memory import (
@@ -64,6 +64,7 @@ LAYOUT = RecordLayout(
     "norm_is_double",
 )
 word, number = LAYOUT.reader(), LAYOUT.number_reader()
+NORM = LAYOUT.positions["norm"]
 
 
 @functools.cache
@@ -165,6 +166,7 @@ def _storer(stream: str, dtype: type) -> Any:
     def store_tile(
         place: Any, stream: Any, start: Any, count: Any, touched: Any, add: Any, frozen: Any, memory: Any
     ) -> Any:
+        wide_vectors()
         target = stream + start * size
         if not touched and not add:
             for i in range(count):
@@ -204,18 +206,19 @@ def launch(
     """See `Launches.accumulate`; `written` is zeros, uint8 [variables], of viewed sources."""
     given = (
         *read_of(tables, sources, written),
-        address_of(stream),
-        None if stream is None else stream.dtype,
-        out.norm.data_ptr(),
+        None if stream is None else (stream.data_ptr(), stream.dtype),
         out.norm.dtype,
         out.sums.data_ptr(),
         out.slot,
         scale,
         add,
-        address_of(grad_scale),
+        None if grad_scale is None else grad_scale.data_ptr(),
     )
     launcher.run(
-        given, lambda: _prepared(tables, units, sources, stream, out, scale, add, address_of(grad_scale), written)
+        given,
+        lambda: _prepared(tables, units, sources, stream, out, scale, add, address_of(grad_scale), written),
+        # Whoever was handed the last norm keeps it: the next one is another tensor.
+        [(NORM, out.norm.data_ptr())],
     )
 
 

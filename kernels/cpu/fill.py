@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import distributions
 from ..fills import AXES_AT, CONSTANT, DIAGONAL, HEAD, NORMAL, PER_BLOCK, UNIFORM, Fill, fill_tables
-from .compile import compiled, float_type, native, twin
+from .compile import compiled, float_type, native, twin, wide_vectors
 from .formats import FORMATS, name_of
 from .gradients import TILE
 from .memory import caller, element_store, fetch_add, read_double, read_float, read_int, stack, write_float
@@ -60,6 +60,7 @@ def drawer() -> Any:
 
     @compiled
     def normal(row: Any, count: Any, memory: Any) -> None:
+        wide_vectors()
         mean, std = parameter(row, 0), parameter(row, 1)
         for i in range(count // 2):
             turn, swap, sign = quarter_turn(memory, 2 * i + 1)
@@ -69,12 +70,14 @@ def drawer() -> Any:
 
     @compiled
     def uniform(row: Any, count: Any, memory: Any) -> None:
+        wide_vectors()
         low, width, top = parameter(row, 0), parameter(row, 1), parameter(row, 2)
         for i in range(count):
             write_float(memory, i, scale_uniform(upper_bits(memory, i) * unit, low, width, top))
 
     @compiled
     def cut(row: Any, count: Any, memory: Any) -> None:
+        wide_vectors()
         left, right, width = parameter(row, 0), parameter(row, 1), parameter(row, 2)
         mean, std, low, high = parameter(row, 3), parameter(row, 4), parameter(row, 5), parameter(row, 6)
         for i in range(count):

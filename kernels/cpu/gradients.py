@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .compile import compiled, float_type, native
-from .formats import FORMATS
+from ..addresses import Sources
+from ..launches import Tables
+from .compile import compiled, float_type, native, wide_vectors
+from .formats import FORMATS, name_of
 from .memory import caller, element_load, element_store, read_byte
 
 # Elements of a tile, as in the fixed slots of norms.
@@ -25,6 +27,7 @@ def converter(name: str, dtype: type) -> Any:
 
     @compiled
     def convert(source: Any, target: Any, count: Any, factor: Any, frozen: Any) -> None:
+        wide_vectors()
         if frozen == 0:
             for i in range(count):
                 store(target, i, load(source, i) * factor)
@@ -62,6 +65,17 @@ def _converter_arguments(dtype: type) -> list[Any]:
     return [word, word, word, float_type(dtype), word, word]
 
 
+@compiled
+def size_of(code: Any) -> Any:
+    """Bytes of a gradient."""
+    return 4 if code == 0 else (8 if code == 3 else 2)
+
+
+def read_as(sources: Sources, tables: Tables) -> str | None:
+    """The format of gradients that a step's loop is compiled for: None is that of the arithmetic, or says several."""
+    return None if sources.dtype in (None, tables.compute_dtype) else name_of(sources.dtype)
+
+
 def tile_source(dtype: type) -> Any:
     """`(address, code, local, count, factor, frozen, scratch, converter) -> address` of `count` gradients in `dtype`.
 
@@ -75,8 +89,7 @@ def tile_source(dtype: type) -> Any:
     def source(
         address: Any, code: Any, local: Any, count: Any, factor: Any, frozen: Any, scratch: Any, converter: Any
     ) -> Any:
-        size = 4 if code == 0 else (8 if code == 3 else 2)
-        gradients = address + local * size
+        gradients = address + local * size_of(code)
         if code == plain and factor == one and frozen == 0:
             return gradients
         call(converter, gradients, code, count, factor, frozen, scratch)

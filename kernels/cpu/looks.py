@@ -5,8 +5,9 @@ five take 15. `kernels/looks.py` says what is asked, and asks nothing where `loa
 
 What is relied on: behind its head, a Python tensor holds a word that is an `at::Tensor`, the address of its
 `TensorImpl`; the functions `aoti_torch_*` of libtorch, whose C interface torch promises to keep, take the address of
-such a word, and so do `at::_ops::_version::call` and `is_neg`; `c10::TensorImpl::grad() const` returns one. `load`
-compares what it is told in this way with what Python says, first the word, then each answer.
+such a word, and so do `call` of `at::_ops::_version`, `is_neg` and `is_inference`, and
+`torch::autograd::impl::bump_version`; `c10::TensorImpl::grad() const` returns one. `load` compares what it is told in
+this way with what Python says, first the word, then each answer.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ ABSENT = -1
 
 _SHIM = ("get_layout", "get_data_ptr", "get_dtype", "get_numel", "get_dim", "get_strides")
 _GRAD = "_ZNK3c1010TensorImpl4gradEv"
+_BUMP, _IS_INFERENCE = (
+    "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
+    "_ZN2at4_ops12is_inference4callERKNS_6TensorE",
+)
 _VERSION, _IS_NEG = "_ZN2at4_ops8_version4callERKNS_6TensorE", "_ZN2at4_ops6is_neg4callERKNS_6TensorE"
 
 AHEAD = 6
@@ -61,11 +66,14 @@ class Looks(NamedTuple):
         hold: `(tensors, count, others, addresses, versions)`: whether what lies in `.grad` of each of these tensors is
             the other one, which lies at its address; writes the versions of the others, int64, if there is an address
             to write them to.
+        count: `(tensors, count)`: adds one to the version of each, as a write in place does, but of those that
+            inference mode made and that have none.
     """
 
     describe: Function
     compare: Function
     hold: Function
+    count: Function
 
 
 def load() -> Looks | None:
@@ -76,13 +84,16 @@ def load() -> Looks | None:
     try:
         shim = [_address(libraries[0], f"aoti_torch_{name}") for name in _SHIM]
         version, is_neg = _address(libraries[0], _VERSION), _address(libraries[0], _IS_NEG)
+        bump, is_inference = _address(libraries[0], _BUMP), _address(libraries[0], _IS_INFERENCE)
         grad = _address(libraries[1], _GRAD)
     except AttributeError:
         return None
     undefined = _undefined(grad)
     if undefined is None:
         return None
-    looks = Looks(*_describers(shim, grad, is_neg, undefined), _hold(grad, shim[1], version))
+    looks = Looks(
+        *_describers(shim, grad, is_neg, undefined), _hold(grad, shim[1], version), _count(bump, is_inference)
+    )
     return looks if _is_right(looks) else None
 
 
@@ -238,6 +249,19 @@ def _hold(grad: int, data_ptr: int, version: int) -> Function:
     return _function(hold, 5)
 
 
+def _count(bump: int, is_inference: int) -> Function:
+    ask, ask_whether = caller([types.int64]), caller([types.int64], types.boolean)
+
+    def count(tensors: Any, number: Any) -> Any:
+        for i in range(number):
+            look_ahead(tensors, i, number)
+            if not ask_whether(is_inference, read_int(tensors, i)):
+                ask(bump, read_int(tensors, i))
+        return number
+
+    return _function(count, 2)
+
+
 def _function(code: Callable[..., Any], arguments: int) -> Function:
     made = native(code, types.int64(*[types.int64] * arguments))
     return ctypes.PYFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * arguments)(made.address)
@@ -275,4 +299,9 @@ def _is_right(looks: Looks) -> bool:
         looks.hold(words_of(having).ctypes.data, len(having), others.ctypes.data, at.ctypes.data, versions.ctypes.data)
         for others, at in ((others, moved), (swapped, places), (others, places))
     ]
-    return answers == [0, 0, 1] and versions.tolist() == [grad._version for grad in grads]
+    if answers != [0, 0, 1] or versions.tolist() != [grad._version for grad in grads]:
+        return False
+    with torch.inference_mode():
+        grads.append(torch.zeros(1))
+    looks.count(words_of(grads).ctypes.data, len(grads))
+    return (versions + 1).tolist() == [grad._version for grad in grads[:-1]]

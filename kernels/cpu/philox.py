@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .compile import native
+from .compile import native, wide_vectors
 from .memory import caller, pointer
 
 _I64, _I128, _LANE = ir.IntType(64), ir.IntType(128), ir.IntType(32)
@@ -113,6 +113,7 @@ def block_writer() -> int:
     """
 
     def write(target: Any, count: Any, seed: Any, key: Any, block: Any, second: Any, third: Any, fourth: Any) -> None:
+        wide_vectors()
         done = 0
         while done + ABREAST <= count:
             _write_abreast(target + BLOCK * done, seed, key, block + done, second, third, fourth)

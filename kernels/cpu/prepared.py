@@ -5,7 +5,7 @@ A record has some fifty words. To gather them anew takes ten times as long as th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..launches import Tables
-from .record import DONE, NEXT, Words, address_of
+from .record import DONE, NEXT, Words
 from .threads import POOL, callable_of
 
 KEPT = 2
@@ -32,8 +32,11 @@ class Prepared:
     def __init__(self, code: Any, record: Words, threads: int, *beside: Any) -> None:
         self._function, self._record, self._threads, self._beside = callable_of(code), record, threads, beside
 
-    def run(self) -> None:
+    def run(self, moved: Sequence[tuple[int, int]] = ()) -> None:
+        """See `Launcher.run`."""
         record = self._record if self._threads == 1 else self._record.__class__.from_buffer_copy(self._record)
+        for position, word in moved:
+            record[position] = word
         record[NEXT] = record[DONE] = 0
         POOL.launch(self._function, record, self._threads)
 
@@ -44,23 +47,26 @@ class Launcher:
     def __init__(self) -> None:
         self._known: list[tuple[tuple[Any, ...], Prepared]] = []
 
-    def run(self, given: tuple[Any, ...], prepare: Callable[[], Prepared]) -> None:
+    def run(
+        self, given: tuple[Any, ...], prepare: Callable[[], Prepared], moved: Sequence[tuple[int, int]] = ()
+    ) -> None:
         """Makes a launch.
 
         Args:
             given: All that its record is made of: addresses and numbers, none of them an object whose memory may move.
             prepare: Makes the record, of a launch that is not known.
+            moved: Positions in the record of what is another in every launch, and the words to be there.
         """
         for known, prepared in self._known:
             if known == given:
-                prepared.run()
+                prepared.run(moved)
                 return
         prepared = prepare()
         self._known = [(given, prepared), *self._known[: KEPT - 1]]
-        prepared.run()
+        prepared.run(moved)
 
 
 def read_of(tables: Tables, sources: Sources, written: Tensor | None) -> tuple[Any, ...]:
     """The beginning of what a launch is given: where gradients are found, and how many threads there are."""
-    threads, places = torch.get_num_threads(), sources.table.data_ptr()
-    return threads, places, sources.dtype, written is None, address_of(tables.frozen)
+    frozen = None if tables.frozen is None else tables.frozen.data_ptr()
+    return torch.get_num_threads(), sources.table.data_ptr(), sources.dtype, written is None, frozen

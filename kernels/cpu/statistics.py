@@ -25,24 +25,30 @@ from ..formats import Stored
 from ..launches import StepInputs, Tables
 from ..rules import Rule
 from ..segments import UNIT
-from .compile import DTYPES, compiled, float_type, native, twin
+from .compile import DTYPES, compiled, float_type, native, twin, wide_vectors
 from .draws import drawer, stored_draws
 from .elements import Elements
 from .formats import FORMATS
-from .gradients import TILE
+from .gradients import TILE, read_as
 from .memory import element_load, read_byte, read_int, read_int32, stack, write_double
 from .numbers import reader, starter
 from .prepared import Launcher, Prepared
 from .squares import unit_sums, variable_sum
 from .step import kernel
-from .step_record import Measures, given, is_skipped, is_untouched, prepared, word
+from .step_record import NORM, Measures, given, is_skipped, is_untouched, prepared, word
 from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses, turning
 from .update import updater_arguments
 
 
 @functools.cache
 def updater(
-    rule: Rule, value: str, states: tuple[str, ...], dtype: type, masked: bool, draws: tuple[int, ...] = ()
+    rule: Rule,
+    value: str,
+    states: tuple[str, ...],
+    dtype: type,
+    masked: bool,
+    draws: tuple[int, ...] = (),
+    source: str | None = None,
 ) -> Any:
     """Machine code of the loop over the elements of a tile, and of the sums of its units."""
     sums, number = rule.statistics, float_type(dtype)
@@ -53,7 +59,7 @@ def updater(
     kinds = 1 + max(draws, default=-1)
     draw, draw_room = drawer(kinds, False, turning(states, draws)), stack(2 * TILE * max(kinds, 1))
     function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
-    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
+    load_gradient = element_load(FORMATS[source or np.dtype(dtype).name], number, elements.streams, elements.gradient)
     load, widen, store = (
         elements.loader(),
         elements.widener(),
@@ -86,6 +92,7 @@ def updater(
         drawn: Any,
         memory: Any,
     ) -> None:
+        wide_vectors()
         for i in range(first_lane, last):
             g = load_gradient(gradients, i) * unscale * clip
             stored = load(values, start + i, addresses, state_start + i)
@@ -198,8 +205,10 @@ def launch(
         dtype = DTYPES[tables.compute_dtype]
         moves = rule.statistics is not None and rule.statistics.moves
         draws = stored_draws(rule, states, inputs, range(rule.beside, len(states) if moves else 0))
-        update = updater(rule, kind_of(values), tuple(map(kind_of, states)), dtype, tables.frozen is not None, draws)
+        kinds, masked = tuple(map(kind_of, states)), tables.frozen is not None
+        update = updater(rule, kind_of(values), kinds, dtype, masked, draws, read_as(sources, tables))
         code = kernel(dtype, finisher(dtype), True)
         return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, measures)
 
-    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare)
+    moved = [(NORM, inputs.norm.data_ptr())]
+    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)

@@ -5,7 +5,8 @@
     p, state <- RULE(p, g, state, hyper, step)   hyper: the group's numbers, and what its scalars are in float64
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
-where elements are masked. A gradient of another dtype is converted tile by tile, in the first-level cache.
+where elements are masked. Gradients of one dtype are loaded as they are; of several, those of other dtypes than the
+arithmetic are converted tile by tile, in the first-level cache.
 Numerics: float32 inside (float64 for float64 regions), every operation rounded on its own, in the order of the rule;
 stores round to nearest even, those of some states and values to bfloat16 at random (`triton/stochastic.py`): the bits
 of Triton's interpreter, for any number of threads.
@@ -30,12 +31,13 @@ from ..rules import OBSERVED, Rule
 from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native
 from .draws import stored_draws
-from .gradients import TILE, tile_source
+from .gradients import TILE, read_as, size_of, tile_source
 from .memory import caller, fetch_add, read_double, read_float, read_int, read_int32, stack, write_double
 from .prepared import Launcher, Prepared
 from .record import DONE, NEXT
 from .squares import variable_sum
 from .step_record import (
+    NORM,
     ONE,
     Measures,
     clip_coefficient,
@@ -107,7 +109,7 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
         units, unit_count = word(record, "units"), word(record, "unit_count")
         places, value_size = word(record, "places"), word(record, "value_size")
         wide = word(record, "wide") != 0
-        width = 8 if wide else size
+        width, as_they_are = 8 if wide else size, word(record, "as_they_are") != 0
         unscale = one
         if grad_scale != 0:
             unscale = one / dtype(read_float(grad_scale, 0))
@@ -127,7 +129,10 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
             held = values
             if places != 0:
                 held = read_int(places, variable) - (start - local) * value_size
-            gradients = source(address, code, local, length, one, 0, memory, converter)
+            if as_they_are:
+                gradients = address + local * size_of(code)
+            else:
+                gradients = source(address, code, local, length, one, 0, memory, converter)
             clip = coefficient(record, dtype(read_double(group, 0)) if wide else read(group, 0))
             update(
                 updater,
@@ -205,8 +210,10 @@ def launch(
         observes = observed is not None
         kinds = tuple(map(kind_of, states))
         at_random = values.at_random and inputs.keys is not None
-        update = updater(rule, kind_of(values), kinds, dtype, tables.frozen is not None, draws, observes, at_random)
+        masked, read = tables.frozen is not None, read_as(sources, tables)
+        update = updater(rule, kind_of(values), kinds, dtype, masked, draws, observes, at_random, read)
         code = kernel(dtype, observer(dtype), True) if observes else kernel(dtype)
         return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 
-    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare)
+    moved = [(NORM, inputs.norm.data_ptr())]
+    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)

@@ -32,6 +32,7 @@ LAYOUT = RecordLayout(
     "written",  # address of uint8 [variables], 0 where a view holds no gradient; 0 where all sources count
     "updater",  # address of the function for the elements of a tile
     "converter",  # address of the function for gradients of other dtypes
+    "as_they_are",  # whether the updater loads gradients of the dtype that they all have
     "hyper",  # address of [groups, columns]
     "columns",
     "wide",  # whether `hyper` is float64, whatever the arithmetic is
@@ -66,6 +67,7 @@ LAYOUT = RecordLayout(
     "observed",  # address of float64 [slots, sums] out, in launches that observe
 )
 word = LAYOUT.reader()
+NORM = LAYOUT.positions["norm"]
 _address = Tensor.data_ptr
 ONE = np.float32(1.0)
 
@@ -154,27 +156,23 @@ def given(
         (stored.buffer.data_ptr(), stored.buffer.dtype, stored.format, stored.at_random, *map(_address, stored.beside))
         for stored in (values, *states)
     ]
+    there = values.places, inputs.grad_scale, inputs.found_inf, inputs.keys, inputs.observed
     return (
         rule,
         *read_of(tables, sources, written),
         streams,
-        address_of(values.places),
+        [None if tensor is None else tensor.data_ptr() for tensor in there],
         inputs.hyper.data_ptr(),
         inputs.hyper.shape,
         inputs.steps.data_ptr(),
         inputs.base,
-        inputs.norm.data_ptr(),
         inputs.norm.dtype,
         inputs.clip,
         inputs.skip,
         inputs.skipped.data_ptr(),
         inputs.count_skips,
-        address_of(inputs.grad_scale),
-        address_of(inputs.found_inf),
         list(map(_address, inputs.own)),
-        address_of(inputs.keys),
         inputs.unit,
-        address_of(inputs.observed),
     )
 
 
@@ -215,7 +213,8 @@ def prepared(
         sources=sources.table.data_ptr(),
         written=address_of(written),
         updater=update.address,
-        converter=0 if sources.dtype == tables.compute_dtype else converter_of(dtype),
+        converter=converter_of(dtype) if sources.dtype is None else 0,
+        as_they_are=sources.dtype is not None,
         hyper=inputs.hyper.data_ptr(),
         columns=inputs.hyper.shape[1],
         wide=rule.wide,

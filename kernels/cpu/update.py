@@ -10,7 +10,7 @@ from numba import types
 
 from ..rules import OBSERVED, Rule, observe
 from ..segments import UNIT
-from .compile import compiled, float_type, native, twin
+from .compile import compiled, float_type, native, twin, wide_vectors
 from .draws import drawer
 from .elements import Elements
 from .formats import FORMATS
@@ -31,6 +31,7 @@ def updater(
     draws: tuple[int, ...] = (),
     observes: bool = False,
     at_random: bool = False,
+    source: str | None = None,
 ) -> Any:
     """Machine code of the loop over the elements of a tile, for one rule over streams of these formats.
 
@@ -39,6 +40,7 @@ def updater(
     Args:
         observes: Whether it takes the sums of `rules/observe.py`.
         at_random: Whether values, which are bfloat16, are rounded at random.
+        source: Format of the gradients; that of the arithmetic if not given.
     """
     kinds_of, terms = (value, *states), len(OBSERVED) if observes else 0
     kinds = 1 + max(draws, default=-1)
@@ -48,7 +50,7 @@ def updater(
     draw, room = drawer(kinds, at_random, turning(states, draws)), stack(2 * TILE * max(kinds + at_random, 1))
     function, number = twin(rule.function, dtype), float_type(dtype)
     begins = any(start != -1 for start in rule.step_starts)
-    load_gradient = element_load(FORMATS[np.dtype(dtype).name], number, elements.streams, elements.gradient)
+    load_gradient = element_load(FORMATS[source or np.dtype(dtype).name], number, elements.streams, elements.gradient)
     load, widen, store = elements.loader(), elements.widener(), elements.storer(states=range(rule.stored))
     read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype)
     read_first, start_states = starter(rule, rule.step_starts, dtype)
@@ -85,6 +87,7 @@ def updater(
         drawn: Any,
         told: Any,
     ) -> None:
+        wide_vectors()
         for i in range(first_lane, last):
             plain = load_gradient(gradients, i) * unscale
             g = plain * clip

@@ -31,7 +31,10 @@ def test_they_work_with_this_torch() -> None:
     assert looks._looks() is not None
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("HEAD", 8), ("_GRAD", "no_such_function"), ("_VERSION", "_Z7missingv")])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("HEAD", 8), ("_GRAD", "no_such_function"), ("_VERSION", "_Z7missingv"), ("_BUMP", "_Z7missingv")],
+)
 def test_a_torch_that_is_otherwise_is_not_asked(name: str, wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, name, wrong)
     assert compiled.load() is None
@@ -48,6 +51,17 @@ def test_rows_say_what_python_says() -> None:
             address, axes, _, numel, *strides = rows[k].tolist()
             assert (address, axes, numel) == (param.grad.data_ptr(), param.dim(), param.numel())
             assert strides[:axes] == list(param.grad.stride())
+
+
+def test_versions_are_counted_as_python_counts() -> None:
+    params = parameters()
+    with torch.inference_mode():
+        without = [nn.Parameter(torch.zeros(2, 3)), *params]  # the first has no version, and is passed over
+    before = [param._version for param in params]
+    Looks(without).count()
+    assert [param._version for param in params] == [version + 1 for version in before]
+    torch.autograd.graph.increment_version(without)
+    assert [param._version for param in params] == [version + 2 for version in before]
 
 
 def move(params: list[nn.Parameter]) -> None:

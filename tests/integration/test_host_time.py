@@ -95,9 +95,24 @@ def test_a_launch_is_prepared_once_and_anew_where_values_moved(monkeypatch: pyte
     assert param.tolist() == [-4.0] * 300
 
 
-# In units of one reading of `.grad` of all variables; 5 to 7 and 4 to 7 on two cores that others used, and 12 with
+def test_norms_that_are_kept_cost_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is another tensor, which no launch after its own writes."""
+    store = fv.VarStore.from_module(nn.ParameterList([nn.Parameter(torch.zeros(300))]))
+    made: list[Prepared] = []
+    make = Prepared.__init__
+    monkeypatch.setattr(Prepared, "__init__", lambda self, *given: (made.append(self), make(self, *given))[1])
+    norms, grad = [], torch.ones(300)
+    for size in range(1, 6):
+        store.zero_grad()
+        store.accumulate([grad.fill_(size)])
+        norms.append(store.grad_norm())
+    assert len(made) == 1
+    assert torch.allclose(torch.stack(norms), torch.arange(1.0, 6.0) * 300**0.5)
+
+
+# In units of one reading of `.grad` of all variables; 6.1 to 7.7 and 4.7 to 6.0 when this was written, and 12 with
 # loops of Python's builtins over tensors, which remain where libtorch is not asked.
-LIMITS = {"step and zero_grad": 10.0, "as views": 10.0}
+LIMITS = {"step and zero_grad": 8.0, "as views": 6.5}
 
 
 def test_little_more_than_reading_gradients() -> None:
