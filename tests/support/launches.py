@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # Operators that make a view or an empty tensor, or tell a profiler: no kernel runs for them on a GPU.
-VIEWS = {"alias", "as_strided", "detach", "expand", "select", "slice", "squeeze", "t", "transpose", "view"}
+VIEWS = {"alias", "as_strided", "detach", "expand", "select", "slice", "squeeze", "t", "transpose", "unsqueeze", "view"}
 FREE = {
     *VIEWS,
     "empty",
