@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from bench.formats import figure, simulate
-from bench.formats.job import joined, run, table
+from bench.formats.job import joined, run
 from bench.formats.sides import FORMATS, PEERS
+from bench.formats.table import table
 from bench.train.options import parse_job
 
 RESULTS = Path(__file__).parents[1] / "results" / "formats"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.formats.job import table
+from bench.formats.table import table
 
 
 def formats_part(folder: Path, base: Path) -> str:

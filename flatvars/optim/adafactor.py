@@ -30,8 +30,8 @@ class Adafactor(Optimizer):
         lr: Most that a step may be of the root mean square of a variable's values; from step t on it is 1 / sqrt(t),
             where that is less.
         beta2_decay: Exponent, at most 0: squares of step t have the weight t^beta2_decay.
-        eps: Least mean of squares and root of the least estimate, the epsilon of the variable's dtype if None; least
-            root mean square of the values.
+        eps: Least mean of squares and root of the least estimate, the epsilon of the variable's dtype if None (of
+            float32, where values are split or corrected); least root mean square of the values.
         d: Least root mean square of a direction that is clipped, at least 1.
         weight_decay: Decoupled.
         foreach: As in torch.optim, and ignored.
@@ -118,7 +118,8 @@ class Adafactor(Optimizer):
             slots = self.states.slots
             members = [(v, numbers[v.id], place, slots[v.id]) for place, v in enumerate(variables)]
             numel = max((v.span.stop for v in variables), default=0)
-            room = self._rooms[id(part)] = FactoredStep(part, members, numel, self.registry.device)
+            about = self.registry.device, self.registry.number_dtype
+            room = self._rooms[id(part)] = FactoredStep(part, members, numel, *about)
         return room
 
     # Stepping ---------------------------------------------------------------------------------------------------------

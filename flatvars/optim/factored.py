@@ -10,7 +10,7 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -123,12 +123,21 @@ class FactoredStep(Directions):
     Args:
         part, numel, device: As for `Directions`.
         members: As of `batches_of`.
+        number_dtype: Of the numbers that a variable stands for.
     """
 
-    def __init__(self, part: Part, members: Sequence[Member], numel: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        part: Part,
+        members: Sequence[Member],
+        numel: int,
+        device: torch.device,
+        number_dtype: Callable[[Variable], torch.dtype],
+    ) -> None:
         dtype = torch.float64 if part.region == torch.float64 else torch.float32
         super().__init__(part, numel, dtype, device)
         self.batches = batches_of(members, dtype, device)
+        self._epsilons = [torch.finfo(number_dtype(batch.variables[0])).eps for batch in self.batches]
 
     def bind(self, touched: Sequence[bool], entry_of: EntryOf) -> None:
         """Goes on from what `optimizer.state` holds of the variables that have a gradient."""
@@ -153,10 +162,10 @@ class FactoredStep(Directions):
             written: bool [variables of the part]: which have a gradient, where the device alone knows.
         """
         most = AT_ONCE["cpu" if self.directions.device.type == "cpu" else "cuda"]
-        for batch in self.batches:
+        for batch, epsilon in zip(self.batches, self._epsilons, strict=True):
             group, hits = groups[batch.group], moves
             eps = group["eps"][0]
-            eps = torch.finfo(batch.variables[0].dtype).eps if eps is None else float(eps)
+            eps = epsilon if eps is None else float(eps)
             weights = (steps[batch.rows].double().abs() + 1.0) ** float(group["beta2_decay"])
             weights = weights.to(self.directions.dtype)
             if written is not None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from bench.formats import figure, simulate
-from bench.formats.job import joined, run, table
+from bench.formats.job import joined, run
 from bench.formats.sides import PEERS, tensors_in
+from bench.formats.table import table
 from bench.report.formats import formats_part
 from bench.train.options import parse_job
 
