@@ -85,7 +85,8 @@ def full_cells(device: str) -> list[Cell]:
     steps = [Cell("step", on, "adamw") for on in sizes]
     formats = [Cell("step", formats_on, optimizer, form) for optimizer in STATES for form in DTYPES]
     formats += [Cell("step", formats_on, "adamw", form) for form in STORED]
-    family = [Cell("step", on, optimizer) for optimizer in FAMILY for on in few[: 2 if on_gpu else 1]]
+    family_on = ("1000x1024", formats_on) if on_gpu else ("1000x1024",)
+    family = [Cell("step", on, optimizer) for optimizer in FAMILY for on in family_on]
     return [
         *(Cell("tail", on, "adamw") for on in dict.fromkeys([*SMALL, *counts, *sizes, *models])),
         *steps,
