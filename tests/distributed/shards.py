@@ -135,6 +135,7 @@ def check_losses_are_those_of_torch_over_fsdp2(world: World) -> None:
             assert all(p.grad is None for p in mine.parameters())
 
 
+@on(2, 3, 4)
 def check_shards_are_stepped_as_by_one_process(world: World) -> None:
     for clip in (None, 0.5):
         alone = model_of()
@@ -404,10 +405,8 @@ def check_what_shards_cannot_do_is_refused(world: World) -> None:
     with pytest.raises(fv.FlatvarsError, match="shared out over ranks"):
         copy.deepcopy(opt)
     give_exact(mine, model_of(), 0)
-    with pytest.raises(fv.FlatvarsError, match="format of blocks"):
-        adamw(store, state_format="root8").step()
-    with pytest.raises(fv.FlatvarsError, match="whole variables"):
-        fv.optim.Prodigy(store).step()
+    with pytest.raises(fv.SpecError, match="values= was given"):
+        fv.VarStore.from_module(mine, values="split")
 
 
 def check_first_values_of_shards_are_those_of_one_process(world: World) -> None:
