@@ -5,9 +5,12 @@ five take 15. `kernels/looks.py` says what is asked, and asks nothing where `loa
 
 What is relied on: behind its head, a Python tensor holds a word that is an `at::Tensor`, the address of its
 `TensorImpl`; the functions `aoti_torch_*` of libtorch, whose C interface torch promises to keep, take the address of
-such a word, and so do `call` of `at::_ops::_version`, `is_neg` and `is_inference`, and
-`torch::autograd::impl::bump_version`; `c10::TensorImpl::grad() const` returns one. `load` compares what it is told in
-this way with what Python says, first the word, then each answer.
+such a word, and so do `at::native::_version`, `is_neg` and `is_inference`, and `torch::autograd::impl::bump_version`;
+`c10::TensorImpl::grad() const` returns one. `load` compares what it is told in this way with what Python says, first
+the word, then each answer.
+
+Nothing is asked by way of torch's dispatcher, which tells profilers and dispatch modes of every question as of an
+operator that ran: it takes longer to ask than to answer, and a step would be an operator for each variable.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ _SHIM = ("get_layout", "get_data_ptr", "get_dtype", "get_numel", "get_dim", "get
 _GRAD = "_ZNK3c1010TensorImpl4gradEv"
 _BUMP, _IS_INFERENCE = (
     "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
-    "_ZN2at4_ops12is_inference4callERKNS_6TensorE",
+    "_ZN2at6native12is_inferenceERKNS_6TensorE",
 )
-_VERSION, _IS_NEG = "_ZN2at4_ops8_version4callERKNS_6TensorE", "_ZN2at4_ops6is_neg4callERKNS_6TensorE"
+_VERSION, _IS_NEG = "_ZN2at6native8_versionERKNS_6TensorE", "_ZN2at6native6is_negERKNS_6TensorE"
 
 AHEAD = 6
 """Tensors that are asked for before they are needed."""
