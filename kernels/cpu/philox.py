@@ -107,8 +107,8 @@ write_blocks = caller(_ARGUMENTS)
 def block_writer() -> Any:
     """`writer()`: the address of `(target, count, seed, key, block, second, third, fourth)`.
 
-    It writes blocks one behind the other, those of the counters (block + 1, second, third, fourth), (block + 2, ...): 32
-    bytes each.
+    It writes blocks one behind the other, those of the counters (block + 1, second, third, fourth), (block + 2, ...):
+    32 bytes each.
 
     A function of its own: compiled into everything that draws, it would take longer than the rest.
     """
