@@ -243,6 +243,19 @@ class PlanSet:
                 found[k] = hit
         return found
 
+    def flags(self, sources: Sequence[Any]) -> Tensor:
+        """The same for views, float64 [variables] on the device: launches the norm, and does not synchronize."""
+        self.norm_(sources)
+        flags = torch.zeros(len(self.variables), dtype=torch.float64, device=self.norm.device)
+        for part, source in zip(self.parts, sources, strict=True):
+            order = torch.tensor(part.order, dtype=torch.int64, device=flags.device)
+            flags[order] = part.plan.written(source).to(torch.float64)
+        return flags
+
+    def upload_flags(self, touched: Sequence[bool]) -> Tensor:
+        """Which variables have a gradient, float64 [variables] on the device."""
+        return torch.tensor(touched, dtype=torch.float64).to(self.norm.device, non_blocking=True)
+
     def renew_norm(self) -> None:
         """Gives the next norm a tensor of its own: whoever was handed the last one keeps it as it is."""
         if not self.parts:  # nothing would write it: it stays 0

@@ -71,7 +71,7 @@ class Stepping(Planning):
                 loss = closure()
         plans = checked(self._current_plans, stepping=True)
         gradients = gradients_of(self.registry)
-        collected = gradients.collect(plans)
+        collected = gradients.to_step(plans)
         touched = collected.touched
         divided = self.states.is_divided
         if strict and not divided and not all(hits := gradients.hits(plans, collected)):
