@@ -24,7 +24,6 @@ from ..distributed.collectives import add_up, average_share
 from ..distributed.group import Group
 from ..distributed.squares import SharedSquares
 from ..distributed.values import gather_values
-from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import Collected
 from ..gradients.plans import Part, PlanSet
@@ -43,13 +42,7 @@ AGREEMENT = 4
 HEADER = AGREEMENT + 2  # then, of a GradScaler that found an infinity, and of faults
 
 
-class Divisible(Protocol):
-    """What is asked of an optimizer before it steps parts of variables."""
-
-    divisible: bool
-
-
-class Stepped(Numbered, Divisible, Protocol):
+class Stepped(Numbered, Protocol):
     """What is asked of an optimizer."""
 
     membership: Membership
@@ -61,24 +54,14 @@ class Stepped(Numbered, Divisible, Protocol):
     def observe(self, plans: PlanSet) -> None:
         """Notes whose numbers the step that is under way tells."""
 
-    def launch_part(
-        self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    def launch_parts(
+        self,
+        plans: PlanSet,
+        pairs: Sequence[tuple[Part, Sources]],
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
     ) -> None:
-        """The step of one part of the plans."""
-
-
-def check_divisible(optimizer: Divisible, parts: str = "ranges") -> None:
-    """Raises FlatvarsError for an optimizer that must see whole variables.
-
-    Args:
-        parts: What a rank has of them.
-    """
-    if not optimizer.divisible:
-        raise FlatvarsError(
-            f"{type(optimizer).__name__} works on whole variables, of which a rank of this store's mesh has {parts} "
-            "alone: train without mesh= or fully_shard (DistributedDataParallel around the model works), or with an "
-            "optimizer that can be divided, such as AdamW, Lion or LAMB"
-        )
+        """The step of all parts of the plans."""
 
 
 def add_up_observed(registry: Registry, variables: Sequence[Variable], sums: Tensor) -> Tensor:
@@ -101,6 +84,23 @@ def add_up_sums(plans: PlanSet, part: Part, rule: Rule) -> None:
     sums.copy_(add_up_observed(plans.registry, [plans.variables[k] for k in part.order], sums))
 
 
+def divided_of(optimizer: Stepped, plans: PlanSet) -> DividedStep:
+    """The launches of some plans over this rank's ranges; where they are new, all ranks call it.
+
+    Raises:
+        DisagreementError: on every rank, where optimizers step other variables.
+    """
+    step, group = optimizer._divided, plans.registry.group
+    assert group is not None
+    if step is None or step.plans is not plans:
+        if step is not None:
+            step.check_last(numbers_of(optimizer))
+        facts = members_of(optimizer, optimizer.membership.groups)
+        group.check_same("what their optimizers step", facts, plans.registry.device)
+        step = optimizer._divided = DividedStep(plans, group)
+    return step
+
+
 def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, strict: bool = False) -> None:
     """One step of this rank's ranges; all ranks call it.
 
@@ -109,17 +109,9 @@ def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, stric
         GradientError: `strict`, and no rank has a gradient of some variable; or, on every rank, gradients of one were
             exchanged during a backward pass and are others now. Nothing was stepped then.
     """
-    registry = plans.registry
-    step, group = optimizer._divided, registry.group
-    assert group is not None
+    registry, step = plans.registry, divided_of(optimizer, plans)
     numbers = numbers_of(optimizer)
-    if step is not None:
-        step.check_last(numbers)
-    if step is None or step.plans is not plans:
-        check_divisible(optimizer)
-        facts = members_of(optimizer, optimizer.membership.groups)
-        group.check_same("what their optimizers step", facts, registry.device)
-        step = optimizer._divided = DividedStep(plans, group)
+    step.check_last(numbers)
     scaling = read_scaling(optimizer, registry.device, collected.gathered)
     wanted = optimizer.max_norm is not None or optimizer.skip_nonfinite
     gradients, run = gradients_of(registry), None
@@ -137,9 +129,8 @@ def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, stric
     if wanted:
         optimizer._norm = plans.norm
     optimizer.observe(plans)
-    for share in step.shares:
-        found = {"grad_scale": None, "found_inf": step.found_inf}
-        optimizer.launch_part(plans, share.part, step.source_of(share), plans.norm, found)
+    pairs = [(share.part, step.source_of(share)) for share in step.shares]
+    optimizer.launch_parts(plans, pairs, plans.norm, {"grad_scale": None, "found_inf": step.found_inf})
     step.gather_values()
 
 
