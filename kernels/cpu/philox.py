@@ -154,9 +154,7 @@ def _write_short(typing: Any, target: Any, key: Any, block: Any, third: Any, fou
         block = builder.add(block, ir.Constant(block.type, list(range(ABREAST))))
         counter = [block, builder.lshr(block, half), third, fourth]
         words = _short_words(builder, counter, key, builder.lshr(key, half))
-        pairs = [
-            builder.or_(builder.and_(low, mask), builder.shl(high, half)) for low, high in (words[:2], words[2:])
-        ]
+        pairs = [builder.or_(builder.and_(low, mask), builder.shl(high, half)) for low, high in (words[:2], words[2:])]
         order = [pair * ABREAST + block for block in range(ABREAST) for pair in range(2)]
         found = builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(_LANE, 2 * ABREAST), order))
         builder.store(found, pointer(builder, target, found.type), align=8)
