@@ -47,7 +47,7 @@ def drawer(kinds: int, values: bool = False, turned: int = 0) -> Any:
         for row in range(kinds + values):
             purpose = STATE_DRAWS + row if row < kinds else VALUE_DRAWS
             of_step = number if turned >> row & 1 == 0 else np.int64(0)
-            write_short_blocks(writer, target + 2 * TILE * row, blocks, key, first, of_step, purpose)
+            write_short_blocks(writer(), target + 2 * TILE * row, blocks, key, first, of_step, purpose)
             if turned >> row & 1:
                 turn_draws(target + 2 * TILE * row, count, number)
 

@@ -5,9 +5,12 @@ five take 15. `kernels/looks.py` says what is asked, and asks nothing where `loa
 
 What is relied on: behind its head, a Python tensor holds a word that is an `at::Tensor`, the address of its
 `TensorImpl`; the functions `aoti_torch_*` of libtorch, whose C interface torch promises to keep, take the address of
-such a word, and so do `call` of `at::_ops::_version`, `is_neg` and `is_inference`, and
-`torch::autograd::impl::bump_version`; `c10::TensorImpl::grad() const` returns one. `load` compares what it is told in
-this way with what Python says, first the word, then each answer.
+such a word, and so do `at::native::_version`, `is_neg` and `is_inference`, and `torch::autograd::impl::bump_version`;
+`c10::TensorImpl::grad() const` returns one. `load` compares what it is told in this way with what Python says, first
+the word, then each answer.
+
+Nothing is asked by way of torch's dispatcher, which tells profilers and dispatch modes of every question as of an
+operator that ran: it takes longer to ask than to answer, and a step would be an operator for each variable.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import llvmlite.binding as llvm
 import numpy as np
 import torch
 from numba import types
 from torch import Tensor, nn
 
 from .compile import compiled, native
-from .memory import caller, prefetch, read_int, read_int32, stack, write_int
+from .memory import address_of, caller, prefetch, read_int, read_int32, stack, write_int
 
 HEAD = 16
 """Bytes of a Python object before its own first word: the count of references and the type."""
@@ -40,13 +44,13 @@ MOST_AXES = 60
 ABSENT = -1
 """In the place of the number of axes, where a parameter has no gradient."""
 
-_SHIM = ("get_layout", "get_data_ptr", "get_dtype", "get_numel", "get_dim", "get_strides")
-_GRAD = "_ZNK3c1010TensorImpl4gradEv"
+_SHIM = tuple(f"aoti_torch_get_{what}" for what in ("layout", "data_ptr", "dtype", "numel", "dim", "strides"))
+_GRAD, _UNDEFINED = "_ZNK3c1010TensorImpl4gradEv", "undefined"
 _BUMP, _IS_INFERENCE = (
     "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
-    "_ZN2at4_ops12is_inference4callERKNS_6TensorE",
+    "_ZN2at6native12is_inferenceERKNS_6TensorE",
 )
-_VERSION, _IS_NEG = "_ZN2at4_ops8_version4callERKNS_6TensorE", "_ZN2at4_ops6is_neg4callERKNS_6TensorE"
+_VERSION, _IS_NEG = "_ZN2at6native8_versionERKNS_6TensorE", "_ZN2at6native6is_negERKNS_6TensorE"
 
 AHEAD = 6
 """Tensors that are asked for before they are needed."""
@@ -82,18 +86,15 @@ def load() -> Looks | None:
     if libraries is None or not _words_are_tensors():
         return None
     try:
-        shim = [_address(libraries[0], f"aoti_torch_{name}") for name in _SHIM]
-        version, is_neg = _address(libraries[0], _VERSION), _address(libraries[0], _IS_NEG)
-        bump, is_inference = _address(libraries[0], _BUMP), _address(libraries[0], _IS_INFERENCE)
+        layout, *_ = (_address(libraries[0], name) for name in (*_SHIM, _VERSION, _IS_NEG, _BUMP, _IS_INFERENCE))
         grad = _address(libraries[1], _GRAD)
     except AttributeError:
         return None
     undefined = _undefined(grad)
     if undefined is None:
         return None
-    looks = Looks(
-        *_describers(shim, grad, is_neg, undefined), _hold(grad, shim[1], version), _count(bump, is_inference)
-    )
+    llvm.add_symbol(_known(_UNDEFINED), undefined)
+    looks = Looks(*_describers(_layout(layout)), _hold(), _count())
     return looks if _is_right(looks) else None
 
 
@@ -109,7 +110,14 @@ _LOADED = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_NOW", 0)
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+    """That of a function, which compiled code knows from here on."""
+    found = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+    llvm.add_symbol(_known(name), found)
+    return found
+
+
+def _known(name: str) -> str:
+    return f"flatvars.{name}"
 
 
 def _samples() -> list[Tensor]:
@@ -140,23 +148,24 @@ def _undefined(grad: int) -> int | None:
     return found[0] if found[0] == found[1] and found[2] == having.grad._cdata else None  # type: ignore[attr-defined]
 
 
-def _describers(shim: list[int], grad: int, is_neg: int, undefined: int) -> tuple[Function, Function]:
-    layout, data_ptr, dtype, numel, dim, strides = shim
+def _describers(strided: int) -> tuple[Function, Function]:
+    layout, data_ptr, dtype, numel, dim, strides = (address_of(_known(name)) for name in _SHIM)
+    grad, is_neg, undefined = (address_of(_known(name)) for name in (_GRAD, _IS_NEG, _UNDEFINED))
     ask, ask_grad, room = caller([types.int64, types.int64], types.int32), caller([types.int64], types.int64), stack(8)
     ask_whether, row_room = caller([types.int64], types.boolean), stack(8 * (NAMES + MOST_AXES))
-    axes, absent, strided = NAMES, ABSENT, _layout(layout)
+    axes, absent = NAMES, ABSENT
 
     @compiled
     def describe_place(tensor: Any, row: Any, width: Any, answer: Any) -> Any:
-        if ask(data_ptr, tensor, answer) != 0:
+        if ask(data_ptr(), tensor, answer) != 0:
             return False
         write_int(row, 0, read_int(answer, 0))
-        ask(dim, tensor, answer)
+        ask(dim(), tensor, answer)
         count = read_int(answer, 0)
         write_int(row, 1, count)
         if count > width - axes:
             return False
-        ask(strides, tensor, answer)
+        ask(strides(), tensor, answer)
         stride = read_int(answer, 0)
         for axis in range(count):
             write_int(row, axes + axis, read_int(stride, axis))
@@ -164,11 +173,11 @@ def _describers(shim: list[int], grad: int, is_neg: int, undefined: int) -> tupl
 
     @compiled
     def describe_kind(tensor: Any, row: Any, answer: Any) -> Any:
-        if ask(layout, tensor, answer) != 0 or read_int32(answer, 0) != strided:
+        if ask(layout(), tensor, answer) != 0 or read_int32(answer, 0) != strided:
             return False
-        ask(dtype, tensor, answer)
+        ask(dtype(), tensor, answer)
         write_int(row, 2, read_int32(answer, 0))
-        ask(numel, tensor, answer)
+        ask(numel(), tensor, answer)
         write_int(row, 3, read_int(answer, 0))
         return True
 
@@ -177,14 +186,14 @@ def _describers(shim: list[int], grad: int, is_neg: int, undefined: int) -> tupl
         for i in range(axes):
             write_int(row, i, 0)
         if of_grad != 0:
-            tensor = ask_grad(grad, read_int(tensor, 0))
-            if read_int(tensor, 0) == undefined:
+            tensor = ask_grad(grad(), read_int(tensor, 0))
+            if read_int(tensor, 0) == undefined():
                 write_int(row, 1, absent)
                 return True
             if not describe_kind(tensor, row, answer):
                 return False
         told = describe_place(tensor, row, width, answer)
-        return told and (of_grad == 0 or not ask_whether(is_neg, tensor))
+        return told and (of_grad == 0 or not ask_whether(is_neg(), tensor))
 
     def describe(tensors: Any, count: Any, of_grad: Any, rows: Any, width: Any) -> Any:
         answer = room()
@@ -229,7 +238,8 @@ def _layout(layout: int) -> int:
     return answer.value
 
 
-def _hold(grad: int, data_ptr: int, version: int) -> Function:
+def _hold() -> Function:
+    grad, data_ptr, version = (address_of(_known(name)) for name in (_GRAD, _SHIM[1], _VERSION))
     ask_word, ask, room = caller([types.int64], types.int64), caller([types.int64] * 2, types.int32), stack(8)
 
     def hold(tensors: Any, count: Any, others: Any, addresses: Any, versions: Any) -> Any:
@@ -238,25 +248,26 @@ def _hold(grad: int, data_ptr: int, version: int) -> Function:
             look_ahead(tensors, i, count)
             look_ahead(others, i, count)
             tensor, other = read_int(tensors, i), read_int(others, i)
-            if read_int(ask_word(grad, read_int(tensor, 0)), 0) != read_int(other, 0):
+            if read_int(ask_word(grad(), read_int(tensor, 0)), 0) != read_int(other, 0):
                 return 0
-            if ask(data_ptr, other, answer) != 0 or read_int(answer, 0) != read_int(addresses, i):
+            if ask(data_ptr(), other, answer) != 0 or read_int(answer, 0) != read_int(addresses, i):
                 return 0
             if versions != 0:
-                write_int(versions, i, ask_word(version, other))
+                write_int(versions, i, ask_word(version(), other))
         return 1
 
     return _function(hold, 5)
 
 
-def _count(bump: int, is_inference: int) -> Function:
+def _count() -> Function:
+    bump, is_inference = address_of(_known(_BUMP)), address_of(_known(_IS_INFERENCE))
     ask, ask_whether = caller([types.int64]), caller([types.int64], types.boolean)
 
     def count(tensors: Any, number: Any) -> Any:
         for i in range(number):
             look_ahead(tensors, i, number)
-            if not ask_whether(is_inference, read_int(tensors, i)):
-                ask(bump, read_int(tensors, i))
+            if not ask_whether(is_inference(), read_int(tensors, i)):
+                ask(bump(), read_int(tensors, i))
         return number
 
     return _function(count, 2)

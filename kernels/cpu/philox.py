@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compile import native, wide_vectors
-from .memory import caller, pointer
+from .memory import address_of, caller, pointer
 
 _I64, _I128, _LANE = ir.IntType(64), ir.IntType(128), ir.IntType(32)
 ROUND_A, ROUND_B = 0xD2E7470EE14C6C93, 0xCA5A826395121157
@@ -102,14 +102,15 @@ def _write_abreast(
 
 _ARGUMENTS = [types.int64] * 8
 write_blocks = caller(_ARGUMENTS)
-"""`write_blocks(block_writer(), target, count, seed, key, block, second, third, fourth)`."""
+"""`write_blocks(writer(), target, count, seed, key, block, second, third, fourth)`."""
 
 
 @functools.cache
-def block_writer() -> int:
-    """Address of `(target, count, seed, key, block, second, third, fourth)`: writes blocks one behind the other.
+def block_writer() -> Any:
+    """`writer()`: the address of `(target, count, seed, key, block, second, third, fourth)`.
 
-    Those of the counters (block + 1, second, third, fourth), (block + 2, ...): 32 bytes each.
+    It writes blocks one behind the other, those of the counters (block + 1, second, third, fourth), (block + 2, ...):
+    32 bytes each.
 
     A function of its own: compiled into everything that draws, it would take longer than the rest.
     """
@@ -124,7 +125,7 @@ def block_writer() -> int:
             _write_one(target + BLOCK * done, seed, key, block + done, second, third, fourth)
             done += 1
 
-    return int(native(write, types.void(*_ARGUMENTS)).address)
+    return address_of(native(write, types.void(*_ARGUMENTS)).symbol)
 
 
 def _short_words(builder: Any, counter: list[Any], k0: Any, k1: Any) -> list[Any]:
@@ -168,15 +169,16 @@ SHORT_BLOCK = 16
 
 _SHORT_ARGUMENTS = [types.int64] * 6
 write_short_blocks = caller(_SHORT_ARGUMENTS)
-"""`write_short_blocks(short_block_writer(), target, count, key, block, third, fourth)`."""
+"""`write_short_blocks(writer(), target, count, key, block, third, fourth)`."""
 
 
 @functools.cache
-def short_block_writer() -> int:
-    """Address of `(target, count, key, block, third, fourth)`: writes blocks of Philox4x32 one behind the other.
+def short_block_writer() -> Any:
+    """`writer()`: the address of `(target, count, key, block, third, fourth)`.
 
-    Those of the counters (block, third, fourth), (block + 1, third, fourth), ...: 16 bytes each. A block is the first
-    two words of its counter. It writes `ABREAST` at a time, so there must be room for a multiple of those.
+    It writes blocks of Philox4x32 one behind the other, those of the counters (block, third, fourth),
+    (block + 1, third, fourth), ...: 16 bytes each. A block is the first two words of its counter. `ABREAST` are written
+    at a time, so there must be room for a multiple of those.
     """
 
     def write(target: Any, count: Any, key: Any, block: Any, third: Any, fourth: Any) -> None:
@@ -184,7 +186,7 @@ def short_block_writer() -> int:
         for done in range(0, count, ABREAST):
             _write_short(target + SHORT_BLOCK * done, key, block + done, third, fourth)
 
-    return int(native(write, types.void(*_SHORT_ARGUMENTS)).address)
+    return address_of(native(write, types.void(*_SHORT_ARGUMENTS)).symbol)
 
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()

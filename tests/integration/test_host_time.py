@@ -13,6 +13,7 @@ from torch import nn
 
 import flatvars as fv
 from bench.host import Stepping, host_costs
+from bench.train.measure import WorkCounter
 from flatvars.kernels import looks
 from flatvars.kernels.cpu.prepared import Prepared
 from tests.parity.pairs import MODES
@@ -49,6 +50,31 @@ def test_the_counter_sees_a_call_per_variable(mode: str) -> None:
     stepping = Stepping(50, mode)
     assert calls_of(lambda: [id(param) for param in stepping.params]) >= 50
     assert calls_of(lambda: list(map(id, stepping.params))) < 10
+
+
+def operators_of(run: Callable[[], Any]) -> int:
+    """Operators of torch that a profiler sees."""
+    counter = WorkCounter(torch.device("cpu"))
+    counter(run)
+    return counter.count
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_operator_per_variable(mode: str) -> None:
+    """What libtorch is asked of a tensor is no operator: by way of its dispatcher it would be one, or several."""
+    found = []
+    for count in (80, 450):  # fewer are looked at in Python
+        stepping = Stepping(count, mode)
+        stepping.give()
+        found.append(operators_of(stepping.tail))
+    assert found[0] == found[1] < 40
+
+
+def test_the_counter_sees_an_operator_per_variable() -> None:
+    params = [nn.Parameter(torch.ones(16)) for _ in range(80)]
+    for param in params:
+        param.grad = torch.ones(16)
+    assert operators_of(torch.optim.SGD(params, lr=1.0, foreach=False).step) >= 80
 
 
 def one_variable(mode: str) -> Callable[[], None]:
