@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import os
 from collections import defaultdict
+from pathlib import Path
 
 # Also for the processes that tests start, which is why it stands before torch. Two operators of a tiny step that wait
 # for a busy core take a hundred times as long, and pytest's own workers keep the cores busy.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Of all lanes, workers and processes of tests: what one of them compiles the others load.
+os.environ.setdefault("FLATVARS_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "machine_code"))
 
 import pytest
 import torch

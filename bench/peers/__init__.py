@@ -29,6 +29,7 @@ PEERS = {
     "bitsandbytes 32": "bench.peers.bitsandbytes:BNB32",
     "bitsandbytes 8": "bench.peers.bitsandbytes:BNB8",
     "torchao 8": "bench.peers.torchao:TORCHAO",
+    "turboadam": "bench.peers.turboadam:TURBOADAM",
 }
 # Peers of `--quick`: those that do not compile for minutes; on a CPU those that matter there.
 QUICK = {

@@ -14,6 +14,7 @@ from ..variables.registry import Registry
 from .cycle import Gradients, Mode
 from .gathered import Gathered
 from .masks import ElementMasks
+from .overlap import Overlap
 from .sharded import Sharded
 from .views import Views
 
@@ -50,6 +51,9 @@ def make_registry(
         registry.keep_in_place(sharding)
     registry.on_moved = on_moved
     registry.group = group
+    if group is not None and group.bucket_bytes is not None:
+        gradients = gradients_of(registry)
+        gradients.overlap = Overlap(gradients, group)
     if values is None:
         return registry
     if values not in VALUE_FORMATS:

@@ -69,6 +69,8 @@ class Views(Gradients):
             mine = [v for v in self.registry.variables if v.id in self._views and not v.frozen]
         away = [v for v in mine if not self._is_there(v)]
         strays = [(v, None if self._is_bare(v) else v.param.grad) for v in away]
+        if away and self.overlap is not None:
+            self.overlap.overwritten(away[0])
         for variable in away:
             if variable.param.grad is self._views[variable.id]:  # whose own memory was replaced
                 self._views[variable.id] = self.registry.view(GRADS, variable)
@@ -226,6 +228,7 @@ class Views(Gradients):
 
     @unwatched
     def add(self, variable: Variable, grad: Tensor) -> None:
+        self.check_unsent("adding to a gradient")
         own = grad.detach().to(variable.param.device, variable.param.dtype)
         if variable.param.grad is None:
             variable.param.grad = own.clone()
@@ -260,6 +263,7 @@ class Views(Gradients):
 
     @unwatched
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
+        self.check_unsent("accumulate()")
         plans = checked(self.plans)
         if scale != 1.0:
             raise GradientError(
@@ -273,9 +277,30 @@ class Views(Gradients):
         clear_masked(self.registry)
 
     def collect(self, plans: PlanSet) -> Collected:
+        self.check_unsent("a norm")
         views = self._settle_plans(plans, stepping=True)
         moved = self._moved(plans)
         return Collected(plans.viewed(self.stream, moved), moved, views.views, unseen=True)
+
+    def sent(self, plans: PlanSet, touched: list[bool]) -> Collected:
+        views = self._note(plans) if plans.views is None else plans.views
+        versions = np.empty(len(plans.ids), dtype=np.int64)
+        if views.are_there(versions):  # else the step finds out that they are others than those that were sent
+            plans.latest = versions
+        return Collected([], touched, views.views, unseen=True)
+
+    @torch.no_grad()
+    def before_put(self) -> None:
+        self._settle_plans(self.plans())
+
+    @torch.no_grad()
+    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
+        views = self._note(plans) if plans.views is None else plans.views
+        if not views.are_there():  # of these alone: what others hold may have been sent
+            self._take_in([(v, v.param.grad) for v in plans.variables if not self._is_there(v)])
+            views = self._note(plans)
+        moved = [view._version != self._versions[key] for key, view in zip(plans.ids, views.views, strict=True)]
+        return moved, plans.flags(plans.viewed(self.stream, moved))
 
     def hits(self, plans: PlanSet, collected: Collected) -> list[bool]:
         self.norm_for(plans, collected)
@@ -289,12 +314,17 @@ class Views(Gradients):
 
     def spend(self, plans: PlanSet, collected: Collected) -> None:
         self._keep_receipt(plans, collected)
+        if self.overlap is not None:  # averages lie in their place
+            self.overlap.used()
+            self.zero(True, plans.variables, plans)
 
     @unwatched
     def zero(
         self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
     ) -> None:
         chosen = self.registry.variables if variables is None else variables
+        if self.overlap is not None:
+            self.overlap.zeroed([v.id for v in chosen])
         if not set_to_none:
             self._settle()
             self._write_zeros([v for v in chosen if v.id in self._views and not v.frozen])
@@ -341,6 +371,7 @@ class Views(Gradients):
 
     @unwatched
     def read_stream(self, region: torch.dtype) -> Tensor:
+        self.check_unsent("reading the flat gradients")
         self.flush()
         return self.stream(region)
 
@@ -360,6 +391,7 @@ class Views(Gradients):
 
     @unwatched
     def snapshot(self) -> GradientSnapshot:
+        self.check_unsent("a snapshot")
         plans = self.plans()
         found, past = compress(plans.variables, self.hits(plans, self.collect(plans))), self._past()
         return GradientSnapshot(self.mode, [variable for variable in found if variable.id not in past])

@@ -19,6 +19,7 @@ class Numbered(Protocol):
     max_norm: float | None
     skip_nonfinite: bool
     state_dtype: torch.dtype | None
+    state_format: Any
 
 
 def numbers_of(optimizer: Numbered) -> dict[str, str]:
@@ -33,7 +34,8 @@ def numbers_of(optimizer: Numbered) -> dict[str, str]:
 
 def members_of(optimizer: Numbered, groups: Sequence[Sequence[Any]]) -> dict[str, str]:
     """Who is stepped, by name of the variable."""
-    facts = {"class": type(optimizer).__name__, "state_dtype": repr(optimizer.state_dtype)}
+    facts = {"class": type(optimizer).__name__}
+    facts |= {name: repr(getattr(optimizer, name)) for name in ("state_dtype", "state_format")}
     for number, variables in enumerate(groups):
         for variable in variables:
             trains = "trained" if variable.trains else "frozen"

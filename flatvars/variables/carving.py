@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backend import Format
 from ..distributed.group import Group
-from ..distributed.shards import Sharding
+from ..distributed.shards import Sharding, is_successor
 from ..errors import AliasError, FlatvarsError
 from ..memory.layout import Layout, plan_layout
 from ..memory.spec import VarSpec
@@ -144,10 +144,19 @@ class Carving:
         """Finds the values of variables whose shards were given other memory: FSDP2 does so before the first forward.
 
         Raises:
-            AliasError: a shard of another shape, dtype or device; nothing has changed then.
+            AliasError: a shard of another shape, dtype or device, or another DTensor in the place of one; nothing has
+                changed then.
         """
         if self.sharding is None:
             return
+        for variable in self.variables:
+            for place in variable.shard_places:
+                if is_successor(place.tensor(), variable.whole):
+                    raise AliasError(
+                        f"variable {variable.name!r} is no longer used: its module holds another DTensor in the place "
+                        "of the one that was adopted, as load_state_dict(assign=True) leaves it. Make a new store with "
+                        "VarStore.from_module(model), and a new optimizer; or load without assign=True"
+                    )
         moved = self.sharding.moved([(v.param, v.whole) for v in self.variables])
         wrong = [
             self.variables[k] for k, tensor in moved.items() if described(tensor) != described(self.variables[k].param)

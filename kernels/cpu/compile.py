@@ -12,18 +12,22 @@ import ast
 import functools
 import inspect
 from collections.abc import Callable
-from types import ModuleType
+from dataclasses import dataclass
+from types import FunctionType, ModuleType
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 import numpy as np
 import torch
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from ..errors import RuleError
 from ..lang import PRIMITIVES, WORDS, is_device_function, is_words, source_of, tl, used_names
-from . import primitives
+from . import primitives, saved
 
 # In which rules and norms are computed.
 DTYPES: dict[torch.dtype, type] = {torch.float32: np.float32, torch.float64: np.float64}
@@ -43,9 +47,58 @@ def compiled(function: Callable[..., Any]) -> Any:
     return numba.njit(**OPTIONS)(function)
 
 
-def native(function: Callable[..., Any], signature: Any) -> Any:
-    """Machine code of a function, with its address: what a launch calls."""
+@dataclass(frozen=True)
+class Native:
+    """Machine code.
+
+    Attributes:
+        symbol: Its name, by which other machine code may call it.
+        address: Of the function, by C's calling convention.
+        library: What keeps it in memory.
+    """
+
+    symbol: str
+    address: int
+    library: Any
+
+    def __post_init__(self) -> None:
+        llvm.add_symbol(self.symbol, self.address)
+
+
+def native(function: Callable[..., Any], signature: Any) -> Native:
+    """Machine code of a function, with its address: what a launch calls. From disk, if a process made it before."""
+    try:
+        key = saved.key_of(function, signature)
+    except saved.UnkeyedError:
+        made = _made(function, signature)
+        return Native(made.native_name, made.address, made)
+    found = saved.load(key)
+    if found is not None:
+        name, code = found
+        library = _loaded(name, code)
+        return Native(f"flatvars.{key}", library.get_pointer_to_function(name), library)
+    # Its own symbol must be another than those of all other files: a process loads many.
+    named = FunctionType(function.__code__, function.__globals__, function.__name__, None, function.__closure__)
+    named.__qualname__ = f"{function.__qualname__}.{key}"
+    made = _made(named, signature)
+    library = made._library
+    symbols = [each.name for each in library.get_defined_functions() if each.linkage == llvm.Linkage.external]
+    if all(key in symbol for symbol in symbols):
+        saved.save(key, made.native_name, library.serialize_using_object_code()[2][0])
+    return Native(f"flatvars.{key}", made.address, made)
+
+
+def _made(function: Callable[..., Any], signature: Any) -> Any:
+    """Numba's callback."""
     return numba.cfunc(signature, error_model="numpy")(function)
+
+
+def _loaded(name: str, code: bytes) -> Any:
+    """Numba's library of an object file."""
+    # Numba wants a module that others may link with, and looks for the symbol there.
+    shared = llvm.parse_assembly(f'define void @"{name}"() {{ ret void }}').as_bitcode()
+    with global_compiler_lock:
+        return cpu_target.target_context.codegen().unserialize_library((name, "object", (code, shared)))
 
 
 @intrinsic

@@ -47,7 +47,7 @@ def drawer(kinds: int, values: bool = False, turned: int = 0) -> Any:
         for row in range(kinds + values):
             purpose, which = (STATE_DRAWS, row) if row < kinds else (VALUE_DRAWS, 0)
             of_step = number if turned >> row & 1 == 0 else np.int64(0)
-            write_blocks(writer, target + 2 * TILE * row, blocks, seed, key, first, of_step, purpose, which)
+            write_blocks(writer(), target + 2 * TILE * row, blocks, seed, key, first, of_step, purpose, which)
             if turned >> row & 1:
                 turn_draws(target + 2 * TILE * row, count, number)
 

@@ -87,7 +87,7 @@ def drawer() -> Any:
     def draw(row: Any, local: Any, length: Any, memory: Any) -> None:
         kind, seed, key, block = read_int(row, 0), read_int(row, 1), read_int(row, 2), local // PER_BLOCK
         blocks = (length + PER_BLOCK - 1) // PER_BLOCK
-        write_blocks(writer, memory, blocks, seed, key, block, 0, 0, 0)
+        write_blocks(writer(), memory, blocks, seed, key, block, 0, 0, 0)
         if kind == NORMAL:
             normal(row, blocks * PER_BLOCK, memory)
         elif kind == UNIFORM:

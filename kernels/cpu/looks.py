@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import llvmlite.binding as llvm
 import numpy as np
 import torch
 from numba import types
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from .compile import compiled, native
 from .layouts import HEAD, ITEMS, Parts, are_as_said, parts, samples, strided, undefined
-from .memory import caller, prefetch, read_int, read_int32, stack, write_int
+from .memory import address_of, caller, prefetch, read_int, read_int32, stack, write_int
 
 NAMES = 4
 """Words of a row before the strides: address, number of axes; of a gradient, dtype as libtorch numbers it and number of
@@ -40,8 +41,8 @@ MOST_AXES = 60
 ABSENT = -1
 """In the place of the number of axes, where a parameter has no gradient."""
 
-_SHIM = ("get_layout", "get_data_ptr", "get_dtype", "get_numel", "get_dim", "get_strides")
-_GRAD = "_ZNK3c1010TensorImpl4gradEv"
+_SHIM = tuple(f"aoti_torch_get_{what}" for what in ("layout", "data_ptr", "dtype", "numel", "dim", "strides"))
+_GRAD, _UNDEFINED = "_ZNK3c1010TensorImpl4gradEv", "undefined"
 _BUMP, _IS_INFERENCE = (
     "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
     "_ZN2at6native12is_inferenceERKNS_6TensorE",
@@ -87,22 +88,16 @@ def load() -> Looks | None:
     if libraries is None or not are_as_said():
         return None
     try:
-        shim = [_address(libraries[0], f"aoti_torch_{name}") for name in _SHIM]
-        version, is_neg = _address(libraries[0], _VERSION), _address(libraries[0], _IS_NEG)
-        bump, is_inference = _address(libraries[0], _BUMP), _address(libraries[0], _IS_INFERENCE)
+        layout, *_ = (_address(libraries[0], name) for name in (*_SHIM, _VERSION, _IS_NEG, _BUMP, _IS_INFERENCE))
         grad, counter = _address(libraries[1], _GRAD), _address(libraries[0], _COUNTER)
     except AttributeError:
         return None
     absent, found = undefined(grad), parts(grad, counter)
     if absent is None or found is None:
         return None
+    llvm.add_symbol(_known(_UNDEFINED), absent)
     ahead = _looker_ahead(found)
-    looks = Looks(
-        _look(shim, grad, is_neg, absent, ahead),
-        _hold(grad, shim[1], version, ahead),
-        _count(bump, is_inference, ahead),
-        _same(),
-    )
+    looks = Looks(_look(strided(layout), ahead), _hold(ahead), _count(ahead), _same())
     return looks if _is_right(looks) else None
 
 
@@ -118,26 +113,34 @@ _LOADED = getattr(os, "RTLD_NOLOAD", 0) | getattr(os, "RTLD_NOW", 0)
 
 
 def _address(library: ctypes.CDLL, name: str) -> int:
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+    """That of a function, which compiled code knows from here on."""
+    found = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+    llvm.add_symbol(_known(name), found)
+    return found
 
 
-def _look(shim: list[int], grad: int, is_neg: int, undefined: int, ahead: Any) -> Function:
-    layout, data_ptr, dtype, numel, dim, strides = shim
+def _known(name: str) -> str:
+    return f"flatvars.{name}"
+
+
+def _look(dense: int, ahead: Any) -> Function:
+    layout, data_ptr, dtype, numel, dim, strides = (address_of(_known(name)) for name in _SHIM)
+    grad, is_neg, undefined = (address_of(_known(name)) for name in (_GRAD, _IS_NEG, _UNDEFINED))
     ask, ask_grad, room = caller([types.int64, types.int64], types.int32), caller([types.int64], types.int64), stack(8)
     ask_whether, row_room = caller([types.int64], types.boolean), stack(8 * (NAMES + MOST_AXES))
-    axes, absent, dense, write = NAMES, ABSENT, strided(layout), WRITE
+    axes, absent, write = NAMES, ABSENT, WRITE
 
     @compiled
     def describe_place(tensor: Any, row: Any, width: Any, answer: Any) -> Any:
-        if ask(data_ptr, tensor, answer) != 0:
+        if ask(data_ptr(), tensor, answer) != 0:
             return False
         write_int(row, 0, read_int(answer, 0))
-        ask(dim, tensor, answer)
+        ask(dim(), tensor, answer)
         count = read_int(answer, 0)
         write_int(row, 1, count)
         if count > width - axes:
             return False
-        ask(strides, tensor, answer)
+        ask(strides(), tensor, answer)
         stride = read_int(answer, 0)
         for axis in range(count):
             write_int(row, axes + axis, read_int(stride, axis))
@@ -145,11 +148,11 @@ def _look(shim: list[int], grad: int, is_neg: int, undefined: int, ahead: Any) -
 
     @compiled
     def describe_kind(tensor: Any, row: Any, answer: Any) -> Any:
-        if ask(layout, tensor, answer) != 0 or read_int32(answer, 0) != dense:
+        if ask(layout(), tensor, answer) != 0 or read_int32(answer, 0) != dense:
             return False
-        ask(dtype, tensor, answer)
+        ask(dtype(), tensor, answer)
         write_int(row, 2, read_int32(answer, 0))
-        ask(numel, tensor, answer)
+        ask(numel(), tensor, answer)
         write_int(row, 3, read_int(answer, 0))
         return True
 
@@ -158,14 +161,14 @@ def _look(shim: list[int], grad: int, is_neg: int, undefined: int, ahead: Any) -
         for i in range(axes):
             write_int(row, i, 0)
         if of_grad != 0:
-            tensor = ask_grad(grad, read_int(tensor, 0))
-            if read_int(tensor, 0) == undefined:
+            tensor = ask_grad(grad(), read_int(tensor, 0))
+            if read_int(tensor, 0) == undefined():
                 write_int(row, 1, absent)
                 return True
             if not describe_kind(tensor, row, answer):
                 return False
         told = describe_place(tensor, row, width, answer)
-        return told and (of_grad == 0 or not ask_whether(is_neg, tensor))
+        return told and (of_grad == 0 or not ask_whether(is_neg(), tensor))
 
     @compiled
     def differs(found: Any, known: Any, first: Any) -> Any:
@@ -225,7 +228,8 @@ def _looker_ahead(parts: Parts) -> Any:
     return ahead
 
 
-def _hold(grad: int, data_ptr: int, version: int, ahead: Any) -> Function:
+def _hold(ahead: Any) -> Function:
+    grad, data_ptr, version = (address_of(_known(name)) for name in (_GRAD, _SHIM[1], _VERSION))
     ask_word, ask, room = caller([types.int64], types.int64), caller([types.int64] * 2, types.int32), stack(8)
 
     def hold(tensors: Any, count: Any, others: Any, addresses: Any, versions: Any, before: Any) -> Any:
@@ -234,12 +238,12 @@ def _hold(grad: int, data_ptr: int, version: int, ahead: Any) -> Function:
             ahead(tensors, i, count, 0)
             ahead(others, i, count, 0)
             tensor, other = read_int(tensors, i), read_int(others, i)
-            if read_int(ask_word(grad, read_int(tensor, 0)), 0) != read_int(other, 0):
+            if read_int(ask_word(grad(), read_int(tensor, 0)), 0) != read_int(other, 0):
                 return 0
-            if ask(data_ptr, other, answer) != 0 or read_int(answer, 0) != read_int(addresses, i):
+            if ask(data_ptr(), other, answer) != 0 or read_int(answer, 0) != read_int(addresses, i):
                 return 0
             if versions != 0:
-                now = ask_word(version, other)
+                now = ask_word(version(), other)
                 write_int(versions, i, now)
                 if before != 0 and read_int(before, i) == now:
                     found = 1
@@ -248,14 +252,15 @@ def _hold(grad: int, data_ptr: int, version: int, ahead: Any) -> Function:
     return _function(hold, 6)
 
 
-def _count(bump: int, is_inference: int, ahead: Any) -> Function:
+def _count(ahead: Any) -> Function:
+    bump, is_inference = address_of(_known(_BUMP)), address_of(_known(_IS_INFERENCE))
     ask, ask_whether = caller([types.int64]), caller([types.int64], types.boolean)
 
     def count(tensors: Any, number: Any) -> Any:
         for i in range(number):
             ahead(tensors, i, number, 0)
-            if not ask_whether(is_inference, read_int(tensors, i)):
-                ask(bump, read_int(tensors, i))
+            if not ask_whether(is_inference(), read_int(tensors, i)):
+                ask(bump(), read_int(tensors, i))
         return number
 
     return _function(count, 2)

@@ -109,6 +109,21 @@ def stack(size: int) -> Any:
     return memory
 
 
+def address_of(symbol: str) -> Any:
+    """`address()`: that of what LLVM knows by a name. In the code itself stands the name: it is kept for processes in
+    which addresses are others."""
+
+    @intrinsic
+    def address(typing: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            type_ = ir.FunctionType(ir.VoidType(), [])
+            return builder.ptrtoint(cgutils.get_or_insert_function(builder.module, type_, symbol), I64)
+
+        return types.int64(), generate
+
+    return address
+
+
 def caller(arguments: list[Any], result: Any = types.void) -> Any:
     """`call(address, arguments...)`: machine code of another function, by its address.
 

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compile import native, wide_vectors
-from .memory import caller, pointer
+from .memory import address_of, caller, pointer
 
 _I64, _I128, _LANE = ir.IntType(64), ir.IntType(128), ir.IntType(32)
 ROUND_A, ROUND_B = 0xD2E7470EE14C6C93, 0xCA5A826395121157
@@ -100,14 +100,15 @@ def _write_abreast(
 
 _ARGUMENTS = [types.int64] * 8
 write_blocks = caller(_ARGUMENTS)
-"""`write_blocks(block_writer(), target, count, seed, key, block, second, third, fourth)`."""
+"""`write_blocks(writer(), target, count, seed, key, block, second, third, fourth)`."""
 
 
 @functools.cache
-def block_writer() -> int:
-    """Address of `(target, count, seed, key, block, second, third, fourth)`: writes blocks one behind the other.
+def block_writer() -> Any:
+    """`writer()`: the address of `(target, count, seed, key, block, second, third, fourth)`.
 
-    Those of the counters (block + 1, second, third, fourth), (block + 2, ...): 32 bytes each.
+    It writes blocks one behind the other, those of the counters (block + 1, second, third, fourth), (block + 2, ...):
+    32 bytes each.
 
     A function of its own: compiled into everything that draws, it would take longer than the rest.
     """
@@ -122,7 +123,7 @@ def block_writer() -> int:
             _write_one(target + BLOCK * done, seed, key, block + done, second, third, fourth)
             done += 1
 
-    return int(native(write, types.void(*_ARGUMENTS)).address)
+    return address_of(native(write, types.void(*_ARGUMENTS)).symbol)
 
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()

@@ -22,7 +22,7 @@ from .compile import compiled, native, twin
 from .formats import FORMATS, I32, Format, name_of
 from .gradients import TILE
 from .log import load_log, store_log
-from .memory import I8, caller, pointer, read_float, read_int, write_float
+from .memory import I8, address_of, caller, pointer, read_float, read_int, write_float
 from .split import load_corrected, load_split, store_corrected, store_split
 from .words import word_of
 
@@ -95,8 +95,8 @@ float_of = word_of(types.float32, [types.int32], lambda builder, bits: builder.b
 
 
 @functools.cache
-def _unit_functions(kind: str) -> tuple[int, int]:
-    """Addresses of `load` and `store` of a unit: `(buffer, beside, more, start, unit, count, row, drawn)`.
+def _unit_functions(kind: str) -> tuple[Any, Any]:
+    """`address()` of `load` and `store` of a unit: `(buffer, beside, more, start, unit, count, row, drawn)`.
 
     `drawn` is the address of 16 random bits for each of its elements, or 0.
 
@@ -104,7 +104,7 @@ def _unit_functions(kind: str) -> tuple[int, int]:
     """
     known = {LOG: (load_log, store_log), SPLIT: (load_split, store_split), CORRECTED: (load_corrected, store_corrected)}
     load, store = known[kind] if kind in known else _root(kind == ROOT)
-    return int(_machine_code(load).address), int(_machine_code(store).address)
+    return address_of(_machine_code(load).symbol), address_of(_machine_code(store).symbol)
 
 
 _ARGUMENTS = [types.int64] * 8
@@ -149,15 +149,15 @@ def nothing(values: Any, low: Any, prints: Any, table: Any, scales: Any, places:
     """What is to load or store of no stream."""
 
 
-def _of_values(address: int) -> Any:
+def _of_values(address: Any) -> Any:
     @compiled
     def move(values: Any, low: Any, prints: Any, table: Any, scales: Any, places: Any, memory: Any, drawn: Any) -> None:
-        _call(address, values, low, prints, places[0], places[1], places[4], memory, 0)
+        _call(address(), values, low, prints, places[0], places[1], places[4], memory, 0)
 
     return move
 
 
-def _then(before: Any, address: int, number: int, draw: int) -> Any:
+def _then(before: Any, address: Any, number: int, draw: int) -> Any:
     """What comes before, and the same of one of the states, which a draw of the tile rounds, or none if it is -1."""
     offset, at_random = ROW * (number + 1), draw >= 0
 
@@ -166,7 +166,7 @@ def _then(before: Any, address: int, number: int, draw: int) -> Any:
         before(values, low, prints, table, scales, places, memory, drawn)
         codes, beside = read_int(table, number), read_int(scales, number)
         bits = drawn + 2 * (TILE * draw + places[5]) if at_random else 0
-        _call(address, codes, beside, beside, places[2], places[3], places[4], memory + offset, bits)
+        _call(address(), codes, beside, beside, places[2], places[3], places[4], memory + offset, bits)
 
     return both
 

@@ -175,9 +175,9 @@ print(set(before), len(set(found)), len(ours()) > 0)
 
 
 def test_nothing_of_numbas_but_its_compiler_is_needed() -> None:
-    """Numba would keep compiled code in a folder; nothing here asks it to, and not even root may make one below a file.
+    """No folder of compiled code can be had: not even root may make one below a file.
     On a machine without libgomp and without TBB its threading layers are neither loaded nor missed."""
-    places = dict.fromkeys(("HOME", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME"), f"{os.devnull}/nothing")
+    places = dict.fromkeys(("HOME", "NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "FLATVARS_CACHE_DIR"), f"{os.devnull}/nothing")
     out = run(
         """
 for name in ("omppool", "tbbpool", "workqueue"):
