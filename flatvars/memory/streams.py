@@ -443,12 +443,16 @@ class Streams:
             source: New span index to old span index, for the variables that existed before.
 
         Returns:
-            New streams. What has no predecessor is zero.
+            New streams. What has no predecessor is zero. Of a rank's share the memory is the same: the layout must be.
         """
         new = Streams(layout, device, self._shared, self._format, self._placed)
         new._partial = {name for name, _ in self._streams} & self._partial
         for (name, region), old in self._streams.items():
             if name == VALUES and self._placed:
+                continue
+            if name in self._divided:
+                new._divided.add(name)
+                new._streams[name, region], new._form_of[name] = old, self._form_of[name]
                 continue
             pairs = [(layout.spans[to], self.layout.spans[origin]) for to, origin in source.items()]
             pairs = [(to, origin) for to, origin in pairs if origin.spec.dtype == region and to.numel]
