@@ -19,6 +19,7 @@ CHECKS = (
     "overlap",
     "overlap_when",
     "overlap_use",
+    "events",
     "checkpoints",
     "shards",
     "formats",
