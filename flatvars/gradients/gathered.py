@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Sources
+from ..memory.grad_mode import unwatched
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, normal_tensors
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -66,7 +67,7 @@ class Gathered(Gradients):
 
     # One variable -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def of(self, variable: Variable) -> Tensor | None:
         pending, state = variable.param.grad, self.state(variable)
         if state is State.EMPTY:
@@ -86,7 +87,7 @@ class Gathered(Gradients):
         stream = self.registry.streams.get(GRADS, variable.dtype, at_least_float32)
         return stream.view(variable.span)
 
-    @torch.no_grad()
+    @unwatched
     def add(self, variable: Variable, grad: Tensor) -> None:
         self.check_unsent("adding to a gradient")
         if self.state(variable) is State.OPEN:
@@ -99,7 +100,7 @@ class Gathered(Gradients):
         else:
             variable.param.grad.add_(own)
 
-    @torch.no_grad()
+    @unwatched
     def release(self, variables: Sequence[Variable]) -> None:
         for variable in variables:
             if self.state(variable) is State.OPEN and tuple(variable.param.shape) == variable.spec.shape:
@@ -114,7 +115,7 @@ class Gathered(Gradients):
 
     # The cycle ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
         self.check_unsent("accumulate()")
         plans = checked(self.plans)
@@ -272,7 +273,7 @@ class Gathered(Gradients):
             self._spent |= used
         self._keep_receipt(plans, collected)
 
-    @torch.no_grad()
+    @unwatched
     def zero(
         self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
     ) -> None:
@@ -313,7 +314,7 @@ class Gathered(Gradients):
 
     # The stream ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def read_stream(self, region: torch.dtype) -> Tensor:
         self.check_unsent("reading the flat gradients")
         self.flush()
@@ -321,7 +322,7 @@ class Gathered(Gradients):
         self._norm.exposed = True
         return self.stream(region)
 
-    @torch.no_grad()
+    @unwatched
     def flush(self) -> None:
         self.check_unsent("clipping")
         if any(v.param.grad is not None for v in self.registry.trained()):
@@ -365,7 +366,7 @@ class Gathered(Gradients):
         pending = [v for v in variables if v.param.grad is not None and v.id not in past]
         return GradientSnapshot(self.mode, opened, pending, self._has_norm_of({v.id for v in opened}))
 
-    @torch.no_grad()
+    @unwatched
     def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         self.zero(True)
         regions = {variable.dtype for variable in snapshot.open}
