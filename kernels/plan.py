@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .addresses import AddressTable, Sources, is_capturing, upload
+from .addresses import AddressTable, Sources, is_capturing
 from .errors import check_order
 from .formats import Stored, as_stored
 from .hyper import Check, HyperTable, anything
@@ -71,11 +71,7 @@ class Plan:
 
     def written(self, sources: Sources) -> Tensor:
         """Which variables have a gradient, bool [variables] on the device, without a synchronization."""
-        if sources.viewed:
-            return self.launches.written()
-        touched = torch.empty(len(self.segments), dtype=torch.bool, device=self.device)
-        upload(touched, torch.tensor(sources.touched, dtype=torch.bool))
-        return touched
+        return self.launches.written() if sources.viewed else sources.table[:, 0] != 0
 
     # Launches -----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,29 @@ def average_share(share: Tensor, whole: Tensor, group: Any) -> None:
     _reduce_scatter(share, whole, op=dist.ReduceOp.AVG, group=group)
 
 
+class Averaging:
+    """An average that is under way.
+
+    Args:
+        piece: [numel]: written with the mean over ranks on the owner, and with anything on the others.
+        owner: The rank that wants it.
+    """
+
+    def __init__(self, piece: Tensor, owner: int, group: Any) -> None:
+        # Gloo knows no AVG here. Its own, of a reduce_scatter, is this sum and this division as well.
+        has_mean = dist.get_backend(group) == dist.Backend.NCCL
+        op = dist.ReduceOp.AVG if has_mean else dist.ReduceOp.SUM
+        self._summed = None if has_mean or group.rank() != owner else piece
+        self._world = group.size()
+        self._work = dist.reduce(piece, group_dst=owner, op=op, group=group, async_op=True)
+
+    def wait(self) -> None:
+        """Until it is there; of a GPU, only what is launched from now on waits."""
+        self._work.wait()
+        if self._summed is not None:
+            self._summed.div_(self._world)
+
+
 def gather_shares(whole: Tensor, share: Tensor, group: Any) -> None:
     """Fills whole, [numel], with the ranges of all ranks; share may be this rank's range of it."""
     _all_gather(whole, share, group=group)

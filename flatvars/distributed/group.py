@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DisagreementError
+from ..errors import DisagreementError, GradientError
 from ..memory.ranks import Ranks
 from . import collectives
 
@@ -23,9 +23,10 @@ class Group:
         mesh: The `DeviceMesh`.
         process_group: Of the mesh.
         ranks: This process among them.
+        bucket_bytes: The most that is averaged at once while a backward pass runs; None where all is, in the step.
     """
 
-    def __init__(self, mesh: Any) -> None:
+    def __init__(self, mesh: Any, bucket_bytes: int | None = None) -> None:
         if not hasattr(mesh, "get_group") or not hasattr(mesh, "ndim"):
             raise TypeError(
                 f"mesh= takes a torch.distributed.device_mesh.DeviceMesh, and a {type(mesh).__name__} was given; "
@@ -40,6 +41,7 @@ class Group:
         self.mesh = mesh
         self.process_group = mesh.get_group()
         self.ranks = Ranks(mesh.get_local_rank(), mesh.size())
+        self.bucket_bytes = bucket_bytes
 
     def check_same(self, about: str, facts: Mapping[str, str], device: torch.device) -> None:
         """Raises DisagreementError on every rank if facts differ on one: what must be the same, by name.
@@ -65,6 +67,13 @@ class Group:
             f"the {self.ranks.world} ranks of this store differ in {about}: {'; '.join(lines[:TOLD]) or 'nothing'}"
             f"{more}. Build the same model and optimizer, with the same numbers, on every rank; nothing was changed"
         )
+
+    def tell(self, fault: str | None) -> None:
+        """Raises GradientError on every rank, with what it says, if a rank has a fault; all ranks call it."""
+        everyone = collectives.gather_objects(fault, self.process_group, self.ranks.world)
+        told = [f"rank {rank}: {word}" for rank, word in enumerate(everyone) if word]
+        if told:
+            raise GradientError(f"nothing was stepped. {'; '.join(told[:TOLD])}")
 
     def send_from_first(self, tensor: Tensor) -> None:
         """See `collectives.send_from_first`."""

@@ -82,6 +82,7 @@ class Owners:
         starts: Where each of those begins in the buffer for them.
         numel: Elements of that buffer.
         is_needed: Whether any rank puts any together: else there is no message.
+        workers: The rank that works on each; the first, where several have all of it.
     """
 
     def __init__(self, matrices: Sequence[Matrix], rank: int, group: Any, lanes: int = 16) -> None:
@@ -96,6 +97,10 @@ class Owners:
             self.starts.append(self.numel)
             self.numel += -(-matrices[k].numel // lanes) * lanes
         self.is_needed = bool(owners)
+        self.workers = [
+            owners[k] if k in owners else next(filter(matrix.is_whole, range(world)))
+            for k, matrix in enumerate(matrices)
+        ]
         self._mine = [[k for k in sorted(owners) if owners[k] == owner] for owner in range(world)]
         self._sent = [sum(matrices[k].runs[rank].numel for k in some) for some in self._mine]
         self._received = [sum(matrices[k].runs[other].numel for k in self.owned) for other in range(world)]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..backend import UNIT
 from ..errors import FlatvarsError
 from .collectives import add_up
 
@@ -25,6 +26,16 @@ def is_divided(tensor: Any) -> bool:
     """Whether a tensor is a DTensor. Who has any has imported them; nobody else waits for that import."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_successor(tensor: Any, whole: Any) -> bool:
+    """Whether a tensor is another DTensor than one, divided alike: not the whole one that FSDP2 puts in its place."""
+    return (
+        tensor is not whole
+        and is_divided(tensor)
+        and tensor.device_mesh == whole.device_mesh
+        and tensor.placements == whole.placements
+    )
 
 
 @torch.no_grad()
@@ -91,11 +102,27 @@ def shard_as(whole: Any, value: Any) -> Any:
     return local_of(value)
 
 
+def whole_of(value: Any) -> Any:
+    """All of a DTensor, which is a collective; anything else as it is."""
+    return value.full_tensor() if is_divided(value) else value
+
+
 def stretches_of(whole: Any) -> list[tuple[int, int]]:
     """The elements of a row-major DTensor that lie here, as (first, number), in the order in which they lie here.
 
-    One for a shard of rows, one for each row of a shard of columns. torch itself divides a list of indices of each axis
-    as the tensor is divided along it; no tensor of the whole shape is made.
+    One for a shard of rows, one for each row of a shard of columns.
+
+    Raises:
+        FlatvarsError: see `indices_of`.
+    """
+    return _stretches(tuple(whole.shape), indices_of(whole))
+
+
+def indices_of(whole: Any) -> list[npt.NDArray[np.int64]]:
+    """Along each axis of a DTensor, the indices of which this rank has elements, in their order: those of all of them.
+
+    torch itself divides a list of indices of each axis as the tensor is divided along it; no tensor of the whole shape
+    is made.
 
     Raises:
         FlatvarsError: an axis behind the first is divided otherwise than by torch's `Shard`.
@@ -112,7 +139,7 @@ def stretches_of(whole: Any) -> list[tuple[int, int]]:
             raise FlatvarsError(f"a tensor of shape {shape} is divided as {whole.placements}: no index of it is known")
         numbers = torch.arange(length, device=mesh.device_type)
         indices.append(local_of(distribute_tensor(numbers, mesh, ways, src_data_rank=None)).cpu().numpy())
-    return _stretches(shape, indices)
+    return indices
 
 
 def _stretches(shape: tuple[int, ...], indices: list[npt.NDArray[np.int64]]) -> list[tuple[int, int]]:
@@ -140,6 +167,31 @@ def first_of(whole: Any) -> int:
     stretches = stretches_of(whole)
     first = stretches[0][0] if len(stretches) == 1 else 0
     return 0 if first % 16 else first
+
+
+def cuts_units(tensor: Any) -> bool:
+    """Whether a border between ranks lies inside of a unit: of 128 elements, counted from the start of a DTensor.
+
+    It goes by the shape of the whole, the placements and the mesh, so that all ranks say the same. Along the last axis
+    that is divided, a shard has runs of elements of the whole, one for each index of the axes before.
+
+    Returns:
+        False where every rank has all of it; True also where an axis that is divided in several ways may cut units.
+    """
+    if not is_divided(tensor) or not tensor.numel():
+        return False
+    mesh = tensor.device_mesh
+    ways = [(p, mesh.size(k)) for k, p in enumerate(tensor.placements) if not p.is_replicate() and mesh.size(k) > 1]
+    axis = max((p.dim for p, _ in ways), default=0)
+    inner, ways = math.prod(tensor.shape[axis + 1 :]), [way for way in ways if way[0].dim == axis]
+    if not ways or inner % UNIT == 0:
+        return False
+    if len(ways) > 1 or not ways[0][0].is_shard(axis):
+        return True
+    length, is_one_run = tensor.shape[axis], math.prod(tensor.shape[:axis]) == 1
+    each = -(-length // ways[0][1])  # as torch.chunk
+    between = each >= length or each * inner % UNIT == 0
+    return not (between and (is_one_run or length * inner % UNIT == 0))
 
 
 def rows_of(tensor: Any) -> tuple[Any, int, list[tuple[int, int]]] | None:

@@ -26,6 +26,7 @@ from ..memory.streams import GRADS
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .freezing import flags_moved, follow_flags
+from .overlap import Overlap
 from .plans import PlanSet
 
 Mode = Literal["gather", "views"]
@@ -89,7 +90,11 @@ class Collected:
 
 
 class Gradients(ABC):
-    """The gradients of all variables of a registry."""
+    """The gradients of all variables of a registry.
+
+    Attributes:
+        overlap: What averages them over ranks during backward passes; None where a step does, or there are no ranks.
+    """
 
     mode: ClassVar[Mode]
 
@@ -99,6 +104,7 @@ class Gradients(ABC):
         self._plans: PlanSet | None = None
         self._zeroed: set[int] = set()  # variables that were zeroed since a step looked
         self._stepped: weakref.WeakSet[PlanSet] = weakref.WeakSet()
+        self.overlap: Overlap | None = None
         registry.before_carve.append(self.before_carve)
         registry.after_carve.append(self.after_carve)
 
@@ -129,6 +135,9 @@ class Gradients(ABC):
 
     def before_carve(self) -> None:
         """The registry is about to carve."""
+        self.check_unsent("moving variables")
+        if self.overlap is not None:
+            self.overlap.forget_cut()
         self._plans = None  # its views would keep the old stream
 
     @abstractmethod
@@ -174,6 +183,29 @@ class Gradients(ABC):
     @abstractmethod
     def collect(self, plans: PlanSet) -> Collected:
         """The gradients that a step of these plans would use now."""
+
+    def to_step(self, plans: PlanSet) -> Collected:
+        """The same for a step: of what was sent to other ranks already, only what is known of it."""
+        if self.overlap is None or not self.overlap.is_sent:
+            return self.collect(plans)
+        return self.sent(plans, self.overlap.touched)
+
+    @abstractmethod
+    def sent(self, plans: PlanSet, touched: list[bool]) -> Collected:
+        """What a step of these plans uses that was sent to other ranks already: it has no sources."""
+
+    @abstractmethod
+    def before_put(self) -> None:
+        """See `overlap.Source`."""
+
+    @abstractmethod
+    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
+        """See `overlap.Source`."""
+
+    def check_unsent(self, doing: str) -> None:
+        """Raises GradientError where gradients were exchanged for averages that no step has used."""
+        if self.overlap is not None:
+            self.overlap.check_unsent(doing)
 
     @abstractmethod
     def flat(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> dict[torch.dtype, Tensor]:

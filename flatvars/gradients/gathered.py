@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Sources
+from ..memory.grad_mode import unwatched
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, normal_tensors
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -66,7 +67,7 @@ class Gathered(Gradients):
 
     # One variable -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def of(self, variable: Variable) -> Tensor | None:
         pending, state = variable.param.grad, self.state(variable)
         if state is State.EMPTY:
@@ -86,8 +87,9 @@ class Gathered(Gradients):
         stream = self.registry.streams.get(GRADS, variable.dtype, at_least_float32)
         return stream.view(variable.span)
 
-    @torch.no_grad()
+    @unwatched
     def add(self, variable: Variable, grad: Tensor) -> None:
+        self.check_unsent("adding to a gradient")
         if self.state(variable) is State.OPEN:
             self._lying(variable).add_(grad.to(self.registry.device))
             self._norm.forget()
@@ -98,7 +100,7 @@ class Gathered(Gradients):
         else:
             variable.param.grad.add_(own)
 
-    @torch.no_grad()
+    @unwatched
     def release(self, variables: Sequence[Variable]) -> None:
         for variable in variables:
             if self.state(variable) is State.OPEN and tuple(variable.param.shape) == variable.spec.shape:
@@ -113,8 +115,9 @@ class Gathered(Gradients):
 
     # The cycle ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
+        self.check_unsent("accumulate()")
         plans = checked(self.plans)
         # On a GPU, who drops a gradient must hold it in hand: its memory may belong to another stream.
         told = plans.repeats.take() if grads is None and self.registry.device.type == "cpu" else None
@@ -162,6 +165,7 @@ class Gathered(Gradients):
         self._note_norm(plans)
 
     def collect(self, plans: PlanSet) -> Collected:
+        self.check_unsent("a norm")
         simple = not self._open and not self._spent
         if simple and (told := plans.repeats.take()) is not None:
             return Collected(*told, plans.left)
@@ -203,6 +207,29 @@ class Gathered(Gradients):
             stream.mul_(1.0 / grad_scale)  # type: ignore[operator]  # none is held under a scaler: it is scratch
         return streams
 
+    def sent(self, plans: PlanSet, touched: list[bool]) -> Collected:
+        return Collected([], touched, plans.pending(), bool(self._open))
+
+    @torch.no_grad()
+    def before_put(self) -> None:
+        self._norm.forget()
+        self._forget(self._spent)
+        if self._open:
+            self._sweep(self.plans().variables)
+
+    @torch.no_grad()
+    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
+        held = [key in self._open for key in plans.ids]
+        pending = plans.pending()
+        ready = plans.in_memory_order(pending)
+        for part in plans.parts:
+            part.plan.accumulate_(part.pick(ready), self.stream(part.region), 1.0, bool(self._open))
+        # An average takes their place.
+        self._unswept.update(key for key, lies in zip(plans.ids, held, strict=True) if not lies)
+        plans.drop([grad if lies else None for grad, lies in zip(pending, held, strict=True)])
+        touched = [lies or grad is not None for grad, lies in zip(pending, held, strict=True)]
+        return touched, plans.upload_flags(touched)
+
     def _join(self, plans: PlanSet, pending: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Adds what is pending of open variables to what the stream holds of them; returns what is pending still."""
         both = {
@@ -237,17 +264,22 @@ class Gathered(Gradients):
         return super().norm_for(plans, collected, grad_scale)
 
     def spend(self, plans: PlanSet, collected: Collected) -> None:
+        if self.overlap is not None:
+            self.overlap.used()
+            self._forget(self._open.intersection(plans.ids))  # averages lie in their place
         if self._open:
             used = self._open.intersection(compress(plans.ids, collected.touched))
             self._open -= used
             self._spent |= used
         self._keep_receipt(plans, collected)
 
-    @torch.no_grad()
+    @unwatched
     def zero(
         self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
     ) -> None:
         chosen = self.registry.variables if variables is None else variables
+        if self.overlap is not None:
+            self.overlap.zeroed([v.id for v in chosen])
         if not set_to_none:
             self._zero_in_place([v for v in chosen if v.trains])
             return
@@ -282,15 +314,17 @@ class Gathered(Gradients):
 
     # The stream ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def read_stream(self, region: torch.dtype) -> Tensor:
+        self.check_unsent("reading the flat gradients")
         self.flush()
         self._sweep(self.registry.variables)
         self._norm.exposed = True
         return self.stream(region)
 
-    @torch.no_grad()
+    @unwatched
     def flush(self) -> None:
+        self.check_unsent("clipping")
         if any(v.param.grad is not None for v in self.registry.trained()):
             self.accumulate()
 
@@ -325,13 +359,14 @@ class Gathered(Gradients):
     # Whole ----------------------------------------------------------------------------------------------------------
 
     def snapshot(self) -> GradientSnapshot:
+        self.check_unsent("a snapshot")
         variables = self.registry.variables
         past = self._past()
         opened = [v for v in variables if v.id in self._open]
         pending = [v for v in variables if v.param.grad is not None and v.id not in past]
         return GradientSnapshot(self.mode, opened, pending, self._has_norm_of({v.id for v in opened}))
 
-    @torch.no_grad()
+    @unwatched
     def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         self.zero(True)
         regions = {variable.dtype for variable in snapshot.open}

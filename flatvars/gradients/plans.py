@@ -14,24 +14,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..backend import Looks, Stored, all_in_memory_order, in_memory_order, make_plan
+from ..backend import UNIT, Looks, Stored, all_in_memory_order, in_memory_order, make_plan
 from ..memory.streams import FROZEN_ELEMENTS, VALUES
 from ..variables.guard import AliasGuard
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .receipts import Receipt
+from .receipts import Receipt, ViewReceipt
 from .repeats import HeldViews, Left, Repeats
 
 
 @dataclass(frozen=True)
 class Part:
-    """One region's share, or one kind's in it: which of the variables it covers, in the order of its plan."""
+    """One region's share, or one kind's in it: which of the variables it covers, in the order of its plan.
+
+    Attributes:
+        apart: Whether states of these variables are plain where those of others are of a format.
+    """
 
     region: torch.dtype
     order: list[int]
     plan: Any
     in_order: bool
     kind: Any = None
+    apart: bool = False
 
     def pick(self, items: Sequence[Any]) -> Sequence[Any]:
         """Items of all variables, reduced to this region's and put in its order."""
@@ -59,6 +64,7 @@ class PlanSet:
         groups: Row of each variable in the numbers that a step reads.
         slots: Row of each variable in the counts of steps.
         kinds: Of each variable; those of one region and different kinds get a plan each.
+        apart: Of each, whether it is in a plan with others of which this is true.
 
     Attributes:
         norm: Of the gradients, a device scalar; float64 where a region is.
@@ -73,6 +79,7 @@ class PlanSet:
         groups: Sequence[int] | None = None,
         slots: Sequence[int] | None = None,
         kinds: Sequence[Any] | None = None,
+        apart: Sequence[bool] | None = None,
     ) -> None:
         # Weak: the registry keeps these plans through its gradients, and buffers must go with the last handle.
         self._registry = weakref.ref(registry)
@@ -83,7 +90,7 @@ class PlanSet:
         self.left = Left(self.params)
         self.guard = AliasGuard(registry, self.variables, often=True)
         self.zeroed = False  # their gradients were, since the last step
-        self.receipt: Receipt | None = None  # of the last step
+        self.receipt: Receipt | ViewReceipt | None = None  # of the last step
         # Where gradients are views: these, what they cover of the streams, versions when zeroed, and at the last look.
         self.views: HeldViews | None = None
         self.pieces: list[Tensor] | None = None
@@ -93,21 +100,26 @@ class PlanSet:
         wide = torch.float64 if torch.float64 in regions else torch.float32
         self.norm = torch.zeros((), dtype=wide, device=registry.device)
         marks = [None] * len(self.variables) if kinds is None else kinds
-        shares = list(dict.fromkeys((v.dtype, kind) for v, kind in zip(self.variables, marks, strict=True)))
+        plain = [False] * len(self.variables) if apart is None else apart
+        shares = list(dict.fromkeys((v.dtype, *mark) for v, *mark in zip(self.variables, marks, plain, strict=True)))
         sums = torch.zeros(max(len(shares), 1), dtype=torch.float64, device=registry.device)
         self.parts: list[Part] = []
-        for slot, (region, kind) in enumerate(shares):
+        for slot, (region, kind, alone) in enumerate(shares):
             members = [k for k, v in enumerate(self.variables) if v.dtype == region and marks[k] is kind]
+            members = [k for k in members if plain[k] is alone]
             position = {self.variables[k].index: k for k in members}
             rows = [0 if groups is None else groups[k] for k in members]
             counts = None if slots is None else [slots[k] for k in members]
             indices, segments = registry.layout.segments([self.variables[k].index for k in members], rows, counts)
             order = [position[i] for i in indices]
-            segments = replace(segments, firsts=tuple(self.variables[k].first for k in order))
+            firsts = tuple(self.variables[k].first for k in order)
+            # Of shards that begin with a unit of the whole: launches count from the first unit of that.
+            units = tuple(unit - first // UNIT for unit, first in zip(segments.units, firsts, strict=True))
+            segments = replace(segments, firsts=firsts, units=units)
             frozen = registry.streams.find(FROZEN_ELEMENTS, region)
             mask = None if frozen is None else frozen.buffer
             plan = make_plan(segments, registry.device, self.norm, sums, slot, mask)
-            self.parts.append(Part(region, order, plan, order == list(range(len(self.variables))), kind))
+            self.parts.append(Part(region, order, plan, order == list(range(len(self.variables))), kind, alone))
         self.repeats = Repeats(self.params, self.parts)
         self._placed: dict[Any, Stored] = {}
 
@@ -140,6 +152,11 @@ class PlanSet:
     def empty(self) -> list[int]:
         """Positions of the variables without elements."""
         return [k for k, v in enumerate(self.variables) if not v.spec.numel]
+
+    @cached_property
+    def all(self) -> list[bool]:
+        """True for every variable; not to be changed."""
+        return [True] * len(self.variables)
 
     @cached_property
     def counter(self) -> Looks:
@@ -191,7 +208,11 @@ class PlanSet:
         ends = (
             self.zeroed or (bool(zeroed) and zeroed.issuperset(self.ids)) or (last is not None and not last.is_alive())
         )
-        self.receipt, self.zeroed = Receipt(pending, touched, ends), False
+        if self.views is not None and self.latest is not None:
+            self.receipt = ViewReceipt(self.views.views, self.latest, touched, ends)
+        else:
+            self.receipt = Receipt(pending, touched, ends)
+        self.zeroed = False
         if zeroed:
             zeroed.difference_update(self.ids)
 
@@ -230,6 +251,19 @@ class PlanSet:
             for k, hit in zip(part.order, part.plan.written(source).tolist(), strict=True):
                 found[k] = hit
         return found
+
+    def flags(self, sources: Sequence[Any]) -> Tensor:
+        """The same for views, float64 [variables] on the device: launches the norm, and does not synchronize."""
+        self.norm_(sources)
+        flags = torch.zeros(len(self.variables), dtype=torch.float64, device=self.norm.device)
+        for part, source in zip(self.parts, sources, strict=True):
+            order = torch.tensor(part.order, dtype=torch.int64, device=flags.device)
+            flags[order] = part.plan.written(source).to(torch.float64)
+        return flags
+
+    def upload_flags(self, touched: Sequence[bool]) -> Tensor:
+        """Which variables have a gradient, float64 [variables] on the device."""
+        return torch.tensor(touched, dtype=torch.float64).to(self.norm.device, non_blocking=True)
 
     def renew_norm(self) -> None:
         """Gives the next norm a tensor of its own: whoever was handed the last one keeps it as it is."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GradientError
+from ..memory.grad_mode import unwatched
 from ..memory.streams import GRADS
 from ..variables.binding import is_bound
 from ..variables.registry import Registry
@@ -68,6 +69,8 @@ class Views(Gradients):
             mine = [v for v in self.registry.variables if v.id in self._views and not v.frozen]
         away = [v for v in mine if not self._is_there(v)]
         strays = [(v, None if self._is_bare(v) else v.param.grad) for v in away]
+        if away and self.overlap is not None:
+            self.overlap.overwritten(away[0])
         for variable in away:
             if variable.param.grad is self._views[variable.id]:  # whose own memory was replaced
                 self._views[variable.id] = self.registry.view(GRADS, variable)
@@ -114,10 +117,10 @@ class Views(Gradients):
             self._attach([v for v in plans.variables if v.id not in self._views])
         views = self._note(plans) if plans.views is None else plans.views
         versions = np.empty(len(plans.ids), dtype=np.int64) if stepping else None
-        if not views.are_there(versions):
+        if not views.are_there(versions, plans.versions):
             self._settle()
             views = self._note(plans)
-            there = views.are_there(versions)
+            there = views.are_there(versions, plans.versions)
             assert there
         if versions is not None:
             plans.latest = versions
@@ -164,7 +167,9 @@ class Views(Gradients):
             self.stream(dtype)[start:stop].fill_(UNWRITTEN)
 
     def _moved(self, plans: PlanSet) -> list[bool]:
-        """Whose view has moved on since it was zeroed."""
+        """Whose view has moved on since it was zeroed, as the last look at them found."""
+        if plans.views is not None and plans.views.all_moved:
+            return plans.all
         if plans.versions is None:
             plans.versions = np.array([self._versions[key] for key in plans.ids], dtype=np.int64)
         moved: list[bool] = (plans.versions != plans.latest).tolist()
@@ -205,7 +210,7 @@ class Views(Gradients):
 
     # One variable -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def of(self, variable: Variable) -> Tensor | None:
         view, grad = self._views.get(variable.id), variable.param.grad
         if view is None or (variable.frozen and grad is not view):
@@ -221,15 +226,16 @@ class Views(Gradients):
         """Whether this is the view of some variable, put elsewhere, and nobody wrote it."""
         return any(grad is view for view in self._views.values()) and not is_written(grad)
 
-    @torch.no_grad()
+    @unwatched
     def add(self, variable: Variable, grad: Tensor) -> None:
+        self.check_unsent("adding to a gradient")
         own = grad.detach().to(variable.param.device, variable.param.dtype)
         if variable.param.grad is None:
             variable.param.grad = own.clone()
         else:
             variable.param.grad.add_(own)
 
-    @torch.no_grad()
+    @unwatched
     def release(self, variables: Sequence[Variable]) -> None:
         for variable in variables:
             if tuple(variable.param.shape) != variable.spec.shape:
@@ -240,7 +246,7 @@ class Views(Gradients):
                 variable.param.grad = None if grad is None else grad.clone()
                 self._views.pop(variable.id)
 
-    @torch.no_grad()
+    @unwatched
     def hide_empty(self) -> None:
         plans = self.plans()
         for param, hit in zip(plans.params, self.hits(plans, self.collect(plans)), strict=True):
@@ -255,8 +261,9 @@ class Views(Gradients):
 
     # The cycle ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
+        self.check_unsent("accumulate()")
         plans = checked(self.plans)
         if scale != 1.0:
             raise GradientError(
@@ -270,9 +277,30 @@ class Views(Gradients):
         clear_masked(self.registry)
 
     def collect(self, plans: PlanSet) -> Collected:
+        self.check_unsent("a norm")
         views = self._settle_plans(plans, stepping=True)
         moved = self._moved(plans)
         return Collected(plans.viewed(self.stream, moved), moved, views.views, unseen=True)
+
+    def sent(self, plans: PlanSet, touched: list[bool]) -> Collected:
+        views = self._note(plans) if plans.views is None else plans.views
+        versions = np.empty(len(plans.ids), dtype=np.int64)
+        if views.are_there(versions):  # else the step finds out that they are others than those that were sent
+            plans.latest = versions
+        return Collected([], touched, views.views, unseen=True)
+
+    @torch.no_grad()
+    def before_put(self) -> None:
+        self._settle_plans(self.plans())
+
+    @torch.no_grad()
+    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
+        views = self._note(plans) if plans.views is None else plans.views
+        if not views.are_there():  # of these alone: what others hold may have been sent
+            self._take_in([(v, v.param.grad) for v in plans.variables if not self._is_there(v)])
+            views = self._note(plans)
+        moved = [view._version != self._versions[key] for key, view in zip(plans.ids, views.views, strict=True)]
+        return moved, plans.flags(plans.viewed(self.stream, moved))
 
     def hits(self, plans: PlanSet, collected: Collected) -> list[bool]:
         self.norm_for(plans, collected)
@@ -286,12 +314,17 @@ class Views(Gradients):
 
     def spend(self, plans: PlanSet, collected: Collected) -> None:
         self._keep_receipt(plans, collected)
+        if self.overlap is not None:  # averages lie in their place
+            self.overlap.used()
+            self.zero(True, plans.variables, plans)
 
-    @torch.no_grad()
+    @unwatched
     def zero(
         self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
     ) -> None:
         chosen = self.registry.variables if variables is None else variables
+        if self.overlap is not None:
+            self.overlap.zeroed([v.id for v in chosen])
         if not set_to_none:
             self._settle()
             self._write_zeros([v for v in chosen if v.id in self._views and not v.frozen])
@@ -317,6 +350,8 @@ class Views(Gradients):
         for piece in plans.pieces:
             piece.fill_(UNWRITTEN)
         plans.zeroed, plans.versions = True, plans.latest
+        if plans.empty and plans.versions is not None:
+            plans.versions = plans.versions.copy()  # the receipt of the last step has these
         for k in plans.empty:
             self._versions[plans.ids[k]] = version = views[k]._version
             if plans.versions is not None:
@@ -334,8 +369,9 @@ class Views(Gradients):
 
     # The stream ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def read_stream(self, region: torch.dtype) -> Tensor:
+        self.check_unsent("reading the flat gradients")
         self.flush()
         return self.stream(region)
 
@@ -353,13 +389,14 @@ class Views(Gradients):
 
     # Whole ----------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def snapshot(self) -> GradientSnapshot:
+        self.check_unsent("a snapshot")
         plans = self.plans()
         found, past = compress(plans.variables, self.hits(plans, self.collect(plans))), self._past()
         return GradientSnapshot(self.mode, [variable for variable in found if variable.id not in past])
 
-    @torch.no_grad()
+    @unwatched
     def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         self.zero(True)
         for variable in snapshot.open:

@@ -69,7 +69,7 @@ class Layout:
     """Spans in creation order and the regions they lie in.
 
     Physical order differs: in each region trainable variables come first, those among them first that lie side by side,
-    shape by shape; frozen ones and buffers come last.
+    shape by shape, and those last of which a border between ranks cuts units; frozen ones and buffers come last.
 
     Attributes:
         ranks: Over whom the trainable parts are divided, in equal ranges; None where they are one process's.
@@ -229,9 +229,13 @@ def plan_layout(
 
 
 def _physical_order(specs: Sequence[VarSpec], members: Sequence[int], side_by_side: Collection[int]) -> list[int]:
-    """Trainable specs first; of these, those that lie side by side: shape by shape, in the order shapes first occur."""
+    """Trainable specs first; of these, those that lie side by side: shape by shape, in the order shapes first occur.
+
+    What cuts units is last of them: its states may be stored otherwise, in streams that cover it alone.
+    """
     chosen = [i for i in members if i in side_by_side and specs[i].has_room] if side_by_side else []
     kinds = {kind: n for n, kind in enumerate(dict.fromkeys((specs[i].shape, specs[i].stride) for i in chosen))}
     chosen.sort(key=lambda i: kinds[specs[i].shape, specs[i].stride])
     first = set(chosen)
-    return chosen + sorted((i for i in members if i not in first), key=lambda i: not specs[i].has_room)
+    others = (i for i in members if i not in first)
+    return chosen + sorted(others, key=lambda i: (not specs[i].has_room, specs[i].cuts_units))

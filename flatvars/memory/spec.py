@@ -44,6 +44,8 @@ class VarSpec:
         dtype: Of the values; it chooses the region.
         stride: Memory order of the axes, in elements; dense. Row-major if not given.
         has_room: Whether there is room for its gradient and optimizer state. Only floating dtypes can have it.
+        cuts_units: Of a shard: whether a border between ranks lies inside of a unit of 128 elements of the whole
+            variable. The same on all ranks.
 
     Raises:
         SpecError: empty name or path part, negative length, strides that are not dense, room for an integer.
@@ -54,6 +56,7 @@ class VarSpec:
     dtype: torch.dtype
     stride: tuple[int, ...] = ()
     has_room: bool = True
+    cuts_units: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or any(not part for part in self.name.split(".")):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..distributed.shards import Sharding, first_of, is_divided, local_of
+from ..distributed.shards import Sharding, cuts_units, first_of, is_divided, local_of
 from ..errors import InitError, SpecError
 from ..init import apply_
 from ..memory.spec import VarSpec, is_dense
@@ -63,18 +63,17 @@ def adopt_shards(registry: Registry, module: nn.Module) -> None:
     former = whole_store(registry, found)
     check_memory([Found(shard, entry.names) for entry, shard in zip(found, shards, strict=True)])
     check_free(found, former)
-    specs = [
-        VarSpec(entry.names[0], tuple(shard.shape), shard.dtype, shard.stride(), has_room=shard.requires_grad)
-        for entry, shard in zip(found, shards, strict=True)
-    ]
+    specs = [_spec(entry, shard) for entry, shard in zip(found, shards, strict=True)]
     if former is not None:
         release_all(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
     registry.extend(specs, shards, [entry.names for entry in found])
     for entry, variable in zip(found, registry.variables, strict=True):
         if entry.tensor is not variable.param:
-            variable.whole = entry.tensor
+            variable.whole, variable.shard_places = entry.tensor, entry.places
             variable.first = first_of(entry.tensor)
             registry.claims.add(variable)
+        else:
+            variable.places = entry.places
     registry.generation += 1  # of plans that were made before it was known whose shards they are
     keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
 
@@ -91,6 +90,11 @@ def fill_shards(store: HasRegistry, init: Init) -> None:
             "patterns to initializers, {'*': fv.init.normal(0.0, 0.02)}: a function would draw for each shard by itself"
         )
     apply_(store, init)
+
+
+def _spec(entry: Found, shard: torch.Tensor) -> VarSpec:
+    cut, room = cuts_units(entry.tensor), shard.requires_grad
+    return VarSpec(entry.names[0], tuple(shard.shape), shard.dtype, shard.stride(), has_room=room, cuts_units=cut)
 
 
 def _shard(entry: Found) -> torch.Tensor:

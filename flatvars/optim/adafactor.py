@@ -13,7 +13,9 @@ from ..memory.streams import FROZEN_ELEMENTS
 from ..variables.registry import HasRegistry, Registry
 from .base import Optimizer
 from .checks import check_at_least, check_number
+from .divided import add_up_sums
 from .factored import FactoredStep, factored_shapes
+from .factored_parts import FactoredParts
 from .membership import by_rows
 from .scaling import moves_of
 
@@ -23,7 +25,8 @@ class Adafactor(Optimizer):
 
     Of a matrix it keeps the means of squared gradients over rows and columns alone, of the last two axes. Variables of
     one shape are one batch of operators, in the place where they lie: the store lays them side by side. Room for one
-    gradient of everything, in the precision of the arithmetic, is kept from step to step.
+    gradient of everything, in the precision of the arithmetic, is kept from step to step. Where ranks have parts of
+    variables, each keeps all these means, and operators are some for each variable.
 
     Args:
         params: As for `Optimizer`.
@@ -42,7 +45,6 @@ class Adafactor(Optimizer):
         ValueError: a hyper-parameter out of range.
     """
 
-    divisible = False
     known_states = ("row_var", "col_var", "variance")
 
     def __init__(
@@ -74,7 +76,7 @@ class Adafactor(Optimizer):
 
     def _attach(self, registry: Registry) -> None:
         super()._attach(registry)
-        self._rooms: dict[int, FactoredStep] = {}
+        self._rooms: dict[int, FactoredStep | FactoredParts] = {}
 
     # What a class says of itself ------------------------------------------------------------------------------------
 
@@ -110,16 +112,19 @@ class Adafactor(Optimizer):
         self._rooms = {}
         return super()._make_plans()
 
-    def _room_of(self, plans: PlanSet, part: Part) -> FactoredStep:
+    def _room_of(self, plans: PlanSet, part: Part) -> FactoredStep | FactoredParts:
         room = self._rooms.get(id(part))
         if room is None:
             numbers = {v.id: number for v, number in by_rows(self.membership.groups)}
             variables = [plans.variables[k] for k in part.order]
             slots = self.states.slots
             members = [(v, numbers[v.id], place, slots[v.id]) for place, v in enumerate(variables)]
-            numel = max((v.span.stop for v in variables), default=0)
-            about = self.registry.device, self.registry.number_dtype
-            room = self._rooms[id(part)] = FactoredStep(part, members, numel, *about)
+            if self.states.is_partial:
+                room = FactoredParts(part, members, self.registry)
+            else:
+                numel = max((v.span.stop for v in variables), default=0)
+                room = FactoredStep(part, members, numel, self.registry.device, self.registry.number_dtype)
+            self._rooms[id(part)] = room
         return room
 
     # Stepping ---------------------------------------------------------------------------------------------------------
@@ -127,14 +132,23 @@ class Adafactor(Optimizer):
     def step_part(
         self, plans: PlanSet, part: Part, source: Sources, arguments: dict[str, Any], stage: Stage = "both"
     ) -> None:
-        """A launch that gathers gradients, operators that make directions of them, and the two of the step."""
+        """A launch that gathers gradients, operators that make directions of them, and the two of the step.
+
+        Where ranks have parts of variables, with two messages: of squares along rows and columns, and of the sums.
+        """
         room = self._room_of(plans, part)
         room.bind(source.touched, lambda variable: self.entries[variable.param])
         frozen = self.registry.streams.find(FROZEN_ELEMENTS, part.region)
-        room.write(source, ADAFACTOR_GRADIENT, room.directions, [], arguments, self.observed()[1], frozen)
-        written = part.plan.written(source) if source.viewed else None
+        room.write(source, ADAFACTOR_GRADIENT, room.values, [], arguments, self.observed()[1], frozen)
+        known = not source.viewed and isinstance(room, FactoredStep)
+        written = None if known else part.plan.written(source)
         room.divide(source.touched, self.param_groups, self.states.steps, moves_of(arguments), written)
-        room.move(source, arguments)
+        if not self.states.is_partial:
+            room.move(source, arguments)
+            return
+        room.move(source, arguments, "measure")
+        add_up_sums(plans, part, arguments["rule"])
+        room.move(source, arguments, "move")
 
     def upload_part(self, part: Part) -> None:
         assert self._plans is not None

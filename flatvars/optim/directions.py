@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import CODE_OF, Rule, Sources, Stored
+from ..backend import CODE_OF, Rule, Sources, Stage, Stored
 from ..gradients.plans import Part
 from ..memory.streams import Stream, normal_tensors
 
@@ -79,9 +79,9 @@ class Directions:
             masked = frozen.buffer[self.base :][: len(self.directions)]
             self.directions.masked_fill_(masked.view(torch.bool), 0.0)
 
-    def move(self, source: Sources, arguments: Mapping[str, Any]) -> None:
-        """The second launch."""
-        again = {"max_norm": None, "grad_scale": None, "skipped": self._skipped}
+    def move(self, source: Sources, arguments: Mapping[str, Any], stage: Stage = "both") -> None:
+        """The second launch; of a rule with statistics, that of those before it, or both."""
+        again = {"max_norm": None, "grad_scale": None, "skipped": self._skipped, "stage": stage}
         self.apply.step_(self._sources(source), **{**arguments, **again})
 
     def _sources(self, source: Sources) -> Sources:

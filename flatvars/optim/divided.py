@@ -24,14 +24,14 @@ from ..distributed.collectives import add_up, average_share
 from ..distributed.group import Group
 from ..distributed.squares import SharedSquares
 from ..distributed.values import gather_values
-from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import Collected
 from ..gradients.plans import Part, PlanSet
+from ..gradients.runs import Run
 from ..memory.streams import VALUES
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .agreement import Numbered, digests_of, members_of, numbers_of
+from .agreement import Numbered, digests_of, members_of, numbers_of, values_taken_in
 from .checks import check_complete
 from .membership import Membership
 from .scaling import read_scaling
@@ -39,15 +39,10 @@ from .scaling import read_scaling
 # Numbers of an agreement: two digests of 20 bits, each with its square. Sums of both over up to 2,048 ranks are exact
 # in float64, and all ranks have the same digest d if ranks * sum(d^2) = sum(d)^2.
 AGREEMENT = 4
+HEADER = AGREEMENT + 2  # then, of a GradScaler that found an infinity, and of faults
 
 
-class Divisible(Protocol):
-    """What is asked of an optimizer before it steps parts of variables."""
-
-    divisible: bool
-
-
-class Stepped(Numbered, Divisible, Protocol):
+class Stepped(Numbered, Protocol):
     """What is asked of an optimizer."""
 
     membership: Membership
@@ -59,24 +54,14 @@ class Stepped(Numbered, Divisible, Protocol):
     def observe(self, plans: PlanSet) -> None:
         """Notes whose numbers the step that is under way tells."""
 
-    def launch_part(
-        self, plans: PlanSet, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    def launch_parts(
+        self,
+        plans: PlanSet,
+        pairs: Sequence[tuple[Part, Sources]],
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
     ) -> None:
-        """The step of one part of the plans."""
-
-
-def check_divisible(optimizer: Divisible, parts: str = "ranges") -> None:
-    """Raises FlatvarsError for an optimizer that must see whole variables.
-
-    Args:
-        parts: What a rank has of them.
-    """
-    if not optimizer.divisible:
-        raise FlatvarsError(
-            f"{type(optimizer).__name__} works on whole variables, of which a rank of this store's mesh has {parts} "
-            "alone: train without mesh= or fully_shard (DistributedDataParallel around the model works), or with an "
-            "optimizer that can be divided, such as AdamW, Lion or LAMB"
-        )
+        """The step of all parts of the plans."""
 
 
 def add_up_observed(registry: Registry, variables: Sequence[Variable], sums: Tensor) -> Tensor:
@@ -99,38 +84,53 @@ def add_up_sums(plans: PlanSet, part: Part, rule: Rule) -> None:
     sums.copy_(add_up_observed(plans.registry, [plans.variables[k] for k in part.order], sums))
 
 
+def divided_of(optimizer: Stepped, plans: PlanSet) -> DividedStep:
+    """The launches of some plans over this rank's ranges; where they are new, all ranks call it.
+
+    Raises:
+        DisagreementError: on every rank, where optimizers step other variables.
+    """
+    step, group = optimizer._divided, plans.registry.group
+    assert group is not None
+    if step is None or step.plans is not plans:
+        if step is not None:
+            step.check_last()
+        facts = members_of(optimizer, optimizer.membership.groups)
+        group.check_same("what their optimizers step", facts, plans.registry.device)
+        step = optimizer._divided = DividedStep(plans, group)
+    return step
+
+
 def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, strict: bool = False) -> None:
     """One step of this rank's ranges; all ranks call it.
 
     Raises:
         DisagreementError: on every rank, with what differs; nothing was stepped.
-        GradientError: `strict`, and no rank has a gradient of some variable.
+        GradientError: `strict`, and no rank has a gradient of some variable; or, on every rank, gradients of one were
+            exchanged during a backward pass and are others now. Nothing was stepped then.
     """
-    registry = plans.registry
-    step, group = optimizer._divided, registry.group
-    assert group is not None
-    if step is None or step.plans is not plans:
-        check_divisible(optimizer)
-        facts = members_of(optimizer, optimizer.membership.groups)
-        group.check_same("what their optimizers step", facts, registry.device)
-        step = optimizer._divided = DividedStep(plans, group)
-    numbers = numbers_of(optimizer)
-    step.check_last(numbers)
+    registry, step = plans.registry, divided_of(optimizer, plans)
+    step.check_last()
+    numbers = {**numbers_of(optimizer), **values_taken_in(registry.taken_in)}
     scaling = read_scaling(optimizer, registry.device, collected.gathered)
-    flags = local_flags(plans, collected)
-    step.average(gradients_of(registry).flat(plans, collected, scaling["grad_scale"]))
     wanted = optimizer.max_norm is not None or optimizer.skip_nonfinite
-    step.exchange(digests_of(numbers), flags, wanted, scaling["found_inf"])
+    gradients, run = gradients_of(registry), None
+    if gradients.overlap is None:
+        flags = plans.flags(collected.sources) if collected.unseen else plans.upload_flags(collected.touched)
+        step.average(gradients.flat(plans, collected, scaling["grad_scale"]))
+    else:
+        run = gradients.overlap.complete(plans, scaling["grad_scale"], scaling["found_inf"])
+        flags = run.flags
+    step.exchange(numbers, flags, wanted, scaling["found_inf"], run)
     if registry.device.type == "cpu":
-        step.check_last(numbers)
+        step.check_last()
     if strict:
         check_complete([v.name for v, hit in zip(plans.variables, step.flags.tolist(), strict=True) if not hit])
     if wanted:
         optimizer._norm = plans.norm
     optimizer.observe(plans)
-    for share in step.shares:
-        found = {"grad_scale": None, "found_inf": step.found_inf}
-        optimizer.launch_part(plans, share.part, step.source_of(share), plans.norm, found)
+    pairs = [(share.part, step.source_of(share)) for share in step.shares]
+    optimizer.launch_parts(plans, pairs, plans.norm, {"grad_scale": None, "found_inf": step.found_inf})
     step.gather_values()
 
 
@@ -141,14 +141,14 @@ class Share:
     Attributes:
         part: The part itself, with its plan; it is about the range alone.
         squares: Of its norm.
-        grads: The averaged gradients of the range.
+        dtype: Of the averaged gradients of the range.
         addresses: int64 [variables, 2]: where each variable would begin in the averages, and their dtype.
         table: What launches read: the same, with 0 for variables without a gradient.
     """
 
     part: Part
     squares: SharedSquares
-    grads: Tensor
+    dtype: torch.dtype
     addresses: Tensor
     table: Tensor
 
@@ -157,7 +157,7 @@ class Share:
         self.table.copy_(self.addresses)
         if flags is not None:
             self.table[:, 0] *= flags != 0.0
-        return Sources(self.table, (True,) * len(self.table), self.grads.dtype)
+        return Sources(self.table, (True,) * len(self.table), self.dtype)
 
 
 class DividedStep:
@@ -177,14 +177,22 @@ class DividedStep:
         self.shares: list[Share] = []
         for slot, part in enumerate(plans.parts):
             share = layout.share(part.region)
-            if part.region not in self._grads:
+            if gradients.overlap is not None:  # in place; the store has it, which gives it up when it carves
+                grads = gradients.stream(part.region)[slice(*share)]
+            elif part.region in self._grads:
+                grads = self._grads[part.region]
+            else:
                 dtype = gradients.dtype_of(part.region)
-                self._grads[part.region] = torch.zeros(share[1] - share[0], dtype=dtype, device=self.device)
-            self.shares.append(self._share(part, slot, share, self._grads[part.region]))
-        self.numel = AGREEMENT + 1 + len(plans.variables) + sum(share.squares.numel for share in self.shares)
+                grads = self._grads[part.region] = torch.zeros(share[1] - share[0], dtype=dtype, device=self.device)
+            self.shares.append(self._share(part, slot, share, grads))
+        self.numel = HEADER + len(plans.variables) + sum(share.squares.numel for share in self.shares)
         self.flags = torch.zeros(0)
         self.found_inf: Tensor | None = None
-        self._agreed: Tensor | None = None
+        self._news: Tensor | None = None
+        self._told: Mapping[str, str] = {}
+        self._taken_in: set[Variable] = set()
+        self._run: Run | None = None
+        self._overlap = gradients.overlap
         self._arrived: torch.cuda.Event | None = None
 
     def _share(self, part: Part, slot: int, share: tuple[int, int], grads: Tensor) -> Share:
@@ -198,7 +206,7 @@ class DividedStep:
         code = CODE_OF[grads.dtype]
         rows = [[start if numel else EMPTY, code] for start, numel in zip(starts, segments.numels, strict=True)]
         addresses = torch.tensor(rows, dtype=torch.int64).to(self.device)
-        return Share(replace(part, plan=plan), squares, grads, addresses, torch.zeros_like(addresses))
+        return Share(replace(part, plan=plan), squares, grads.dtype, addresses, torch.zeros_like(addresses))
 
     def average(self, streams: Mapping[torch.dtype, Tensor]) -> None:
         """Takes the mean over ranks of the flat gradients of each region; what every rank has stays as it is."""
@@ -206,22 +214,30 @@ class DividedStep:
             stream = streams[region]
             average_share(grads, stream, self.group.process_group)
 
-    def exchange(self, digests: Sequence[int], flags: Tensor, norm: bool, found_inf: Tensor | None) -> None:
+    def exchange(
+        self, told: Mapping[str, str], flags: Tensor, norm: bool, found_inf: Tensor | None, run: Run | None = None
+    ) -> None:
         """The all_reduce of a step.
 
         Args:
-            digests: Two, of what must be the same on all ranks.
+            told: What must be the same on all ranks.
             flags: float64 [variables]: not 0 where this rank has a gradient.
             norm: Whether the norm is wanted.
             found_inf: float32 []: not 0 where this rank's GradScaler found an infinity.
+            run: What became of gradients that were sent during a backward pass.
         """
-        numbers = torch.zeros(self.numel, dtype=torch.float64, device=self.device)
-        header = [float(number) for digest in digests for number in (digest, digest * digest)]
+        words = [] if run is None else run.words
+        numbers = torch.zeros(self.numel + len(words), dtype=torch.float64, device=self.device)
+        numbers[self.numel :] = torch.tensor(words, dtype=torch.float64)
+        self._told, self._taken_in = told, set(self.plans.registry.taken_in)
+        header = [float(number) for digest in digests_of(told) for number in (digest, digest * digest)]
         numbers[:AGREEMENT] = torch.tensor(header, dtype=torch.float64)
         if found_inf is not None:
             numbers[AGREEMENT] = found_inf
-        begin = AGREEMENT + 1 + len(flags)
-        numbers[AGREEMENT + 1 : begin] = flags
+        if run is not None:
+            numbers[AGREEMENT + 1] = run.faults()
+        begin = HEADER + len(flags)
+        numbers[HEADER:begin] = flags
         places = []
         for share in self.shares:
             places.append(numbers[begin : begin + share.squares.numel])
@@ -230,7 +246,7 @@ class DividedStep:
                 share.part.plan.norm_(share.sources())
                 share.squares.write(share.part.plan.launches.squares(), places[-1])
         add_up(numbers, self.group.process_group)
-        self.flags = numbers[AGREEMENT + 1 : AGREEMENT + 1 + len(flags)]
+        self.flags = numbers[HEADER : HEADER + len(flags)]
         if norm and self.shares:
             totals = [share.squares.total(place) for share, place in zip(self.shares, places, strict=True)]
             total = totals[-1]
@@ -240,28 +256,42 @@ class DividedStep:
         sums = numbers[:AGREEMENT].to(torch.int64)
         world = self.group.ranks.world
         agreed = (sums[0] * sums[0] == world * sums[1]) & (sums[2] * sums[2] == world * sums[3])
+        agreed &= numbers[AGREEMENT + 1] == 0.0
         self.found_inf = ((numbers[AGREEMENT] != 0.0) | ~agreed).to(torch.float32)
-        self._note(agreed)
+        self._run = run
+        self._note(torch.cat([agreed.to(torch.float64).reshape(1), numbers[self.numel :]]))
 
-    def _note(self, agreed: Tensor) -> None:
-        """Keeps whether the ranks agree for `check_last`. A GPU need not be waited for: nothing is stepped if not."""
-        if agreed.is_cuda:
-            host = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._agreed = host.copy_(agreed, non_blocking=True)
+    def _note(self, news: Tensor) -> None:
+        """Keeps whether the ranks agree for `check_last`. A GPU need not be waited for: nothing is stepped if not.
+
+        Args:
+            news: float64 [1 + words]: whether they do, and what they say of the order of buckets.
+        """
+        if news.is_cuda:
+            host = torch.empty(len(news), dtype=torch.float64, pin_memory=True)
+            self._news = host.copy_(news, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()  # type: ignore[no-untyped-call]
         else:
-            self._agreed = agreed
+            self._news = news
 
-    def check_last(self, numbers: Mapping[str, str]) -> None:
-        """Raises DisagreementError, on every rank, if the ranks differed when they exchanged last."""
-        if self._agreed is None:
+    def check_last(self) -> None:
+        """Raises DisagreementError, on every rank, if the ranks differed when they exchanged last.
+
+        And GradientError, if a rank's gradients could not be stepped then.
+        """
+        if self._news is None:
             return
         if self._arrived is not None:
             self._arrived.synchronize()  # type: ignore[no-untyped-call]  # of one step ago
-        agreed, self._agreed = bool(self._agreed), None
+        (agreed, *words), run = self._news.tolist(), self._run
+        self._news = self._run = None
         if not agreed:
-            self.group.explain("the numbers of their optimizers", numbers)
+            self.group.tell(None if run is None else run.told())
+            self.group.explain("the numbers of their optimizers", self._told)
+        self.plans.registry.taken_in -= self._taken_in
+        if self._overlap is not None:
+            self._overlap.learn(words)
 
     def source_of(self, share: Share) -> Sources:
         """The averages of the variables that have a gradient on any rank."""
@@ -271,19 +301,5 @@ class DividedStep:
     def gather_values(self) -> None:
         """Brings the values of all ranges together, on every rank."""
         registry = self.plans.registry
-        for region in self._grads:
+        for region in dict.fromkeys(share.part.region for share in self.shares):
             gather_values(registry.streams.get(VALUES, region), registry.layout, region, self.group)
-
-
-def local_flags(plans: PlanSet, collected: Collected) -> Tensor:
-    """Which variables have a gradient here, float64 [variables] on the device, without a synchronization."""
-    if not collected.unseen:
-        flags = torch.tensor(collected.touched, dtype=torch.float64)
-        return flags.to(plans.norm.device, non_blocking=True)
-    plans.norm_(collected.sources)
-    flags = torch.zeros(len(plans.variables), dtype=torch.float64, device=plans.norm.device)
-    for part, source in zip(plans.parts, collected.sources, strict=True):
-        flags[torch.tensor(part.order, dtype=torch.int64, device=flags.device)] = part.plan.written(source).to(
-            torch.float64
-        )
-    return flags

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..distributed.shards import is_divided, local_of
 from ..memory.piece import Piece
 from ..variables.variable import Variable
 
@@ -162,5 +163,7 @@ class StateEntry(dict[Any, Any]):
 
 
 def _version_of(numbers: Tensor) -> int:
-    """How often somebody wrote there; to a piece, by operators of its own or through views of what it holds."""
+    """How often somebody wrote there; to what is divided, by operators of its own or through views of what it holds."""
+    if is_divided(numbers):
+        return numbers._version + local_of(numbers)._version
     return numbers._version + (numbers.local._version if isinstance(numbers, Piece) else 0)

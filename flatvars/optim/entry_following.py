@@ -62,7 +62,7 @@ class EntryFollowing(EntryWrites):
             for name, numbers in entry.taken_back():
                 held = self._optimizer.states.covering(name, variable)
                 if held is not None:
-                    held.write(variable.span, numbers)
+                    held.write(variable.span, variable.shard_of(numbers))
 
     def _gather_loose(self, strict: bool) -> None:
         for entry in [entry for entry in self._entries.values() if entry.loose]:

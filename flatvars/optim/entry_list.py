@@ -90,9 +90,11 @@ class EntryList:
 
     def _lacks(self, entry: StateEntry, variable: Variable) -> bool:
         """Whether something that a variable may have is not in its entry."""
-        names = self._optimizer.names_of(variable)
+        optimizer, names = self._optimizer, self._optimizer.names_of(variable)
+        if optimizer.states.is_partial and any(name not in entry for name in optimizer.loose_of(variable)):
+            return True
         if not names:
-            return STEP not in entry and self._optimizer.rule_for(variable).keeps_step
+            return STEP not in entry and optimizer.rule_for(variable).keeps_step
         return any(dict.get(entry, name) is None for name in names)
 
     def fill(self, entry: StateEntry) -> None:
@@ -117,6 +119,11 @@ class EntryList:
         for name in rule.own:
             if name not in entry:
                 entry.show(name, optimizer.states.scalar_of(variable, name))
+        if optimizer.states.is_partial:  # as what lies in streams, from the start
+            dtype = torch.float64 if variable.dtype == torch.float64 else torch.float32
+            for name, shape in optimizer.loose_of(variable).items():
+                if name not in entry:
+                    entry.keep(name, torch.zeros(shape, dtype=dtype, device=variable.param.device))
 
     @torch.no_grad()
     def _begin(self, variable: Variable) -> None:
@@ -134,7 +141,8 @@ class EntryList:
         states.note_set([variable])  # whoever looks may write
 
     def _streams(self, variable: Variable) -> Any:
-        return self._optimizer.states.streams(variable.dtype, self._optimizer.rule_for(variable).states)
+        names, states = self._optimizer.rule_for(variable).states, self._optimizer.states
+        return states.streams(variable.dtype, names, states.is_apart(variable, names))
 
     def shown(self) -> dict[int, StateEntry]:
         """All entries, by variable id; one that was asked for before the variable's first step is empty, as torch's."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.shards import whole_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
 from .entry_list import EntryList
@@ -21,7 +22,7 @@ class EntryWrites(EntryList):
     def put(self, entry: StateEntry, name: Any, value: Any) -> None:
         variable, states = entry.variable, self._optimizer.states
         assert variable is not None
-        value = variable.shard_of(value)
+        value = self._lying_here(variable, name, value)
         if variable.id in self._dropped:
             value = value.clone() if isinstance(value, Tensor) else value  # it may be what is dropped
             self._erase()
@@ -38,6 +39,12 @@ class EntryWrites(EntryList):
         elif self._place(entry, variable, name, value) and not keeps_step:
             # torch's SGD knows by its buffer whether a first step was taken.
             states.set_steps([variable], [0.0 if value is None else 1.0])
+
+    def _lying_here(self, variable: Variable, name: Any, value: Any) -> Any:
+        """This rank's shard of a value; all of one that every rank keeps."""
+        if name in self._optimizer.loose_of(variable):
+            return whole_of(value)
+        return variable.shard_of(value)
 
     def _place(self, entry: StateEntry, variable: Variable, name: Any, value: Any) -> bool:
         """Writes a value into the stream of its name, or else keeps it in the dict alone; whether there is a stream."""
@@ -85,7 +92,7 @@ class EntryWrites(EntryList):
     def _replace(self, variable: Variable, content: Mapping[Any, Any]) -> float:
         """All but the count, which is returned."""
         rule = self._optimizer.rule_for(variable)
-        content = {name: variable.shard_of(value) for name, value in content.items()}
+        content = {name: self._lying_here(variable, name, value) for name, value in content.items()}
         self._take_out(variable)
         entry = self._attached(variable)
         if not variable.spec.has_room:

@@ -136,6 +136,7 @@ class FactoredStep(Directions):
     ) -> None:
         dtype = torch.float64 if part.region == torch.float64 else torch.float32
         super().__init__(part, numel, dtype, device)
+        self.values = self.directions
         self.batches = batches_of(members, dtype, device)
         self._epsilons = [torch.finfo(number_dtype(batch.variables[0])).eps for batch in self.batches]
 

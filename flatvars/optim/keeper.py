@@ -32,6 +32,9 @@ class Keeper(Protocol):
     def names_of(self, variable: Variable) -> tuple[str, ...]:
         """The states that a variable has in its param group."""
 
+    def loose_of(self, variable: Variable) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the states of a variable that lie in no stream."""
+
     def first_value(self, variable: Variable, name: str) -> Any:
         """What a state or a scalar of a variable begins with: a tensor or a number."""
 

@@ -26,10 +26,6 @@ class Kind(Averaging):
     several = False
     """Whether param groups may have a rule each."""
 
-    divisible = True
-    """Whether ranks may have parts of variables: a step of an element depends on others through the norm, through sums
-    over its variable, or through matrices that are put together for it."""
-
     lengths: Mapping[str, int] = LENGTHS
     """Entries of a param group that are several numbers, and how many."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,21 +107,31 @@ class MatrixStep(Directions):
         self.moments = RowMoments(variables, outputs, dtype, device) if outputs else None
         self._touched: list[bool] | None = None
         self._rounds: list[Round] = []
-        self._owned = [] if owners is None else self._find(owners.owned, self._batches_of_owned)
+        self._begins = {v.index: (place, v.span.offset) for place, v in enumerate(variables)}
+        self._owned = []
+        if owners is not None:
+            begins = {k: (k, start) for k, start in zip(owners.owned, owners.starts, strict=True)}
+            self._owned = self._find(owners.owned, self._batches_of_owned, begins)
 
     def rounds(self, touched: Sequence[bool]) -> list[Round]:
         """All that is to do in place: for the variables that have a gradient; or for those that lie on this rank."""
         touched = list(touched)
         if touched != self._touched:
             chosen = [k for k, hit in enumerate(touched) if hit] if self.owners is None else self.owners.here
-            self._touched, self._rounds = touched, self._find(chosen, self._batches_in_place)
+            self._touched, self._rounds = touched, self._find(chosen, self._batches_in_place, self._begins)
         return self._rounds
 
-    def _find(self, chosen: Sequence[int], batches_of: Callable[[dict[int, list[Block]]], list[Batch]]) -> list[Round]:
+    def _find(
+        self,
+        chosen: Sequence[int],
+        batches_of: Callable[[dict[int, list[Block]]], list[Batch]],
+        begins: Mapping[int, tuple[int, int]],
+    ) -> list[Round]:
         """What is to do for some of the variables.
 
         Args:
             batches_of: The batches that blocks make, by the position of their variable.
+            begins: Of each member of these: its position, and where it begins.
         """
         kinds: dict[BatchKind, dict[int, list[Block]]] = {}
         for k in chosen:
@@ -133,7 +143,7 @@ class MatrixStep(Directions):
         for (how, factor, outputs), blocks in kinds.items():
             for batch in batches_of(blocks):
                 pieces = batch.pieces(most // (batch.shape[0] * batch.shape[1]))
-                pairs = [(piece, Finish(factor, self._placed(piece, outputs))) for piece in pieces]
+                pairs = [(piece, Finish(factor, self._placed(piece, outputs, begins))) for piece in pieces]
                 alike.setdefault((how, min(batch.shape)), []).extend(pairs)
         return [round_ for (how, _), pairs in alike.items() for round_ in _rounds(how, pairs, most)]
 
@@ -146,8 +156,10 @@ class MatrixStep(Directions):
         matrices = [(torch.bfloat16, starts[k], k, block) for k, some in blocks.items() for block in some]
         return find_batches(matrices, {torch.bfloat16: 0})
 
-    def _placed(self, batch: Batch, outputs: Outputs | None) -> MomentPlaces | None:
-        return None if outputs is None or self.moments is None else self.moments.place(batch, outputs)
+    def _placed(
+        self, batch: Batch, outputs: Outputs | None, begins: Mapping[int, tuple[int, int]]
+    ) -> MomentPlaces | None:
+        return None if outputs is None or self.moments is None else self.moments.place(batch, outputs, begins)
 
     def orthogonalize(
         self, touched: Sequence[bool], weight_of: WeightOf, moves: Tensor | None, written: Tensor | None
@@ -165,6 +177,8 @@ class MatrixStep(Directions):
             self.owners.collect(self.directions, whole)
             self._orthogonalize(self._owned, whole, 0, weight_of, moves, written)
             self.owners.spread(whole, self.directions)
+        if self.owners is not None and self.moments is not None:
+            self.moments.share(self.owners)
 
     def _orthogonalize(
         self,

@@ -220,7 +220,9 @@ class MatrixOptimizer(Optimizer):
         step.write(source, MUON_DIRECTION, *made, arguments, self.observed()[1], frozen)
         moves = written = None
         if step.moments is not None:
-            moves, written = moves_of(arguments), part.plan.written(source) if source.viewed else None
+            # Of ranks that have parts, each works on what it has or owns, whether there is a gradient or not.
+            known = not source.viewed and step.owners is None
+            moves, written = moves_of(arguments), None if known else part.plan.written(source)
         step.orthogonalize(source.touched, self.moment_weight, moves, written)
         step.move(source, arguments)
 

@@ -44,8 +44,6 @@ class NorMuon(MatrixOptimizer):
         >>> fv.optim.NorMuon(store, lr=0.02, weight_decay=0.0, rest=dict(lr=3e-4, betas=(0.9, 0.95)))
     """
 
-    divisible = False  # second moments of outputs are kept by who has the matrix
-
     def __init__(
         self,
         params: Any,

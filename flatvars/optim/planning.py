@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -52,6 +52,13 @@ class Planning(Kind, Conveniences):
             return ()
         group = self.membership.group_of.get(variable.id)
         return self.rule_for(variable).states if group is None else self.kept_states(group)
+
+    def loose_of(self, variable: Variable) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the states of a variable that lie in no stream: of the whole, on every rank."""
+        group = self.membership.group_of.get(variable.id)
+        if group is None or not variable.spec.has_room:
+            return {}
+        return self.loose_states(tuple(variable.whole.shape), group, variable.names)
 
     def first_value(self, variable: Variable, name: str) -> Any:
         """What a state or a scalar of a variable begins with: a tensor or a number."""
@@ -149,7 +156,11 @@ class Planning(Kind, Conveniences):
         members = sorted(members, key=lambda m: m[0].index)
         slots = [self.states.slots[v.id] for v, _ in members]
         kinds = [self._kinds[g] for _, g in members] if self.several else None
-        return PlanSet(self.registry, [v for v, _ in members], self.rows_of(members), slots, kinds)
+        variables = [v for v, _ in members]
+        apart = None
+        if any(v.spec.cuts_units for v in variables):
+            apart = [self.states.is_apart(v, self.rule_for(v).states) for v in variables]
+        return PlanSet(self.registry, variables, self.rows_of(members), slots, kinds, apart)
 
     def _kinds_now(self) -> tuple[Rule, ...]:
         return tuple(map(self.rule_of, self.param_groups)) if self.several else ()

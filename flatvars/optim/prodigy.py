@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backend import PRODIGY, Rule
-from ..gradients.cycle import Collected
+from ..backend import PRODIGY, Rule, Sources
 from ..gradients.plans import Part, PlanSet
 from ..memory.streams import normal_tensors
 from ..variables.registry import HasRegistry
@@ -104,8 +103,6 @@ class Prodigy(Optimizer):
             stats=stats,
         )
 
-    divisible = False  # one distance of all variables
-
     def check_numbers(self, numbers: Mapping[str, Any]) -> None:
         if not numbers["d0"] > 0.0:
             raise ValueError(f"Invalid d0 value: {numbers['d0']}; it must be above 0")
@@ -139,7 +136,9 @@ class Prodigy(Optimizer):
         return {name: first[name] for name in SHARED}
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Optimizer`'s, with d as it is now."""
+        """As `Optimizer`'s, with d as it is now; where state is shown from the start, so is d as a tensor."""
+        if self.states.is_partial and self.param_groups:
+            self.share()
         found = super().state_dict()
         for group in found["param_groups"]:
             group.update({name: group[name].clone() for name in SHARED if isinstance(group[name], Tensor)})
@@ -151,7 +150,11 @@ class Prodigy(Optimizer):
     _between: Mapping[str, Any] = {}  # numbers of the step that is under way
 
     def launch_parts(
-        self, plans: PlanSet, collected: Collected, norm: Tensor, scaling: Mapping[str, Tensor | None]
+        self,
+        plans: PlanSet,
+        pairs: Sequence[tuple[Part, Sources]],
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
     ) -> None:
         """Moments and sums of all regions, then the distance, then the values of all regions."""
         for group in self.param_groups:  # before any of their numbers is read here
@@ -163,7 +166,6 @@ class Prodigy(Optimizer):
                 "and make a second optimizer for what should learn at another pace"
             )
         shared = self.share()
-        pairs = list(zip(plans.parts, collected.sources, strict=True))
         self._between = {"d": shared["d"].clone()}
         try:
             for part, source in pairs:
@@ -182,7 +184,7 @@ class Prodigy(Optimizer):
         """The next d, and 1 or 0: whether values move. `shared` moves unless the step is skipped.
 
         Args:
-            sums: [variables, 2], 0 of those that take no step.
+            sums: [variables, 2], 0 of those that take no step; over whole variables, wherever their parts lie.
         """
         group, d = self.param_groups[0], shared["d"]
         # In the order of the numbers: no layout shows.

@@ -18,6 +18,7 @@ from .keeper import Keeper
 from .membership import Membership
 from .record import FetchState, GroupRecord, OptimizerRecord
 from .state_values import wide, write_first
+from .states import APART
 
 
 class Recorded(Keeper, Protocol):
@@ -49,7 +50,8 @@ def capture_record(optimizer: Recorded) -> OptimizerRecord:
     pairs = zip(optimizer.param_groups, optimizer.membership.groups, strict=True)
     groups = [GroupRecord(hyper_of(group), variables, optimizer.kept_states(group)) for group, variables in pairs]
     regions = [region.dtype for region in optimizer.registry.layout.regions]
-    found = {(name, dtype): states.find(name, dtype) for name in names for dtype in regions}
+    stored = [*names, *(f"{name}{APART}" for name in names)]
+    found = {(name, dtype): states.find(name, dtype) for name in stored for dtype in regions}
     streams = {key: stream for key, stream in found.items() if stream is not None}
     kind, loose = type(optimizer).__name__, optimizer.entries.loose()
     rows, own = states.taken, _all_of(rule.own for rule in rules)
@@ -79,22 +81,24 @@ def restore_record(optimizer: Recorded, record: OptimizerRecord, fetch: FetchSta
     optimizer.entries.settle()
     known = optimizer.states.variables  # also those that are in no group any more
     # The groups came first: they say which rule, and so which states there are.
-    shares: dict[tuple[torch.dtype, tuple[str, ...]], list[Variable]] = {}
+    states = optimizer.states
+    shares: dict[tuple[torch.dtype, tuple[str, ...], bool], list[Variable]] = {}
     for variable in known:
         if variable.spec.has_room:
-            shares.setdefault((variable.dtype, optimizer.rule_for(variable).states), []).append(variable)
+            names = optimizer.rule_for(variable).states
+            shares.setdefault((variable.dtype, names, states.is_apart(variable, names)), []).append(variable)
     holders: dict[tuple[str, torch.dtype], list[Variable]] = {}  # rules may share a state
-    for (dtype, names), chosen in shares.items():
-        optimizer.states.streams(dtype, names)
+    for (dtype, names, apart), chosen in shares.items():
+        states.streams(dtype, names, apart)
         for name in names:
-            holders.setdefault((name, dtype), []).extend(chosen)
+            holders.setdefault((states.stored_name(name, chosen[0]), dtype), []).extend(chosen)
     for (name, dtype), chosen in holders.items():
         held = optimizer.states.find(name, dtype)
         assert held is not None
         if fetch is None:
             _copy(held, record.streams.get((name, dtype)), chosen)
         else:
-            _fetch(fetch, name, held, chosen)
+            _fetch(fetch, name.removesuffix(APART), held, chosen)
     _set_counts(optimizer, record)
     _set_scalars(optimizer, record)
     _begin_new(optimizer, record, holders)
@@ -110,7 +114,7 @@ def _begin_new(
     """What the optimizer keeps and the record does not know begins as ever: an average that was asked for since."""
     for (name, dtype), variables in holders.items():
         held = optimizer.states.find(name, dtype)
-        if name in record.states or held is None:
+        if name.removesuffix(APART) in record.states or held is None:
             continue
         for variable in variables:
             write_first(optimizer, variable, name, held)

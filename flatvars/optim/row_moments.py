@@ -10,12 +10,15 @@ microsoft/dion; the authors' is 1e-10. The new norm follows from q and V: rows a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
+from ..distributed.collectives import add_up
+from ..distributed.owners import Owners
 from ..memory.batches import Batch
 from ..memory.streams import normal_tensors
 from ..variables.variable import Variable
@@ -65,16 +68,16 @@ class RowMoments:
         outputs: Of each.
 
     Attributes:
-        kept: [outputs of all], in the order of the part.
+        kept: [outputs of all], in the order of the part: of whole matrices, on every rank that has a part of one.
     """
 
     def __init__(
         self, variables: Sequence[Variable], outputs: Sequence[Outputs], dtype: torch.dtype, device: torch.device
     ) -> None:
-        self._of = {v.index: (place, v) for place, v in enumerate(variables)}
-        shapes = [one.kept_shape(v.shape) for v, one in zip(variables, outputs, strict=True)]
+        shapes = [one.kept_shape(v.whole.shape) for v, one in zip(variables, outputs, strict=True)]
         sizes = [math.prod(shape) for shape in shapes]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes))]
+        self._starts = list(accumulate(sizes, initial=0))
+        self._mine: Tensor | None = None
         with normal_tensors():
             self.kept = torch.zeros(sum(sizes), dtype=dtype, device=device)
         pieces = [piece.view(shape) for piece, shape in zip(torch.split(self.kept, sizes), shapes, strict=True)]
@@ -86,12 +89,16 @@ class RowMoments:
             if hit:
                 beside.bind(entry_of)
 
-    def place(self, batch: Batch, outputs: Outputs) -> MomentPlaces:
-        """Where those of a batch lie; all its matrices have such outputs."""
+    def place(self, batch: Batch, outputs: Outputs, begins: Mapping[int, tuple[int, int]]) -> MomentPlaces:
+        """Where those of a batch lie; all its matrices have such outputs.
+
+        Args:
+            begins: Of each of its members: place of the variable in the part, and where it begins.
+        """
         rows, members = [], []
-        for number, index in enumerate(batch.members):
-            place, variable = self._of[index]
-            within = batch.offset + number * batch.distance - variable.span.offset
+        for number, member in enumerate(batch.members):
+            place, begin = begins[member]
+            within = batch.offset + number * batch.distance - begin
             rows.append(self._starts[place] + within // max(batch.strides[outputs.axis], 1))
             members.append(place)
         device, count = self.kept.device, batch.shape[outputs.axis]
@@ -99,6 +106,17 @@ class RowMoments:
             first = torch.tensor(rows, dtype=torch.int64).to(device)
             kept = first[:, None] + torch.arange(count, dtype=torch.int64, device=device)
             return MomentPlaces(outputs, kept, torch.tensor(members, dtype=torch.int64).to(device))
+
+    @torch.no_grad()
+    def share(self, owners: Owners) -> None:
+        """Makes them what the rank has that worked on each matrix, on all ranks: a collective."""
+        if self._mine is None:
+            sizes = torch.tensor([b - a for a, b in pairwise(self._starts)], dtype=torch.int64)
+            worked = torch.tensor([worker == owners.rank for worker in owners.workers], dtype=torch.bool)
+            self._mine = worked.repeat_interleave(sizes).to(self.kept.device)
+        shared = torch.where(self._mine, self.kept, 0.0)
+        add_up(shared, owners.group)
+        self.kept.copy_(shared)
 
     def normalize_(self, matrices: Tensor, at: MomentPlaces, weight: float, factor: float, hits: Tensor | None) -> None:
         """Moves second moments, and divides directions by their roots.

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backend import RPROP, Rule
-from ..gradients.cycle import Collected
-from ..gradients.plans import PlanSet
+from ..backend import RPROP, Rule, Sources
+from ..gradients.plans import Part, PlanSet
 from ..variables.registry import HasRegistry
 from .base import Optimizer
 from .checks import check_at_least
@@ -91,12 +90,16 @@ class Rprop(Optimizer):
             raise ValueError(f"Invalid step_sizes: {least}, {most}; give the least, at least 0, and the largest")
 
     def launch_parts(
-        self, plans: PlanSet, collected: Collected, norm: Tensor, scaling: Mapping[str, Tensor | None]
+        self,
+        plans: PlanSet,
+        pairs: Sequence[tuple[Part, Sources]],
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
     ) -> None:
         """As `Optimizer`'s; warns once of a learning rate that changes after the first step."""
         for group in self.param_groups:
             self._look_at_rate(group)
-        super().launch_parts(plans, collected, norm, scaling)
+        super().launch_parts(plans, pairs, norm, scaling)
 
     def _look_at_rate(self, group: Mapping[str, Any]) -> None:
         lr = group["lr"]

@@ -41,6 +41,14 @@ def read_scaling(optimizer: Any, device: torch.device, gathered: bool) -> dict[s
     return {"grad_scale": _scalar(grad_scale, device), "found_inf": _scalar(found_inf, device)}
 
 
+def scale_of(scaler: Any, device: torch.device) -> Tensor | None:
+    """What a GradScaler multiplies losses by now, float32 []; None without one, or of one that is disabled."""
+    if scaler is None or not scaler.is_enabled():
+        return None
+    scaled: Tensor = scaler.scale(torch.ones((), device=device))
+    return scaled
+
+
 def moves_of(arguments: Mapping[str, Any]) -> Tensor | None:
     """Whether a step with these arguments of `Plan.step_` is none of those that the device skips.
 

@@ -19,7 +19,7 @@ def show_state(entry: StateEntry, name: str, stream: Stream, variable: Variable)
         entry.show(name, variable.as_whole(stream.piece(variable.span)))
     else:
         with normal_tensors():
-            entry.lend(name, stream.read(variable.span))
+            entry.lend(name, variable.as_whole(stream.read(variable.span)))
 
 
 def write_first(optimizer: Keeper, variable: Variable, name: str, stream: Stream) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import FlatvarsError
 from ..init.fills import name_key
 from ..memory.streams import Cover, FormOf, Stream, hull, normal_tensors, own_storage
 from ..variables.registry import Registry
@@ -22,6 +21,15 @@ from ..variables.variable import Variable, overlaps
 
 # Rows of counts that are made at a time: a captured graph knows where the counts lie, so that they move seldom.
 ROWS = 256
+
+
+APART = ".float32"
+"""Behind the name of a state that others store in a format, of the stream of those whose units a border cuts."""
+
+
+def single(region: torch.dtype) -> torch.dtype:
+    """What stands for a format of blocks where there can be none."""
+    return torch.float32
 
 
 def origin_of(streams: Sequence[Stream]) -> dict[str, int]:
@@ -60,7 +68,7 @@ class States:
         self._scalars: dict[str, Tensor] = {}
         self._keys: Tensor | None = None
         self._keyed = 0, 0  # generation, since a variable may be renamed, and seed that the keys were made of
-        self._streams: dict[tuple[torch.dtype, tuple[str, ...]], list[Stream]] = {}
+        self._streams: dict[tuple[torch.dtype, tuple[str, ...], bool], list[Stream]] = {}
         self._generation = -1
         # Where there are several rules: the states of a variable, whose streams then cover those variables alone.
         self.names_of: Callable[[Variable], tuple[str, ...]] | None = None
@@ -231,45 +239,73 @@ class States:
         """A state stream if it exists."""
         return self.registry.streams.find(f"{self._key}.{name}", region)
 
-    def streams(self, region: torch.dtype, names: tuple[str, ...]) -> list[Stream]:
-        """The streams of these states in a region, over one range; made of zeros when first asked for."""
+    def is_coded(self, name: str, region: torch.dtype) -> bool:
+        """Whether a state is stored in a format."""
+        return not isinstance(self._form_of(name)(region), torch.dtype)
+
+    def is_apart(self, variable: Variable, names: Iterable[str]) -> bool:
+        """Whether states of a variable, some of these, are plain where those of others are of a format.
+
+        A format has blocks of 128 elements of the whole variable, of which each must lie on one rank.
+        """
+        return variable.spec.cuts_units and any(self.is_coded(name, variable.dtype) for name in names)
+
+    def stored_name(self, name: str, variable: Variable) -> str:
+        """What the stream of a variable's state is called."""
+        return f"{name}{APART}" if self.is_apart(variable, [name]) else name
+
+    def streams(self, region: torch.dtype, names: tuple[str, ...], apart: bool = False) -> list[Stream]:
+        """The streams of these states in a region, over one range; made of zeros when first asked for.
+
+        Args:
+            apart: Of the variables whose states are plain where those of others are of a format.
+        """
         if self._generation != self.registry.generation:
             self._streams, self._generation = {}, self.registry.generation
-        key = (region, names)
+        key = (region, names, apart)
         if key not in self._streams:
             # A state that all rules have covers what they all do, and the others no more for its sake.
             common = tuple(name for name in names if name in self.common)
             others = tuple(name for name in names if name not in self.common)
-            made = {**self._made(region, common), **self._made(region, others)}
+            coded: tuple[str, ...] = ()
+            if self.registry.sharding is not None:
+                coded = tuple(name for name in others if self.is_coded(name, region))
+                others = tuple(name for name in others if name not in coded)
+            made = {**self._made(region, common), **self._made(region, others), **self._made(region, coded, apart)}
             base = max((stream.base for stream in made.values()), default=0)
             self._streams[key] = [made[name].from_base(base) for name in names]
         return self._streams[key]
 
-    def _made(self, region: torch.dtype, names: tuple[str, ...]) -> dict[str, Stream]:
-        """By name, over one range."""
+    def _made(self, region: torch.dtype, names: tuple[str, ...], apart: bool | None = None) -> dict[str, Stream]:
+        """By name, over one range.
+
+        Args:
+            apart: Of states in a format: whether of the variables that are apart, or of the others; None of all.
+        """
         if not names:
             return {}
-        streams, keys = self.registry.streams, [self.key_of(name) for name in names]
-        before, forms = [self.find(name, region) for name in names], list(map(self._form_of, names))
-        if self.registry.sharding is not None and not all(isinstance(form(region), torch.dtype) for form in forms):
-            raise FlatvarsError(
-                "state of shards cannot be stored in a format of blocks, which would begin with every shard, so that "
-                "the mesh would show in the bits; give a plain state_dtype=, such as torch.bfloat16"
-            )
+        stored = [f"{name}{APART}" for name in names] if apart else list(names)
+        streams, keys = self.registry.streams, list(map(self.key_of, stored))
+        before, forms = [self.find(name, region) for name in stored], list(map(self._form_of, names))
+        forms = [single] * len(names) if apart else forms
         if self.is_divided:
             # Of one rule, all of the share: what is added later finds its room there.
             part = None if self.names_of is None else self._cover(region, names)
             made = [streams.share_of(key, region, form, part) for key, form in zip(keys, forms, strict=True)]
         else:
-            cover = self._cover(region, names)
+            cover = self._cover(region, names, apart)
             made = [streams.get(key, region, form, cover) for key, form in zip(keys, forms, strict=True)]
         self.version += any(old is not new for old, new in zip(before, made, strict=True))
         return dict(zip(names, made, strict=True))
 
-    def _cover(self, region: torch.dtype, names: tuple[str, ...]) -> Cover:
+    def _cover(self, region: torch.dtype, names: tuple[str, ...], apart: bool | None = None) -> Cover:
         """From the first to the last variable that has room for such state, and all that is covered already."""
         variables = [v for v in self._variables.values() if v.dtype == region and v.spec.has_room]
-        if self.names_of is None:
+        if apart is not None:
+            variables = [v for v in variables if v.spec.cuts_units is apart]
+        if self.names_of is None and apart is not None:
+            related = set(names)
+        elif self.names_of is None:
             prefix = f"{self._key}."
             related = {name.removeprefix(prefix) for name in self.registry.streams.names() if name.startswith(prefix)}
         else:
@@ -282,7 +318,7 @@ class States:
             while more := {name for kind in kinds if related.intersection(kind) for name in kind} - related:
                 related |= more
             variables = [v for v in variables if related.intersection(self.names_of(v))]
-        found = [self.find(name, region) for name in related]
+        found = [self.find(f"{name}{APART}" if apart else name, region) for name in related]
         ranges = [held.cover for held in found if held is not None]
         if variables:
             ranges.append(hull(v.span for v in variables))
@@ -293,18 +329,18 @@ class States:
 
     def covering(self, name: str, variable: Variable) -> Stream | None:
         """The stream of a state where it covers a variable."""
-        held = self.find(name, variable.dtype)
+        held = self.find(self.stored_name(name, variable), variable.dtype)
         return held if held is not None and held.covers(variable.span) else None
 
     @torch.no_grad()
     def erase(self, variables: Sequence[Variable]) -> None:
         """Makes zeros of all that is known of some variables."""
         self.set_steps(variables, [0.0] * len(variables))
-        streams = self.registry.streams
-        names = [name for name in streams.names() if name.startswith(f"{self._key}.")]
-        for name in names:
+        prefix = f"{self._key}."
+        known = [name.removeprefix(prefix) for name in self.registry.streams.names() if name.startswith(prefix)]
+        for name in dict.fromkeys(name.removesuffix(APART) for name in known):
             for variable in variables:
-                held = self.covering(name.removeprefix(f"{self._key}."), variable)
+                held = self.covering(name, variable)
                 if held is not None and variable.spec.has_room:
                     held.write(variable.span, None)
 

@@ -15,10 +15,12 @@ from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import Collected
 from ..gradients.plans import Part, PlanSet, checked
+from ..memory.grad_mode import unwatched
 from ..memory.streams import Stream
 from ..variables.variable import Variable
 from .checks import check_complete
-from .divided import DividedStep, add_up_observed, add_up_sums, check_divisible, step_divided
+from .divided import DividedStep, add_up_observed, add_up_sums, divided_of, step_divided
+from .formats import StateFormat
 from .hooks import hooked
 from .membership import by_rows
 from .planning import Planning
@@ -32,6 +34,7 @@ class Stepping(Planning):
 
     skip_nonfinite: bool
     state_dtype: torch.dtype | None
+    state_format: StateFormat
     stats_every: int
     observations: Observations
     _norm: Tensor | None
@@ -49,7 +52,7 @@ class Stepping(Planning):
     with torch's."""
 
     @hooked
-    @torch.no_grad()
+    @unwatched
     def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
         """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.
 
@@ -69,7 +72,7 @@ class Stepping(Planning):
                 loss = closure()
         plans = checked(self._current_plans, stepping=True)
         gradients = gradients_of(self.registry)
-        collected = gradients.collect(plans)
+        collected = gradients.to_step(plans)
         touched = collected.touched
         divided = self.states.is_divided
         if strict and not divided and not all(hits := gradients.hits(plans, collected)):
@@ -112,7 +115,6 @@ class Stepping(Planning):
         gradients = gradients_of(self.registry)
         scaling = read_scaling(self, self.registry.device, collected.gathered)
         if self.registry.sharding is not None:
-            check_divisible(self, "shards")
             scaling["found_inf"] = self.registry.sharding.found(scaling["found_inf"])
         norm = plans.norm
         if self.max_norm is not None or self.skip_nonfinite or collected.unseen:
@@ -120,13 +122,21 @@ class Stepping(Planning):
         if self.max_norm is not None or self.skip_nonfinite:
             self._norm = norm
         self.observe(plans)
-        self.launch_parts(plans, collected, norm, scaling)
+        self.launch_parts(plans, list(zip(plans.parts, collected.sources, strict=True)), norm, scaling)
 
     def launch_parts(
-        self, plans: PlanSet, collected: Collected, norm: Tensor, scaling: Mapping[str, Tensor | None]
+        self,
+        plans: PlanSet,
+        pairs: Sequence[tuple[Part, Sources]],
+        norm: Tensor,
+        scaling: Mapping[str, Tensor | None],
     ) -> None:
-        """The step of all variables."""
-        for part, source in zip(plans.parts, collected.sources, strict=True):
+        """The step of all variables.
+
+        Args:
+            pairs: The parts of the plans, or this rank's shares of them, each with its gradients.
+        """
+        for part, source in pairs:
             self.launch_part(plans, part, source, norm, scaling)
 
     def launch_part(
@@ -183,7 +193,7 @@ class Stepping(Planning):
 
     def streams_of(self, part: Part, rule: Rule) -> list[Stream]:
         """The streams of its states."""
-        return self.states.streams(part.region, rule.states)
+        return self.states.streams(part.region, rule.states, part.apart)
 
     def observe(self, plans: PlanSet) -> None:
         """Notes whose numbers the step that is under way tells, if it is looked at."""
@@ -258,8 +268,14 @@ class Stepping(Planning):
         plans = self._current_plans()
         self.entries.settle(strict=True)
         self._count()
-        for part in plans.parts:
+        for part in self._launched_parts(plans):
             self.upload_part(part)
+
+    def _launched_parts(self, plans: PlanSet) -> list[Part]:
+        """Those whose plans a step launches: this rank's shares of them, where state is shared out over ranks."""
+        if not self.states.is_divided:
+            return plans.parts
+        return [share.part for share in divided_of(self, plans).shares]
 
     def upload_part(self, part: Part) -> None:
         """The same for one launch."""

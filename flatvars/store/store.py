@@ -24,7 +24,7 @@ from ..checkpoint.opening import PathOrStream, TorchKey
 from ..checkpoint.save import write
 from ..checkpoint.snapshot import restore, take
 from ..distributed.group import Group
-from ..errors import UnknownNameError
+from ..errors import FlatvarsError, UnknownNameError
 from ..gradients import freezing, norms
 from ..gradients.attached import ValueFormat, gradients_of, make_registry, masks_of
 from ..gradients.cycle import Gradients, Mode
@@ -37,6 +37,7 @@ from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
 from ..modules.shards import adopt_shards, fill_shards, has_shards, sharding_of
+from ..optim.scaling import scale_of
 from ..optim.stats import VariableStats
 from ..variables.carving import OnMoved
 from ..variables.registry import Registry
@@ -44,7 +45,7 @@ from ..variables.selectors import Selector, explain_unknown
 from ..variables.variable import Variable
 from . import transfer
 from .devices import check_arguments, concrete, device_of
-from .given import check_module, registry_in
+from .given import bytes_of_buckets, check_module, registry_in
 from .looking import check_layout, looked_at, only_region, region_of, summary, summary_of
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class VarStore:
             it all, and steps round to nearest.
         mesh: A one-dimensional mesh of data parallel ranks that share optimizer state, each a range: see
             `flatvars/distributed/README.md`. Every rank has all values.
+        bucket_cap_mb: With mesh=: gradients are averaged in buckets of so many MiB at most (DDP's are of 25), of
+            variables that lie side by side; one of a larger variable holds that alone. `last_backward()` then averages
+            while the backward pass runs. It takes one optimizer, of all variables that train, and what lies in the flat
+            gradients is used up by a step. None: all are averaged at once, in the step.
 
     Example:
         >>> store = VarStore.from_module(nn.Linear(4, 2))
@@ -93,13 +98,15 @@ class VarStore:
         on_moved: OnMoved = "follow",
         mesh: DeviceMesh | None = None,
         values: ValueFormat | None = None,
+        bucket_cap_mb: float | None = None,
     ) -> None:
         check_arguments(device, dtype)
         if values is not None and dtype != torch.bfloat16:
             raise ValueError(
                 f"values={values!r} is of bfloat16 variables, and dtype={dtype}: pass dtype=torch.bfloat16"
             )
-        group = None if mesh is None else Group(mesh)
+        bucket_bytes = bytes_of_buckets(bucket_cap_mb, mesh)
+        group = None if mesh is None else Group(mesh, bucket_bytes)
         self._hold(make_registry(concrete(device), grads, seed, on_moved, group, values), dtype, on_duplicate)
 
     def _hold(self, registry: Registry, dtype: torch.dtype, on_duplicate: OnDuplicate) -> None:
@@ -155,6 +162,7 @@ class VarStore:
         on_moved: OnMoved = "follow",
         values: ValueFormat | None = None,
         mesh: DeviceMesh | None = None,
+        bucket_cap_mb: float | None = None,
     ) -> Self:
         """Carves a module's parameters out of one buffer; the module works on, unmodified.
 
@@ -184,6 +192,7 @@ class VarStore:
             values: As for `VarStore`: with dtype=torch.bfloat16, a float32 model is taken in without losing a bit.
             mesh: A one-dimensional mesh of data parallel ranks: steps average gradients over them, each rank keeps the
                 optimizer state of its range alone, and the first rank's values are sent to all here. DDP is not needed.
+            bucket_cap_mb: As for `VarStore`: so that `last_backward()` averages gradients during a backward pass.
 
         Raises:
             SpecError: a sparse, complex or subclassed parameter, one that a store of more than this module holds, or
@@ -200,7 +209,7 @@ class VarStore:
         """
         check_module(module)
         if has_shards(module):
-            given = {"mesh": mesh, "device": device, "dtype": dtype, "values": values}
+            given = {"mesh": mesh, "device": device, "dtype": dtype, "values": values, "bucket_cap_mb": bucket_cap_mb}
             sharding = sharding_of(module, {**given, "grads": None if grads == "gather" else grads})
             store = cls.__new__(cls)
             registry = make_registry(device_of(module), "gather", seed, on_moved, sharding=sharding)
@@ -211,7 +220,7 @@ class VarStore:
             return store
         device = device_of(module) if device is None else device
         options: dict[str, Any] = {"grads": grads, "on_moved": on_moved, "mesh": mesh, "values": values}
-        store = cls(device, dtype or torch.float32, seed, **options)
+        store = cls(device, dtype or torch.float32, seed, bucket_cap_mb=bucket_cap_mb, **options)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
         return store
 
@@ -770,6 +779,42 @@ class VarStore:
             GradientError: a gradient of another shape or dtype class; which, is said.
         """
         self._gradients.accumulate(grads, scale)
+
+    @contextmanager
+    def last_backward(self, scaler: Any = None) -> Iterator[None]:
+        """Averages gradients over ranks while the backward pass inside of it runs, the last one of a step.
+
+        Of a store with `mesh=` and `bucket_cap_mb=`. Every rank has averages of its range when the block ends, and
+        gradients of no use elsewhere: in `.grad` with grads="views", in the flat buffer else. A step or a `zero_grad()`
+        comes next. Whatever else is done about gradients in between, such as a second backward pass, `accumulate`,
+        clipping (use `max_norm=`), `scaler.unscale_` or a change in place, raises there or, on every rank, in the step,
+        which then steps nothing. Backward passes of micro-batches come before, without a block.
+
+        What raises inside is raised; the step of every rank says so, and all go on after `zero_grad()`.
+
+        Args:
+            scaler: The GradScaler that scales the loss and then steps, if there is one: gradients are divided by its
+                scale before they are averaged.
+
+        Raises:
+            FlatvarsError: the store was made without `bucket_cap_mb`.
+            GradientError: what the last block exchanged was not used, or a block is open; inside, a backward pass that
+                reaches a variable twice, or a gradient that cannot be used.
+
+        Example:
+            >>> store = VarStore.from_module(model, mesh=mesh, bucket_cap_mb=25)  # doctest: +SKIP
+            >>> with store.last_backward():  # doctest: +SKIP
+            ...     model(batch).mean().backward()
+            >>> optimizer.step()  # doctest: +SKIP
+        """
+        overlap = self._gradients.overlap
+        if overlap is None:
+            raise FlatvarsError(
+                "last_backward() is of a store that averages gradients over ranks in buckets: make it with mesh= and "
+                "bucket_cap_mb=25; without, leave the block out, and step() averages"
+            )
+        with overlap.block(scale_of(scaler, self.device)):
+            yield
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets all gradients; no byte of the stream is written, the next `accumulate` overwrites.

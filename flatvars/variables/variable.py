@@ -97,6 +97,7 @@ class Variable:
             where it is no multiple of 16: kernels then count from the shard's own start.
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
         places: Where modules hold it.
+        shard_places: Where modules hold the DTensor of which it is a shard, while FSDP2 has put no whole tensor there.
         declared: What its tensor was when it was declared; what differs before the first carve, the user changed.
         is_leaf: Whether it is trained as a plain leaf tensor, which is no Parameter.
         is_numbered: Whether its name is but a number, for want of one; a module that is watched gives it its own.
@@ -123,6 +124,7 @@ class Variable:
         self.frozen = False
         self.state_epoch = 0  # grows when the room for its gradient and state is given up
         self.places: list[Place] = []
+        self.shard_places: list[Place] = []
         self._span: Span | None = None
         # The memory that its Parameter was bound to last: gone unless somebody else looks at it as well.
         self.memory: weakref.ref[torch.UntypedStorage] | None = None

@@ -49,11 +49,14 @@ class World:
     folder: Path
 
 
-def on(size: int) -> Callable[[Check], Check]:
-    """Says of a check that it is run in worlds of one size alone: more ranks would show nothing more."""
+SIZES = (2, 4)  # of worlds, for checks that do not say
+
+
+def on(*sizes: int) -> Callable[[Check], Check]:
+    """Says of a check that it is run in worlds of these sizes alone: others would show nothing more."""
 
     def note(check: Check) -> Check:
-        check.size = size  # type: ignore[attr-defined]
+        check.sizes = sizes  # type: ignore[attr-defined]
         return check
 
     return note
@@ -62,7 +65,7 @@ def on(size: int) -> Callable[[Check], Check]:
 def checks_of(module: Any, size: int) -> list[tuple[str, Check]]:
     """Those for a world of a size, in the order of the file."""
     found = [(name, value) for name, value in vars(module).items() if name.startswith("check_") and callable(value)]
-    return [(name, check) for name, check in found if getattr(check, "size", size) == size]
+    return [(name, check) for name, check in found if size in getattr(check, "sizes", SIZES)]
 
 
 def run_rank(rank: int, size: int, folder: Path, modules: list[Any]) -> None:

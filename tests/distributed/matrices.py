@@ -82,6 +82,7 @@ def check_matrices_of_ranges(world: World) -> None:
     assert held <= 2 * others / world.size + 4 * 256
 
 
+@on(2, 3, 4)
 def check_matrices_of_shards(world: World) -> None:
     mine, alone = fully_shard(Matrices(), mesh=world.mesh), Matrices()
     opt, reference = muon(fv.VarStore.from_module(mine)), muon(fv.VarStore.from_module(alone))

@@ -41,11 +41,11 @@ class Net(nn.Module):
 
 
 def gradients(rank: int, step: int, absent: tuple[tuple[int, int], ...] = ()) -> list[Tensor | None]:
-    """Of one rank and step: eighths, whose mean over 2 or 4 ranks is exact; None at (rank, parameter) in `absent`."""
+    """Of one rank and step: eighths, whose mean over 2, 3 or 4 ranks is exact; None at (rank, number) in `absent`."""
     generator = torch.Generator().manual_seed(1000 * step + rank)
     found: list[Tensor | None] = []
     for i, shape in enumerate(SHAPES):
-        grad = torch.randint(-16, 17, shape, generator=generator) / 8.0
+        grad = 3.0 * torch.randint(-8, 9, shape, generator=generator) / 8.0
         found.append(None if (rank, i) in absent or (-1, i) in absent else grad)
     return found
 
@@ -130,10 +130,11 @@ def averaged(store: Any, **options: Any) -> fv.optim.ScheduleFreeSGD:
 # Checks ---------------------------------------------------------------------------------------------------------------
 
 
+@on(2, 3, 4)
 def check_steps_are_those_of_one_process(world: World) -> None:
     absent = ((0, 1), (-1, 4)), (), ((world.size - 1, 0),), ((-1, 5),)
     cases = [*itertools.product((adamw,), ("gather", "views"), (None, 0.5)), (averaged, "gather", 0.5)]
-    for kind, mode, clip in cases:
+    for kind, mode, clip in cases if world.size != 3 else cases[1:2]:
         net, alone = Net(), Net()
         store = fv.VarStore.from_module(net, mesh=world.mesh, grads=mode)
         whole = fv.VarStore.from_module(alone, grads=mode)
@@ -325,12 +326,18 @@ def check_what_one_rank_cannot_do_is_refused(world: World) -> None:
 
 
 @on(2)
-def check_an_optimizer_of_whole_variables_is_refused(world: World) -> None:
+def check_uploaded_numbers_reach_what_a_step_launches(world: World) -> None:
+    """A captured step reads the table of this rank's share, where it lies, and not that of the whole plans."""
     net = Net()
-    opt = fv.optim.Prodigy(fv.VarStore.from_module(net, mesh=world.mesh))
+    opt = adamw(fv.VarStore.from_module(net, mesh=world.mesh))
+    opt.upload_hyperparameters()  # also before a first step
     give(net, gradients(world.rank, 0))
-    with pytest.raises(fv.FlatvarsError, match="whole variables"):
-        opt.step()
+    opt.step()
+    tables = [share.part.plan._hyper._table for share in opt._divided.shares]
+    assert all(float(table[0, 1]) == pytest.approx(0.02) for table in tables)
+    opt.param_groups[0]["lr"] = 0.25
+    opt.upload_hyperparameters()
+    assert all(float(table[0, 1]) == 0.25 for table in tables)
 
 
 @on(2)

@@ -1,4 +1,4 @@
-"""All checks of many ranks, on 2 and on 4: processes, because gloo's ranks are processes, forked from one."""
+"""All checks of many ranks, on 2, 3 and 4: processes, because gloo's ranks are processes, forked from one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,22 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed"),
 ]
 
-CHECKS = ("steps", "checkpoints", "shards", "matrices", "job")
+CHECKS = (
+    "steps",
+    "overlap",
+    "overlap_when",
+    "overlap_use",
+    "events",
+    "checkpoints",
+    "shards",
+    "formats",
+    "matrices",
+    "family",
+    "job",
+)
 
 
 def test_ranks_are_one_process(tmp_path: Path) -> None:
     """Each check is a function of the modules in `CHECKS`; its name and the rank stand before what it raised."""
-    failed = run(tmp_path, (2, 4), *CHECKS)
+    failed = run(tmp_path, (2, 3, 4), *CHECKS)
     assert not failed, "\n".join(f"{name}\n{text}" for name, text in failed.items())

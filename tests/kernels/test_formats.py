@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ from flatvars.kernels.formats import CORRECTED, LOG4, ROOT8, ROOT8_SQUARES, SPLI
 from flatvars.kernels.lang import tl  # noqa: F401 - the interpreter looks for it here
 from flatvars.kernels.rules import rule
 from flatvars.kernels.segments import UNIT
-from tests.support.rig import Rig
+from tests.support.draws import STATES, draws
+from tests.support.rig import Rig, plan_of
 from tests.support.rules import CASES
 from tests.support.tolerances import assert_same_bits
 
@@ -43,9 +46,8 @@ def keys_of(names, device):
 
 def draws_of(name, step, count, which=0):
     """What states in `log4` are rounded by, int32 [count], by NumPy."""
-    key = np.array([42, name_key(name)], dtype=np.uint64)
-    words = np.random.Philox(key=key, counter=[0, 0, 2, which]).random_raw(-(-count // 4) or 1)
-    return torch.from_numpy(words.view(np.uint16)[:count].astype(np.int32) + step * 40503 & 0xFFFF)
+    random = draws(42, name_key(name), 0, STATES + which, count).astype(np.int32)
+    return torch.from_numpy(random + step * 40503 & 0xFFFF)
 
 
 class FormatRig:
@@ -175,6 +177,21 @@ def test_squares_in_4_bits_are_what_the_reference_makes(random, backend, device)
     rig.step([torch.zeros(shape, device=device) for shape in SHAPES], {})
     for found, wanted in zip(rig.read(rig.values), held, strict=True):
         assert_same_bits(found, wanted)
+
+
+def test_shards_store_the_units_of_the_whole(backend, device):
+    """Of a variable of 650 elements, a launch has those from 384 on, which is where a unit begins."""
+    rig = FormatRig(backend, device, squaring, None, [LOG4], shapes=[(40,), (266,)])
+    segments = replace(rig.rig.segments, firsts=(0, 384), units=(0, 1 - 3))
+    sums = torch.zeros(1, dtype=torch.float64, device=device)
+    rig.rig.plan = plan_of(backend, segments, device, None, rig.rig.norm, sums, 0)
+    torch.manual_seed(5)
+    whole = log_numbers((650,), device)
+    rig.step([torch.ones(40, device=device), whole[384:].clone()], {}, keys=keys_of(["v0", "v1"], device))
+    codes, scales = encode_log(whole.square(), draws_of("v1", 1, 650).to(device))
+    found = rig.parts(rig.states[0])[1]
+    assert_same_bits(found[0], codes[384 // 2 :])
+    assert_same_bits(found[1], scales[384 // UNIT :])
 
 
 def values_that_no_codec_likes():

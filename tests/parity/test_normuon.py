@@ -121,7 +121,7 @@ def test_the_formula(axis: int) -> None:
     moments.bind([True, True], lambda variable: StateEntry())
     first, second = (v.span.offset for v in variables)
     batch = Batch(torch.float32, first, 2, second - first, shape, (shape[1], 1), (0, 1))
-    placed = moments.place(batch, Outputs(axis, 0))
+    placed = moments.place(batch, Outputs(axis, 0), {0: (0, first), 1: (1, second)})
     kept = torch.zeros(2, 6, dtype=torch.float64)
     for turn in range(2):
         matrices = torch.randn(2, *shape, generator=torch.Generator().manual_seed(turn)).bfloat16()

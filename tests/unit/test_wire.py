@@ -12,7 +12,7 @@ from flatvars.distributed.squares import SharedSquares
 from flatvars.memory.layout import plan_layout
 from flatvars.memory.ranks import Ranks
 from flatvars.memory.spec import VarSpec
-from flatvars.optim.divided import AGREEMENT
+from flatvars.optim.divided import HEADER
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,4 +31,4 @@ def test_the_numbers_that_ranks_exchange_are_counted() -> None:
     model = replace(MODELS[0], numel=tensors * 350_000, tensors=tensors)
     counted = agreement_bytes(model, ranks) / 8
     # The last group may be begun only, and a border may lie between two groups.
-    assert abs(squares.numel + tensors + AGREEMENT + 1 - counted) <= 1
+    assert abs(squares.numel + tensors + HEADER - counted) <= 1

@@ -1,0 +1,319 @@
+"""Gradients that are averaged over ranks while a backward pass still runs.
+
+The flat gradients are cut into buckets (`distributed/buckets.py`). As soon as every variable in a bucket has its
+gradient, the bucket's are put into the flat buffer, where its owner gets the average, in place. All ranks start
+buckets in one order: one that is ready early waits for its turn. It is the reverse of memory order at first, then that
+in which the first rank's first backward pass was through with them, as DDP does it. What no backward pass has started
+is started at the end of the block, or in the step; so every rank sends the same messages in the same order, whatever it
+had gradients of, whether its backward pass raised, and whether there was a block at all.
+
+What was sent must be what is stepped. Whatever happens to gradients in between is a fault of this rank; it goes to all
+ranks with the numbers that a step exchanges anyhow, and every rank then raises, and steps nothing.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..distributed.buckets import Bucket
+from ..distributed.collectives import Averaging
+from ..distributed.group import Group
+from ..errors import FlatvarsError, GradientError
+from ..variables.registry import Registry
+from ..variables.variable import Variable
+from .cuts import Cut, buckets_for, cut_for
+from .plans import PlanSet, checked
+from .runs import WAY_OUT, Run
+
+
+class Source(Protocol):
+    """What is asked of the gradients of a registry."""
+
+    @property
+    def registry(self) -> Registry: ...
+
+    def plans(self) -> PlanSet:
+        """Over all variables that can have a gradient."""
+
+    def stream(self, region: torch.dtype) -> Tensor:
+        """The flat gradients of a region."""
+
+    def dtype_of(self, region: torch.dtype) -> torch.dtype:
+        """Of those."""
+
+    def before_put(self) -> None:
+        """A new exchange begins: every variable is put once."""
+
+    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
+        """Makes the flat buffer hold the gradients of some variables, and zeros of those that have none.
+
+        Returns:
+            Which may have one, and float64 [variables]: not 0 for those that do.
+        """
+
+
+class Overlap:
+    """The exchange of a store's gradients, bucket by bucket.
+
+    Args:
+        gradients: Of the store.
+        group: The ranks, with `bucket_bytes`.
+    """
+
+    def __init__(self, gradients: Source, group: Group) -> None:
+        # Weak: the gradients have this object, and buffers must go with the last handle.
+        self._source = weakref.ref(gradients)
+        self.group = group
+        self._cut: Cut | None = None
+        self._agreed: list[Bucket] = []  # which all ranks have, in reverse memory order
+        self._order: list[int] | None = None  # of those, once it was learned
+        self._run: Run | None = None
+        self._hooks: dict[int, Any] = {}  # by position
+
+    @property
+    def _gradients(self) -> Source:
+        gradients = self._source()
+        assert gradients is not None
+        return gradients
+
+    # What others ask ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether gradients were sent that no step has used."""
+        return self._run is not None and self._run.next > 0
+
+    @property
+    def touched(self) -> list[bool]:
+        """Which variables may have a gradient, of what was sent."""
+        assert self._run is not None
+        return self._run.touched
+
+    def check_unsent(self, doing: str) -> None:
+        """Raises GradientError where gradients were sent: they are averages by now, or on their way."""
+        if self.is_sent:
+            raise GradientError(
+                f"{doing} is about the gradients of this rank, and last_backward() has exchanged them for averages: "
+                "step next, or call zero_grad() to drop them; to clip, make the optimizer with max_norm="
+            )
+
+    def zeroed(self, ids: Collection[int]) -> None:
+        """Gradients of these variables are dropped: so is what was sent, if they are all."""
+        run = self._run
+        if run is None or not run.next:
+            return
+        if run.open:
+            run.fault = f"gradients were zeroed inside of last_backward(), after some had been sent; {WAY_OUT}"
+            raise GradientError(run.fault)
+        if set(ids).issuperset(run.cut.ids):
+            self._run = None
+
+    def overwritten(self, variable: Variable) -> None:
+        """What lies in `.grad` of a variable takes the place of what was sent, if it was."""
+        if self.is_sent and self._run is not None:
+            self._run.spoil(variable)
+
+    def used(self) -> None:
+        """A step has used what was sent."""
+        self._run = None
+
+    # The block ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def block(self, scale: Tensor | None) -> Iterator[None]:
+        """See `VarStore.last_backward`."""
+        run = self._enter(scale)
+        try:
+            yield
+        except BaseException as error:
+            run.fault = run.fault or f"the block of last_backward() raised {type(error).__name__}: {error}; {WAY_OUT}"
+            self._leave(run)
+            raise
+        self._leave(run)
+        if run.error is not None:
+            raise run.error
+
+    def _enter(self, scale: Tensor | None) -> Run:
+        last = self._run
+        if last is not None and last.open:
+            raise GradientError("last_backward() is open already: a step has one, around its last backward pass")
+        if last is not None and not last.is_gone():
+            raise GradientError(
+                "gradients that last_backward() exchanged were not used: call step(), or zero_grad() to drop them, "
+                "before the next one"
+            )
+        self._run = None
+        run = self._begin(scale)
+        self._listen(run)
+        return run
+
+    def _begin(self, scale: Tensor | None) -> Run:
+        cut, device = self._cut_now(), self._gradients.registry.device
+        count = len(cut.variables)
+        run = self._run = Run(cut, scale, torch.zeros(count, dtype=torch.float64, device=device))
+        run.missing = [0] * len(cut.buckets)
+        run.arrived, run.touched, run.noted = [False] * count, [False] * count, [(None, 0)] * count
+        return run
+
+    def _leave(self, run: Run) -> None:
+        """Starts what was not started, and waits for all: who looks at gradients next finds nothing under way."""
+        run.open = False
+        while run.next < len(run.cut.puts):
+            self._start(run)
+        try:
+            for work in run.works:
+                work.wait()
+        except RuntimeError as error:
+            if run.fault is None:
+                raise
+            run.fault += f"; and other ranks could not be reached: {error}"  # what raised in the block is told
+        run.works.clear()
+
+    # One bucket -----------------------------------------------------------------------------------------------------
+
+    def _start(self, run: Run) -> None:
+        """Starts the next bucket, whatever becomes of its gradients: all ranks wait for it."""
+        n = run.next
+        try:
+            if n == 0:
+                self._gradients.before_put()
+            run.next += 1
+            self._put(run, n)
+        except Exception as error:
+            run.next = n + 1
+            run.error = run.error or error
+            run.fault = run.fault or f"{error}; {WAY_OUT}"
+        if n == len(run.cut.buckets):
+            return
+        bucket = run.cut.buckets[n]
+        piece = self._gradients.stream(bucket.region)[bucket.start : bucket.stop]
+        if run.scale is not None:
+            piece.mul_(1.0 / run.scale)
+        run.works.append(Averaging(piece, bucket.owner, self.group.process_group))
+
+    def _put(self, run: Run, n: int) -> None:
+        plans, positions = run.cut.plans[n], run.cut.puts[n]
+        if plans is None:
+            return
+        touched, flags = self._gradients.put(plans)
+        run.flags[torch.tensor(positions, dtype=torch.int64).to(flags.device, non_blocking=True)] = flags
+        for k, is_touched, param in zip(positions, touched, plans.params, strict=True):
+            run.touched[k] = is_touched
+            run.noted[k] = (param.grad, 0 if param.grad is None else param.grad._version)
+
+    def arrived(self, k: int) -> None:
+        """The backward pass has reached a variable: its gradient is complete."""
+        run = self._run
+        if run is None:
+            return
+        if not run.open or run.arrived[k]:
+            again = "twice inside of one last_backward()" if run.open else "after last_backward() had exchanged it"
+            run.fault = (
+                f"a backward pass reached {run.cut.variables[k].name!r} {again}: put only the last backward pass of a "
+                f"step into the block, and step before the next one; {WAY_OUT}"
+            )
+            raise GradientError(run.fault)
+        run.arrived[k] = True
+        for n in run.cut.within[k]:
+            run.missing[n] -= 1
+            if not run.missing[n]:
+                run.complete.append(n)
+        while run.next < len(run.missing) and not run.missing[run.next]:
+            self._start(run)
+        if run.error is not None:
+            raise run.error
+
+    def _listen(self, run: Run) -> None:
+        """Hooks on all variables that autograd reaches, and how many gradients each bucket waits for."""
+        reference = weakref.ref(self)
+        for k, variable in enumerate(run.cut.variables):
+            if not variable.requires_grad:  # what plain torch froze is sent with what lies in `.grad`
+                continue
+            if k not in self._hooks:
+                listen: Any = variable.param.register_post_accumulate_grad_hook
+                self._hooks[k] = listen(_hook(reference, k))
+            for n in run.cut.within[k]:
+                run.missing[n] += 1
+
+    # A step ---------------------------------------------------------------------------------------------------------
+
+    def complete(self, plans: PlanSet, grad_scale: Tensor | None, found_inf: Tensor | None) -> Run:
+        """What a step of some plans uses; sends it now, if no block has.
+
+        Raises:
+            FlatvarsError: not all variables that train are in these plans.
+            GradientError: the block has not ended.
+        """
+        run = self._run
+        if run is not None and run.open:
+            raise GradientError("step() was called inside of last_backward(): leave the block first")
+        if (ids := self._cut_now().ids) != plans.ids:
+            raise FlatvarsError(
+                "a store with bucket_cap_mb= takes one optimizer, of all variables that train, and this one steps "
+                f"{len(plans.ids)} of {len(ids)}: freeze the others, give all to one optimizer as "
+                "param groups, or leave bucket_cap_mb= out"
+            )
+        if run is None:
+            run = self._begin(grad_scale)
+            self._leave(run)
+        else:
+            run.check_scale(grad_scale, found_inf)
+            run.check_same(plans.generation, after_check=found_inf is not None)
+        run.words = self._words(run)
+        return run
+
+    # Buckets --------------------------------------------------------------------------------------------------------
+
+    def _cut_now(self) -> Cut:
+        """The buckets of the variables that train now; where they are others than before, all ranks must agree."""
+        plans = checked(self._gradients.plans)
+        if self._cut is not None and self._cut.generation == plans.generation:
+            return self._cut
+        self.forget_cut()
+        assert self.group.bucket_bytes is not None
+        buckets = buckets_for(plans, self._gradients.dtype_of, self.group.bucket_bytes)
+        is_new = self._agreed != buckets
+        order = list(range(len(buckets))) if is_new or self._order is None else self._order
+        made = cut_for(plans, buckets, order)
+        if is_new:
+            self.group.check_same("the buckets of their gradients", made.facts(), plans.registry.device)
+            self._agreed, self._order = buckets, None
+        self._cut = made
+        return made
+
+    # Their order ----------------------------------------------------------------------------------------------------
+
+    def _words(self, run: Run) -> list[int]:
+        """What this rank says of the order of buckets in the message of a step: sums over ranks go to `learn`."""
+        if self._order is not None:
+            return []
+        found = run.found_order() if self.group.ranks.rank == 0 else None
+        return [1 + n for n in found] if found is not None else [0] * len(self._agreed)
+
+    def learn(self, words: Sequence[float]) -> None:
+        """From the next exchange on, buckets are sent in the first rank's order, if it has said one."""
+        if words and all(words):
+            self._order = [int(word) - 1 for word in words]
+            self.forget_cut()
+
+    def forget_cut(self) -> None:
+        """The variables are about to move: plans would keep what they lie in."""
+        self._cut = None
+        for hook in self._hooks.values():
+            hook.remove()
+        self._hooks.clear()
+
+
+def _hook(reference: weakref.ref[Overlap], k: int) -> Callable[[Tensor], None]:
+    def arrived(_param: Tensor) -> None:
+        overlap = reference()
+        if overlap is not None:
+            overlap.arrived(k)
+
+    return arrived
