@@ -92,6 +92,7 @@ class Job:
     plot: bool
     ranks: int
     fsdp: bool
+    bucket_cap_mb: float | None
     paced: bool
     format: str
     command: str
@@ -151,6 +152,12 @@ def _parser() -> argparse.ArgumentParser:
         help="flatvars alone, on N ranks that share state, beside one process",
     )
     add("--fsdp", action="store_true", help="with --ranks: FSDP2 divides the model, and flatvars steps its shards")
+    add(
+        "--bucket-cap-mb",
+        type=float,
+        metavar="MIB",
+        help="with --ranks: average gradients in buckets of so many MiB while the last backward pass of a step runs",
+    )
     add("--no-plot", action="store_true", help="write no PNG")
     return parser
 
@@ -174,6 +181,8 @@ def parse_job(argv: list[str]) -> Job:
         parser.error(f"--batch {batch} does not divide into --micro-batches {args.micro_batches} equal parts")
     if args.fsdp and not args.ranks:
         parser.error("--fsdp divides the model over ranks; say over how many: --ranks N")
+    if args.bucket_cap_mb is not None and (not args.ranks or args.fsdp):
+        parser.error("--bucket-cap-mb is of ranks that share state; give --ranks N, and no --fsdp")
     if args.save_every and not args.save:
         parser.error("--save-every needs --save PATH, the file to write")
     steps = args.steps or preset.steps
@@ -200,6 +209,7 @@ def parse_job(argv: list[str]) -> Job:
         plot=not args.no_plot,
         ranks=args.ranks,
         fsdp=args.fsdp,
+        bucket_cap_mb=args.bucket_cap_mb,
         # A run of so many steps, or that goes on in another, is the same on every machine.
         paced=not (args.steps or args.stop_at or args.save or args.resume or args.quick),
         format=args.format,

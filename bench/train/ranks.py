@@ -1,4 +1,6 @@
-"""The main job on several ranks: `python -m bench.train --ranks 2 [--fsdp]`, beside one process with whole batches.
+"""The main job on several ranks: `python -m bench.train --ranks 2 [--fsdp | --bucket-cap-mb 25]`.
+
+One process with whole batches runs beside them.
 
 Every rank takes its part of each batch; the store averages gradients and shares optimizer state out, or steps the
 shards that FSDP2 made (`flatvars/distributed/README.md`). The losses are those of one process, but for the order of
@@ -61,11 +63,10 @@ def train(job: Job, mesh: DeviceMesh | None = None) -> Run:
         inputs, targets = draw_batch(text.train, job.batch, job.model.context, generator)
         mine = list(zip(*(part.chunk(size)[rank].chunk(job.micro_batches) for part in (inputs, targets)), strict=True))
         total = torch.zeros((), device=job.device)
-        for some in mine:
+        for k, some in enumerate(mine):
             loss = side.model.loss(*some)
-            (loss * side.loss_scale).backward()
+            side.backward(loss, last=k == len(mine) - 1)
             total += loss.detach()
-            side.accumulate()
         side.update()
         side.scheduler.step()
         losses.append(total / len(mine))

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from bench.train.gpt import GPT
@@ -106,7 +107,8 @@ class FlatSide(Side):
         import flatvars as fv
 
         stored, kept = FORMATS[job.format]
-        self.store = fv.VarStore.from_module(model, mesh=mesh, **stored)
+        cap = None if mesh is None else job.bucket_cap_mb
+        self.store = fv.VarStore.from_module(model, mesh=mesh, bucket_cap_mb=cap, **stored)
         for pattern in job.freeze:
             self.store.freeze(pattern)
         groups = [
@@ -116,11 +118,22 @@ class FlatSide(Side):
         optimizer = fv.optim.AdamW(groups, store=self.store, lr=job.lr, betas=BETAS, max_norm=MAX_NORM, **kept)
         super().__init__(model, optimizer, job)
         self.micro_batches = job.micro_batches
+        self.overlaps = cap is not None
+        if self.overlaps:  # nobody scales what is averaged while the last backward pass runs
+            self.loss_scale = 1 / job.micro_batches
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """The backward pass of one micro-batch on ranks, and what follows it."""
+        overlaps = self.overlaps and last
+        with self.store.last_backward() if overlaps else nullcontext():
+            (loss * self.loss_scale).backward()
+        if not overlaps:
+            self.accumulate()
 
     def accumulate(self) -> None:
         # With a single micro-batch the step gathers the gradients by itself.
         if self.micro_batches > 1:
-            self.store.accumulate(scale=1 / self.micro_batches)
+            self.store.accumulate(scale=1 / (self.micro_batches * self.loss_scale))
 
     def update(self) -> None:
         self.optimizer.step()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ class Cut:
         generation: Of the registry.
         variables, ids: All that train, in creation order.
         buckets: In the order in which they are sent.
+        order: Where each of them is in the order of memory, from the end to the begin.
         puts: Positions of the variables that are put when a bucket is started; last, of those that lie in none.
         plans: Over those; None where there are none.
         within: The buckets in which each variable lies.
@@ -29,6 +30,7 @@ class Cut:
     variables: list[Variable]
     ids: list[int]
     buckets: list[Bucket]
+    order: list[int]
     puts: list[list[int]]
     plans: list[PlanSet | None]
     within: list[list[int]]
@@ -43,16 +45,27 @@ class Cut:
         return found
 
 
-def cut_for(plans: PlanSet, dtype_of: Callable[[torch.dtype], torch.dtype], bucket_bytes: int) -> Cut:
-    """The buckets of all variables of some plans.
+def buckets_for(plans: PlanSet, dtype_of: Callable[[torch.dtype], torch.dtype], bucket_bytes: int) -> list[Bucket]:
+    """The buckets of all variables of some plans, in reverse memory order.
 
     Args:
         dtype_of: From a region's dtype to that of its flat gradients.
         bucket_bytes: The most of a bucket.
     """
+    layout = plans.registry.layout
+    limits = {region.dtype: bucket_bytes // dtype_of(region.dtype).itemsize for region in layout.regions}
+    return cut_buckets(layout, [v.index for v in plans.variables], limits)
+
+
+def cut_for(plans: PlanSet, found: Sequence[Bucket], order: list[int]) -> Cut:
+    """What is to be known of all variables of some plans.
+
+    Args:
+        found: Their buckets, in reverse memory order.
+        order: Positions of these, in the order in which they are sent.
+    """
     registry, variables = plans.registry, plans.variables
-    limits = {region.dtype: bucket_bytes // dtype_of(region.dtype).itemsize for region in registry.layout.regions}
-    buckets = cut_buckets(registry.layout, [v.index for v in variables], limits)
+    buckets = [found[n] for n in order]
     within: list[list[int]] = [[] for _ in variables]
     for n, bucket in enumerate(buckets):
         for k in bucket.members:
@@ -61,4 +74,4 @@ def cut_for(plans: PlanSet, dtype_of: Callable[[torch.dtype], torch.dtype], buck
     for k, some in enumerate(within):
         puts[some[0] if some else -1].append(k)
     made = [PlanSet(registry, [variables[k] for k in some]) if some else None for some in puts]
-    return Cut(plans.generation, variables, plans.ids, buckets, puts, made, within)
+    return Cut(plans.generation, variables, plans.ids, buckets, order, puts, made, within)

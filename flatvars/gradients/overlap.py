@@ -2,9 +2,10 @@
 
 The flat gradients are cut into buckets (`distributed/buckets.py`). As soon as every variable in a bucket has its
 gradient, the bucket's are put into the flat buffer, where its owner gets the average, in place. All ranks start
-buckets in one order: one that is ready early waits for its turn. What no backward pass has started is started at the
-end of the block, or in the step; so every rank sends the same messages in the same order, whatever it had gradients of,
-whether its backward pass raised, and whether there was a block at all.
+buckets in one order: one that is ready early waits for its turn. It is the reverse of memory order at first, then that
+in which the first rank's first backward pass was through with them, as DDP does it. What no backward pass has started
+is started at the end of the block, or in the step; so every rank sends the same messages in the same order, whatever it
+had gradients of, whether its backward pass raised, and whether there was a block at all.
 
 What was sent must be what is stepped. Whatever happens to gradients in between is a fault of this rank; it goes to all
 ranks with the numbers that a step exchanges anyhow, and every rank then raises, and steps nothing.
@@ -13,7 +14,7 @@ ranks with the numbers that a step exchanges anyhow, and every rank then raises,
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -26,7 +27,7 @@ from ..distributed.group import Group
 from ..errors import FlatvarsError, GradientError
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cuts import Cut, cut_for
+from .cuts import Cut, buckets_for, cut_for
 from .plans import PlanSet, checked
 from .runs import WAY_OUT, Run
 
@@ -70,7 +71,8 @@ class Overlap:
         self._source = weakref.ref(gradients)
         self.group = group
         self._cut: Cut | None = None
-        self._agreed: list[Bucket] = []  # which all ranks have
+        self._agreed: list[Bucket] = []  # which all ranks have, in reverse memory order
+        self._order: list[int] | None = None  # of those, once it was learned
         self._run: Run | None = None
         self._hooks: dict[int, Any] = {}  # by position
 
@@ -220,6 +222,8 @@ class Overlap:
         run.arrived[k] = True
         for n in run.cut.within[k]:
             run.missing[n] -= 1
+            if not run.missing[n]:
+                run.complete.append(n)
         while run.next < len(run.missing) and not run.missing[run.next]:
             self._start(run)
         if run.error is not None:
@@ -258,9 +262,10 @@ class Overlap:
         if run is None:
             run = self._begin(grad_scale)
             self._leave(run)
-            return run
-        run.check_scale(grad_scale, found_inf)
-        run.check_same(plans.generation, after_check=found_inf is not None)
+        else:
+            run.check_scale(grad_scale, found_inf)
+            run.check_same(plans.generation, after_check=found_inf is not None)
+        run.words = self._words(run)
         return run
 
     # Buckets --------------------------------------------------------------------------------------------------------
@@ -272,12 +277,30 @@ class Overlap:
             return self._cut
         self.forget_cut()
         assert self.group.bucket_bytes is not None
-        made = cut_for(plans, self._gradients.dtype_of, self.group.bucket_bytes)
-        if self._agreed != made.buckets:
+        buckets = buckets_for(plans, self._gradients.dtype_of, self.group.bucket_bytes)
+        is_new = self._agreed != buckets
+        order = list(range(len(buckets))) if is_new or self._order is None else self._order
+        made = cut_for(plans, buckets, order)
+        if is_new:
             self.group.check_same("the buckets of their gradients", made.facts(), plans.registry.device)
-            self._agreed = made.buckets
+            self._agreed, self._order = buckets, None
         self._cut = made
         return made
+
+    # Their order ----------------------------------------------------------------------------------------------------
+
+    def _words(self, run: Run) -> list[int]:
+        """What this rank says of the order of buckets in the message of a step: sums over ranks go to `learn`."""
+        if self._order is not None:
+            return []
+        found = run.found_order() if self.group.ranks.rank == 0 else None
+        return [1 + n for n in found] if found is not None else [0] * len(self._agreed)
+
+    def learn(self, words: Sequence[float]) -> None:
+        """From the next exchange on, buckets are sent in the first rank's order, if it has said one."""
+        if words and all(words):
+            self._order = [int(word) - 1 for word in words]
+            self.forget_cut()
 
     def forget_cut(self) -> None:
         """The variables are about to move: plans would keep what they lie in."""

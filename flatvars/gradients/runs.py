@@ -23,9 +23,11 @@ class Run:
         open: Whether the block has not ended.
         next: The bucket to be started next.
         missing: Of each bucket, how many gradients the backward pass has not reached.
+        complete: The buckets of which it has reached all, in that order.
         arrived, touched: Of each variable, whether the backward pass has reached it, and whether it may have a
             gradient.
         flags: float64 [variables]: not 0 where this rank has a gradient.
+        words: What the message of a step says of the order of buckets.
         noted: What lay in `.grad` when it was sent, and its version.
         fault: Why it cannot be stepped; None where it can.
         error: What putting a bucket raised first.
@@ -37,13 +39,25 @@ class Run:
     open: bool = True
     next: int = 0
     missing: list[int] = field(default_factory=list)
+    complete: list[int] = field(default_factory=list)
     arrived: list[bool] = field(default_factory=list)
     touched: list[bool] = field(default_factory=list)
     noted: list[tuple[Tensor | None, int]] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
     works: list[Averaging] = field(default_factory=list)
     fault: str | None = None
     error: Exception | None = None
     other_scale: Tensor | None = None
+
+    def found_order(self) -> list[int] | None:
+        """The order in which the backward pass was through with buckets, as `Cut.order`; None where none was seen.
+
+        Those that it did not reach wholly come last, as they hold up all behind them.
+        """
+        if not self.complete:
+            return None
+        rest = [n for n in range(len(self.missing)) if n not in set(self.complete)]
+        return [self.cut.order[n] for n in (*self.complete, *rest)]
 
     def is_gone(self) -> bool:
         """Whether a module's own zero_grad() has dropped all gradients that were sent."""

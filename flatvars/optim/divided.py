@@ -31,7 +31,7 @@ from ..gradients.runs import Run
 from ..memory.streams import VALUES
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .agreement import Numbered, digests_of, members_of, numbers_of
+from .agreement import Numbered, digests_of, members_of, numbers_of, values_taken_in
 from .checks import check_complete
 from .membership import Membership
 from .scaling import read_scaling
@@ -93,6 +93,8 @@ def divided_of(optimizer: Stepped, plans: PlanSet) -> DividedStep:
     step, group = optimizer._divided, plans.registry.group
     assert group is not None
     if step is None or step.plans is not plans:
+        if step is not None:
+            step.check_last()
         facts = members_of(optimizer, optimizer.membership.groups)
         group.check_same("what their optimizers step", facts, plans.registry.device)
         step = optimizer._divided = DividedStep(plans, group)
@@ -108,8 +110,8 @@ def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, stric
             exchanged during a backward pass and are others now. Nothing was stepped then.
     """
     registry, step = plans.registry, divided_of(optimizer, plans)
-    numbers = numbers_of(optimizer)
-    step.check_last(numbers)
+    step.check_last()
+    numbers = {**numbers_of(optimizer), **values_taken_in(registry.taken_in)}
     scaling = read_scaling(optimizer, registry.device, collected.gathered)
     wanted = optimizer.max_norm is not None or optimizer.skip_nonfinite
     gradients, run = gradients_of(registry), None
@@ -119,9 +121,9 @@ def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, stric
     else:
         run = gradients.overlap.complete(plans, scaling["grad_scale"], scaling["found_inf"])
         flags = run.flags
-    step.exchange(digests_of(numbers), flags, wanted, scaling["found_inf"], run)
+    step.exchange(numbers, flags, wanted, scaling["found_inf"], run)
     if registry.device.type == "cpu":
-        step.check_last(numbers)
+        step.check_last()
     if strict:
         check_complete([v.name for v, hit in zip(plans.variables, step.flags.tolist(), strict=True) if not hit])
     if wanted:
@@ -186,8 +188,11 @@ class DividedStep:
         self.numel = HEADER + len(plans.variables) + sum(share.squares.numel for share in self.shares)
         self.flags = torch.zeros(0)
         self.found_inf: Tensor | None = None
-        self._agreed: Tensor | None = None
+        self._news: Tensor | None = None
+        self._told: Mapping[str, str] = {}
+        self._taken_in: set[Variable] = set()
         self._run: Run | None = None
+        self._overlap = gradients.overlap
         self._arrived: torch.cuda.Event | None = None
 
     def _share(self, part: Part, slot: int, share: tuple[int, int], grads: Tensor) -> Share:
@@ -210,19 +215,22 @@ class DividedStep:
             average_share(grads, stream, self.group.process_group)
 
     def exchange(
-        self, digests: Sequence[int], flags: Tensor, norm: bool, found_inf: Tensor | None, run: Run | None = None
+        self, told: Mapping[str, str], flags: Tensor, norm: bool, found_inf: Tensor | None, run: Run | None = None
     ) -> None:
         """The all_reduce of a step.
 
         Args:
-            digests: Two, of what must be the same on all ranks.
+            told: What must be the same on all ranks.
             flags: float64 [variables]: not 0 where this rank has a gradient.
             norm: Whether the norm is wanted.
             found_inf: float32 []: not 0 where this rank's GradScaler found an infinity.
             run: What became of gradients that were sent during a backward pass.
         """
-        numbers = torch.zeros(self.numel, dtype=torch.float64, device=self.device)
-        header = [float(number) for digest in digests for number in (digest, digest * digest)]
+        words = [] if run is None else run.words
+        numbers = torch.zeros(self.numel + len(words), dtype=torch.float64, device=self.device)
+        numbers[self.numel :] = torch.tensor(words, dtype=torch.float64)
+        self._told, self._taken_in = told, set(self.plans.registry.taken_in)
+        header = [float(number) for digest in digests_of(told) for number in (digest, digest * digest)]
         numbers[:AGREEMENT] = torch.tensor(header, dtype=torch.float64)
         if found_inf is not None:
             numbers[AGREEMENT] = found_inf
@@ -250,33 +258,40 @@ class DividedStep:
         agreed = (sums[0] * sums[0] == world * sums[1]) & (sums[2] * sums[2] == world * sums[3])
         agreed &= numbers[AGREEMENT + 1] == 0.0
         self.found_inf = ((numbers[AGREEMENT] != 0.0) | ~agreed).to(torch.float32)
-        self._note(agreed, run)
-
-    def _note(self, agreed: Tensor, run: Run | None) -> None:
-        """Keeps whether the ranks agree for `check_last`. A GPU need not be waited for: nothing is stepped if not."""
         self._run = run
-        if agreed.is_cuda:
-            host = torch.empty((), dtype=torch.bool, pin_memory=True)
-            self._agreed = host.copy_(agreed, non_blocking=True)
+        self._note(torch.cat([agreed.to(torch.float64).reshape(1), numbers[self.numel :]]))
+
+    def _note(self, news: Tensor) -> None:
+        """Keeps whether the ranks agree for `check_last`. A GPU need not be waited for: nothing is stepped if not.
+
+        Args:
+            news: float64 [1 + words]: whether they do, and what they say of the order of buckets.
+        """
+        if news.is_cuda:
+            host = torch.empty(len(news), dtype=torch.float64, pin_memory=True)
+            self._news = host.copy_(news, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()  # type: ignore[no-untyped-call]
         else:
-            self._agreed = agreed
+            self._news = news
 
-    def check_last(self, numbers: Mapping[str, str]) -> None:
+    def check_last(self) -> None:
         """Raises DisagreementError, on every rank, if the ranks differed when they exchanged last.
 
         And GradientError, if a rank's gradients could not be stepped then.
         """
-        if self._agreed is None:
+        if self._news is None:
             return
         if self._arrived is not None:
             self._arrived.synchronize()  # type: ignore[no-untyped-call]  # of one step ago
-        agreed, run = bool(self._agreed), self._run
-        self._agreed = self._run = None
+        (agreed, *words), run = self._news.tolist(), self._run
+        self._news = self._run = None
         if not agreed:
             self.group.tell(None if run is None else run.told())
-            self.group.explain("the numbers of their optimizers", numbers)
+            self.group.explain("the numbers of their optimizers", self._told)
+        self.plans.registry.taken_in -= self._taken_in
+        if self._overlap is not None:
+            self._overlap.learn(words)
 
     def source_of(self, share: Share) -> Sources:
         """The averages of the variables that have a gradient on any rank."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ SCALE = 3
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FLATVARS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiler, "_natives", Forgetful())
     return tmp_path / "cache"
 
 
@@ -42,6 +44,13 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(compiler, "_made", counted)
     return names
+
+
+class Forgetful(dict[str, Any]):
+    """What a process has made; asked whether it has, it has not."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
 
 
 def sums(factor: int) -> Callable[..., Any]:
@@ -228,7 +237,19 @@ def test_the_latest_generations_stay_and_all_that_is_somebody_elses(folder: Path
 
 def test_none_are_kept_where_the_folder_has_no_name(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLATVARS_CACHE_DIR", "")
+    monkeypatch.setattr(compiler, "_natives", Forgetful())
     monkeypatch.setattr(Path, "write_bytes", lambda *_: pytest.fail("a file was written"))
     for _ in range(2):
         assert callable_of(native(sums(8), TWO))(1, 10) == 81
     assert len(made) == 2
+
+
+def test_threads_that_want_the_same_code_at_once_share_one(made: list[str]) -> None:
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(native(sums(9), TWO))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) <= 1
+    assert len({id(result) for result in results}) == 1 == len(results) // 4

@@ -1,4 +1,4 @@
-"""Checks of the main job on ranks (`python -m bench.train --ranks 2 [--fsdp]`), and of runs that go on with fewer."""
+"""Checks of the main job on ranks (`python -m bench.train --ranks 2`), and of runs that go on with fewer."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def warm() -> None:
 def check_the_job_on_ranks(world: World) -> None:
     job, alone = job_of(world.size), ALONE[0]
     assert alone.losses[-1] < alone.losses[0]
-    for fsdp in (False, True):
-        run = train(replace(job, fsdp=fsdp), world.mesh)
-        assert max(abs(a - b) for a, b in zip(run.losses, alone.losses, strict=True)) < TOLERANCE, f"fsdp {fsdp}"
+    for about in ({}, {"fsdp": True}, {"bucket_cap_mb": 0.05}):
+        run = train(replace(job, **about), world.mesh)
+        assert max(abs(a - b) for a, b in zip(run.losses, alone.losses, strict=True)) < TOLERANCE, about
         # What is padded: every range, or every shard of a variable.
-        assert max(run.state_bytes) < 1.2 * alone.state_bytes[0] / world.size, f"fsdp {fsdp}"
+        assert max(run.state_bytes) < 1.2 * alone.state_bytes[0] / world.size, about
 
 
 def made(mesh: Any = None) -> tuple[nn.Module, fv.optim.AdamW]:

@@ -14,7 +14,20 @@ pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch was built without torch.distributed"),
 ]
 
-CHECKS = ("steps", "overlap", "overlap_use", "checkpoints", "shards", "formats", "matrices", "family", "job")
+CHECKS = (
+    "steps",
+    "overlap",
+    "overlap_when",
+    "overlap_use",
+    "events",
+    "checkpoints",
+    "shards",
+    "files",
+    "formats",
+    "matrices",
+    "family",
+    "job",
+)
 
 
 def test_ranks_are_one_process(tmp_path: Path) -> None:
