@@ -113,6 +113,10 @@ class Overlap:
             raise GradientError(run.fault)
         if set(ids).issuperset(run.cut.ids):
             self._run = None
+            return
+        for variable in run.cut.variables:
+            if variable.id in ids:
+                run.spoil(variable)
 
     def overwritten(self, variable: Variable) -> None:
         """What lies in `.grad` of a variable takes the place of what was sent, if it was."""
@@ -253,7 +257,9 @@ class Overlap:
         run = self._run
         if run is not None and run.open:
             raise GradientError("step() was called inside of last_backward(): leave the block first")
-        if (ids := self._cut_now().ids) != plans.ids:
+        cut = self._cut_now() if run is None else run.cut
+        is_same = cut.generation == plans.generation  # else it is a fault of what was sent
+        if is_same and (ids := cut.ids) != plans.ids:
             raise FlatvarsError(
                 "a store with bucket_cap_mb= takes one optimizer, of all variables that train, and this one steps "
                 f"{len(plans.ids)} of {len(ids)}: freeze the others, give all to one optimizer as "
@@ -265,6 +271,8 @@ class Overlap:
         else:
             run.check_scale(grad_scale, found_inf)
             run.check_same(plans.generation, after_check=found_inf is not None)
+            if not is_same:
+                run.flags = run.flags.new_zeros(len(plans.ids))
         run.words = self._words(run)
         return run
 
@@ -294,7 +302,7 @@ class Overlap:
         if self._order is not None:
             return []
         found = run.found_order() if self.group.ranks.rank == 0 else None
-        return [1 + n for n in found] if found is not None else [0] * len(self._agreed)
+        return [1 + n for n in found] if found is not None else [0] * len(run.cut.buckets)
 
     def learn(self, words: Sequence[float]) -> None:
         """From the next exchange on, buckets are sent in the first rank's order, if it has said one."""

@@ -18,8 +18,8 @@ from bench.overlap import Work, measure, table
 from flatvars.gradients import overlap
 
 from .launch import World, on
-from .overlap import warm
-from .steps import adamw
+from .overlap import Pair, backward, warm
+from .steps import adamw, gradients
 
 __all__ = ["warm"]
 
@@ -134,6 +134,18 @@ class Backwards(nn.Sequential):
         for layer in list(self)[-2::-1]:
             x = layer(x)
         return x
+
+
+@on(2)
+def check_a_block_on_one_rank_alone(world: World) -> None:
+    """Also of the first step, in which ranks look whether they agree about buckets, and about what they step."""
+    pair = Pair(world, lambda store: adamw(store, max_norm=0.5))
+    for step in range(3):
+        for k, net in enumerate(pair.nets):
+            with pair.block(k) if world.rank == step % 2 else nullcontext():
+                backward(net, gradients(world.rank, step))
+        pair.step()
+        pair.assert_same(f"step {step}")
 
 
 @on(2)
