@@ -26,7 +26,7 @@ from .kernels.formats import (
 )
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
-from .kernels.looks import Looks
+from .kernels.looks import Looks, are_same
 from .kernels.plan import Plan, Stage
 from .kernels.rules import (
     ADADELTA,
@@ -154,6 +154,7 @@ __all__ = [
     "Statistics",
     "Stored",
     "all_in_memory_order",
+    "are_same",
     "averaged",
     "backend_for",
     "cautious_updates",

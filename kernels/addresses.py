@@ -192,12 +192,13 @@ class AddressTable:
         hit = rows[:, 0] != 0
         rows[hit, 0] = np.where(addresses == 0, EMPTY, addresses)[hit]
         self._step_back(rows, hit)
-        if not (np.array_equal(rows, self._rows) and self._repeats()):
+        if not (np.array_equal(rows, self._rows) and self.repeats):
             self._looks, self._place, self._addresses = None, None, []
             self._put(rows)
         return self._sources
 
-    def _repeats(self) -> bool:
+    @property
+    def repeats(self) -> bool:
         """Whether the table holds what was put there last, and need not be told so.
 
         Once a graph was captured, a replay may have put its own addresses into the table: what was seen is no proof.
@@ -235,7 +236,7 @@ class AddressTable:
         Args:
             told: Which variables have a gradient; read for those without elements alone, of which no launch can tell.
         """
-        if self._place == (stream.data_ptr(), stream.dtype) and self._viewed is not None and self._repeats():
+        if self._place == (stream.data_ptr(), stream.dtype) and self._viewed is not None and self.repeats:
             return self._viewed
         numels = self.segments.numels
         if 0 in numels:
@@ -249,7 +250,7 @@ class AddressTable:
 
     def _point(self, touched: list[bool], addresses: list[int], dtypes: list[torch.dtype]) -> Sources:
         seen = addresses == self._addresses and touched == self._touched and dtypes == self._dtypes
-        if seen and self._repeats():
+        if seen and self.repeats:
             return self._sources
         self._looks, self._place = None, None
         rows = np.zeros((len(touched), 2), dtype=np.int64)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..backend import Sources
+from ..memory.grad_mode import unwatched
 from ..memory.streams import FROZEN_ELEMENTS, GRADS, normal_tensors
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -59,7 +60,7 @@ class Gathered(Gradients):
 
     def after_carve(self) -> None:
         self.rewritten()
-        self._norm.exposed = False  # what was handed out is another memory now
+        self._norm.exposed = self._norm.lent = False  # what was handed out is another memory now
         room = {v.id for v in self.registry.variables if v.spec.has_room}
         self._open &= room
         self._spent &= room
@@ -67,13 +68,13 @@ class Gathered(Gradients):
 
     # One variable -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def of(self, variable: Variable) -> Tensor | None:
         pending, state = variable.param.grad, self.state(variable)
         if state is State.EMPTY:
             return pending
         if pending is None:
-            self._norm.exposed = True
+            self._norm.lent = True
             return self._lying(variable)
         if state is State.SPENT:
             return pending
@@ -87,7 +88,7 @@ class Gathered(Gradients):
         stream = self.registry.streams.get(GRADS, variable.dtype, at_least_float32)
         return stream.view(variable.span)
 
-    @torch.no_grad()
+    @unwatched
     def add(self, variable: Variable, grad: Tensor) -> None:
         self.check_unsent("adding to a gradient")
         if self.state(variable) is State.OPEN:
@@ -100,7 +101,7 @@ class Gathered(Gradients):
         else:
             variable.param.grad.add_(own)
 
-    @torch.no_grad()
+    @unwatched
     def release(self, variables: Sequence[Variable]) -> None:
         for variable in variables:
             if self.state(variable) is State.OPEN and tuple(variable.param.shape) == variable.spec.shape:
@@ -115,7 +116,7 @@ class Gathered(Gradients):
 
     # The cycle ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
         self.check_unsent("accumulate()")
         plans = checked(self.plans)
@@ -159,8 +160,8 @@ class Gathered(Gradients):
             self._sweep(plans.variables)
         self._unswept.difference_update(plans.ids)
         plans.renew_norm()
-        for part, source in zip(plans.parts, sources, strict=True):
-            part.plan.accumulate_(source, self.stream(part.region), float(scale), add)
+        for part, source, stream in zip(plans.parts, sources, self._streams(plans), strict=True):
+            part.plan.accumulate_(source, stream, float(scale), add)
         self._open.update(compress(plans.ids, touched))
         self._note_norm(plans)
 
@@ -259,7 +260,17 @@ class Gathered(Gradients):
         return plans is not None and self._norm.holds(used, self._streams(plans), self.registry.generation)
 
     def _streams(self, plans: PlanSet) -> list[Tensor]:
-        return [self.stream(part.region) for part in plans.parts]
+        """Of the parts of the store's plans, which a carve ends."""
+        if plans.streams is None:
+            plans.streams = [self.stream(part.region) for part in plans.parts]
+        return plans.streams
+
+    def known_norm(self, plans: PlanSet) -> Tensor | None:
+        self.check_unsent("a norm")
+        if plans is not self._plans or any(map(exists, plans.pending())):
+            return None
+        used = (self._open | self._spent).intersection(plans.ids)
+        return plans.norm if used and self._has_norm_of(used) else None
 
     def norm_for(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> Tensor:
         if plans is self._plans and collected.norm is None:
@@ -277,7 +288,7 @@ class Gathered(Gradients):
             self._spent |= used
         self._keep_receipt(plans, collected)
 
-    @torch.no_grad()
+    @unwatched
     def zero(
         self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
     ) -> None:
@@ -318,7 +329,7 @@ class Gathered(Gradients):
 
     # The stream ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def read_stream(self, region: torch.dtype) -> Tensor:
         self.check_unsent("reading the flat gradients")
         self.flush()
@@ -326,7 +337,7 @@ class Gathered(Gradients):
         self._norm.exposed = True
         return self.stream(region)
 
-    @torch.no_grad()
+    @unwatched
     def flush(self) -> None:
         self.check_unsent("clipping")
         if any(v.param.grad is not None for v in self.registry.trained()):
@@ -370,7 +381,7 @@ class Gathered(Gradients):
         pending = [v for v in variables if v.param.grad is not None and v.id not in past]
         return GradientSnapshot(self.mode, opened, pending, self._has_norm_of({v.id for v in opened}))
 
-    @torch.no_grad()
+    @unwatched
     def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         self.zero(True)
         regions = {variable.dtype for variable in snapshot.open}

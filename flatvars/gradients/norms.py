@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GradientError
+from ..memory.grad_mode import unwatched
 from ..memory.streams import FROZEN_ELEMENTS
 from ..variables.variable import Variable
 from .cycle import Gradients
@@ -15,7 +16,7 @@ from .masks import clear_masked
 from .plans import checked
 
 
-@torch.no_grad()
+@unwatched
 def norm(gradients: Gradients, order: float = 2.0) -> Tensor:
     """See `VarStore.grad_norm`."""
     plans = checked(gradients.plans)
@@ -23,6 +24,9 @@ def norm(gradients: Gradients, order: float = 2.0) -> Tensor:
         # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
         grads = [unmasked(gradients, variable) for variable in plans.variables]
         return torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None], order)
+    known = gradients.known_norm(plans) if order == 2.0 else None
+    if known is not None:
+        return known.clone()
     collected = gradients.collect(plans)
     if order != 2.0:
         each = plans.variable_norms(collected.sources, order, values=False)[1]
@@ -38,7 +42,7 @@ def unmasked(gradients: Gradients, variable: Variable) -> Tensor | None:
     return grad.masked_fill(frozen.view(variable.span).view(torch.bool), 0.0)
 
 
-@torch.no_grad()
+@unwatched
 def norms(gradients: Gradients, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
     """See `VarStore.norms`."""
     plans = checked(gradients.plans)
@@ -48,7 +52,7 @@ def norms(gradients: Gradients, order: float = 2.0) -> dict[str, tuple[Tensor, T
     return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows if v.requires_grad}
 
 
-@torch.no_grad()
+@unwatched
 def clip_norm_(
     gradients: Gradients,
     max_norm: float,
@@ -87,7 +91,7 @@ def clip_each_(gradients: Gradients, max_norm: float, order: float) -> None:
         gradients.rewrite(lambda _: torch._foreach_mul_(grads, factors))
 
 
-@torch.no_grad()
+@unwatched
 def clip_value_(gradients: Gradients, clip_value: float) -> None:
     """See `VarStore.clip_grad_value_`."""
     gradients.flush()

@@ -19,7 +19,7 @@ from ..memory.streams import FROZEN_ELEMENTS, VALUES
 from ..variables.guard import AliasGuard
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .receipts import Receipt
+from .receipts import Receipt, ViewReceipt
 from .repeats import HeldViews, Left, Repeats
 
 
@@ -90,7 +90,8 @@ class PlanSet:
         self.left = Left(self.params)
         self.guard = AliasGuard(registry, self.variables, often=True)
         self.zeroed = False  # their gradients were, since the last step
-        self.receipt: Receipt | None = None  # of the last step
+        self.receipt: Receipt | ViewReceipt | None = None  # of the last step
+        self.streams: list[Tensor] | None = None  # of the gathered gradients of each part, where they were asked for
         # Where gradients are views: these, what they cover of the streams, versions when zeroed, and at the last look.
         self.views: HeldViews | None = None
         self.pieces: list[Tensor] | None = None
@@ -154,6 +155,11 @@ class PlanSet:
         return [k for k, v in enumerate(self.variables) if not v.spec.numel]
 
     @cached_property
+    def all(self) -> list[bool]:
+        """True for every variable; not to be changed."""
+        return [True] * len(self.variables)
+
+    @cached_property
     def counter(self) -> Looks:
         """By which the versions of all Parameters are counted."""
         return Looks(self.params)
@@ -203,7 +209,11 @@ class PlanSet:
         ends = (
             self.zeroed or (bool(zeroed) and zeroed.issuperset(self.ids)) or (last is not None and not last.is_alive())
         )
-        self.receipt, self.zeroed = Receipt(pending, touched, ends), False
+        if self.views is not None and self.latest is not None:
+            self.receipt = ViewReceipt(self.views.views, self.latest, touched, ends)
+        else:
+            self.receipt = Receipt(pending, touched, ends)
+        self.zeroed = False
         if zeroed:
             zeroed.difference_update(self.ids)
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from itertools import compress
 from operator import attrgetter
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from .repeats import Left
@@ -53,6 +55,32 @@ class Receipt:
         tensors = list(map(_look, self._witnesses))
         there = all(tensor is grads[k] for k, tensor in zip(self._places, tensors, strict=True))
         return there and [None if tensor is None else tensor._version for tensor in tensors] == self._versions
+
+
+class ViewReceipt:
+    """The same where gradients are views, which are always there: their versions were all read for the step itself.
+
+    Args:
+        views: Of all variables.
+        versions: int64 [views], as the step found them.
+        touched, ends: As of a `Receipt`.
+    """
+
+    def __init__(
+        self, views: Sequence[Tensor], versions: npt.NDArray[np.int64], touched: list[bool], ends: bool
+    ) -> None:
+        self.touched = touched
+        self.ends = ends
+        self._views, self._versions = views, versions
+
+    def is_alive(self) -> bool:
+        """See `Receipt.is_alive`: what somebody put in the place of a view was noted as zeroed when it was taken in."""
+        return True
+
+    def holds(self, grads: Sequence[Tensor | None]) -> bool:
+        """See `Receipt.holds`."""
+        used = compress(zip(grads, self._views, self._versions.tolist(), strict=True), self.touched)
+        return all(grad is view and view._version == version for grad, view, version in used)
 
 
 def _look(reference: weakref.ref[Tensor]) -> Tensor | None:

@@ -68,10 +68,13 @@ class Repeats:
         """What launches must be told now, and which variables have a gradient; None if that must be found out."""
         if self._told is None or self._looks is None or self._told[2] != self._uploads():
             return None
-        addresses = self._looks.moved()
-        if addresses is None:
+        found = self._looks.moved()
+        if found is None:
             self._told = None
             return None
+        anywhere_else, addresses = found
+        if not anywhere_else and all(part.plan.addresses.repeats for part in self._parts):
+            return self._told[:2]
         sources = [part.plan.addresses.moved(_picked(part, addresses)) for part in self._parts]
         self._told = sources, self._told[1], self._uploads()
         return self._told[:2]
@@ -90,21 +93,28 @@ class HeldViews:
 
     Attributes:
         views: In the order of the parameters.
+        all_moved: Whether at the last look each was of another version than before, if that was asked and could be
+            told without a turn for each; False says nothing.
     """
 
     def __init__(self, params: Sequence[Tensor], views: Sequence[Tensor]) -> None:
         self.views = list(views)
+        self.all_moved = False
         self._params = params
         self._holders, self._held = Looks(params), Looks(self.views)
         self._addresses = np.array(self._lie_at(), dtype=np.int64)
 
-    def are_there(self, versions: npt.NDArray[np.int64] | None = None) -> bool:
+    def are_there(
+        self, versions: npt.NDArray[np.int64] | None = None, before: npt.NDArray[np.int64] | None = None
+    ) -> bool:
         """Whether they lie in `.grad` still, and where they lay: `.grad.data = ...` moves one.
 
         Args:
             versions: [views] to write the version of each to, if all are there.
+            before: [views] versions that `all_moved` compares these with.
         """
-        if self._holders.hold(self._held, self._addresses, versions):
+        there, self.all_moved = self._holders.hold(self._held, self._addresses, versions, before)
+        if there:
             return True
         if not all(map(is_, map(_grad, self._params), self.views)) or self._lie_at() != self._addresses.tolist():
             return False

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import GradientError
+from ..memory.grad_mode import unwatched
 from ..memory.streams import GRADS
 from ..variables.binding import is_bound
 from ..variables.registry import Registry
@@ -117,10 +118,10 @@ class Views(Gradients):
             self._attach([v for v in plans.variables if v.id not in self._views])
         views = self._note(plans) if plans.views is None else plans.views
         versions = np.empty(len(plans.ids), dtype=np.int64) if stepping else None
-        if not views.are_there(versions):
+        if not views.are_there(versions, plans.versions):
             self._settle()
             views = self._note(plans)
-            there = views.are_there(versions)
+            there = views.are_there(versions, plans.versions)
             assert there
         if versions is not None:
             plans.latest = versions
@@ -167,7 +168,9 @@ class Views(Gradients):
             self.stream(dtype)[start:stop].fill_(UNWRITTEN)
 
     def _moved(self, plans: PlanSet) -> list[bool]:
-        """Whose view has moved on since it was zeroed."""
+        """Whose view has moved on since it was zeroed, as the last look at them found."""
+        if plans.views is not None and plans.views.all_moved:
+            return plans.all
         if plans.versions is None:
             plans.versions = np.array([self._versions[key] for key in plans.ids], dtype=np.int64)
         moved: list[bool] = (plans.versions != plans.latest).tolist()
@@ -208,7 +211,7 @@ class Views(Gradients):
 
     # One variable -------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def of(self, variable: Variable) -> Tensor | None:
         view, grad = self._views.get(variable.id), variable.param.grad
         if view is None or (variable.frozen and grad is not view):
@@ -224,7 +227,7 @@ class Views(Gradients):
         """Whether this is the view of some variable, put elsewhere, and nobody wrote it."""
         return any(grad is view for view in self._views.values()) and not is_written(grad)
 
-    @torch.no_grad()
+    @unwatched
     def add(self, variable: Variable, grad: Tensor) -> None:
         self.check_unsent("adding to a gradient")
         own = grad.detach().to(variable.param.device, variable.param.dtype)
@@ -233,7 +236,7 @@ class Views(Gradients):
         else:
             variable.param.grad.add_(own)
 
-    @torch.no_grad()
+    @unwatched
     def release(self, variables: Sequence[Variable]) -> None:
         for variable in variables:
             if tuple(variable.param.shape) != variable.spec.shape:
@@ -244,7 +247,7 @@ class Views(Gradients):
                 variable.param.grad = None if grad is None else grad.clone()
                 self._views.pop(variable.id)
 
-    @torch.no_grad()
+    @unwatched
     def hide_empty(self) -> None:
         plans = self.plans()
         for param, hit in zip(plans.params, self.hits(plans, self.collect(plans)), strict=True):
@@ -259,7 +262,7 @@ class Views(Gradients):
 
     # The cycle ----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def accumulate(self, grads: Given = None, scale: float = 1.0) -> None:
         self.check_unsent("accumulate()")
         plans = checked(self.plans)
@@ -316,7 +319,7 @@ class Views(Gradients):
             self.overlap.used()
             self.zero(True, plans.variables, plans)
 
-    @torch.no_grad()
+    @unwatched
     def zero(
         self, set_to_none: bool = True, variables: Sequence[Variable] | None = None, plans: PlanSet | None = None
     ) -> None:
@@ -348,6 +351,8 @@ class Views(Gradients):
         for piece in plans.pieces:
             piece.fill_(UNWRITTEN)
         plans.zeroed, plans.versions = True, plans.latest
+        if plans.empty and plans.versions is not None:
+            plans.versions = plans.versions.copy()  # the receipt of the last step has these
         for k in plans.empty:
             self._versions[plans.ids[k]] = version = views[k]._version
             if plans.versions is not None:
@@ -365,7 +370,7 @@ class Views(Gradients):
 
     # The stream ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def read_stream(self, region: torch.dtype) -> Tensor:
         self.check_unsent("reading the flat gradients")
         self.flush()
@@ -385,14 +390,14 @@ class Views(Gradients):
 
     # Whole ----------------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
+    @unwatched
     def snapshot(self) -> GradientSnapshot:
         self.check_unsent("a snapshot")
         plans = self.plans()
         found, past = compress(plans.variables, self.hits(plans, self.collect(plans))), self._past()
         return GradientSnapshot(self.mode, [variable for variable in found if variable.id not in past])
 
-    @torch.no_grad()
+    @unwatched
     def restore(self, snapshot: GradientSnapshot, fetch: FetchGradient) -> None:
         self.zero(True)
         for variable in snapshot.open:

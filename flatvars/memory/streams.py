@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from ..backend import UNIT, Format, FormatPart, Stored, round_up
 from ..errors import FlatvarsError
@@ -131,7 +131,8 @@ class Stream:
             return self.view(span)
         if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and is_shared(self.buffer)):
             return self.view(span).data
-        return own_storage(self.flat(span)).as_strided(span.spec.shape, span.spec.stride)
+        start = int(self.buffer.storage_offset()) + span.offset - self.base
+        return _over(self.buffer, start, span.spec.shape, span.spec.stride)
 
     @property
     def stored(self) -> Stored:
@@ -442,12 +443,16 @@ class Streams:
             source: New span index to old span index, for the variables that existed before.
 
         Returns:
-            New streams. What has no predecessor is zero.
+            New streams. What has no predecessor is zero. Of a rank's share the memory is the same: the layout must be.
         """
         new = Streams(layout, device, self._shared, self._format, self._placed)
         new._partial = {name for name, _ in self._streams} & self._partial
         for (name, region), old in self._streams.items():
             if name == VALUES and self._placed:
+                continue
+            if name in self._divided:
+                new._divided.add(name)
+                new._streams[name, region], new._form_of[name] = old, self._form_of[name]
                 continue
             pairs = [(layout.spans[to], self.layout.spans[origin]) for to, origin in source.items()]
             pairs = [(to, origin) for to, origin in pairs if origin.spec.dtype == region and to.numel]
@@ -487,8 +492,15 @@ def is_shared(tensor: Tensor) -> bool:
 
 def own_storage(flat: Tensor) -> Tensor:
     """The same elements of a buffer, [numel], as a tensor whose storage holds no others."""
-    # As bytes, which the exchange format knows on every device; it keeps the buffer alive as long as the piece.
-    return from_dlpack(to_dlpack(flat.view(torch.uint8))).view(flat.dtype)  # type: ignore[no-any-return]
+    return _over(flat, int(flat.storage_offset()), (flat.numel(),), (1,))
+
+
+def _over(buffer: Tensor, start: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """A dense tensor over the elements of a buffer's storage from `start` on, with a storage of these alone."""
+    size = buffer.element_size()
+    # A slice of a storage keeps the whole alive, and cannot be resized.
+    storage = buffer.untyped_storage()[size * start : size * (start + math.prod(shape))]
+    return torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(storage, 0, shape, stride)  # type: ignore[call-overload, no-any-return]
 
 
 def hull(spans: Iterable[Span]) -> Cover:

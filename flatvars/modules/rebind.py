@@ -19,6 +19,7 @@ def rebind(registry: Registry) -> list[str]:
             if reason := why_unheld(tensor):
                 raise AliasError(f"the store cannot take variable {variable.name!r} in: {reason}; nothing was changed")
         taken = take_in(registry, tensors)
+        registry.note_taken_in(registry.by_name[name] for name in taken)
         for variable, twin in twins:
             registry.absorb(variable, twin)
         return taken

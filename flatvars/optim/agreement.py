@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ..variables.variable import Variable
 
 DIGEST_BITS = 20
 
@@ -42,6 +44,29 @@ def members_of(optimizer: Numbered, groups: Sequence[Sequence[Any]]) -> dict[str
             spec = variable.spec
             facts[variable.name] = f"{spec.shape} {spec.dtype} in param group {number}, {trains}"
     return facts
+
+
+def values_taken_in(variables: Iterable[Variable]) -> dict[str, str]:
+    """What stands for the values of some variables, by name; waits for the device, where there are any."""
+    ordered = sorted(variables, key=lambda variable: variable.name)
+    if not ordered:
+        return {}
+    sums = torch.stack([_sums(variable.value) for variable in ordered]).tolist()
+    return {
+        f"the values of {variable.name}, which came from outside of the store": f"those of checksum {low:x}-{high:x}"
+        for variable, (low, high) in zip(ordered, sums, strict=True)
+    }
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Two numbers of all bits, int64 [2], whatever the order in which they are added up."""
+    flat = values.as_strided((values.numel(),), (1,)) if values.numel() else values.reshape(-1)
+    bits = flat.view(_BITS[values.dtype.itemsize]).long() & 0xFFFFFFFF
+    places = torch.arange(len(bits), device=bits.device) % 65_521 + 1
+    return torch.stack([bits.sum(), (bits * places).sum()]) & 0x7FFFFFFFFFFFFFFF
+
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def digests_of(facts: Mapping[str, str]) -> tuple[int, int]:

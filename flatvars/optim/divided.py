@@ -31,7 +31,7 @@ from ..gradients.runs import Run
 from ..memory.streams import VALUES
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .agreement import Numbered, digests_of, members_of, numbers_of
+from .agreement import Numbered, digests_of, members_of, numbers_of, values_taken_in
 from .checks import check_complete
 from .membership import Membership
 from .scaling import read_scaling
@@ -94,7 +94,7 @@ def divided_of(optimizer: Stepped, plans: PlanSet) -> DividedStep:
     assert group is not None
     if step is None or step.plans is not plans:
         if step is not None:
-            step.check_last(numbers_of(optimizer))
+            step.check_last()
         facts = members_of(optimizer, optimizer.membership.groups)
         group.check_same("what their optimizers step", facts, plans.registry.device)
         step = optimizer._divided = DividedStep(plans, group)
@@ -109,22 +109,23 @@ def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, stric
         GradientError: `strict`, and no rank has a gradient of some variable; or, on every rank, gradients of one were
             exchanged during a backward pass and are others now. Nothing was stepped then.
     """
-    registry, numbers, run = plans.registry, numbers_of(optimizer), None
+    registry, run = plans.registry, None
     scaling = read_scaling(optimizer, registry.device, collected.gathered)
     wanted = optimizer.max_norm is not None or optimizer.skip_nonfinite
     gradients = gradients_of(registry)
     if gradients.overlap is not None:  # before all other messages, as the backward passes of other ranks may have sent
         run = gradients.overlap.complete(plans, scaling["grad_scale"], scaling["found_inf"])
     step = divided_of(optimizer, plans)
-    step.check_last(numbers)
+    step.check_last()
+    numbers = {**numbers_of(optimizer), **values_taken_in(registry.taken_in)}
     if run is not None:
         flags = run.flags
     else:
         flags = plans.flags(collected.sources) if collected.unseen else plans.upload_flags(collected.touched)
         step.average(gradients.flat(plans, collected, scaling["grad_scale"]))
-    step.exchange(digests_of(numbers), flags, wanted, scaling["found_inf"], run)
+    step.exchange(numbers, flags, wanted, scaling["found_inf"], run)
     if registry.device.type == "cpu":
-        step.check_last(numbers)
+        step.check_last()
     if strict:
         check_complete([v.name for v, hit in zip(plans.variables, step.flags.tolist(), strict=True) if not hit])
     if wanted:
@@ -190,6 +191,8 @@ class DividedStep:
         self.flags = torch.zeros(0)
         self.found_inf: Tensor | None = None
         self._news: Tensor | None = None
+        self._told: Mapping[str, str] = {}
+        self._taken_in: set[Variable] = set()
         self._run: Run | None = None
         self._overlap = gradients.overlap
         self._arrived: torch.cuda.Event | None = None
@@ -214,12 +217,12 @@ class DividedStep:
             average_share(grads, stream, self.group.process_group)
 
     def exchange(
-        self, digests: Sequence[int], flags: Tensor, norm: bool, found_inf: Tensor | None, run: Run | None = None
+        self, told: Mapping[str, str], flags: Tensor, norm: bool, found_inf: Tensor | None, run: Run | None = None
     ) -> None:
         """The all_reduce of a step.
 
         Args:
-            digests: Two, of what must be the same on all ranks.
+            told: What must be the same on all ranks.
             flags: float64 [variables]: not 0 where this rank has a gradient.
             norm: Whether the norm is wanted.
             found_inf: float32 []: not 0 where this rank's GradScaler found an infinity.
@@ -228,7 +231,8 @@ class DividedStep:
         words = [] if run is None else run.words
         numbers = torch.zeros(self.numel + len(words), dtype=torch.float64, device=self.device)
         numbers[self.numel :] = torch.tensor(words, dtype=torch.float64)
-        header = [float(number) for digest in digests for number in (digest, digest * digest)]
+        self._told, self._taken_in = told, set(self.plans.registry.taken_in)
+        header = [float(number) for digest in digests_of(told) for number in (digest, digest * digest)]
         numbers[:AGREEMENT] = torch.tensor(header, dtype=torch.float64)
         if found_inf is not None:
             numbers[AGREEMENT] = found_inf
@@ -273,7 +277,7 @@ class DividedStep:
         else:
             self._news = news
 
-    def check_last(self, numbers: Mapping[str, str]) -> None:
+    def check_last(self) -> None:
         """Raises DisagreementError, on every rank, if the ranks differed when they exchanged last.
 
         And GradientError, if a rank's gradients could not be stepped then.
@@ -286,7 +290,8 @@ class DividedStep:
         self._news = self._run = None
         if not agreed:
             self.group.tell(None if run is None else run.told())
-            self.group.explain("the numbers of their optimizers", numbers)
+            self.group.explain("the numbers of their optimizers", self._told)
+        self.plans.registry.taken_in -= self._taken_in
         if self._overlap is not None:
             self._overlap.learn(words)
 

@@ -15,6 +15,7 @@ from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import Collected
 from ..gradients.plans import Part, PlanSet, checked
+from ..memory.grad_mode import unwatched
 from ..memory.streams import Stream
 from ..variables.variable import Variable
 from .checks import check_complete
@@ -51,7 +52,7 @@ class Stepping(Planning):
     with torch's."""
 
     @hooked
-    @torch.no_grad()
+    @unwatched
     def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
         """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.
 

@@ -45,6 +45,7 @@ class Carving:
         on_moved: What is done about memory that left the streams: "follow" or "error".
         sharding: Where values stay as shards of DTensors; None for those that lie in the streams.
         group: The ranks that share the state of optimizers, each a range of every region; None for one process.
+        taken_in: Of such ranks: variables whose values came from elsewhere since all were known to have the same.
         gradients: Of the variables, wherever they lie; whoever is a registry has them.
     """
 
@@ -55,6 +56,7 @@ class Carving:
         self.on_moved: OnMoved = FOLLOW
         self.group: Group | None = None
         self.sharding: Sharding | None = None
+        self.taken_in: set[Variable] = set()
         self._told = False  # that something was followed
         self.variables: list[Variable] = []
         self.generation = 0
@@ -316,7 +318,9 @@ class Carving:
             source: Index of each variable that had something, and the index it had.
             announced: Whether it was told already that spans move.
         """
-        if self.group is not None and self._streams.divided:
+        layout = self._plan(specs)
+        stays = layout == self._layout and device == self.device and all(to == origin for to, origin in source.items())
+        if self.group is not None and self._streams.divided and not stays:
             raise FlatvarsError(
                 "optimizer state of this store is shared out over ranks, and laying the variables out anew would move "
                 "it from rank to rank: add, convert, move and unfreeze variables before the first step, or save with "
@@ -333,7 +337,7 @@ class Carving:
             # Kernels of any stream may still read what is about to be freed, and `record_stream` on a piece of the
             # buffer does not tell the allocator, which knows the buffer alone.
             torch.cuda.synchronize(self.device)
-        streams = self._streams.recarve(self._plan(specs), device, source)
+        streams = self._streams.recarve(layout, device, source)
         self._streams, self.device = streams, device
         self._place(streams.layout)
         for variable in bound:
@@ -444,9 +448,15 @@ class Carving:
             raise AliasError(describe_stray(next(iter(moved)), "on_moved='error' asks to be told"))
         with self.lock, normal_tensors():
             take_back(self, moved, buffers)
+            self.note_taken_in(moved)
         if not self._told:
             self._told = True
             tell(list(moved))
+
+    def note_taken_in(self, variables: Iterable[Variable]) -> None:
+        """Notes variables whose values came from elsewhere: on other ranks they may be others."""
+        if self.group is not None:
+            self.taken_in.update(v for v in variables if not v.is_buffer)
 
     def is_bound(self, variable: Variable, param: Tensor) -> bool:
         """Whether a tensor is the variable's span."""

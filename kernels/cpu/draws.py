@@ -15,10 +15,10 @@ from .compile import compiled
 from .gradients import TILE
 from .log import turn_draws
 from .memory import read_int
-from .philox import BLOCK, block_writer, write_blocks
+from .philox import SHORT_BLOCK, short_block_writer, write_short_blocks
 
-PER_BLOCK = BLOCK // 2  # draws
-VALUE_DRAWS, STATE_DRAWS = 1, 2  # third word of the counter, as in `triton/stochastic.py`
+PER_BLOCK = SHORT_BLOCK // 2  # draws
+VALUE_DRAWS, STATE_DRAWS = 0x100, 0x200  # last word of the counter, as in `triton/stochastic.py`
 
 
 @functools.cache
@@ -38,16 +38,16 @@ def drawer(kinds: int, values: bool = False, turned: int = 0) -> Any:
 
         return draw_nothing
 
-    writer = block_writer()
+    writer = short_block_writer()
 
     @compiled
     def draw(target: Any, keys: Any, slot: Any, local: Any, count: Any, step: Any) -> None:
-        seed, key, number = read_int(keys, 0), read_int(keys, 1 + slot), np.int64(step)
+        key, number = read_int(keys, 0) ^ read_int(keys, 1 + slot), np.int64(step)
         first, blocks = local // PER_BLOCK, (count + PER_BLOCK - 1) // PER_BLOCK
         for row in range(kinds + values):
-            purpose, which = (STATE_DRAWS, row) if row < kinds else (VALUE_DRAWS, 0)
+            purpose = STATE_DRAWS + row if row < kinds else VALUE_DRAWS
             of_step = number if turned >> row & 1 == 0 else np.int64(0)
-            write_blocks(writer(), target + 2 * TILE * row, blocks, seed, key, first, of_step, purpose, which)
+            write_short_blocks(writer(), target + 2 * TILE * row, blocks, key, first, of_step, purpose)
             if turned >> row & 1:
                 turn_draws(target + 2 * TILE * row, count, number)
 

@@ -1,4 +1,4 @@
-"""Philox4x64-10 for LLVM; `kernels/triton/philox.py` says what it generates."""
+"""Philox4x64-10 and Philox4x32-10 for LLVM; `kernels/triton/philox.py` says what they generate."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from .memory import address_of, caller, pointer
 _I64, _I128, _LANE = ir.IntType(64), ir.IntType(128), ir.IntType(32)
 ROUND_A, ROUND_B = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 KEY_A, KEY_B = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
+SHORT_A, SHORT_B = 0xD2511F53, 0xCD9E8D57
+SHORT_KEY_A, SHORT_KEY_B = 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
 
 BLOCK = 32
@@ -124,6 +126,67 @@ def block_writer() -> Any:
             done += 1
 
     return address_of(native(write, types.void(*_ARGUMENTS)).symbol)
+
+
+def _short_words(builder: Any, counter: list[Any], k0: Any, k1: Any) -> list[Any]:
+    """Of Philox4x32: in the lower halves of 64-bit lanes; what stands above is no part of them.
+
+    A lane multiplies two lower halves and has all of the product: a round is two multiplications, and nothing to carry.
+    """
+    mask, half = _number(k0.type, 0xFFFFFFFF), _number(k0.type, 32)
+    c0, c1, c2, c3 = counter
+    for _ in range(ROUNDS):
+        a = builder.mul(builder.and_(c0, mask), _number(k0.type, SHORT_A))
+        b = builder.mul(builder.and_(c2, mask), _number(k0.type, SHORT_B))
+        c0, c1 = builder.xor(builder.xor(builder.lshr(b, half), c1), k0), b
+        c2, c3 = builder.xor(builder.xor(builder.lshr(a, half), c3), k1), a
+        k0, k1 = builder.add(k0, _number(k0.type, SHORT_KEY_A)), builder.add(k1, _number(k1.type, SHORT_KEY_B))
+    return [c0, c1, c2, c3]
+
+
+_SHORT = [types.int64] * 5
+
+
+@intrinsic
+def _write_short(typing: Any, target: Any, key: Any, block: Any, third: Any, fourth: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        target, key, block, third, fourth = (arguments[0], *(_splat(builder, x) for x in arguments[1:]))
+        mask, half = _number(key.type, 0xFFFFFFFF), _number(key.type, 32)
+        block = builder.add(block, ir.Constant(block.type, list(range(ABREAST))))
+        counter = [block, builder.lshr(block, half), third, fourth]
+        words = _short_words(builder, counter, key, builder.lshr(key, half))
+        pairs = [builder.or_(builder.and_(low, mask), builder.shl(high, half)) for low, high in (words[:2], words[2:])]
+        order = [pair * ABREAST + block for block in range(ABREAST) for pair in range(2)]
+        found = builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(_LANE, 2 * ABREAST), order))
+        builder.store(found, pointer(builder, target, found.type), align=8)
+        return context.get_dummy_value()
+
+    return types.void(*_SHORT), generate
+
+
+SHORT_BLOCK = 16
+"""Bytes of a block of Philox4x32."""
+
+_SHORT_ARGUMENTS = [types.int64] * 6
+write_short_blocks = caller(_SHORT_ARGUMENTS)
+"""`write_short_blocks(writer(), target, count, key, block, third, fourth)`."""
+
+
+@functools.cache
+def short_block_writer() -> Any:
+    """`writer()`: the address of `(target, count, key, block, third, fourth)`.
+
+    It writes blocks of Philox4x32 one behind the other, those of the counters (block, third, fourth),
+    (block + 1, third, fourth), ...: 16 bytes each. A block is the first two words of its counter. `ABREAST` are written
+    at a time, so there must be room for a multiple of those.
+    """
+
+    def write(target: Any, count: Any, key: Any, block: Any, third: Any, fourth: Any) -> None:
+        wide_vectors()
+        for done in range(0, count, ABREAST):
+            _write_short(target + SHORT_BLOCK * done, key, block + done, third, fourth)
+
+    return address_of(native(write, types.void(*_SHORT_ARGUMENTS)).symbol)
 
 
 _I32, _F32 = ir.IntType(32), ir.FloatType()

@@ -17,27 +17,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import types
 from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
 from ..launches import StepInputs, Tables
 from ..rules import Rule
-from ..segments import UNIT
-from .compile import DTYPES, compiled, float_type, native, twin, wide_vectors
-from .draws import drawer, stored_draws
-from .elements import Elements
-from .formats import FORMATS
-from .gradients import TILE, read_as
-from .memory import element_load, read_byte, read_int, read_int32, stack, write_double
-from .numbers import reader, starter
+from .compile import DTYPES, compiled, twin, wide_vectors
+from .draws import stored_draws
+from .gradients import read_as
+from .loop import Loop
+from .memory import read_byte, read_int, read_int32, write_double
 from .prepared import Launcher, Prepared
-from .squares import unit_sums, variable_sum
+from .squares import variable_sum
 from .step import kernel
 from .step_record import NORM, Measures, given, is_skipped, is_untouched, prepared, word
-from .units import ROW, UNIT_KINDS, element_formats, kind_of, movers, plain_draws, row_addresses, turning
-from .update import updater_arguments
+from .units import kind_of
 
 
 @functools.cache
@@ -51,27 +46,25 @@ def updater(
     source: str | None = None,
 ) -> Any:
     """Machine code of the loop over the elements of a tile, and of the sums of its units."""
-    sums, number = rule.statistics, float_type(dtype)
+    sums = rule.statistics
     assert sums is not None
-    count_of, size, moves = len(sums.names), np.dtype(dtype).itemsize, sums.moves
-    kinds_of = (value, *states)
-    elements = Elements(element_formats(kinds_of), number, masked, plain_draws(states, draws), count_of)
-    kinds = 1 + max(draws, default=-1)
-    draw, draw_room = drawer(kinds, False, turning(states, draws)), stack(2 * TILE * max(kinds, 1))
-    function, begins = twin(sums.function, dtype), any(start != -1 for start in rule.starts)
-    load_gradient = element_load(FORMATS[source or np.dtype(dtype).name], number, elements.streams, elements.gradient)
-    load, widen, store = (
-        elements.loader(),
-        elements.widener(),
-        elements.storer(False, range(rule.beside, len(rule.states))),
+    moves = sums.moves
+    loop = Loop(
+        rule,
+        (value, *states),
+        dtype,
+        masked,
+        draws,
+        starts=rule.starts,
+        values=False,
+        states=range(rule.beside, len(states) if moves else 0),
+        terms=len(sums.names),
+        source=source,
+        measuring=True,
     )
-    store_terms, add_units, room = elements.term_storer(count_of), unit_sums(number), stack(count_of * TILE * size)
-    read_addresses, read_numbers = elements.address_reader(), reader(rule, dtype, measuring=True)
-    read_first, start_states = starter(rule, rule.starts, dtype)
-    keep = elements.keeper(rule.starts)
-    by_units = any(kind in UNIT_KINDS for kind in kinds_of)
-    load_units, store_units = movers(kinds_of, False, range(rule.beside, len(states) if moves else 0), draws)
-    in_rows, rows, split = row_addresses(kinds_of, elements.addresses), stack(ROW * len(kinds_of)), value in UNIT_KINDS
+    function = twin(sums.function, dtype)
+    begins, load_gradient, load, widen, store = loop.begins, loop.load_gradient, loop.load, loop.widen, loop.store
+    start_states, keep, store_terms = loop.start_states, loop.keep, loop.store_terms
 
     @compiled
     def work(
@@ -90,7 +83,7 @@ def updater(
         is_new: Any,
         first: Any,
         drawn: Any,
-        memory: Any,
+        told: Any,
     ) -> None:
         wide_vectors()
         for i in range(first_lane, last):
@@ -107,62 +100,9 @@ def updater(
                 store(values, start + i, addresses, state_start + i, p, state, stored, kept, drawn, i)
             else:
                 terms = function(p, g, state, hyper, step)
-            store_terms(memory, i, terms, kept)
+            store_terms(told, i, terms, kept)
 
-    def update(
-        gradients: Any,
-        count: Any,
-        unscale: Any,
-        clip: Any,
-        values: Any,
-        start: Any,
-        state_table: Any,
-        state_start: Any,
-        frozen: Any,
-        row: Any,
-        step: Any,
-        fresh: Any,
-        own_table: Any,
-        slot: Any,
-        kept_scalars: Any,
-        sums: Any,
-        units: Any,
-        unit_count: Any,
-        keys: Any,
-        local: Any,
-        low: Any,
-        prints: Any,
-        scales: Any,
-        unit: Any,
-        unit_base: Any,
-    ) -> None:
-        hyper = read_numbers(row, step, fresh, own_table, slot, kept_scalars, sums)
-        addresses, memory = read_addresses(state_table), room()
-        is_new, first = fresh != 0, read_first(row)
-        drawn = draw_room()
-        draw(drawn, keys, slot, local, count, step)
-        if not by_units:
-            work(
-                0, count, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step, is_new,
-                first, drawn, memory,
-            )  # fmt: skip
-        else:
-            buffer = rows()
-            for lane in range(0, count, UNIT):
-                last = min(lane + UNIT, count)
-                at, state_at, number_of = start + lane, state_start + lane, unit + lane // UNIT
-                places = (at, number_of, state_at, number_of - unit_base, last - lane, lane)
-                load_units(values, low, prints, state_table, scales, places, buffer, drawn)
-                work(
-                    lane, last, gradients, unscale, clip, buffer - 4 * at if split else values, start,
-                    in_rows(addresses, buffer - 4 * state_at), state_start, frozen, hyper, step, is_new, first, drawn,
-                    memory,
-                )  # fmt: skip
-                store_units(values, low, prints, state_table, scales, places, buffer, drawn)
-        for k in range(count_of):
-            add_units(memory + k * TILE * size, count, units + k * unit_count * size)
-
-    return native(update, types.void(*updater_arguments(number)))
+    return loop.over(work)
 
 
 @functools.cache

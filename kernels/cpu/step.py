@@ -32,6 +32,7 @@ from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native
 from .draws import stored_draws
 from .gradients import TILE, read_as, size_of, tile_source
+from .loop import updater_arguments
 from .memory import caller, fetch_add, read_double, read_float, read_int, read_int32, stack, write_double
 from .prepared import Launcher, Prepared
 from .record import DONE, NEXT
@@ -50,7 +51,7 @@ from .step_record import (
 )
 from .threads import wait
 from .units import kind_of
-from .update import updater, updater_arguments
+from .update import updater
 
 
 @functools.cache

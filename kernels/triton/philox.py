@@ -1,9 +1,13 @@
-"""Philox4x64-10, the counter-based generator: random words as a function of (seed, key, block), in any order.
+"""Philox, the counter-based generator: random words as a function of (seed, key, block), in any order.
+
+First values are made of 64-bit words, of Philox4x64-10:
 
     words of block b = Philox(counter = (b + 1, 0, 0, 0), key = (seed, key))
 
 which is the stream of `numpy.random.Philox(key=[seed, key]).random_raw()` from its first word on: NumPy raises its
-counter before it generates. Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
+counter before it generates. Numbers are rounded by Philox4x32-10 (`stochastic.py`), which takes a
+third of the work for as many bits: processors multiply 32 bits at a time, the lanes of a vector as well as GPUs.
+Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
 
 `tl.philox` computes the same rounds; they are written out here because its second key word is always 0 and the values
 of initialized models must not depend on a Triton version.
@@ -18,6 +22,8 @@ ROUND_A = tl.constexpr(0xD2E7470EE14C6C93)
 ROUND_B = tl.constexpr(0xCA5A826395121157)
 KEY_A = tl.constexpr(0x9E3779B97F4A7C15)
 KEY_B = tl.constexpr(0xBB67AE8584CAA73B)
+SHORT_A, SHORT_B = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
+SHORT_KEY_A, SHORT_KEY_B = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 
 
 @triton.jit
@@ -31,6 +37,20 @@ def philox(c0, c1, c2, c3, k0, k1):
         c3 = tl.mul(a, ROUND_A, sanitize_overflow=False)
         k0 = tl.add(k0, KEY_A, sanitize_overflow=False)
         k1 = tl.add(k1, KEY_B, sanitize_overflow=False)
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def short_philox(c0, c1, c2, c3, k0, k1):
+    """Ten rounds of Philox4x32; counters and keys are uint32."""
+    for _ in tl.static_range(10):
+        a, b = c0, c2
+        c0 = tl.umulhi(b, SHORT_B) ^ c1 ^ k0
+        c2 = tl.umulhi(a, SHORT_A) ^ c3 ^ k1
+        c1 = tl.mul(b, SHORT_B, sanitize_overflow=False)
+        c3 = tl.mul(a, SHORT_A, sanitize_overflow=False)
+        k0 = tl.add(k0, SHORT_KEY_A, sanitize_overflow=False)
+        k1 = tl.add(k1, SHORT_KEY_B, sanitize_overflow=False)
     return c0, c1, c2, c3
 
 

@@ -107,7 +107,7 @@ def value_to_store(
 ):
     """A tile of plain values as it is stored."""
     if AT_RANDOM:
-        bits = draw_bits(keys_ptr, slot, step, VALUES, 0, local, BLOCK)
+        bits = draw_bits(keys_ptr, slot, step, VALUES, local, BLOCK)
         stored = round_at_random(tl.where(real, value, 0.0), bits)
     else:
         stored = to_store(value, real, DTYPE)
@@ -120,7 +120,7 @@ def state_to_store(
 ):
     """The same of a state that may be rounded at random: by the rule's draw number DRAW, or to nearest if it is -1."""
     if DRAW >= 0:
-        bits = draw_bits(keys_ptr, slot, step, STATES, DRAW, local, BLOCK)
+        bits = draw_bits(keys_ptr, slot, step, STATES + DRAW, local, BLOCK)
         stored = round_at_random(tl.where(real, state, 0.0), bits)
     else:
         stored = to_store(state, real, DTYPE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 import flatvars as fv
 from flatvars.gradients.repeats import HeldViews
 from flatvars.kernels import looks
+from flatvars.kernels.cpu import layouts
 from flatvars.kernels.cpu import looks as compiled
-from flatvars.kernels.looks import FEWEST, Looks
+from flatvars.kernels.looks import FEWEST, Looks, are_same
 
 COUNT = FEWEST + 3
 
@@ -32,12 +34,37 @@ def test_they_work_with_this_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "wrong"),
-    [("HEAD", 8), ("_GRAD", "no_such_function"), ("_VERSION", "_Z7missingv"), ("_BUMP", "_Z7missingv")],
+    ("module", "name", "wrong"),
+    [
+        (layouts, "HEAD", 8),
+        (layouts, "ITEMS", 32),
+        (layouts, "WORDS", 2),
+        (compiled, "_GRAD", "no_such_function"),
+        (compiled, "_VERSION", "_Z7missingv"),
+        (compiled, "_BUMP", "_Z7missingv"),
+    ],
 )
-def test_a_torch_that_is_otherwise_is_not_asked(name: str, wrong: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, name, wrong)
+def test_a_torch_that_is_otherwise_is_not_asked(
+    module: Any, name: str, wrong: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, wrong)
     assert compiled.load() is None
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["memory", "python"])
+def test_lists_are_the_same_by_identity(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert looks._looks() is not None
+    if not asked:
+        monkeypatch.setattr(looks, "FEWEST", COUNT + 1)
+    params = parameters()  # that many are equal, and no two the same
+    assert are_same(params, params[:])
+    assert are_same([], [])
+    assert not are_same(params, params[:-1])
+    assert not are_same(params[:-1], params)
+    for k in (0, COUNT // 2, COUNT - 1):
+        assert not are_same(params, [*params[:k], nn.Parameter(params[k].detach()), *params[k + 1 :]])
+    params.pop()
+    assert are_same(params, list(params))
 
 
 def test_rows_say_what_python_says() -> None:
@@ -116,12 +143,17 @@ def test_what_changed_is_seen(change: Callable[[list[nn.Parameter]], None]) -> N
     change(params)
     assert len(before) == len(params)
     assert not seen.unchanged()
-    addresses = seen.moved()
+    found = seen.moved()
     if change is move:
-        assert addresses is not None
-        assert addresses[5] == params[5].grad.data_ptr()  # type: ignore[union-attr]
+        assert found is not None
+        assert found[0]
+        assert found[1][5] == params[5].grad.data_ptr()  # type: ignore[union-attr]
+        again = seen.moved()
+        assert again is not None
+        assert not again[0]
     else:
-        assert addresses is None
+        assert found is None
+        assert seen.moved() is None  # nothing is noted any more
 
 
 def test_few_tensors_and_those_of_other_classes_are_not_looked_at() -> None:
@@ -152,6 +184,15 @@ def test_views_are_there_or_not(
     else:
         assert held.are_there(versions)
         assert versions.tolist() == [view._version for view in views]
+        assert held.are_there(versions.copy(), before=versions)
+        assert not held.all_moved
+        for view in views[:-1]:
+            view.add_(1.0)
+        assert held.are_there(versions.copy(), before=versions)
+        assert not held.all_moved
+        views[-1].add_(1.0)
+        assert held.are_there(versions.copy(), before=versions)
+        assert held.all_moved == asked  # Python does not look
 
 
 @pytest.mark.parametrize("mode", ["gather", "views"])

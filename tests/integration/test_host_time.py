@@ -95,12 +95,26 @@ def one_variable(mode: str) -> Callable[[], None]:
     return tail
 
 
-# 265 and 298 calls when this was written, and 408 and 449 when every launch gathered its record anew.
-@pytest.mark.parametrize(("mode", "most"), [("gather", 275), ("views", 310)])
+# 244 and 271 calls when this was written, and 408 and 449 when every launch gathered its record anew.
+@pytest.mark.parametrize(("mode", "most"), [("gather", 252), ("views", 280)])
 def test_the_fixed_cost_of_a_step(mode: str, most: int) -> None:
     """The least of three: the collector runs where it likes, and calls back."""
     tail = one_variable(mode)
     assert min(calls_of(tail) for _ in range(3)) <= most
+
+
+def test_the_fixed_cost_of_accumulating() -> None:
+    """173 calls when this was written, and 292 when each norm told the launches anew where gradients lie."""
+    store, grads = fv.VarStore.from_module(nn.ParameterList([nn.Parameter(torch.ones(4096))])), [torch.ones(4096)]
+
+    def accumulated() -> None:
+        store.zero_grad()
+        store.accumulate(grads)
+        store.grad_norm()
+
+    for _ in range(3):
+        accumulated()
+    assert min(calls_of(accumulated) for _ in range(3)) <= 185
 
 
 def test_a_launch_is_prepared_once_and_anew_where_values_moved(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,9 +150,9 @@ def test_norms_that_are_kept_cost_no_record(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.allclose(torch.stack(norms), torch.arange(1.0, 6.0) * 300**0.5)
 
 
-# In units of one reading of `.grad` of all variables; 6.1 to 7.7 and 4.7 to 6.0 when this was written, and 12 with
-# loops of Python's builtins over tensors, which remain where libtorch is not asked.
-LIMITS = {"step and zero_grad": 8.0, "as views": 6.5}
+# In units of one reading of `.grad` of all variables; 3.4 to 5.0 and 2.3 to 3.0 when this was written, 7 and 5 where
+# caches are cold and others use the machine.
+LIMITS = {"step and zero_grad": 6.0, "as views": 4.0}
 
 
 def test_little_more_than_reading_gradients() -> None:
@@ -146,7 +160,7 @@ def test_little_more_than_reading_gradients() -> None:
     if looks._looks() is None:
         pytest.skip("tensors of this torch are looked at in Python")
     best = dict.fromkeys(LIMITS, math.inf)
-    for _ in range(5):
+    for _ in range(8):
         costs = host_costs(1_000, rounds=7)
         best = {what: min(ratio, costs[what] / costs["read .grad"]) for what, ratio in best.items()}
         if all(best[what] < limit for what, limit in LIMITS.items()):

@@ -13,6 +13,7 @@ from flatvars.kernels.formats import CORRECTED, LOG4, ROOT8, ROOT8_SQUARES, SPLI
 from flatvars.kernels.lang import tl  # noqa: F401 - the interpreter looks for it here
 from flatvars.kernels.rules import rule
 from flatvars.kernels.segments import UNIT
+from tests.support.draws import STATES, draws
 from tests.support.rig import Rig, plan_of
 from tests.support.rules import CASES
 from tests.support.tolerances import assert_same_bits
@@ -45,9 +46,8 @@ def keys_of(names, device):
 
 def draws_of(name, step, count, which=0):
     """What states in `log4` are rounded by, int32 [count], by NumPy."""
-    key = np.array([42, name_key(name)], dtype=np.uint64)
-    words = np.random.Philox(key=key, counter=[0, 0, 2, which]).random_raw(-(-count // 4) or 1)
-    return torch.from_numpy(words.view(np.uint16)[:count].astype(np.int32) + step * 40503 & 0xFFFF)
+    random = draws(42, name_key(name), 0, STATES + which, count).astype(np.int32)
+    return torch.from_numpy(random + step * 40503 & 0xFFFF)
 
 
 class FormatRig:

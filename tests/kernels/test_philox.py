@@ -8,7 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
-from flatvars.kernels.triton.philox import philox, philox_words
+from flatvars.kernels.triton.philox import philox, philox_words, short_philox
+from tests.support import draws
 
 # From Random123's kat_vectors, philox4x64 with 10 rounds: counter, key, words.
 ALL = 2**64 - 1
@@ -21,7 +22,7 @@ KNOWN_64 = {
         (0xA528F45403E61D95, 0x38C72DBD566E9788, 0xA5A1610E72FD18B5, 0x57BD43B5E52B7FE6),
     ),
 }
-# philox4x32 with 10 rounds, which `tl.philox` computes for 32-bit counters: key as one 64-bit seed.
+# philox4x32 with 10 rounds, which `tl.philox` computes for 32-bit counters as well: key as one 64-bit seed.
 KNOWN_32 = {
     "zeros": ((0,) * 4, 0, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     "ones": ((2**32 - 1,) * 4, ALL, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
@@ -48,6 +49,21 @@ def known_64_kernel(inputs_ptr, out_ptr):
     c2, c3 = zero + tl.load(inputs_ptr + 2).to(tl.uint64), zero + tl.load(inputs_ptr + 3).to(tl.uint64)
     k0, k1 = tl.load(inputs_ptr + 4).to(tl.uint64), tl.load(inputs_ptr + 5).to(tl.uint64)
     w0, w1, w2, w3 = philox(c0, c1, c2, c3, k0, k1)
+    tl.store(out_ptr + lane, w0.to(tl.int64))
+    tl.store(out_ptr + 2 + lane, w1.to(tl.int64))
+    tl.store(out_ptr + 4 + lane, w2.to(tl.int64))
+    tl.store(out_ptr + 6 + lane, w3.to(tl.int64))
+
+
+@triton.jit
+def known_32_kernel(inputs_ptr, out_ptr):
+    """inputs: four counters and a key of 64 bits."""
+    lane = tl.arange(0, 2)
+    zero = tl.zeros([2], tl.uint32)
+    c0, c1 = zero + tl.load(inputs_ptr).to(tl.uint32), zero + tl.load(inputs_ptr + 1).to(tl.uint32)
+    c2, c3 = zero + tl.load(inputs_ptr + 2).to(tl.uint32), zero + tl.load(inputs_ptr + 3).to(tl.uint32)
+    key = tl.load(inputs_ptr + 4)
+    w0, w1, w2, w3 = short_philox(c0, c1, c2, c3, key.to(tl.uint32), (key >> 32).to(tl.uint32))
     tl.store(out_ptr + lane, w0.to(tl.int64))
     tl.store(out_ptr + 2 + lane, w1.to(tl.int64))
     tl.store(out_ptr + 4 + lane, w2.to(tl.int64))
@@ -108,9 +124,13 @@ def test_known_answers_of_numpy(counter, key, words, device):
 
 @pytest.mark.row("J-14")
 @pytest.mark.parametrize(("counter", "seed", "words"), KNOWN_32.values(), ids=KNOWN_32)
-def test_known_answers_of_tritons_32_bit_generator(counter, seed, words, device):
-    out = run(triton_philox_kernel, [*counter, seed], device, WIDTH=32)
-    assert [word & 0xFFFFFFFF for word in out.tolist()] == [word for word in words for _ in range(2)]
+def test_known_answers_of_32_bits(counter, seed, words, device):
+    """Of the kernel, of Triton's own function, and of the specification in NumPy."""
+    own = run(known_32_kernel, [*counter, seed], device)
+    other = run(triton_philox_kernel, [*counter, seed], device, WIDTH=32)
+    for out in (own, other):
+        assert [word & 0xFFFFFFFF for word in out.tolist()] == [word for word in words for _ in range(2)]
+    assert draws.short_philox([counter], seed).tolist() == [list(words)]
 
 
 @pytest.mark.row("J-14")
