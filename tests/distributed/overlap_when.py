@@ -18,7 +18,7 @@ from bench.overlap import Work, measure, table
 from flatvars.gradients import overlap
 
 from .launch import World, on
-from .overlap import Pair, backward, warm
+from .overlap import Pair, warm
 from .steps import adamw, gradients
 
 __all__ = ["warm"]
@@ -137,13 +137,16 @@ class Backwards(nn.Sequential):
 
 
 @on(2)
-def check_a_block_on_one_rank_alone(world: World) -> None:
-    """Also of the first step, in which ranks look whether they agree about buckets, and about what they step."""
-    pair = Pair(world, lambda store: adamw(store, max_norm=0.5))
-    for step in range(3):
-        for k, net in enumerate(pair.nets):
-            with pair.block(k) if world.rank == step % 2 else nullcontext():
-                backward(net, gradients(world.rank, step))
+def check_an_order_of_other_buckets_is_not_learned(world: World) -> None:
+    """On a GPU it is read a step later, when variables may be frozen and the buckets others."""
+    pair = Pair(world)
+    pair.backward(gradients(world.rank, 0))
+    pair.step()
+    for store in pair.stores:
+        store.freeze("p5")
+    for step in (1, 2):
+        pair.backward(gradients(world.rank, step))
+        pair.store._gradients.overlap.learn([1.0])
         pair.step()
         pair.assert_same(f"step {step}")
 
