@@ -123,6 +123,7 @@ class PlanSet:
             self.parts.append(Part(region, order, plan, order == list(range(len(self.variables))), kind, alone))
         self.repeats = Repeats(self.params, self.parts)
         self._placed: dict[Any, Stored] = {}
+        self.lasting: dict[Any, Any] = {}  # what an optimizer keeps of its launches, by their plans
 
     @property
     def registry(self) -> Registry:
