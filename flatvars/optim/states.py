@@ -113,6 +113,7 @@ class States:
 
     def follow_carve(self) -> None:
         """Spans moved, maybe to another device."""
+        self._streams = {}  # the old ones, which would live until the next step
         device = self.registry.device
         if self.steps.device != device:
             self.steps, self.skipped = self.steps.to(device), self.skipped.to(device)
