@@ -25,6 +25,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.formats", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("job", "simulate", "draw"), default="job")
     parser.add_argument("--steps", type=int, help="of the run; 200 of the job, which are its learning-rate schedule")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and batches; another tells what chance does")
     parser.add_argument("--quick", action="store_true", help="a tiny model, or 100 steps of the simulation")
     parser.add_argument("--only", choices=(*FORMATS, *PEERS), action="append", help="may be repeated")
     parser.add_argument("--add", action="store_true", help="to the results in --out, with a format that is there too")
@@ -37,11 +38,12 @@ def main(argv: list[str]) -> int:
         for path in sorted((args.out or RESULTS).glob("*.json")):
             figure.draw(json.loads(path.read_text()), path.with_suffix(".svg"))
         return 0
-    job = parse_job(["--steps", str(args.steps or 200), *(["--quick"] if args.quick else [])])
+    job = parse_job(["--steps", str(args.steps or 200), "--seed", str(args.seed), *(["--quick"] if args.quick else [])])
     if job.threads:
         torch.set_num_threads(job.threads)
     # Which formats were trained, in how many parts, is told by the rows.
-    told = ["--quick"] * args.quick + ["--steps", str(job.steps)] + (["--out", str(args.out)] if args.out else [])
+    told = ["--quick"] * args.quick + ["--steps", str(job.steps)] + ["--seed", str(job.seed)] * bool(job.seed)
+    told += ["--out", str(args.out)] if args.out else []
     command = shlex.join(["python", "-m", "bench.formats", *told])
     path = None if args.out is None else args.out / f"{job.preset}-{job.device.type}.json"
     result = {**run(replace(job, amp=False), args.only or [*FORMATS, *PEERS], command), "ours": list(FORMATS)}

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed.shards import stretches_of
 from ..errors import CheckpointError, DamagedFileError
 from ..memory.spec import VarSpec
 from ..memory.streams import VALUES
+from ..modules.buffers import buffers_beside
 from ..variables.registry import Registry
 from ..variables.selectors import Selector, as_select, fits_name
 from ..variables.variable import Variable
@@ -60,12 +62,16 @@ class Loading:
         self.variables = registry.matching(options.select)
         rename = renamer(options.rename)
         strict = options.strict and not options.partial
+        chosen, beside = partial(fits_name, selector=as_select(options.select)), buffers_beside(registry)
+        self.buffers = {  # of a divided module, which are no variables
+            key: beside[name] for key in source.values() if (name := rename(key)) in beside and chosen(name)
+        }
         self.match = match(
             self.variables,
             source.values(),
             unread=source.unread,
             rename=rename,
-            unused=partial(fits_name, selector=as_select(options.select)) if strict else None,
+            unused=(lambda name: chosen(name) and name not in beside) if strict else None,
             partial=options.partial,
             dtype=options.dtype,
             dtype_of=registry.number_dtype,
@@ -74,6 +80,8 @@ class Loading:
             check_names(source.description, source.entries, source.name)
         owners = as_list(options.optimizer), as_list(options.schedulers)
         self.resuming = Resuming(registry, source, rename, *owners, options.rng)
+        self.missing = [] if options.partial else [name for name in beside if chosen(name)]
+        self.missing = [name for name in self.missing if name not in map(rename, self.buffers)]
 
     def check(self) -> None:
         """Raises before anything was changed, or not at all.
@@ -85,14 +93,26 @@ class Loading:
         options, source = self.options, self.source
         nothing = not self.variables and options.select is not None
         problems = ["select= chooses none of the store's variables"] if nothing else []
-        raise_problems([*problems, *self.match.problems, *self.resuming.problems()], source.name)
-        keys = [*self.match.pairs.values(), *self.resuming.keys()]
+        problems += [*self.match.problems, *self._buffer_problems(), *self.resuming.problems()]
+        raise_problems(problems, source.name)
+        keys = [*self.match.pairs.values(), *self.buffers, *self.resuming.keys()]
         self.progress.start(sum(source.entries[key].nbytes for key in keys) * (2 if options.verify else 1))
         raise_problems([text for tied in self.match.tied for text in self._tied_problems(*tied)], source.name)
         damaged = source.damaged(keys, self.progress.advance) if options.verify else []
         if damaged:
             raise DamagedFileError("; ".join(damaged[:20]) + ". Nothing was loaded; use an older checkpoint")
         raise_problems(list(self.resuming.tried()), source.name)
+
+    def _buffer_problems(self) -> list[str]:
+        found = [f"buffer {name!r} of the module is not in the file" for name in self.missing]
+        for key, tensor in self.buffers.items():
+            entry = self.source.entries[key]
+            if entry.shape != tuple(tensor.shape) or entry.dtype != tensor.dtype:
+                found.append(
+                    f"buffer {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)} in the module, and {entry.dtype} "
+                    f"of shape {entry.shape} in the file"
+                )
+        return found
 
     def _tied_problems(self, index: int, keys: list[str]) -> list[str]:
         """A tied variable has one value: a file that holds two would lose one of them silently."""
@@ -108,8 +128,8 @@ class Loading:
     def apply(self) -> None:
         """Writes everything. All was checked."""
 
-        def fetch(key: str, target: Tensor) -> None:
-            self.source.copy_to(target, key)
+        def fetch(key: str, target: Tensor, variable: Variable) -> None:
+            copy_part(self.source, key, target, variable)
             self.progress.advance(self.source.entries[key].nbytes)
 
         self._lay_out()
@@ -118,11 +138,13 @@ class Loading:
         for variable, key in sorted(chosen, key=lambda pair: (self.source.entries[pair[1]].start, pair[1])):
             held = self.registry.streams.get(VALUES, variable.dtype)
             room = held.room(variable.span)
-            fetch(key, room)
+            fetch(key, room, variable)
             if held.is_encoded(variable.span):
                 held.write(variable.span, room)
         # Values were written behind autograd's back, as a step does.
         torch.autograd.graph.increment_version([variable.param for variable, _ in chosen])
+        for key, tensor in self.buffers.items():
+            self.source.copy_to(tensor, key)
         self.resuming.apply(fetch)
 
     def _lay_out(self) -> None:
@@ -143,13 +165,25 @@ class Loading:
             self.registry.recarve(change)
 
 
+def copy_part(source: Source, key: str, target: Tensor, variable: Variable) -> None:
+    """Copies what this rank has of a variable's tensor into one of its shape: all, or the elements of a shard."""
+    if variable.whole is variable.param:
+        source.copy_to(target, key)
+        return
+    flat = torch.empty(variable.numel, dtype=target.dtype, device=target.device)
+    begin = 0
+    for first, count in stretches_of(variable.whole):
+        source.copy_to(flat[begin : begin + count], key, first)
+        begin += count
+    target.copy_(flat.view(target.shape))
+
+
 def load(registry: Registry, target: PathOrStream, options: Options) -> list[str]:
     """Loads a checkpoint into a registry; see `VarStore.load`.
 
     Returns:
         Names of the variables that the file does not hold; empty unless `partial`.
     """
-    registry.check_whole()
     with opened(target, options.key) as source, Progress("loading", options.progress) as progress:
         loading = Loading(registry, source, options, progress)
         loading.check()

@@ -138,8 +138,8 @@ def _renamed(offered: Iterable[str], rename: Callable[[str], str], result: Match
 
 def _differences(one: Variable, key: str, entry: TensorInfo, dtype: str, mine: torch.dtype) -> list[str]:
     name = one.names[0] if key == one.names[0] else f"{one.names[0]} (from {key})"
-    if entry.shape != one.spec.shape:
-        return [f"{name!r} has shape {one.spec.shape} in the store and {entry.shape} in the file"]
+    if entry.shape != one.whole_shape:
+        return [f"{name!r} has shape {one.whole_shape} in the store and {entry.shape} in the file"]
     if dtype == "exact" and entry.dtype != mine:
         return [f"{name!r} is {mine} in the store and {entry.dtype} in the file; dtype='store' converts"]
     if dtype == "file":

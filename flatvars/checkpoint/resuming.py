@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import state_format_of
+from ..backend import UNIT, state_format_of
 from ..errors import DamagedFileError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import GradientSnapshot
 from ..gradients.freezing import follow_flags
 from ..memory.spec import is_dense
 from ..memory.streams import FROZEN_ELEMENTS
+from ..modules.buffers import buffers_beside
 from ..optim.record import GroupRecord, OptimizerRecord
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -26,8 +27,8 @@ from .rehearsal import scheduler_problems
 from .source import Source
 from .training import FILE, LOOSE, SCALE, check_optimizer, is_in_file, label_of
 
-FetchTensor = Callable[[str, Tensor], None]
-"""Copies the tensor of a name into one of the same shape."""
+FetchTensor = Callable[[str, Tensor, Variable], None]
+"""Copies the tensor of a name into one of the shape of a variable: what this rank has of it."""
 
 
 class Resuming:
@@ -62,6 +63,8 @@ class Resuming:
                 if variable is not None:
                     self.found.setdefault(name, variable)
 
+        beside = buffers_beside(registry)
+        self.beside = {name for name in self.saved if rename(name) in beside}  # which are no variables here
         self.name_of = {variable.id: name for name, variable in self.found.items()}
 
     def keys(self) -> list[str]:
@@ -143,7 +146,7 @@ class Resuming:
 
     def _tensor_problems(self, content: Mapping[str, Any]) -> Iterator[str]:
         """Of tensors beside the values: states, gradients, masks."""
-        absent = [name for name in self.saved if name not in self.found]
+        absent = [name for name in self.saved if name not in self.found and name not in self.beside]
         if absent:
             yield f"the file trains {absent[0]!r} and {len(absent) - 1} more that the store does not hold"
         yield from self._flag_problems()
@@ -151,17 +154,19 @@ class Resuming:
         if (gradients["touched"] or gradients["pending"]) and gradients["mode"] != here:
             yield f"the file was saved within a cycle with grads={gradients['mode']!r}, and the store has {here!r}"
         lying = [name for name in gradients["touched"] if name in self.found]
+        if self.registry.sharding is not None and (gradients["touched"] or gradients["pending"]):
+            yield "the file was saved within a cycle of gradients, and shards take none from files: save behind a step"
         for name in (name for name in lying if not (self.saved[name]["room"] or self.found[name].spec.has_room)):
             yield f"{name!r} has a gradient in the file, and no room for one, there or here"
         states = [keys for stream, keys in self.source.by_stream.items() if stream not in ("", PREFIX, LOOSE)]
         for name, key in (pair for keys in states for pair in keys.items()):
             variable, shape = self.found.get(name), self.source.entries[key].shape
-            wanted = None if variable is None else variable.spec.shape
+            wanted = None if variable is None else variable.whole_shape
             if variable is not None and key.partition("/")[0].endswith(SCALE):
-                wanted = (variable.span.units,)
+                wanted = (-(-math.prod(variable.whole_shape) // UNIT),)
                 yield from self._code_problems(name, key)
             elif variable is not None and self._is_packed(key):
-                wanted = ((variable.spec.numel + 1) // 2,)
+                wanted = ((math.prod(variable.whole_shape) + 1) // 2,)
             if wanted is not None and shape != wanted:
                 yield f"{key!r} has shape {shape}, the variable {wanted}"
 
@@ -175,13 +180,15 @@ class Resuming:
     def _code_problems(self, name: str, scale: str) -> Iterator[str]:
         """Of a state that is stored as codes, by the key of its scales."""
         entries, key = self.source.entries, scale.replace(f"{SCALE}/", "/", 1)
-        shape, stride = self.found[name].spec.shape, tuple(self.saved[name]["stride"])
+        shape, stride = self.found[name].whole_shape, tuple(self.saved[name]["stride"])
         dtypes = [entries[each].dtype for each in (key, scale) if each in entries]
         if state_format_of(dtypes) is None or len(stride) != len(shape) or not is_dense(shape, stride):
             yield f"{scale!r} and {key!r} are {dtypes} of strides {stride}, which no format of states has"
 
     def _flag_problems(self) -> Iterator[str]:
         for name, variable in self.found.items():
+            if self.registry.sharding is not None and self.saved[name]["trainable"] != variable.requires_grad:
+                yield f"{name!r} trains in the file or in the store, not in both: set requires_grad before fully_shard"
             if not self.saved[name]["trainable"] or variable.requires_grad:
                 continue
             if not variable.is_parameter:
@@ -223,16 +230,16 @@ class Resuming:
             key = self.source.by_stream.get(label, {}).get(name)
             scale = self.source.by_stream.get(f"{label}{SCALE}", {}).get(name)
             if key is not None and scale is not None:
-                target.copy_(self._decoded(name, key, scale))
+                target.copy_(variable.shard_of(self._decoded(name, key, scale)))
             elif key is not None:
-                fetch(key, target)
+                fetch(key, target, variable)
             return key is not None
 
         optimizer.restore(self._record(saved), fetch_state)
 
     def _decoded(self, name: str, key: str, scale: str) -> Tensor:
         """A state that the source holds as codes, which are in units of the memory order that its variable had."""
-        codes, stride, shape = self.source.whole(key), self.saved[name]["stride"], self.found[name].spec.shape
+        codes, stride, shape = self.source.whole(key), self.saved[name]["stride"], self.found[name].whole_shape
         numel = math.prod(shape)
         if not self._is_packed(key):
             ordered = torch.empty_strided(shape, stride, dtype=codes.dtype).copy_(codes)
@@ -246,7 +253,7 @@ class Resuming:
         for name, variable in self.found.items():
             key = f"{FROZEN_ELEMENTS}/{name}"
             if key in self.source.entries:
-                self.registry.masks.take(variable, self.source.whole(key) == 0)
+                self.registry.masks.take(variable, variable.shard_of(self.source.whole(key) == 0))
             elif self.registry.streams.find(FROZEN_ELEMENTS, variable.dtype) is not None:
                 self.registry.masks.take(variable, None)
 
@@ -256,7 +263,7 @@ class Resuming:
         lying, left = ([self.found[name] for name in each] for each in (opened, pending))
         gradients_of(self.registry).restore(
             GradientSnapshot(content["mode"], lying, left, content["fresh"]),
-            lambda kind, variable, target: fetch(f"{kind}/{self.name_of[variable.id]}", target),
+            lambda kind, variable, target: fetch(f"{kind}/{self.name_of[variable.id]}", target, variable),
         )
 
 

@@ -252,6 +252,13 @@ class Gradients(ABC):
             return collected.norm
         return plans.norm_(collected.sources, grad_scale)
 
+    def known_norm(self, plans: PlanSet) -> Tensor | None:
+        """The norm of all gradients of some plans where the last accumulate left it, and nothing came on top.
+
+        Nothing is launched or noted then, and no launch is told where gradients lie.
+        """
+        return None
+
     # The stream ---------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -59,7 +59,7 @@ class Gathered(Gradients):
 
     def after_carve(self) -> None:
         self.rewritten()
-        self._norm.exposed = False  # what was handed out is another memory now
+        self._norm.exposed = self._norm.lent = False  # what was handed out is another memory now
         room = {v.id for v in self.registry.variables if v.spec.has_room}
         self._open &= room
         self._spent &= room
@@ -73,7 +73,7 @@ class Gathered(Gradients):
         if state is State.EMPTY:
             return pending
         if pending is None:
-            self._norm.exposed = True
+            self._norm.lent = True
             return self._lying(variable)
         if state is State.SPENT:
             return pending
@@ -159,8 +159,8 @@ class Gathered(Gradients):
             self._sweep(plans.variables)
         self._unswept.difference_update(plans.ids)
         plans.renew_norm()
-        for part, source in zip(plans.parts, sources, strict=True):
-            part.plan.accumulate_(source, self.stream(part.region), float(scale), add)
+        for part, source, stream in zip(plans.parts, sources, self._streams(plans), strict=True):
+            part.plan.accumulate_(source, stream, float(scale), add)
         self._open.update(compress(plans.ids, touched))
         self._note_norm(plans)
 
@@ -255,7 +255,17 @@ class Gathered(Gradients):
         return plans is not None and self._norm.holds(used, self._streams(plans), self.registry.generation)
 
     def _streams(self, plans: PlanSet) -> list[Tensor]:
-        return [self.stream(part.region) for part in plans.parts]
+        """Of the parts of the store's plans, which a carve ends."""
+        if plans.streams is None:
+            plans.streams = [self.stream(part.region) for part in plans.parts]
+        return plans.streams
+
+    def known_norm(self, plans: PlanSet) -> Tensor | None:
+        self.check_unsent("a norm")
+        if plans is not self._plans or any(map(exists, plans.pending())):
+            return None
+        used = (self._open | self._spent).intersection(plans.ids)
+        return plans.norm if used and self._has_norm_of(used) else None
 
     def norm_for(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> Tensor:
         if plans is self._plans and collected.norm is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import GradientError, UnknownNameError
 from .plans import PlanSet
+
+_trains = attrgetter("requires_grad")
 
 
 def _device(grad: Tensor | None) -> Any:
@@ -45,7 +48,11 @@ def _by_name(plans: PlanSet, grads: Mapping[str, Tensor]) -> list[Tensor | None]
 
 
 def _in_order(plans: PlanSet, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-    trainable = plans.registry.declared_trainable()
+    registry = plans.registry
+    whole = registry.sharding is None and len(grads) == len(plans.variables) == len(registry.variables)
+    if whole and all(map(_trains, plans.params)):  # nearly always, and asked without a turn for each
+        return list(grads)
+    trainable = registry.declared_trainable()
     if trainable == plans.variables and len(grads) == len(trainable):
         return list(grads)
     if len(grads) != len(trainable):

@@ -24,6 +24,9 @@ def norm(gradients: Gradients, order: float = 2.0) -> Tensor:
         # Not a norm over one vector (-inf is the smallest of the variables' norms): torch's own, tensor by tensor.
         grads = [unmasked(gradients, variable) for variable in plans.variables]
         return torch.nn.utils.get_total_norm([grad for grad in grads if grad is not None], order)
+    known = gradients.known_norm(plans) if order == 2.0 else None
+    if known is not None:
+        return known.clone()
     collected = gradients.collect(plans)
     if order != 2.0:
         each = plans.variable_norms(collected.sources, order, values=False)[1]

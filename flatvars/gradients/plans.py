@@ -91,6 +91,7 @@ class PlanSet:
         self.guard = AliasGuard(registry, self.variables, often=True)
         self.zeroed = False  # their gradients were, since the last step
         self.receipt: Receipt | ViewReceipt | None = None  # of the last step
+        self.streams: list[Tensor] | None = None  # of the gathered gradients of each part, where they were asked for
         # Where gradients are views: these, what they cover of the streams, versions when zeroed, and at the last look.
         self.views: HeldViews | None = None
         self.pieces: list[Tensor] | None = None

@@ -20,6 +20,17 @@ def is_persistent(module: nn.Module, attribute: str) -> bool:
     return attribute not in module._non_persistent_buffers_set
 
 
+def buffers_beside(registry: Registry) -> dict[str, Tensor]:
+    """Persistent buffers of modules whose parameters are shards of this registry: they stay with the module."""
+    found = {}
+    for module, adopted in list(registry.adopted.items()) if registry.sharding is not None else ():
+        for path, owner in module.named_modules():
+            for attribute, tensor in owner._buffers.items():
+                if tensor is not None and is_persistent(owner, attribute):
+                    found[".".join(part for part in (adopted.prefix, path, attribute) if part)] = tensor
+    return found
+
+
 def takable(found: list[Found], former: Registry | None = None) -> list[Found]:
     """What of a module's tensors a store takes: every parameter, and the buffers that it can hold.
 

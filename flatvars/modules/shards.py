@@ -17,7 +17,7 @@ from ..distributed.shards import Sharding, cuts_units, first_of, is_divided, loc
 from ..errors import InitError, SpecError
 from ..init import apply_
 from ..memory.spec import VarSpec, is_dense
-from ..variables.registry import HasRegistry, Registry
+from ..variables.registry import Adopted, HasRegistry, Registry
 from .adopt import release_all, whole_store
 from .keep import keep_for
 from .meta import Init
@@ -74,6 +74,7 @@ def adopt_shards(registry: Registry, module: nn.Module) -> None:
             registry.claims.add(variable)
         else:
             variable.places = entry.places
+    registry.adopted[module] = Adopted("", False)
     registry.generation += 1  # of plans that were made before it was known whose shards they are
     keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
 

@@ -158,6 +158,11 @@ class Variable:
     def whole(self, tensor: Tensor) -> None:
         self._whole = tensor
 
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """Of the whole variable, of which this rank may have a shard."""
+        return self.spec.shape if self._whole is None else tuple(self._whole.shape)
+
     def as_whole(self, local: Tensor) -> Tensor:
         """What a tensor of this rank's shard, [shape], is a shard of; the tensor itself where nothing is sharded."""
         return local if self._whole is None else divided_as(self._whole, local)

@@ -65,6 +65,10 @@ class Native:
         llvm.add_symbol(self.symbol, self.address)
 
 
+_natives: dict[str, Native] = {}
+"""By key: of all threads, and of functions that two callers wrote alike."""
+
+
 def native(function: Callable[..., Any], signature: Any) -> Native:
     """Machine code of a function, with its address: what a launch calls. From disk, if a process made it before."""
     try:
@@ -72,6 +76,13 @@ def native(function: Callable[..., Any], signature: Any) -> Native:
     except saved.UnkeyedError:
         made = _made(function, signature)
         return Native(made.native_name, made.address, made)
+    with global_compiler_lock:
+        if key not in _natives:
+            _natives[key] = _keyed(function, signature, key)
+        return _natives[key]
+
+
+def _keyed(function: Callable[..., Any], signature: Any, key: str) -> Native:
     found = saved.load(key)
     if found is not None:
         name, code = found
@@ -97,8 +108,7 @@ def _loaded(name: str, code: bytes) -> Any:
     """Numba's library of an object file."""
     # Numba wants a module that others may link with, and looks for the symbol there.
     shared = llvm.parse_assembly(f'define void @"{name}"() {{ ret void }}').as_bitcode()
-    with global_compiler_lock:
-        return cpu_target.target_context.codegen().unserialize_library((name, "object", (code, shared)))
+    return cpu_target.target_context.codegen().unserialize_library((name, "object", (code, shared)))
 
 
 @intrinsic

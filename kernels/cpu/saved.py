@@ -5,9 +5,10 @@ function with everything it refers to, a user's rule as well as ours, its signat
 this package, the versions of Python, Numba and LLVM, and the processor. So nothing is ever stale, and a file that is
 damaged, in the middle of being written or not ours is as good as none.
 
-Files lie in `$FLATVARS_CACHE_DIR`, or in `flatvars` below `$XDG_CACHE_HOME` or `~/.cache`, a folder a generation; an
-empty `FLATVARS_CACHE_DIR` means none are kept. They may be deleted at any time; a new generation leaves the `KEPT`
-latest. Where the folder cannot be written, or others may write it, each process compiles for itself.
+Files lie in `$FLATVARS_CACHE_DIR`, or in `flatvars` below `$XDG_CACHE_HOME` or `~/.cache`, in a folder
+`code-GENERATION`; an empty `FLATVARS_CACHE_DIR` means none are kept. They may be deleted at any time; a new generation
+leaves the `KEPT` latest, and touches nothing else that lies beside them. Where the folder cannot be written, or others
+may write it or a file, each process compiles for itself.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import shutil
 import stat
 import sys
-import threading
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -28,11 +30,12 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core.registry import cpu_target
-from numba.core.types import Type
+from numba.core.types import BaseTuple, Type
 from numba.core.typing import Signature
 
 KEPT = 4
 """Generations whose files stay: several environments may share a home."""
+_FOLDER = re.compile("code-[0-9a-f]{32}")
 _DIGEST = hashlib.sha256
 _PLAIN = (str, bytes, int, float, bool, type(None), np.generic, np.dtype, Type, Signature, range)
 
@@ -57,6 +60,10 @@ def _parts(value: Any, seen: dict[int, int]) -> Iterator[str]:
     """What tells a value from others, as text; `seen` numbers what was gone through, by id."""
     if isinstance(value, _PLAIN):
         yield f"{type(value).__name__} {value!r}"
+        if isinstance(value, BaseTuple):  # of a named one, its text tells the class alone
+            yield repr(getattr(value, "fields", ()))
+            for each in value.types:
+                yield from _parts(each, seen)
     elif isinstance(value, ModuleType):
         yield f"module {value.__name__}"
         if value.__spec__ is None:  # made at run time
@@ -77,7 +84,7 @@ def _inner_parts(value: Any, seen: dict[int, int]) -> Iterator[str]:
         yield f"{type(value).__name__} {sorted(getattr(value, 'targetoptions', {}).items())}"
         yield from _function(inner, seen)
     elif isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
-        yield f"{value.__module__}.{value.__qualname__}"
+        yield f"{value.__module__}.{value.__qualname__} {getattr(value, '_fields', ())}"
     elif isinstance(value, (tuple, list)):
         yield f"{type(value).__name__} {len(value)}"
         for each in value:
@@ -158,13 +165,32 @@ def _generation() -> str:
     return digest.hexdigest()[:32]
 
 
-def _is_ours(path: Path) -> bool:
+def _is_ours(found: os.stat_result) -> bool:
     """Whether nobody else may write there: what is loaded from it is run."""
     if not hasattr(os, "getuid"):
         return True
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _folder(base: Path) -> Path:
+    return base / f"code-{_generation()}"
+
+
+def _is_our_folder(path: Path) -> bool:
     found = path.lstat()
-    mine = found.st_uid == os.getuid() and not stat.S_ISLNK(found.st_mode)
-    return mine and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISDIR(found.st_mode) and _is_ours(found)
+
+
+def _read(path: Path) -> bytes | None:
+    """The bytes of a file that is ours: the very file is asked, as its name may be given to another one meanwhile."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        return file.read() if _is_ours(os.fstat(file.fileno())) else None
+
+
+def _digest(key: str, data: bytes) -> bytes:
+    """Of a file's content: what lies under another key is not sound."""
+    return _DIGEST(key.encode() + data).digest()
 
 
 def load(key: str) -> tuple[str, bytes] | None:
@@ -173,14 +199,12 @@ def load(key: str) -> tuple[str, bytes] | None:
     if base is None:
         return None
     try:
-        folder = base / _generation()
-        if not _is_ours(folder):
-            return None
-        data = (folder / key).read_bytes()
+        folder = _folder(base)
+        data = _read(folder / key) if _is_our_folder(folder) else None
     except OSError:
         return None
     size = _DIGEST().digest_size
-    if _DIGEST(data[size:]).digest() != data[:size]:
+    if data is None or _digest(key, data[size:]) != data[:size]:
         return None
     name, _, code = data[size:].partition(b"\0")
     return name.decode(), code
@@ -193,23 +217,25 @@ def save(key: str, name: str, code: bytes) -> None:
         return
     data = name.encode() + b"\0" + code
     try:
-        folder = base / _generation()
+        folder = _folder(base)
         if not folder.is_dir():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _drop_old(base)
-        if not _is_ours(folder):
+        if not _is_our_folder(folder):
             return
-        draft = folder / f".{key}.{os.getpid()}.{threading.get_ident()}"
+        number, draft = tempfile.mkstemp(prefix=".", dir=folder)  # which nobody else may write, whatever the umask
         try:
-            draft.write_bytes(_DIGEST(data).digest() + data)
-            draft.replace(folder / key)
+            with os.fdopen(number, "wb") as file:
+                file.write(_digest(key, data) + data)
+            Path(draft).replace(folder / key)
         finally:
-            draft.unlink(missing_ok=True)
+            Path(draft).unlink(missing_ok=True)
     except OSError:
         return
 
 
 def _drop_old(base: Path) -> None:
-    generations = sorted((path for path in base.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
-    for path in generations[:-KEPT]:
+    """Deletes all but the latest generations. The folder may be one in which somebody keeps other things."""
+    ours = [path for path in base.iterdir() if _FOLDER.fullmatch(path.name) and _is_our_folder(path)]
+    for path in sorted(ours, key=lambda path: path.stat().st_mtime)[:-KEPT]:
         shutil.rmtree(path, ignore_errors=True)

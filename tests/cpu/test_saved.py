@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ SCALE = 3
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FLATVARS_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiler, "_natives", Forgetful())
     return tmp_path / "cache"
 
 
@@ -41,6 +44,13 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(compiler, "_made", counted)
     return names
+
+
+class Forgetful(dict[str, Any]):
+    """What a process has made; asked whether it has, it has not."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
 
 
 def sums(factor: int) -> Callable[..., Any]:
@@ -137,6 +147,22 @@ def test_keys_differ_in_types_intrinsics_and_signatures() -> None:
     assert keys == [of(each) for each in [*one, *others]] + [of(1, types.int64(types.int64))]
 
 
+def test_keys_tell_the_order_of_names_in_named_tuples() -> None:
+    """Machine code finds a number by its place."""
+
+    def of(held: Any) -> str:
+        def run(a: Any, b: Any) -> Any:
+            return held
+
+        return saved.key_of(run, TWO)
+
+    one, other = namedtuple("numbers", ("lr", "beta")), namedtuple("numbers", ("beta", "lr"))
+    both = [types.NamedUniTuple(types.float32, 2, each) for each in (one, other)]
+    assert of(one) != of(other)
+    assert of(both[0]) != of(both[1])
+    assert of(types.Tuple([both[0]])) != of(types.Tuple([both[1]]))
+
+
 def test_what_no_key_can_be_made_of_is_compiled_and_not_kept(folder: Path) -> None:
     unknown = object()
 
@@ -174,19 +200,56 @@ def test_nothing_is_loaded_that_others_may_have_written(folder: Path, made: list
     assert len(made) == 2
 
 
-def test_the_latest_generations_stay(folder: Path) -> None:
-    for age in range(6):
-        (folder / f"old{age}").mkdir(parents=True)
-        os.utime(folder / f"old{age}", (1_000 - age, 1_000 - age))
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="no owners and modes here")
+def test_a_file_that_others_may_have_written_is_not_loaded(folder: Path, made: list[str], tmp_path: Path) -> None:
+    native(sums(9), TWO)
+    (path,) = files(folder)
+    path.chmod(0o666)
+    assert callable_of(native(sums(9), TWO))(1, 10) == 91
+    assert len(made) == 2
+    assert path.stat().st_mode & 0o777 == 0o600, "it was made anew"
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    native(sums(9), TWO)
+    assert len(made) == 3
+
+
+def test_a_file_of_another_key_is_not_loaded(folder: Path, made: list[str]) -> None:
+    native(sums(10), TWO)
+    (path,) = files(folder)
+    path.rename(path.with_name(saved.key_of(sums(11), TWO)))
+    assert callable_of(native(sums(11), TWO))(1, 10) == 111
+    assert len(made) == 2
+
+
+def test_the_latest_generations_stay_and_all_that_is_somebody_elses(folder: Path) -> None:
+    names = [f"code-{age:032x}" for age in range(6)]
+    others = ["thesis", *(f"{age:032x}" for age in range(6)), "code-of-mine"]
+    for age, name in enumerate([*names, *others]):
+        (folder / name).mkdir(parents=True)
+        os.utime(folder / name, (1_000 - age, 1_000 - age))
     native(sums(7), TWO)
-    left = sorted(path.name for path in folder.iterdir())
-    assert [name for name in left if name.startswith("old")] == ["old0", "old1", "old2"]
-    assert len(left) == saved.KEPT
+    left = {path.name for path in folder.iterdir()}
+    assert left.issuperset(others)
+    assert left.intersection(names) == set(names[: saved.KEPT - 1])
+    assert len(left) == len(others) + saved.KEPT
 
 
 def test_none_are_kept_where_the_folder_has_no_name(made: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLATVARS_CACHE_DIR", "")
+    monkeypatch.setattr(compiler, "_natives", Forgetful())
     monkeypatch.setattr(Path, "write_bytes", lambda *_: pytest.fail("a file was written"))
     for _ in range(2):
         assert callable_of(native(sums(8), TWO))(1, 10) == 81
     assert len(made) == 2
+
+
+def test_threads_that_want_the_same_code_at_once_share_one(made: list[str]) -> None:
+    results: list[Any] = []
+    threads = [threading.Thread(target=lambda: results.append(native(sums(9), TWO))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) <= 1
+    assert len({id(result) for result in results}) == 1 == len(results) // 4

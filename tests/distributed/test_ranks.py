@@ -22,6 +22,7 @@ CHECKS = (
     "events",
     "checkpoints",
     "shards",
+    "files",
     "formats",
     "matrices",
     "family",

@@ -427,3 +427,55 @@ def test_the_unwritten_view_of_another_is_no_gradient() -> None:
     first.grad, second.grad = second.grad, first.grad
     assert store["0.weight"].grad is None
     assert store["1.weight"].grad is None
+
+
+KEEP: dict[str, Callable[[torch.Tensor], Any]] = {
+    "itself": lambda grad: grad,
+    "data": lambda grad: grad.data,
+    "array": lambda grad: grad.numpy(),
+    "storage": lambda grad: grad.untyped_storage(),
+}
+WRITE: dict[str, Callable[[Any], Any]] = {
+    "itself": lambda kept: kept.data.fill_(2.0),
+    "data": lambda kept: kept.fill_(2.0),
+    "array": lambda kept: kept.fill(2.0),
+    "storage": lambda kept: kept.copy_(torch.full((kept.nbytes() // 4,), 2.0).untyped_storage()),
+}
+
+
+@pytest.mark.parametrize("keep", KEEP)
+def test_a_norm_is_known_when_nobody_else_has_the_stream(keep: str) -> None:
+    """What was handed out may be written without a trace as long as somebody has it, and no longer."""
+    store = fv.VarStore.from_module(nn.ParameterList([nn.Parameter(torch.zeros(48))]))
+    gradients, grad = gradients_of(store.registry), torch.ones(48)
+
+    def accumulated() -> torch.Tensor:
+        store.zero_grad()
+        store.accumulate([grad])
+        return store.grad_norm()
+
+    accumulated()
+    assert gradients.known_norm(gradients.plans()) is not None
+    kept: Any = KEEP[keep](store["0"].grad)  # type: ignore[arg-type]
+    assert gradients.known_norm(gradients.plans()) is None
+    accumulated()
+    assert gradients.known_norm(gradients.plans()) is None
+    WRITE[keep](kept)
+    torch.testing.assert_close(store.grad_norm(), torch.tensor(2.0 * 48**0.5))
+    del kept
+    assert gradients.known_norm(gradients.plans()) is None  # it may have been written since the norm was taken
+    torch.testing.assert_close(accumulated(), torch.tensor(48**0.5))
+    assert gradients.known_norm(gradients.plans()) is not None
+
+
+def test_a_known_norm_tells_no_launch_anything() -> None:
+    store = fv.VarStore.from_module(nn.ParameterList([nn.Parameter(torch.zeros(48)) for _ in range(3)]))
+    grads = [torch.ones(48) for _ in range(3)]
+    (part,) = gradients_of(store.registry).plans().parts
+    counts = []
+    for _ in range(3):
+        store.zero_grad()
+        store.accumulate(grads)
+        store.grad_norm()
+        counts.append(part.plan.addresses.uploads)
+    assert counts == [1, 1, 1]

@@ -103,6 +103,20 @@ def test_the_fixed_cost_of_a_step(mode: str, most: int) -> None:
     assert min(calls_of(tail) for _ in range(3)) <= most
 
 
+def test_the_fixed_cost_of_accumulating() -> None:
+    """173 calls when this was written, and 292 when each norm told the launches anew where gradients lie."""
+    store, grads = fv.VarStore.from_module(nn.ParameterList([nn.Parameter(torch.ones(4096))])), [torch.ones(4096)]
+
+    def accumulated() -> None:
+        store.zero_grad()
+        store.accumulate(grads)
+        store.grad_norm()
+
+    for _ in range(3):
+        accumulated()
+    assert min(calls_of(accumulated) for _ in range(3)) <= 185
+
+
 def test_a_launch_is_prepared_once_and_anew_where_values_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     param = nn.Parameter(torch.zeros(300))
     store = fv.VarStore.from_module(nn.ParameterList([param]))
