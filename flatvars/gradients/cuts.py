@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..distributed.buckets import Bucket, cut_buckets
 from ..variables.variable import Variable
@@ -21,6 +22,7 @@ class Cut:
         variables, ids: All that train, in creation order.
         buckets: In the order in which they are sent.
         order: Where each of them is in the order of memory, from the end to the begin.
+        params: Of them.
         puts: Positions of the variables that are put when a bucket is started; last, of those that lie in none.
         plans: Over those; None where there are none.
         within: The buckets in which each variable lies.
@@ -28,6 +30,7 @@ class Cut:
 
     generation: int
     variables: list[Variable]
+    params: list[Tensor]
     ids: list[int]
     buckets: list[Bucket]
     order: list[int]
@@ -74,4 +77,4 @@ def cut_for(plans: PlanSet, found: Sequence[Bucket], order: list[int]) -> Cut:
     for k, some in enumerate(within):
         puts[some[0] if some else -1].append(k)
     made = [PlanSet(registry, [variables[k] for k in some]) if some else None for some in puts]
-    return Cut(plans.generation, variables, plans.ids, buckets, order, puts, made, within)
+    return Cut(plans.generation, variables, plans.params, plans.ids, buckets, order, puts, made, within)

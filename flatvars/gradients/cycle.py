@@ -26,7 +26,7 @@ from ..memory.streams import GRADS
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .freezing import flags_moved, follow_flags
-from .overlap import Overlap
+from .overlap import Overlap, Put
 from .plans import PlanSet
 
 Mode = Literal["gather", "views"]
@@ -199,7 +199,7 @@ class Gradients(ABC):
         """See `overlap.Source`."""
 
     @abstractmethod
-    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
+    def put(self, plans: PlanSet) -> Put:
         """See `overlap.Source`."""
 
     def check_unsent(self, doing: str) -> None:

@@ -25,6 +25,7 @@ from ..variables.variable import Variable
 from .cycle import PENDING, Collected, FetchGradient, Given, Gradients, GradientSnapshot, Mode, State
 from .given import aligned
 from .known_norm import KnownNorm
+from .overlap import Put
 from .plans import PlanSet, checked
 
 exists = partial(is_not, None)
@@ -218,17 +219,21 @@ class Gathered(Gradients):
             self._sweep(self.plans().variables)
 
     @torch.no_grad()
-    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
-        held = [key in self._open for key in plans.ids]
+    def put(self, plans: PlanSet) -> Put:
         pending = plans.pending()
         ready = plans.in_memory_order(pending)
         for part in plans.parts:
             part.plan.accumulate_(part.pick(ready), self.stream(part.region), 1.0, bool(self._open))
-        # An average takes their place.
+        if not self._open:
+            self._unswept.update(plans.ids)  # an average takes their place
+            touched = list(map(exists, pending))
+            return Put(touched, plans.upload_flags(touched), pending)
+        held = [key in self._open for key in plans.ids]
         self._unswept.update(key for key, lies in zip(plans.ids, held, strict=True) if not lies)
         plans.drop([grad if lies else None for grad, lies in zip(pending, held, strict=True)])
         touched = [lies or grad is not None for grad, lies in zip(pending, held, strict=True)]
-        return touched, plans.upload_flags(touched)
+        left = [None if lies else grad for grad, lies in zip(pending, held, strict=True)]
+        return Put(touched, plans.upload_flags(touched), left)
 
     def _join(self, plans: PlanSet, pending: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         """Adds what is pending of open variables to what the stream holds of them; returns what is pending still."""

@@ -16,7 +16,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from itertools import compress
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +31,23 @@ from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .cuts import Cut, buckets_for, cut_for
 from .plans import PlanSet, checked
-from .runs import WAY_OUT, Run
+from .runs import WAY_OUT, Noted, Run
+
+_requires_grad = attrgetter("requires_grad")
+
+
+class Put(NamedTuple):
+    """What became of the gradients of some variables.
+
+    Attributes:
+        touched: Which may have one.
+        flags: float64 [variables]: not 0 for those that do.
+        left: What lies in `.grad` now.
+    """
+
+    touched: list[bool]
+    flags: Tensor
+    left: Sequence[Tensor | None]
 
 
 class Source(Protocol):
@@ -50,12 +68,8 @@ class Source(Protocol):
     def before_put(self) -> None:
         """A new exchange begins: every variable is put once."""
 
-    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
-        """Makes the flat buffer hold the gradients of some variables, and zeros of those that have none.
-
-        Returns:
-            Which may have one, and float64 [variables]: not 0 for those that do.
-        """
+    def put(self, plans: PlanSet) -> Put:
+        """Makes the flat buffer hold the gradients of some variables, and zeros of those that have none."""
 
 
 class Overlap:
@@ -75,6 +89,8 @@ class Overlap:
         self._order: list[int] | None = None  # of those, once it was learned
         self._run: Run | None = None
         self._hooks: dict[int, Any] = {}  # by position
+        self._reached: list[bool] = []  # which variables autograd reaches, and what each bucket waits for then
+        self._missing: list[int] = []
 
     @property
     def _gradients(self) -> Source:
@@ -113,6 +129,10 @@ class Overlap:
             raise GradientError(run.fault)
         if set(ids).issuperset(run.cut.ids):
             self._run = None
+            return
+        for variable in run.cut.variables:
+            if variable.id in ids:
+                run.spoil(variable)
 
     def overwritten(self, variable: Variable) -> None:
         """What lies in `.grad` of a variable takes the place of what was sent, if it was."""
@@ -149,16 +169,16 @@ class Overlap:
                 "before the next one"
             )
         self._run = None
-        run = self._begin(scale)
+        run = self._begin(scale, self._cut_for(checked(self._gradients.plans)))
         self._listen(run)
         return run
 
-    def _begin(self, scale: Tensor | None) -> Run:
-        cut, device = self._cut_now(), self._gradients.registry.device
+    def _begin(self, scale: Tensor | None, cut: Cut) -> Run:
+        device = self._gradients.registry.device
         count = len(cut.variables)
         run = self._run = Run(cut, scale, torch.zeros(count, dtype=torch.float64, device=device))
         run.missing = [0] * len(cut.buckets)
-        run.arrived, run.touched, run.noted = [False] * count, [False] * count, [(None, 0)] * count
+        run.arrived, run.touched = [False] * count, [False] * count
         return run
 
     def _leave(self, run: Run) -> None:
@@ -201,11 +221,12 @@ class Overlap:
         plans, positions = run.cut.plans[n], run.cut.puts[n]
         if plans is None:
             return
-        touched, flags = self._gradients.put(plans)
-        run.flags[torch.tensor(positions, dtype=torch.int64).to(flags.device, non_blocking=True)] = flags
-        for k, is_touched, param in zip(positions, touched, plans.params, strict=True):
-            run.touched[k] = is_touched
-            run.noted[k] = (param.grad, 0 if param.grad is None else param.grad._version)
+        found = self._gradients.put(plans)
+        places = torch.tensor(positions, dtype=torch.int64).to(run.flags.device, non_blocking=True)
+        run.flags[places] = found.flags
+        for k, touched in zip(positions, found.touched, strict=True):
+            run.touched[k] = touched
+        run.noted.append(Noted.of(positions, plans.params, found.left))
 
     def arrived(self, k: int) -> None:
         """The backward pass has reached a variable: its gradient is complete."""
@@ -231,15 +252,21 @@ class Overlap:
 
     def _listen(self, run: Run) -> None:
         """Hooks on all variables that autograd reaches, and how many gradients each bucket waits for."""
-        reference = weakref.ref(self)
-        for k, variable in enumerate(run.cut.variables):
-            if not variable.requires_grad:  # what plain torch froze is sent with what lies in `.grad`
-                continue
+        reached = list(map(_requires_grad, run.cut.params))
+        if reached != self._reached:
+            self._reached, self._missing = reached, self._missing_of(run.cut, reached)
+        run.missing = list(self._missing)
+
+    def _missing_of(self, cut: Cut, reached: list[bool]) -> list[int]:
+        """How many gradients each bucket waits for: what plain torch froze is sent with what lies in `.grad`."""
+        reference, missing = weakref.ref(self), [0] * len(cut.buckets)
+        for k in compress(range(len(reached)), reached):
             if k not in self._hooks:
-                listen: Any = variable.param.register_post_accumulate_grad_hook
+                listen: Any = cut.params[k].register_post_accumulate_grad_hook
                 self._hooks[k] = listen(_hook(reference, k))
-            for n in run.cut.within[k]:
-                run.missing[n] += 1
+            for n in cut.within[k]:
+                missing[n] += 1
+        return missing
 
     # A step ---------------------------------------------------------------------------------------------------------
 
@@ -253,26 +280,29 @@ class Overlap:
         run = self._run
         if run is not None and run.open:
             raise GradientError("step() was called inside of last_backward(): leave the block first")
-        if (ids := self._cut_now().ids) != plans.ids:
+        cut = self._cut_for(self._gradients.plans()) if run is None else run.cut
+        is_same = cut.generation == plans.generation  # else it is a fault of what was sent
+        if is_same and cut.ids != plans.ids:
             raise FlatvarsError(
                 "a store with bucket_cap_mb= takes one optimizer, of all variables that train, and this one steps "
-                f"{len(plans.ids)} of {len(ids)}: freeze the others, give all to one optimizer as "
+                f"{len(plans.ids)} of {len(cut.ids)}: freeze the others, give all to one optimizer as "
                 "param groups, or leave bucket_cap_mb= out"
             )
         if run is None:
-            run = self._begin(grad_scale)
+            run = self._begin(grad_scale, cut)
             self._leave(run)
         else:
             run.check_scale(grad_scale, found_inf)
             run.check_same(plans.generation, after_check=found_inf is not None)
+            if not is_same:
+                run.flags = run.flags.new_zeros(len(plans.ids))
         run.words = self._words(run)
         return run
 
     # Buckets --------------------------------------------------------------------------------------------------------
 
-    def _cut_now(self) -> Cut:
+    def _cut_for(self, plans: PlanSet) -> Cut:
         """The buckets of the variables that train now; where they are others than before, all ranks must agree."""
-        plans = checked(self._gradients.plans)
         if self._cut is not None and self._cut.generation == plans.generation:
             return self._cut
         self.forget_cut()
@@ -294,17 +324,18 @@ class Overlap:
         if self._order is not None:
             return []
         found = run.found_order() if self.group.ranks.rank == 0 else None
-        return [1 + n for n in found] if found is not None else [0] * len(self._agreed)
+        return [1 + n for n in found] if found is not None else [0] * len(run.cut.buckets)
 
     def learn(self, words: Sequence[float]) -> None:
-        """From the next exchange on, buckets are sent in the first rank's order, if it has said one."""
-        if words and all(words):
+        """From the next exchange on, buckets are sent in the first rank's order, if it has said one of them."""
+        if self._order is None and words and len(words) == len(self._agreed) and all(words):
             self._order = [int(word) - 1 for word in words]
             self.forget_cut()
 
     def forget_cut(self) -> None:
         """The variables are about to move: plans would keep what they lie in."""
         self._cut = None
+        self._reached = []
         for hook in self._hooks.values():
             hook.remove()
         self._hooks.clear()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter, is_, is_not
 
 import torch
 from torch import Tensor
@@ -12,6 +15,53 @@ from ..variables.variable import Variable
 from .cuts import Cut
 
 WAY_OUT = "call zero_grad() of the store or the optimizer on every rank, and begin the step anew"
+
+
+exists = partial(is_not, None)
+_grad, _version = attrgetter("grad"), attrgetter("_version")
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What lay in `.grad` of some variables.
+
+    Attributes:
+        places: Of the variables among those of the cut.
+        params: Of them.
+        grads, versions: What lay there; versions of what is none are left out.
+    """
+
+    places: list[int]
+    params: list[Tensor]
+    grads: Sequence[Tensor | None]
+    versions: list[int]
+
+    @classmethod
+    def of(cls, places: list[int], params: list[Tensor], grads: Sequence[Tensor | None]) -> Noted:
+        """As it is now."""
+        return cls(places, params, grads, list(map(_version, filter(exists, grads))))
+
+    def rows(self) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+        return zip(self.places, self.grads, self.params, strict=True)
+
+    def changed(self, after_check: bool) -> int | None:
+        """Place of a variable in whose `.grad` another tensor lies, or the same at another version; None if none.
+
+        Args:
+            after_check: A GradScaler may have looked at all, which counts each up by one.
+        """
+        now = list(map(_grad, self.params))
+        if all(map(is_, now, self.grads)):
+            versions = list(map(_version, filter(exists, now)))
+            if versions == self.versions or (after_check and versions == [version + 1 for version in self.versions]):
+                return None
+        versions_of = iter(self.versions)
+        allowed = (0, 1) if after_check else (0,)
+        for place, grad, param in self.rows():
+            version = 0 if grad is None else next(versions_of)
+            if param.grad is not grad or (grad is not None and grad._version - version not in allowed):
+                return place
+        return None
 
 
 @dataclass
@@ -26,9 +76,9 @@ class Run:
         complete: The buckets of which it has reached all, in that order.
         arrived, touched: Of each variable, whether the backward pass has reached it, and whether it may have a
             gradient.
+        noted: What lay in `.grad` of some variables when they were sent, and its versions.
         flags: float64 [variables]: not 0 where this rank has a gradient.
         words: What the message of a step says of the order of buckets.
-        noted: What lay in `.grad` when it was sent, and its version.
         fault: Why it cannot be stepped; None where it can.
         error: What putting a bucket raised first.
     """
@@ -42,7 +92,7 @@ class Run:
     complete: list[int] = field(default_factory=list)
     arrived: list[bool] = field(default_factory=list)
     touched: list[bool] = field(default_factory=list)
-    noted: list[tuple[Tensor | None, int]] = field(default_factory=list)
+    noted: list[Noted] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
     works: list[Averaging] = field(default_factory=list)
     fault: str | None = None
@@ -61,8 +111,8 @@ class Run:
 
     def is_gone(self) -> bool:
         """Whether a module's own zero_grad() has dropped all gradients that were sent."""
-        rows = zip(self.cut.variables, self.noted, self.touched, strict=True)
-        return all(grad is not None and v.param.grad is None for v, (grad, _), touched in rows if touched)
+        rows = ((place, grad, param) for one in self.noted for place, grad, param in one.rows() if self.touched[place])
+        return all(grad is not None and param.grad is None for _, grad, param in rows)
 
     def told(self) -> str | None:
         """What this rank has to say of a step that the ranks did not take. Synchronizes."""
@@ -100,10 +150,10 @@ class Run:
         """
         if self.cut.generation != generation:
             self.fault = self.fault or f"variables were frozen, masked or moved after last_backward(); {WAY_OUT}"
-        for variable, (grad, version) in zip(self.cut.variables, self.noted, strict=True):
-            now = variable.param.grad
-            if now is not grad or (now is not None and now._version - version not in ((0, 1) if after_check else (0,))):
-                self.spoil(variable)
+        for noted in self.noted:
+            place = noted.changed(after_check)
+            if place is not None:
+                self.spoil(self.cut.variables[place])
 
     def spoil(self, variable: Variable) -> None:
         """Notes that a variable's gradient is another by now."""

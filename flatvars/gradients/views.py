@@ -26,6 +26,7 @@ from ..variables.variable import Variable
 from .cycle import Collected, FetchGradient, Given, Gradients, GradientSnapshot, Mode
 from .given import aligned
 from .masks import clear_masked
+from .overlap import Put
 from .plans import PlanSet, checked
 from .repeats import HeldViews
 from .sentinel import UNWRITTEN, is_written, keep_marks
@@ -294,13 +295,13 @@ class Views(Gradients):
         self._settle_plans(self.plans())
 
     @torch.no_grad()
-    def put(self, plans: PlanSet) -> tuple[list[bool], Tensor]:
+    def put(self, plans: PlanSet) -> Put:
         views = self._note(plans) if plans.views is None else plans.views
         if not views.are_there():  # of these alone: what others hold may have been sent
             self._take_in([(v, v.param.grad) for v in plans.variables if not self._is_there(v)])
             views = self._note(plans)
         moved = [view._version != self._versions[key] for key, view in zip(plans.ids, views.views, strict=True)]
-        return moved, plans.flags(plans.viewed(self.stream, moved))
+        return Put(moved, plans.flags(plans.viewed(self.stream, moved)), views.views)
 
     def hits(self, plans: PlanSet, collected: Collected) -> list[bool]:
         self.norm_for(plans, collected)

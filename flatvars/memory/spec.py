@@ -25,6 +25,13 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     if 0 in shape:
         return True
     step = 1
+    for length, distance in zip(reversed(shape), reversed(stride), strict=True):
+        if length != 1 and distance != step:
+            break
+        step *= length
+    else:
+        return True  # row-major, as nearly all are
+    step = 1
     for length, distance in sorted(zip(shape, stride, strict=True), key=lambda axis: (axis[1], axis[0])):
         if length == 1:
             continue
@@ -59,9 +66,9 @@ class VarSpec:
     cuts_units: bool = False
 
     def __post_init__(self) -> None:
-        if not self.name or any(not part for part in self.name.split(".")):
+        if "" in self.name.split("."):
             raise SpecError(f"variable name {self.name!r} has an empty part; use a dotted path such as 'layer1.weight'")
-        if any(length < 0 for length in self.shape):
+        if min(self.shape, default=0) < 0:
             raise SpecError(f"variable {self.name!r} has a negative length in shape {self.shape}")
         if not self.stride:
             object.__setattr__(self, "stride", contiguous_stride(self.shape))

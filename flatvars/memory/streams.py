@@ -126,13 +126,23 @@ class Stream:
         save the first alone, and torch.compile looks for overlaps among them. To all of these, a variable is now as any
         tensor.
         """
-        device = self.buffer.device.type
+        return self.own_pieces([span])[0]
+
+    def own_pieces(self, spans: Iterable[Span]) -> list[Tensor]:
+        """That of each."""
+        device, buffer = self.buffer.device.type, self.buffer
         if self.divided or self.pieces is not None:
-            return self.view(span)
-        if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and is_shared(self.buffer)):
-            return self.view(span).data
-        start = int(self.buffer.storage_offset()) + span.offset - self.base
-        return _over(self.buffer, start, span.spec.shape, span.spec.stride)
+            return [self.view(span) for span in spans]
+        if self.shared or device not in ("cpu", "cuda") or (device == "cpu" and is_shared(buffer)):
+            return [self.view(span).data for span in spans]
+        begin, size, storage = int(buffer.storage_offset()) - self.base, buffer.element_size(), buffer.untyped_storage()
+        found = []
+        for span in spans:
+            spec, first = span.spec, size * (begin + span.offset)
+            # A slice of a storage keeps the whole alive, and cannot be resized.
+            piece = storage[first : first + size * math.prod(spec.shape)]
+            found.append(buffer.new_empty(0).set_(piece, 0, spec.shape, spec.stride))  # type: ignore[call-overload]
+        return found
 
     @property
     def stored(self) -> Stored:
@@ -492,15 +502,9 @@ def is_shared(tensor: Tensor) -> bool:
 
 def own_storage(flat: Tensor) -> Tensor:
     """The same elements of a buffer, [numel], as a tensor whose storage holds no others."""
-    return _over(flat, int(flat.storage_offset()), (flat.numel(),), (1,))
-
-
-def _over(buffer: Tensor, start: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """A dense tensor over the elements of a buffer's storage from `start` on, with a storage of these alone."""
-    size = buffer.element_size()
-    # A slice of a storage keeps the whole alive, and cannot be resized.
-    storage = buffer.untyped_storage()[size * start : size * (start + math.prod(shape))]
-    return torch.empty(0, dtype=buffer.dtype, device=buffer.device).set_(storage, 0, shape, stride)  # type: ignore[call-overload, no-any-return]
+    first = int(flat.storage_offset()) * flat.element_size()
+    storage = flat.untyped_storage()[first : first + flat.nbytes]
+    return flat.new_empty(0).set_(storage, 0, (flat.numel(),), (1,))  # type: ignore[call-overload, no-any-return]
 
 
 def hull(spans: Iterable[Span]) -> Cover:

@@ -15,6 +15,7 @@ from ..distributed.values import send_values
 from ..errors import FlatvarsError, SpecError
 from ..memory.spec import VarSpec
 from ..memory.streams import VALUES
+from ..variables.claims import is_any_owned
 from ..variables.lazy import is_lazy
 from ..variables.places import Place
 from ..variables.registry import Adopted, Registry, variable_of
@@ -115,6 +116,8 @@ def adopt_buffers(registry: Registry, module: nn.Module, prefix: str) -> list[st
 
 def whole_store(registry: Registry, found: list[Found]) -> Registry | None:
     """Another store whose variables are all among these tensors: to adopt them anew is to give it up."""
+    if not is_any_owned(entry.tensor for entry in found):
+        return None
     owners = [variable_of(entry.tensor) for entry in found]
     former = next((owner[0] for owner in owners if owner is not None), None)
     if former is None or former is registry:

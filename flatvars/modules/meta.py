@@ -136,6 +136,9 @@ def plan_reset(
                 "values are unknown; pass init=, a function that is applied to every submodule and writes them"
             )
 
+    if not on_meta:
+        return lambda: None
+
     def reset() -> None:
         for _, owner in needing:
             owner.reset_parameters()  # type: ignore[operator]

@@ -14,10 +14,14 @@ from ..distributed.shards import is_divided
 from ..errors import SpecError
 from ..memory.spec import VarSpec, contiguous_stride, is_dense
 from ..memory.streams import is_shared
+from ..variables.claims import is_any_owned
 from ..variables.lazy import is_lazy
 from ..variables.places import Place
 from ..variables.registry import Registry, variable_of
 from ..variables.variable import byte_range
+
+PLAIN = frozenset({Tensor, nn.Parameter})
+"""Classes of tensors that hold just what they seem to: a Parameter of another kind of tensor is of that one's class."""
 
 
 @dataclass
@@ -40,15 +44,18 @@ def find_tensors(module: nn.Module, prefix: str, buffers: bool, *, persistent: b
     root = weakref.ref(module)
     for kind in ("_parameters", "_buffers") if buffers else ("_parameters",):
         for path, owner in module.named_modules(remove_duplicate=False):
-            parts = tuple(path.split(".")) if path else ()
+            parts, reference = tuple(path.split(".")) if path else (), weakref.ref(owner)
+            before = "".join(f"{part}." for part in (prefix, path) if part)
             passed = owner._non_persistent_buffers_set if persistent and kind == "_buffers" else set()
             for attribute, tensor in getattr(owner, kind).items():
                 if tensor is None or attribute in passed:
                     continue
-                entry = found.setdefault(id(tensor), Found(tensor, is_parameter=kind == "_parameters"))
-                entry.names.append(".".join(part for part in (prefix, path, attribute) if part))
-                if not any(place.owner() is owner and place.attribute == attribute for place in entry.places):
-                    entry.places.append(Place(weakref.ref(owner), attribute, root, parts))
+                place, entry = Place(reference, attribute, root, parts), found.get(id(tensor))
+                if entry is None:
+                    entry = found[id(tensor)] = Found(tensor, [], [place], kind == "_parameters")
+                elif not any(one.owner() is owner and one.attribute == attribute for one in entry.places):
+                    entry.places.append(place)
+                entry.names.append(before + attribute)
     return list(found.values())
 
 
@@ -59,7 +66,8 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
         SpecError: a lazy, sparse, quantized, complex or subclassed tensor.
     """
     tensor, name = found.tensor, found.names[0]
-    if is_lazy(tensor):
+    is_plain = type(tensor) in PLAIN
+    if not is_plain and is_lazy(tensor):
         raise SpecError(
             f"{name!r} is a lazy parameter without a shape yet; adopt its module, whose lazy ones are taken in after a "
             "forward pass, or run one first"
@@ -68,18 +76,18 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
         raise SpecError(f"{name!r} is {tensor.layout} and quantized={tensor.is_quantized}; only dense tensors are held")
     if tensor.is_complex():
         raise SpecError(f"{name!r} is {tensor.dtype}; hold torch.view_as_real of it as a parameter instead")
-    if is_divided(tensor):
+    if not is_plain and is_divided(tensor):
         raise SpecError(
             f"{name!r} is a DTensor, of which this rank has a shard: adopt the whole module into a store of its own, "
             "VarStore.from_module(module), and make optimizers of that"
         )
-    if type(tensor.data) is not Tensor:
+    if not is_plain and type(tensor.data) is not Tensor:
         raise SpecError(
             f"{name!r} holds a {type(tensor.data).__name__}, a tensor subclass with its own memory; adopt plain tensors"
         )
     shape, stride = tuple(tensor.shape), tensor.stride()
     # An expanded or sliced tensor does not fill its memory: it becomes row-major, with the same values.
-    stride = stride if is_dense(shape, stride) else contiguous_stride(shape)
+    stride = stride if tensor.is_contiguous() or is_dense(shape, stride) else contiguous_stride(shape)
     kind = tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype
     return VarSpec(name, shape, kind, stride, has_room=tensor.requires_grad and found.is_parameter)
 
@@ -88,7 +96,7 @@ def check_private(found: Iterable[Found]) -> None:
     """Raises SpecError for a tensor whose memory other processes share: in the store, they would lose sight of it."""
     for entry in found:
         tensor = entry.tensor
-        if is_lazy(tensor) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        if not tensor.is_cpu or tensor.layout != torch.strided or (type(tensor) not in PLAIN and is_lazy(tensor)):
             continue
         if tensor.numel() and is_shared(tensor):
             raise SpecError(
@@ -105,7 +113,7 @@ def check_free(found: list[Found], former: Registry | None = None) -> None:
     Args:
         former: A store that gives up all it holds.
     """
-    for entry in found:
+    for entry in found if is_any_owned(entry.tensor for entry in found) else ():
         owner = variable_of(entry.tensor)
         if owner is not None and owner[0] is not former:
             raise SpecError(
@@ -125,7 +133,7 @@ def check_memory(found: list[Found], former: Registry | None = None) -> None:
     ranges: list[tuple[int, int, int, str]] = []
     for entry in found:
         tensor = entry.tensor
-        if is_lazy(tensor) or tensor.layout != torch.strided or is_divided(tensor):
+        if tensor.layout != torch.strided or (type(tensor) not in PLAIN and (is_lazy(tensor) or is_divided(tensor))):
             continue
         if tensor.numel() and not tensor.is_meta:
             ranges.append((*byte_range(tensor), tensor.untyped_storage().data_ptr(), entry.names[0]))

@@ -109,18 +109,20 @@ def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, stric
         GradientError: `strict`, and no rank has a gradient of some variable; or, on every rank, gradients of one were
             exchanged during a backward pass and are others now. Nothing was stepped then.
     """
-    registry, step = plans.registry, divided_of(optimizer, plans)
-    step.check_last()
-    numbers = {**numbers_of(optimizer), **values_taken_in(registry.taken_in)}
+    registry, run = plans.registry, None
     scaling = read_scaling(optimizer, registry.device, collected.gathered)
     wanted = optimizer.max_norm is not None or optimizer.skip_nonfinite
-    gradients, run = gradients_of(registry), None
-    if gradients.overlap is None:
+    gradients = gradients_of(registry)
+    if gradients.overlap is not None:  # before all other messages, as the backward passes of other ranks may have sent
+        run = gradients.overlap.complete(plans, scaling["grad_scale"], scaling["found_inf"])
+    step = divided_of(optimizer, plans)
+    step.check_last()
+    numbers = {**numbers_of(optimizer), **values_taken_in(registry.taken_in)}
+    if run is not None:
+        flags = run.flags
+    else:
         flags = plans.flags(collected.sources) if collected.unseen else plans.upload_flags(collected.touched)
         step.average(gradients.flat(plans, collected, scaling["grad_scale"]))
-    else:
-        run = gradients.overlap.complete(plans, scaling["grad_scale"], scaling["found_inf"])
-        flags = run.flags
     step.exchange(numbers, flags, wanted, scaling["found_inf"], run)
     if registry.device.type == "cpu":
         step.check_last()

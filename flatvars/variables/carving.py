@@ -26,6 +26,9 @@ from .variable import GradientAccess, Variable, byte_range, described, overlaps
 OnMoved = Literal["follow", "error"]
 """What is done about memory that left the streams."""
 
+MOVED_AT_ONCE = 1 << 23
+"""Bytes of tensors that are copied before the memory of any is given back."""
+
 FOLLOW: OnMoved = "follow"
 ERROR: OnMoved = "error"
 
@@ -192,8 +195,7 @@ class Carving:
             device = self._renew_declared(old)
             specs = [v.spec for v in self.variables]
             self._carve(specs, device, {i: i for i in range(old)}, aligned)
-            for variable in self.variables[old : len(specs)]:
-                self.move_in(variable, variable.param)
+            self._move_all_in(self.variables[old : len(specs)])
             self._carved = len(specs)
             self._storages = {}
             self._notify()
@@ -359,6 +361,33 @@ class Carving:
             variable.spec, variable._span = span.spec, span
         if self.sharding is not None:
             self._streams.put((v._span, v.param.detach()) for v in self.variables if v._span is not None)
+
+    def _move_all_in(self, variables: Sequence[Variable]) -> None:
+        """Moves each into its span, many with one copy; but no more at once than is small beside a model."""
+        some: list[Variable] = []
+        size = 0
+        for variable in variables:
+            param = variable.param
+            plain = self.sharding is None and param.shape == variable.spec.shape and not param.is_meta
+            if not plain or (self.value_format is not None and self.is_encoded(variable)):
+                self.move_in(variable, param)
+                continue
+            some.append(variable)
+            size += param.nbytes
+            if size >= MOVED_AT_ONCE:
+                self._move_some_in(some)
+                some, size = [], 0
+        self._move_some_in(some)
+
+    def _move_some_in(self, variables: Sequence[Variable]) -> None:
+        by_region: dict[torch.dtype, list[Variable]] = {}
+        for variable in variables:
+            by_region.setdefault(variable.dtype, []).append(variable)
+        for region, some in by_region.items():
+            views = self._streams.get(VALUES, region).own_pieces(v.span for v in some)
+            torch._foreach_copy_(views, [v.param for v in some])
+            for variable, view in zip(some, views, strict=True):
+                bind(variable, view)
 
     def move_in(self, variable: Variable, param: Tensor) -> None:
         """Copies a tensor's values into the variable's span, and makes it the variable's; its memory is released."""

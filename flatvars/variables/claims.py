@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor
@@ -35,6 +36,11 @@ class Claims:
             if _claims.get(id(tensor)) != (self._owner, variable.index):
                 _claims[id(tensor)] = self._owner, variable.index
                 self._ids.append(id(tensor))
+
+
+def is_any_owned(tensors: Iterable[Tensor]) -> bool:
+    """Whether any of some tensors may have an owner; False says that none has."""
+    return not _claims.keys().isdisjoint(map(id, tensors))
 
 
 def owner_of(tensor: Tensor) -> tuple[Owner, Variable] | None:

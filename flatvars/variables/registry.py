@@ -110,13 +110,18 @@ class Registry(Carving):
         with self.lock:
             self.check_usable()
             self.check_names(names)
-            variable = Variable(self._next_id, len(self.variables), spec, param, names, self, group)
-            self._next_id += 1
-            self.variables.append(variable)
-            self.by_name.update(dict.fromkeys(names, variable))
-            self.claims.add(variable)
-            self.note_memory(variable)
-            return variable
+            return self._declare(spec, param, names, group)
+
+    def _declare(self, spec: VarSpec, param: Tensor, names: list[str], group: int = 0) -> Variable:
+        """The same of names that are free."""
+        variable = Variable(self._next_id, len(self.variables), spec, param, names, self, group)
+        self._next_id += 1
+        self.variables.append(variable)
+        for name in names:
+            self.by_name[name] = variable
+        self.claims.add(variable)
+        self.note_memory(variable)
+        return variable
 
     def retract(self, count: int) -> None:
         """Forgets the variables declared behind the first `count`, none of which is carved yet."""
@@ -132,9 +137,10 @@ class Registry(Carving):
             NameTakenError: a name is in use; nothing has changed then.
         """
         with self.lock:
+            self.check_usable()
             self.check_names([name for group in names for name in group])
             self.guard.check_memory()
-            added = [self.declare(*each) for each in zip(specs, params, names, strict=True)]
+            added = [self._declare(*each) for each in zip(specs, params, names, strict=True)]
             self.settle()
             return added
 

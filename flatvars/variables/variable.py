@@ -329,5 +329,8 @@ def overlaps(left: Tensor, right: Tensor) -> bool:
 
 def byte_range(tensor: Tensor) -> tuple[int, int]:
     """Addresses of the first byte and behind the last byte of a strided tensor with at least one element."""
+    first, size = tensor.data_ptr(), tensor.element_size()
+    if tensor.is_contiguous():
+        return first, first + tensor.numel() * size
     reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return tensor.data_ptr(), tensor.data_ptr() + reach * tensor.element_size()
+    return first, first + reach * size

@@ -29,8 +29,9 @@ from typing import Any
 import llvmlite
 import numba
 import numpy as np
+from numba import types
 from numba.core.registry import cpu_target
-from numba.core.types import BaseTuple, Type
+from numba.core.types import Type
 from numba.core.typing import Signature
 
 KEPT = 4
@@ -60,7 +61,7 @@ def _parts(value: Any, seen: dict[int, int]) -> Iterator[str]:
     """What tells a value from others, as text; `seen` numbers what was gone through, by id."""
     if isinstance(value, _PLAIN):
         yield f"{type(value).__name__} {value!r}"
-        if isinstance(value, BaseTuple):  # of a named one, its text tells the class alone
+        if isinstance(value, types.BaseTuple):  # of a named one, its text tells the class alone
             yield repr(getattr(value, "fields", ()))
             for each in value.types:
                 yield from _parts(each, seen)

@@ -127,6 +127,19 @@ def check_micro_batches_before_the_last(world: World) -> None:
 
 
 @on(2)
+def check_a_block_on_one_rank_alone(world: World) -> None:
+    """The messages are the same, also where steps have more to say, as after freezing."""
+    for mode in ("gather", "views"):
+        pair = Pair(world, lambda store: adamw(store, max_norm=0.5), grads=mode)
+        for step in range(3):
+            for store in pair.stores if step == 1 else ():
+                store.freeze("p5")
+            pair.backward(gradients(world.rank, step, ((1, 0),)), last=step % 2 == world.rank)
+            pair.step()
+            pair.assert_same(f"{mode}, step {step}")
+
+
+@on(2)
 def check_what_a_step_has_used_is_no_gradient(world: World) -> None:
     """What lay in the flat buffer, where averages are now; what lies in `.grad` is stepped again, as always."""
     for mode, gathered in (("gather", True), ("gather", False), ("views", False)):
@@ -169,6 +182,8 @@ def check_formats_groups_and_matrices(world: World) -> None:
         (lambda store: adamw(store, state_format=FORMATS[1][1]), FORMATS[1][0]),
         (adamw, {"dtype": torch.bfloat16, "values": "stochastic"}),
         (fv.optim.Muon, {}),
+        (fv.optim.Adafactor, {}),
+        (lambda store: fv.optim.Prodigy(store, d0=0.01), {"grads": "views"}),
         (in_groups, {"grads": "views"}),
     ]
     for k, (make, options) in enumerate(kinds):

@@ -77,6 +77,31 @@ def check_gradients_of_one_rank_that_are_others_by_then(world: World) -> None:
         pair.opt.zero_grad()
 
 
+@on(2)
+def check_a_gradient_in_the_flat_buffer_that_is_dropped(world: World) -> None:
+    """Of one rank and one variable: an average lies in its place, which is not what was dropped."""
+    pair = Pair(world)
+    for set_to_none in (True, False):
+        pair.backward(gradients(world.rank, 0), last=False)
+        for store in pair.stores:
+            store.accumulate()
+        pair.backward(gradients(world.rank, 1))
+        if world.rank == 1:
+            pair.store._gradients.zero(set_to_none, [pair.store["p1"]])
+        refuse_step(pair, "rank 1: the gradient of 'p1' was changed after")
+
+
+@on(2)
+def check_variables_that_are_frozen_before_the_step(world: World) -> None:
+    """On all ranks, with a norm, and before the order of buckets is known: messages of a step are of one length."""
+    for clear in (True, False):
+        pair = Pair(world, lambda store: adamw(store, max_norm=0.5))
+        pair.backward(gradients(world.rank, 0))
+        for store in pair.stores:
+            store.freeze("p[15]", clear_grad=clear)
+        refuse_step(pair, "was changed after" if clear else "frozen, masked or moved")
+
+
 REFUSED: list[Callable[[Pair], Any]] = [
     lambda pair: pair.store.accumulate(),
     lambda pair: pair.store.grad_norm(),

@@ -18,8 +18,8 @@ from bench.overlap import Work, measure, table
 from flatvars.gradients import overlap
 
 from .launch import World, on
-from .overlap import warm
-from .steps import adamw
+from .overlap import Pair, warm
+from .steps import adamw, gradients
 
 __all__ = ["warm"]
 
@@ -134,6 +134,21 @@ class Backwards(nn.Sequential):
         for layer in list(self)[-2::-1]:
             x = layer(x)
         return x
+
+
+@on(2)
+def check_an_order_of_other_buckets_is_not_learned(world: World) -> None:
+    """On a GPU it is read a step later, when variables may be frozen and the buckets others."""
+    pair = Pair(world)
+    pair.backward(gradients(world.rank, 0))
+    pair.step()
+    for store in pair.stores:
+        store.freeze("p5")
+    for step in (1, 2):
+        pair.backward(gradients(world.rank, step))
+        pair.store._gradients.overlap.learn([1.0])
+        pair.step()
+        pair.assert_same(f"step {step}")
 
 
 @on(2)
