@@ -36,7 +36,8 @@ class Pairs:
         @intrinsic
         def load(typing: Any, address: Any, index: Any) -> Any:
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                word = self._load(builder, *arguments, self.elements.gradient)
+                address, index = arguments
+                word = self._load(builder, address, index, self.elements.gradient)
                 return context.make_tuple(builder, self.pair, _parted(builder, word))
 
             return self.pair(types.int64, types.int64), generate
