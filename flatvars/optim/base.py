@@ -2,8 +2,8 @@
 
 `param_groups` is the single source of truth for who is stepped and with which numbers: schedulers and users write
 there, and what changed is followed before the next launch (`membership.py`). State lives in the store's streams
-(`states.py`); `state` and `state_dict` show it per parameter, in torch.optim's format (`entries.py`, `state_dict.py`),
-and `capture` and `restore` hand it over as a whole (`record.py`).
+(`states.py`), counts in rows (`rows.py`); `state` and `state_dict` show both per parameter, in torch.optim's format
+(`entries.py`, `state_dict.py`), and `capture` and `restore` hand them over as a whole (`record.py`).
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from ..variables.registry import variable_of
 from ..variables.variable import Variable
 from .entry import STEP, StateEntry
 from .keeper import Keeper
+from .rows import is_set
 from .state_values import identity_of, show_state, wide, write_first
-from .states import is_set
 
 
 class EntryList:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..memory.streams import Stream
 from ..variables.variable import Variable
-from .states import is_set
+from .rows import is_set
 
 FetchState = Callable[[str, Variable, Tensor], bool]
 """Writes one state of one variable into a tensor of its shape; False where there is none, which means zeros."""

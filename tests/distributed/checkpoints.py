@@ -63,6 +63,7 @@ def load(net: Any, opt: Any, path: Path, **options: Any) -> None:
     put(net, opt, state)
 
 
+@on(2)
 def check_a_saved_run_goes_on(world: World) -> None:
     """On as many ranks, and on one without a group; then from one process to all ranks."""
     net, store, opt = trained(world)
@@ -153,6 +154,7 @@ def check_nothing_happens_before_the_first_step(world: World) -> None:
     assert_same(store, opt, whole, reference, "the first step")
 
 
+@on(2)
 def check_torch_optim_goes_on_and_back(world: World) -> None:
     net, store, opt = trained(world)
     path = world.folder / "ours"

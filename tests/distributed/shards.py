@@ -301,6 +301,7 @@ def check_sums_over_whole_variables_of_shards(world: World) -> None:
             torch.testing.assert_close(full(p), q, rtol=1e-6, atol=1e-7, msg=name)
 
 
+@on(2)
 def check_dcp_takes_shards_both_ways(world: World) -> None:
     """Saved by this library over FSDP2: loaded by torch.optim over FSDP2, by one process, and by this library."""
     mine, alone = divided(model_of(), mesh=world.mesh), model_of()
