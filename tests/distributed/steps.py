@@ -119,6 +119,11 @@ def warm() -> None:
         opt = adamw(fv.VarStore.from_module(net, **stored), max_norm=0.5, state_format=formats)
         give(net, gradients(0, 0))
         opt.step()
+    for values in ("stochastic", "split"):
+        net = Net()
+        opt = adamw(fv.VarStore.from_module(net, dtype=torch.bfloat16, values=values))
+        give(net, gradients(0, 0))
+        opt.step()
 
 
 def adamw(store: Any, **options: Any) -> fv.optim.AdamW:
@@ -321,6 +326,26 @@ def check_ranks_that_differ_are_told_how(world: World) -> None:
     with pytest.raises(fv.DisagreementError, match=r"lr of param group 0: 0\.25 on rank 0.*0\.5 on rank 1"):
         opt.step()
     assert torch.equal(store.values, before)
+
+
+@on(2)
+def check_what_an_optimizer_is_made_with_is_compared(world: World) -> None:
+    net = Net()
+    opt = adamw(fv.VarStore.from_module(net, mesh=world.mesh), state_format="root8" if world.rank else None)
+    give(net, gradients(world.rank, 0))
+    with pytest.raises(fv.DisagreementError, match=r"state_format: None on rank 0, 'root8' on rank 1"):
+        opt.step()
+
+
+@on(2)
+def check_what_a_class_looks_at_before_a_step_is_looked_at(world: World) -> None:
+    net = Net()
+    opt = fv.optim.Rprop(fv.VarStore.from_module(net, mesh=world.mesh), lr=0.01)
+    give(net, gradients(world.rank, 0))
+    opt.step()
+    opt.param_groups[0]["lr"] = 0.1
+    with pytest.warns(UserWarning, match="Rprop reads lr in the first step"):
+        opt.step()
 
 
 @on(2)
