@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import flatvars as fv
 from flatvars.memory.piece import Piece
 from flatvars.optim.base import Optimizer
+from tests.support.host_sync import no_waiting_upload
 
 from .launch import World, on
 
@@ -229,6 +231,20 @@ def check_a_second_step_uses_the_same_gradients(world: World) -> None:
         assert_same(store, opt, whole, reference, f"gathered {gathered}")
         mine = gradients(world.rank, 0)
         assert all(torch.equal(v.grad, g) for v, g in zip(store.trainable_variables(), mine, strict=True))
+
+
+@on(2)
+def check_no_step_waits_for_what_it_uploads(world: World) -> None:
+    makers = (adamw, fv.optim.Muon, fv.optim.Adafactor, fv.optim.LAMB)
+    for make, mode, cap in itertools.product(makers, ("gather", "views"), (None, 0.05)):
+        net = Net(dtypes=DTYPES)
+        store = fv.VarStore.from_module(net, mesh=world.mesh, grads=mode, bucket_cap_mb=cap)
+        opt = make(store, max_norm=0.5)
+        for step in range(2):
+            give(net, gradients(world.rank, step))
+            with no_waiting_upload() if step else nullcontext():  # the first one makes plans
+                opt.step()
+            opt.zero_grad()
 
 
 def check_nan_on_one_rank_is_skipped_by_all(world: World) -> None:
