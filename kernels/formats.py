@@ -262,7 +262,7 @@ class Stored(NamedTuple):
 
 def as_stored(stream: Tensor | Stored) -> Stored:
     """A tensor is stored as its dtype says."""
-    return stream if isinstance(stream, Stored) else Stored(stream)
+    return stream if stream.__class__ is Stored else Stored(stream)  # type: ignore[return-value, arg-type]
 
 
 # What kernels compile -------------------------------------------------------------------------------------------------

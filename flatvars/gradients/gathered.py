@@ -103,6 +103,7 @@ class Gathered(Gradients):
 
     @unwatched
     def release(self, variables: Sequence[Variable]) -> None:
+        self.check_unsent("removing variables")
         for variable in variables:
             if self.state(variable) is State.OPEN and tuple(variable.param.shape) == variable.spec.shape:
                 grad = self.of(variable)

@@ -140,7 +140,9 @@ class Overlap:
             self._run.spoil(variable)
 
     def used(self) -> None:
-        """A step has used what was sent."""
+        """A step has used what was sent; on a GPU, what the ranks say of it is read a step later."""
+        if self._run is not None:
+            self._run.noted.clear()  # gradients, which may be dropped now
         self._run = None
 
     # The block ------------------------------------------------------------------------------------------------------

@@ -123,6 +123,7 @@ class PlanSet:
             self.parts.append(Part(region, order, plan, order == list(range(len(self.variables))), kind, alone))
         self.repeats = Repeats(self.params, self.parts)
         self._placed: dict[Any, Stored] = {}
+        self.lasting: dict[Any, Any] = {}  # what an optimizer keeps of its launches, by their plans
 
     @property
     def registry(self) -> Registry:
@@ -258,7 +259,7 @@ class PlanSet:
         self.norm_(sources)
         flags = torch.zeros(len(self.variables), dtype=torch.float64, device=self.norm.device)
         for part, source in zip(self.parts, sources, strict=True):
-            order = torch.tensor(part.order, dtype=torch.int64, device=flags.device)
+            order = torch.tensor(part.order, dtype=torch.int64).to(flags.device, non_blocking=True)
             flags[order] = part.plan.written(source).to(torch.float64)
         return flags
 

@@ -238,6 +238,7 @@ class Views(Gradients):
 
     @unwatched
     def release(self, variables: Sequence[Variable]) -> None:
+        self.check_unsent("removing variables")
         for variable in variables:
             if tuple(variable.param.shape) != variable.spec.shape:
                 self._views.pop(variable.id, None)

@@ -179,6 +179,8 @@ class Optimizer(Stepping):
 
     def carved(self) -> None:
         """The store carved anew."""
+        if self._plans is not None:
+            self._plans.lasting.clear()  # it would keep the old streams until the next step
         self.entries.own_dropped()
         self.entries.forget(self.states.lost(), keep=True)
         self.states.follow_carve()

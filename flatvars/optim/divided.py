@@ -230,10 +230,10 @@ class DividedStep:
         """
         words = [] if run is None else run.words
         numbers = torch.zeros(self.numel + len(words), dtype=torch.float64, device=self.device)
-        numbers[self.numel :] = torch.tensor(words, dtype=torch.float64)
+        numbers[self.numel :].copy_(torch.tensor(words, dtype=torch.float64), non_blocking=True)
         self._told, self._taken_in = told, set(self.plans.registry.taken_in)
         header = [float(number) for digest in digests_of(told) for number in (digest, digest * digest)]
-        numbers[:AGREEMENT] = torch.tensor(header, dtype=torch.float64)
+        numbers[:AGREEMENT].copy_(torch.tensor(header, dtype=torch.float64), non_blocking=True)
         if found_inf is not None:
             numbers[AGREEMENT] = found_inf
         if run is not None:
@@ -297,8 +297,10 @@ class DividedStep:
 
     def source_of(self, share: Share) -> Sources:
         """The averages of the variables that have a gradient on any rank."""
-        order = torch.tensor(share.part.order, dtype=torch.int64, device=self.device)
-        return share.sources(self.flags if share.part.in_order else self.flags[order])
+        if share.part.in_order:
+            return share.sources(self.flags)
+        order = torch.tensor(share.part.order, dtype=torch.int64).to(self.device, non_blocking=True)
+        return share.sources(self.flags[order])
 
     def gather_values(self) -> None:
         """Brings the values of all ranges together, on every rank."""

@@ -154,7 +154,7 @@ class FactoredParts(Directions):
                 _add_squares(piece, sums)
         means = self._add_up(self._sums * self._factors).to(self._kept.dtype)
         decays = torch.tensor([float(groups[number]["beta2_decay"]) for number in self._groups], dtype=torch.float64)
-        weights = (steps[self._rows].double().abs() + 1.0) ** decays.to(steps.device)
+        weights = (steps[self._rows].double().abs() + 1.0) ** decays.to(steps.device, non_blocking=True)
         moved = torch.lerp(self._kept, means, weights.to(means.dtype)[self._of])
         hits = written if moves is None else written & moves
         self._kept.copy_(torch.where(hits[self._of], moved, self._kept))

@@ -202,7 +202,8 @@ class MatrixOptimizer(Optimizer):
                     "which are no matrices: leave it out"
                 )
             return None
-        return owners_for(self.registry, variables, shapes, momentum)
+        kind, divisible = type(self).__name__, "each_shard" in self._options
+        return owners_for(self.registry, variables, shapes, momentum, kind, divisible)
 
     # Stepping ---------------------------------------------------------------------------------------------------------
 

@@ -15,13 +15,20 @@ from .matrices import MatrixShape
 
 
 def owners_for(
-    registry: Registry, variables: Sequence[Variable], shapes: Sequence[MatrixShape], held: Stream
+    registry: Registry,
+    variables: Sequence[Variable],
+    shapes: Sequence[MatrixShape],
+    held: Stream,
+    kind: str,
+    divisible: bool,
 ) -> Owners | None:
     """The owners of some matrices of one dtype; None where every rank has all of each.
 
     Args:
         shapes: Of each variable.
         held: The stream of their momentum, whose range this rank's directions have.
+        kind: Name of the optimizer's class.
+        divisible: Whether it has `each_shard`.
 
     Raises:
         FlatvarsError: matrices are divided over several meshes, or not by their rows.
@@ -39,27 +46,34 @@ def owners_for(
         return Owners(matrices, ranks.rank, registry.group.process_group)
     if registry.sharding is None:
         return None
-    return _owners_of_rows(variables, works, held)
+    return _owners_of_rows(variables, works, held, kind, divisible)
 
 
-def _owners_of_rows(variables: Sequence[Variable], works: Sequence[float], held: Stream) -> Owners | None:
-    found = []
+EACH_SHARD = (
+    ", or pass each_shard=True, by which every rank makes its shard orthogonal for itself: another optimizer, whose "
+    "steps depend on the mesh"
+)
+
+
+def _owners_of_rows(
+    variables: Sequence[Variable], works: Sequence[float], held: Stream, kind: str, divisible: bool
+) -> Owners | None:
+    found, other = [], EACH_SHARD if divisible else ""
     for variable in variables:
         try:
             found.append(rows_of(variable.whole))
         except FlatvarsError as error:
             raise FlatvarsError(
-                f"Muon works on whole matrices, and cannot on {variable.name!r}: {error}. Give it a param group with "
-                '"rule": "AdamW", or pass each_shard=True, by which every rank makes its shard orthogonal for itself: '
-                "another optimizer, whose steps depend on the mesh"
+                f"{kind} works on whole matrices, and cannot on {variable.name!r}: {error}. Give it a param group with "
+                f'"rule": "AdamW"{other}'
             ) from None
     groups = {id(one[0]): one for one in found if one is not None}
     if not groups:
         return None
     if len(groups) > 1:
         raise FlatvarsError(
-            "Muon's matrices of one dtype are divided over several meshes; call fully_shard with one mesh for all of "
-            "them, or pass each_shard=True, which is another optimizer"
+            f"{kind}'s matrices of one dtype are divided over several meshes; call fully_shard with one mesh for all "
+            f"of them{other}"
         )
     group, rank, some = next(iter(groups.values()))
     matrices = []

@@ -27,6 +27,8 @@ def read_scaling(optimizer: Any, device: torch.device, gathered: bool) -> dict[s
     """
     grad_scale = getattr(optimizer, "grad_scale", None)
     found_inf = getattr(optimizer, "found_inf", None)
+    if grad_scale is None and found_inf is None:
+        return {"grad_scale": None, "found_inf": None}
     if found_inf is not None and (not isinstance(found_inf, Tensor) or (gathered and grad_scale is not None)):
         raise GradientError(
             "the GradScaler checked no gradient of this step for infinities: "

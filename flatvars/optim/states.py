@@ -57,6 +57,10 @@ class States(Rows):
         if len(self.slots) != known:
             self._streams = {}
 
+    def follow_carve(self) -> None:
+        self._streams = {}  # the old ones, which would live until the next step
+        super().follow_carve()
+
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor lies in the counts or in a state stream."""
         buffers = [self.steps, *self._scalars.values()]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..backend import Rule, Sources, Stage, Stored, is_rounded
+from ..backend import Rule, Sources, Stage, is_rounded
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import Collected
@@ -27,6 +27,22 @@ from .planning import Planning
 from .scaling import read_scaling
 from .states import origin_of
 from .stats import Observations, VariableStats
+
+
+class Lasting(NamedTuple):
+    """What is the same in the launches of a part.
+
+    Attributes:
+        rule: Of these launches.
+        version: Of the states: when it grows, streams or counts have moved.
+        arguments: Of `Plan.step_`.
+        draws: Whether values or states are rounded at random, unless that is turned off.
+    """
+
+    rule: Rule
+    version: int
+    arguments: dict[str, Any]
+    draws: bool
 
 
 class Stepping(Planning):
@@ -150,25 +166,39 @@ class Stepping(Planning):
     ) -> None:
         """The step of the variables of one region, and where there are several rules, of one rule."""
         rule = self.applied_rule(part)
-        values, states = plans.values(part), self.streams_of(part, rule)
+        lasting = self._lasting(plans, part, rule)
         arguments = {
-            "rule": rule,
-            "values": values,
-            "states": [held.stored for held in states],
+            **lasting.arguments,
             "groups": self.groups_of(part),
-            "steps": self.states.steps,
-            **origin_of(states),
             "norm": norm,
             "max_norm": self.max_norm,
             "skip": self.skip_nonfinite,
-            "skipped": self.states.skipped,
-            "own": self.states.scalars(rule.own),
-            "keys": self._keys_for(rule, values, states),
+            "keys": self.states.keys() if lasting.draws and self.stochastic_rounding else None,
             "observed": self.observed()[0],
             "check": self.check_changed,
             **scaling,
         }
         self.step_part(plans, part, source, arguments, stage)
+
+    def _lasting(self, plans: PlanSet, part: Part, rule: Rule) -> Lasting:
+        """What a launch of a part is given as long as its rule is the same and nothing moved."""
+        known: Lasting | None = plans.lasting.get(part.plan)
+        if known is not None and known.rule is rule and known.version == self.states.version:
+            return known
+        values, states = plans.values(part), self.streams_of(part, rule)
+        arguments = {
+            "rule": rule,
+            "values": values,
+            "states": [held.stored for held in states],
+            "steps": self.states.steps,
+            **origin_of(states),
+            "skipped": self.states.skipped,
+            "own": self.states.scalars(rule.own),
+        }
+        few = [is_rounded(held.buffer.dtype, held.format) for held in states]
+        draws = values.at_random or max(rule.draws(few), default=-1) >= 0
+        found = plans.lasting[part.plan] = Lasting(rule, self.states.version, arguments, draws)
+        return found
 
     def step_part(
         self, plans: PlanSet, part: Part, source: Sources, arguments: dict[str, Any], stage: Stage = "both"
@@ -231,14 +261,6 @@ class Stepping(Planning):
         members = sorted(self.take_up(), key=lambda v: v.index)
         together = partial(add_up_observed, self.registry, members)
         return self.observations.read(members, self.states.slots, self.states.steps, together)
-
-    def _keys_for(self, rule: Rule, values: Stored, states: Sequence[Stream]) -> Tensor | None:
-        """What values and states are rounded at random by, where any is."""
-        if not self.stochastic_rounding:
-            return None
-        few = [is_rounded(held.buffer.dtype, held.format) for held in states]
-        halves = max(rule.draws(few), default=-1) >= 0
-        return self.states.keys() if halves or values.at_random else None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch.optim's, and drops what `store.accumulate` gathered for the variables of this optimizer."""

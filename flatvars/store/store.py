@@ -909,6 +909,7 @@ class VarStore:
         """Loads a checkpoint of this library, or a safetensors or torch file of any other.
 
         Everything is checked, all names and shapes at once, before the first byte is written. Nothing is initialized.
+        Where ranks have ranges or shards, all load the same file, and each takes its part.
 
         Args:
             path: A file, an index, a folder with one of Hugging Face's file names, or a binary stream.

@@ -69,7 +69,7 @@ class Elements:
         @intrinsic
         def load(typing: Any, values: Any, index: Any, states: Any, state_index: Any) -> Any:
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                places = self._places(builder, *arguments)
+                places = self.places(builder, *arguments)
                 raws = [
                     load_raw(builder, format_, *place, self.streams, i)
                     for i, (format_, place) in enumerate(zip(self.formats, places, strict=True))
@@ -151,17 +151,12 @@ class Elements:
             drawn: Any,
             lane: Any,
         ) -> Any:
-            given = tuple(state) if isinstance(state, types.BaseTuple) else (state,)
-            if p != self.compute or given != (self.compute,) * self.count:
-                raise TypingError(
-                    f"the rule returns {p} and {state}; it must return {self.compute} and a tuple of {self.count} "
-                    "of them, one for each state"
-                )
+            self.check_result(p, state)
 
             def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
                 p, state, old, kept, drawn, lane = arguments[4:]
                 new = [p, *(builder.extract_value(state, i) for i in range(self.count))]
-                for i, place in enumerate(self._places(builder, *arguments[:4])):
+                for i, place in enumerate(self.places(builder, *arguments[:4])):
                     if not (chosen(i) if i else values):
                         continue
                     raw = self._rounded(builder, i, new[i], drawn, lane)
@@ -175,6 +170,15 @@ class Elements:
             return types.void(*places, *numbers), generate
 
         return store
+
+    def check_result(self, p: Any, state: Any) -> None:
+        """Of a rule, by Numba's types."""
+        given = tuple(state) if isinstance(state, types.BaseTuple) else (state,)
+        if p != self.compute or given != (self.compute,) * self.count:
+            raise TypingError(
+                f"the rule returns {p} and {state}; it must return {self.compute} and a tuple of {self.count} "
+                "of them, one for each state"
+            )
 
     def value_storer(self) -> Any:
         """`as_stored(p, draws, lane)`: what would be loaded of a value that is stored."""
@@ -238,5 +242,5 @@ class Elements:
 
         return store
 
-    def _places(self, builder: Any, values: Any, index: Any, states: Any, state_index: Any) -> list[tuple[Any, Any]]:
+    def places(self, builder: Any, values: Any, index: Any, states: Any, state_index: Any) -> list[tuple[Any, Any]]:
         return [(values, index), *((builder.extract_value(states, i), state_index) for i in range(self.count))]

@@ -65,11 +65,28 @@ def round_at_random(builder: Any, value: Any, draw: Any) -> Any:
     if _is_double(value.type):
         value = builder.fptrunc(value, _like(value.type, F32))
     wide = _like(value.type, I32)
+    cut = builder.lshr(cut_at_random(builder, value, builder.zext(draw, wide)), _constant(wide, 16))
+    return builder.trunc(cut, _like(value.type, I16))
+
+
+def cut_at_random(builder: Any, value: Any, draw: Any) -> Any:
+    """Bits of which the upper half is the bfloat16; `value` is float32, `draw` 16 bits in an i32."""
+    wide = draw.type
     bits = builder.bitcast(value, wide)
     exponent = builder.and_(bits, _constant(wide, 0x7F800000))
     is_finite = builder.icmp_unsigned("!=", exponent, _constant(wide, 0x7F800000))
-    cut = builder.lshr(builder.add(bits, builder.zext(draw, wide)), _constant(wide, 16))
-    return builder.select(is_finite, builder.trunc(cut, _like(value.type, I16)), _to_bfloat16(builder, value))
+    is_number = builder.fcmp_ordered("ord", value, value)
+    other = builder.select(is_number, bits, _constant(wide, 0x7FC00000))
+    return builder.select(is_finite, builder.add(bits, draw), other)
+
+
+def cut_to_nearest(builder: Any, value: Any) -> Any:
+    """The same, rounded to nearest even."""
+    wide = _like(value.type, I32)
+    bits = builder.bitcast(value, wide)
+    odd = builder.and_(builder.lshr(bits, _constant(wide, 16)), _constant(wide, 1))
+    rounded = builder.add(bits, builder.add(odd, _constant(wide, 0x7FFF)))
+    return builder.select(builder.fcmp_ordered("ord", value, value), rounded, _constant(wide, 0x7FC00000))
 
 
 FORMATS = {
@@ -113,12 +130,8 @@ def _from_bfloat16(builder: Any, raw: Any) -> Any:
 
 def _to_bfloat16(builder: Any, value: Any) -> Any:
     wide = _like(value.type, I32)
-    bits = builder.bitcast(value, wide)
-    odd = builder.and_(builder.lshr(bits, _constant(wide, 16)), _constant(wide, 1))
-    rounded = builder.lshr(builder.add(bits, builder.add(odd, _constant(wide, 0x7FFF))), _constant(wide, 16))
-    is_number = builder.fcmp_ordered("ord", value, value)
-    rounded = builder.select(is_number, rounded, _constant(wide, 0x7FC0))
-    return builder.trunc(rounded, _like(value.type, I16))
+    cut = builder.lshr(cut_to_nearest(builder, value), _constant(wide, 16))
+    return builder.trunc(cut, _like(value.type, I16))
 
 
 def _from_float16(builder: Any, raw: Any) -> Any:

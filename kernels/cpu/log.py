@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 
 from ..formats import BEND, BEND_LESS, LARGEST_HALF, STEPS, TURN
-from .compile import compiled
+from .compile import compiled, wide_vectors
 from .formats import I16, I32
 from .memory import I8, pointer, read_int32, write_float, write_int32
 from .words import word_of
@@ -103,6 +103,7 @@ ZERO, NOTHING, INFINITE, HALF, ONE = np.int64(0), np.int32(0), np.int32(INFINITY
 @compiled
 def turn_draws(draws: Any, count: Any, step: Any) -> None:
     """Turns 16-bit draws on, as a step of that number finds them."""
+    wide_vectors()
     turn = np.int32(step * TURN & 0xFFFF)
     for i in range(count):
         store_draw(draws, i, np.int32(load_draw(draws, i) + turn))
@@ -111,6 +112,7 @@ def turn_draws(draws: Any, count: Any, step: Any) -> None:
 @compiled
 def load_log(codes: Any, grids: Any, _: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
     """A unit as float32 numbers in a row, and one more if they are odd."""
+    wide_vectors()
     grid = read_int32(grids, unit)
     top, step = np.int32(grid >> 16 << 16), np.int32((grid & 0xFFFF) << 16)
     for i in range((count + 1) // 2):
@@ -122,6 +124,7 @@ def load_log(codes: Any, grids: Any, _: Any, start: Any, unit: Any, count: Any, 
 @compiled
 def grid_of(row: Any, count: Any) -> Any:
     """Top and step."""
+    wide_vectors()
     largest: Any = NOTHING
     least: Any = INFINITE
     for i in range(count):
@@ -139,6 +142,7 @@ def grid_of(row: Any, count: Any) -> Any:
 
 @compiled
 def store_log(codes: Any, grids: Any, _: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
+    wide_vectors()
     if count % 2:
         write_int32(row, count, NOTHING)
     top, step = grid_of(row, count)

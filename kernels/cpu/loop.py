@@ -20,6 +20,7 @@ from .formats import FORMATS
 from .gradients import TILE
 from .memory import element_load, stack
 from .numbers import reader, starter
+from .pairs import Pairs
 from .squares import unit_sums
 from .units import ROW, UNIT_KINDS, element_formats, movers, plain_draws, row_addresses, turning
 
@@ -76,14 +77,19 @@ class Loop:
         self.read_numbers = reader(rule, dtype, measuring)
         self.read_first, self.start_states = starter(rule, starts, dtype)
         self.load_units, self.store_units = movers(kinds, values, states, draws)
+        halves = {*kinds, source} == {"bfloat16"} and dtype is np.float32
+        self.pairs = Pairs(elements) if halves and values and not (masked or terms or self.begins) else None
 
-    def over(self, work: Any) -> Any:
+    def over(self, work: Any, by_pairs: Any = None) -> Any:
         """Machine code of the updater.
 
         Args:
             work: `(first, last, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step,
                 is_new, begun, drawn, told)`: of the elements between.
+            by_pairs: `(pairs, gradients, unscale, clip, values, start, addresses, state_start, hyper, step, drawn)`: of
+                so many pairs, for which `work` is then not called; where there are `pairs`.
         """
+        paired = by_pairs is not None
         by_units, in_rows, terms, dtype = self.by_units, self.in_rows, self.terms, self.dtype
         size, number = np.dtype(dtype).itemsize, float_type(dtype)
         read_addresses, read_numbers, read_first = self.elements.address_reader(), self.read_numbers, self.read_first
@@ -125,8 +131,15 @@ class Loop:
             drawn, told = draw_room(), term_room()
             draw(drawn, keys, slot, local, count, step)
             if not by_units:
+                done = 0
+                if paired:
+                    done = count - count % 2
+                    by_pairs(
+                        done // 2, gradients, unscale, clip, values, start // 2, addresses, state_start // 2, hyper,
+                        step, drawn,
+                    )  # fmt: skip
                 work(
-                    0, count, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step,
+                    done, count, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step,
                     is_new, first, drawn, told,
                 )  # fmt: skip
             else:

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 
 from ..split import STEP
-from .compile import compiled
+from .compile import compiled, wide_vectors
 from .formats import I16, I32
 from .memory import I8, pointer, read_float, read_int32, write_float, write_int32
 from .words import word_of
@@ -135,6 +135,7 @@ ZERO = np.int32(0)
 
 @compiled
 def fingerprint(values: Any, start: Any, count: Any) -> Any:
+    wide_vectors()
     total = ZERO
     for i in range(count):
         total = add(total, mixed(load_half(values, start + i), i))
@@ -144,6 +145,7 @@ def fingerprint(values: Any, start: Any, count: Any) -> Any:
 @compiled
 def load_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
     """A unit as float32 numbers in a row."""
+    wide_vectors()
     fits = fingerprint(values, start, count) == read_int32(prints, unit)
     for i in range(count):
         write_float(row, i, joined(load_half(values, start + i), either(fits, load_half(low, start + i))))
@@ -151,6 +153,7 @@ def load_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count:
 
 @compiled
 def store_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
+    wide_vectors()
     for i in range(count):
         x = read_float(row, i)
         store_half(values, start + i, upper_of(x))
@@ -161,6 +164,7 @@ def store_split(values: Any, low: Any, prints: Any, start: Any, unit: Any, count
 @compiled
 def load_corrected(values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
     """The same of values with a code of 8 bits."""
+    wide_vectors()
     fits = fingerprint(values, start, count) == read_int32(prints, unit)
     for i in range(count):
         write_float(row, i, corrected(load_half(values, start + i), either(fits, load_code(low, start + i))))
@@ -170,6 +174,7 @@ def load_corrected(values: Any, low: Any, prints: Any, start: Any, unit: Any, co
 def store_corrected(
     values: Any, low: Any, prints: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any
 ) -> None:
+    wide_vectors()
     for i in range(count):
         x = read_float(row, i)
         store_half(values, start + i, corrected_upper(x))

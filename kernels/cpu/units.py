@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from .. import formats
 from ..formats import Stored
 from ..segments import UNIT
-from .compile import compiled, native, twin
+from .compile import compiled, native, twin, wide_vectors
 from .formats import FORMATS, I32, Format, name_of
 from .gradients import TILE
 from .log import load_log, store_log
@@ -127,12 +127,14 @@ def _root(signed: bool) -> tuple[Any, Any]:
 
     @compiled
     def load(codes: Any, scales: Any, _: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
+        wide_vectors()
         scale = read_float(scales, unit)
         for i in range(count):
             write_float(row, i, decode(load_code(codes, start + i), scale))
 
     @compiled
     def store(codes: Any, scales: Any, _: Any, start: Any, unit: Any, count: Any, row: Any, drawn: Any) -> None:
+        wide_vectors()
         top = zero
         for i in range(count):
             top = larger(top, magnitude(read_float(row, i)))

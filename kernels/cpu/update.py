@@ -86,4 +86,36 @@ def updater(
             if observes:
                 store_terms(told, i, tell(old, p, as_stored(p, drawn, i), plain, momentum), kept)
 
-    return loop.over(work)
+    if loop.pairs is None:
+        return loop.over(work)
+    load_gradients, load_pair, store_pair = (
+        loop.pairs.gradient_loader(),
+        loop.pairs.loader(),
+        loop.pairs.storer(range(rule.stored)),
+    )
+
+    @compiled
+    def by_pairs(
+        pairs: Any,
+        gradients: Any,
+        unscale: Any,
+        clip: Any,
+        values: Any,
+        start: Any,
+        addresses: Any,
+        state_start: Any,
+        hyper: Any,
+        step: Any,
+        drawn: Any,
+    ) -> None:
+        wide_vectors()
+        for i in range(pairs):
+            g, other_g = load_gradients(gradients, i)
+            p, state, other_p, other_state = load_pair(values, start + i, addresses, state_start + i)
+            p, state = function(p, g * unscale * clip, state, hyper, step)
+            other_p, other_state = function(other_p, other_g * unscale * clip, other_state, hyper, step)
+            store_pair(
+                values, start + i, addresses, state_start + i, p, state, other_p, other_state, drawn, i
+            )  # fmt: skip
+
+    return loop.over(work, by_pairs)

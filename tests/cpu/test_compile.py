@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
 import pytest
 from numba import types
 
-from flatvars.kernels.cpu.compile import compiled, native, wide_vectors
+from flatvars.kernels.cpu.compile import compiled, wide_vectors
 from flatvars.kernels.cpu.memory import read_float, write_float
 
 
@@ -26,4 +27,5 @@ def test_whole_vectors_are_used() -> None:
     def run(address: Any, count: Any) -> None:
         double(address, count)
 
-    assert "<16 x float>" in native(run, types.void(types.int64, types.int64)).inspect_llvm()
+    made = numba.cfunc(types.void(types.int64, types.int64))(run)
+    assert "<16 x float>" in made.inspect_llvm()

@@ -54,12 +54,12 @@ def in_float32(state: Tensor) -> Tensor:
 
 
 def assert_stored_alike(mine: nn.Module, opt: Any, coded: Any, plain: Any, about: str) -> None:
-    """Values and states of shards are those of one process: in the format, or plain where a border cuts blocks."""
+    """Values, and the optimizer's states if it is given, are those of one process: in the format, or plain."""
     for name, p in mine.named_parameters():
         reference = plain if cuts_units(p) else coded
         truth = reference.store[name].param
         assert torch.equal(full(p), truth), f"{about}: {name}"
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in ("exp_avg", "exp_avg_sq") if opt is not None else ():
             assert torch.equal(in_float32(opt.state[p][key]), reference.state[truth][key]), f"{about}: {key} of {name}"
 
 
@@ -168,6 +168,22 @@ def check_formats_of_matrices_over_shards(world: World) -> None:
     for name, p in mine.named_parameters():
         truth = (plain if cuts_units(p) else coded).store[name].param
         assert torch.equal(full(p), truth), name
+
+
+@on(2)
+def check_formats_beside_averages(world: World) -> None:
+    """States in formats and plain ones of one variable, in one launch; and an optimizer of cut variables alone."""
+    mine, alone, other = fully_shard(Blocks(), mesh=world.mesh), Blocks(), Blocks()
+    opt, coded, plain = adamw(mine, "root8"), adamw(alone, "root8"), adamw(other, None)
+    averages = [fv.EMA(one, decay=0.5) for one in (opt, coded, plain)]
+    step_all(0, mine, opt, (alone, coded), (other, plain))
+    with averages[0].swapped(), averages[1].swapped(), averages[2].swapped():
+        assert_stored_alike(mine, None, coded, plain, "averages")
+    cut = [mine.p1, mine.p3]
+    some = fv.optim.AdamW(cut, lr=0.02, weight_decay=0.1, state_format="root8")
+    rest = fv.optim.AdamW([other.p1, other.p3], lr=0.02, weight_decay=0.1)
+    step_all(1, mine, some, (other, rest))
+    assert all(torch.equal(full(p), q) for p, q in zip(cut, (other.p1, other.p3), strict=True))
 
 
 @on(2)

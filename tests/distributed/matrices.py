@@ -106,18 +106,20 @@ def check_what_is_no_whole_matrix_is_refused(world: World) -> None:
 
     def stepped(**options: Any) -> Tensor:
         model = tensor_parallel()
-        weight = model[0].weight
+        weight, kind = model[0].weight, options.pop("kind", fv.optim.Muon)
         if options.pop("columns", False):
             model[0].weight = nn.Parameter(weight.redistribute(placements=[Shard(1)]).detach())
         weight = model[0].weight
-        opt = fv.optim.Muon(fv.VarStore.from_module(model), muon="*", weight_decay=0.0, adjust_lr_fn="none", **options)
+        opt = kind(fv.VarStore.from_module(model), muon="*", weight_decay=0.0, adjust_lr_fn="none", **options)
         weight.grad = torch.ones_like(weight)
         before = full(weight).detach().clone()
         opt.step()
         return full(weight).detach() - before
 
-    with pytest.raises(fv.FlatvarsError, match=r"whole matrices.*each_shard=True"):
+    with pytest.raises(fv.FlatvarsError, match=r"Muon works on whole matrices.*each_shard=True"):
         stepped(columns=True)
+    with pytest.raises(fv.FlatvarsError, match=r'^NorMuon works on whole matrices.*"rule": "AdamW"$'):
+        stepped(columns=True, kind=fv.optim.NorMuon)
     rows, shards = stepped(), stepped(each_shard=True)  # of ones: of rank 1, whose one singular value is made about 1
     assert float(shards.norm()) > 1.3 * float(rows.norm()), "each shard is a matrix of its own"
     net = Matrices()

@@ -112,6 +112,8 @@ REFUSED: list[Callable[[Pair], Any]] = [
     lambda pair: pair.store.snapshot(pair.opt),
     lambda pair: pair.store["p1"].accumulate_grad(torch.ones(SHAPES[1])),
     lambda pair: pair.store.compact(),
+    lambda pair: pair.store.remove("p1"),
+    lambda pair: pair.store.release(),
 ]
 
 
@@ -217,6 +219,21 @@ def check_thrown_away(world: World) -> None:
             opt.zero_grad(set_to_none=False)
         pair.step()
         pair.assert_same(f"{mode}, zeros")
+
+
+@on(2)
+def check_numbers_that_differ_are_mended(world: World) -> None:
+    """What was averaged waits for the step that all ranks take."""
+    for mode in ("gather", "views"):
+        pair = Pair(world, grads=mode)
+        pair.backward(gradients(world.rank, 0))
+        rate = pair.opt.param_groups[0]["lr"]
+        pair.opt.param_groups[0]["lr"] = rate * (1 + world.rank)
+        with pytest.raises(fv.DisagreementError, match="lr of param group 0"):
+            pair.opt.step()
+        pair.opt.param_groups[0]["lr"] = rate
+        pair.step()
+        pair.assert_same(mode)
 
 
 @on(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -134,6 +135,18 @@ class Backwards(nn.Sequential):
         for layer in list(self)[-2::-1]:
             x = layer(x)
         return x
+
+
+@on(2)
+def check_gradients_that_were_stepped_can_go(world: World) -> None:
+    """On a GPU, what is known of an exchange is kept for a step: its gradients are not."""
+    pair = Pair(world)
+    pair.backward(gradients(world.rank, 0))
+    kept = pair.store._gradients.overlap._run
+    lying = weakref.ref(pair.nets[0].p1.grad)
+    pair.step()
+    assert kept.told() is None
+    assert lying() is None
 
 
 @on(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import flatvars as fv
 from flatvars.memory.piece import Piece
 from flatvars.optim.base import Optimizer
+from tests.support.host_sync import no_waiting_upload
 
 from .launch import World, on
 
@@ -115,6 +117,11 @@ def warm() -> None:
     for stored, formats in FORMATS:
         net = Net()
         opt = adamw(fv.VarStore.from_module(net, **stored), max_norm=0.5, state_format=formats)
+        give(net, gradients(0, 0))
+        opt.step()
+    for values in ("stochastic", "split"):
+        net = Net()
+        opt = adamw(fv.VarStore.from_module(net, dtype=torch.bfloat16, values=values))
         give(net, gradients(0, 0))
         opt.step()
 
@@ -226,6 +233,20 @@ def check_a_second_step_uses_the_same_gradients(world: World) -> None:
         assert all(torch.equal(v.grad, g) for v, g in zip(store.trainable_variables(), mine, strict=True))
 
 
+@on(2)
+def check_no_step_waits_for_what_it_uploads(world: World) -> None:
+    makers = (adamw, fv.optim.Muon, fv.optim.Adafactor, fv.optim.LAMB)
+    for make, mode, cap in itertools.product(makers, ("gather", "views"), (None, 0.05)):
+        net = Net(dtypes=DTYPES)
+        store = fv.VarStore.from_module(net, mesh=world.mesh, grads=mode, bucket_cap_mb=cap)
+        opt = make(store, max_norm=0.5)
+        for step in range(2):
+            give(net, gradients(world.rank, step))
+            with no_waiting_upload() if step else nullcontext():  # the first one makes plans
+                opt.step()
+            opt.zero_grad()
+
+
 def check_nan_on_one_rank_is_skipped_by_all(world: World) -> None:
     net = Net()
     store = fv.VarStore.from_module(net, mesh=world.mesh)
@@ -305,6 +326,26 @@ def check_ranks_that_differ_are_told_how(world: World) -> None:
     with pytest.raises(fv.DisagreementError, match=r"lr of param group 0: 0\.25 on rank 0.*0\.5 on rank 1"):
         opt.step()
     assert torch.equal(store.values, before)
+
+
+@on(2)
+def check_what_an_optimizer_is_made_with_is_compared(world: World) -> None:
+    net = Net()
+    opt = adamw(fv.VarStore.from_module(net, mesh=world.mesh), state_format="root8" if world.rank else None)
+    give(net, gradients(world.rank, 0))
+    with pytest.raises(fv.DisagreementError, match=r"state_format: None on rank 0, 'root8' on rank 1"):
+        opt.step()
+
+
+@on(2)
+def check_what_a_class_looks_at_before_a_step_is_looked_at(world: World) -> None:
+    net = Net()
+    opt = fv.optim.Rprop(fv.VarStore.from_module(net, mesh=world.mesh), lr=0.01)
+    give(net, gradients(world.rank, 0))
+    opt.step()
+    opt.param_groups[0]["lr"] = 0.1
+    with pytest.warns(UserWarning, match="Rprop reads lr in the first step"):
+        opt.step()
 
 
 @on(2)

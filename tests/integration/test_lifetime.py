@@ -208,3 +208,20 @@ def test_copies_leave_behind_what_keeps_the_store(tmp_path: Path) -> None:
         assert [value for value in vars(other).values() if type(value).__module__.startswith("flatvars")] == []
     with torch.serialization.safe_globals([nn.Linear]):
         torch.load(tmp_path / "module.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("averaged", [False, True], ids=["", "averaged"])
+def test_a_carve_gives_back_what_steps_used(averaged: bool) -> None:
+    """At once, and not with the next step: there may be no room for both."""
+    module = linear()
+    store = fv.VarStore.from_module(module)
+    opt = fv.optim.AdamW(store, lr=0.1, max_norm=1.0)
+    if averaged:
+        fv.EMA(opt, decay=0.9)
+    for take in (opt.step, store.accumulate):
+        backward(module)
+        take()
+    old = memory_of(store)
+    store.add("more", torch.zeros(30))
+    assert len(store.values) > 0  # carves
+    assert all(map(freed, old))

@@ -70,6 +70,39 @@ def no_host_sync() -> Iterator[None]:
         yield
 
 
+class _RefuseUploads(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_host: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor:
+            waits = kwargs.get("device") is not None
+        else:
+            moved = {Tensor.to: 0, Tensor.copy_: 1, Tensor.__setitem__: 2}.get(func)
+            known = moved is not None and any(args[moved] is tensor for tensor in self.on_host)
+            waits = known and not kwargs.get("non_blocking", False)
+        if waits:
+            raise HostSynchronizationError(f"{func.__name__} of numbers of the host waits for the device")
+        result = func(*args, **kwargs)
+        if func is torch.tensor:
+            self.on_host.append(result)
+        elif func is Tensor.to:  # on a CPU, it is the tensor itself
+            self.on_host = [tensor for tensor in self.on_host if tensor is not result]
+        return result
+
+
+@contextmanager
+def no_waiting_upload() -> Iterator[None]:
+    """Raises HostSynchronizationError where numbers that Python has are copied to the device, and this is waited for.
+
+    On a GPU such a copy comes behind all that was launched before. On a CPU the calls are the same.
+    """
+    with _RefuseUploads():
+        yield
+
+
 @contextmanager
 def cuda_raises() -> Iterator[None]:
     """Where a GPU is: RuntimeError from torch where it waits for it."""

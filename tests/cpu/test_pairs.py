@@ -1,0 +1,79 @@
+"""Steps over bfloat16 streams alone, two elements at a time: the bits of one element at a time."""
+
+from __future__ import annotations
+
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from flatvars.init import name_key
+from flatvars.kernels.cpu import loop
+from flatvars.kernels.cpu.update import updater
+from flatvars.kernels.formats import Stored
+from tests.support.memory import in_poison
+from tests.support.rig import Rig
+from tests.support.rules import CASES
+from tests.support.tolerances import assert_same_bits
+
+SHAPES = [(), (0,), (1,), (17,), (2, 3), (128,), (2049,), (70, 70)]
+SPECIAL = [torch.nan, torch.inf, -torch.inf, -0.0, 3.3e38, -1e-40, 1.0]
+KEYS = np.array([2**63 + 42, *(name_key(f"v{i}") for i in range(len(SHAPES)))], dtype=np.uint64)
+
+
+def stepped(name, *, masks, shift, keys, at_random):
+    """Streams after two steps; gradients lie `shift` elements off an aligned address."""
+    torch.manual_seed(0)
+    case, half = CASES[name], torch.bfloat16
+    rig = Rig(SHAPES, half, rule=case.rule, masks=masks, backend="cpu")
+    rig.spans(rig.values.stream)[-2][: len(SPECIAL)] = torch.tensor(SPECIAL)
+    for _ in range(2):
+        grads = rig.random_grads(half)
+        grads[-1].view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL)
+        lying = [in_poison(grad, shift) for grad in grads]
+        rig.plan.step_(
+            rig.plan.scattered(lying),
+            case.rule,
+            Stored(rig.values.stream, at_random=at_random),
+            [state.stream for state in rig.states],
+            [case.group],
+            steps=rig.steps,
+            norm=rig.norm,
+            max_norm=None,
+            skip=False,
+            skipped=rig.skipped,
+            own=rig.own,
+            keys=torch.from_numpy(KEYS.view(np.int64)) if keys else None,
+        )
+    rig.assert_clean()
+    return [stream.stream for stream in (rig.values, *rig.states)]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "keys", "at_random"),
+    [("sgd", False, False), ("momentum", False, False), ("adamw", False, False), ("adamw", True, False)]
+    + [("amsgradw", True, True)],
+)
+def test_pairs_are_their_elements(name, keys, at_random, shift):
+    """Masks of which all elements train are for the loop of one element at a time."""
+    everything = [torch.ones(shape, dtype=torch.bool) for shape in SHAPES]
+    updater.cache_clear()
+    with patch.object(loop, "Pairs", wraps=loop.Pairs) as pairs:
+        found = stepped(name, masks=None, shift=shift, keys=keys, at_random=at_random)
+        assert pairs.call_count == 1
+        wanted = stepped(name, masks=everything, shift=shift, keys=keys, at_random=at_random)
+        assert pairs.call_count == 1
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert_same_bits(mine, theirs)
+
+
+def test_others_are_no_pairs():
+    """Of float32 states, two neighbors lie apart."""
+    updater.cache_clear()
+    with patch.object(loop, "Pairs", wraps=loop.Pairs) as pairs:
+        rule = CASES["momentum"].rule
+        updater(rule, "bfloat16", ("float32",), np.float32, False, source="bfloat16")
+        updater(rule, "bfloat16", ("bfloat16",), np.float32, False, source="float32")
+        assert pairs.call_count == 0
