@@ -402,7 +402,7 @@ def check_shards_that_were_replaced_are_told(world: World) -> None:
     held = opt.store["2.weight"]
     held.set_value(torch.ones_like(held.value))
     assert bool((mine[2].weight.to_local() == 1.0).all())
-    for model, store in ((mine, opt.store), (alone, reference.store)):
+    for store in (opt.store, reference.store):
         fv.init.apply_(store, RULES, seed=3)
     assert_whole(mine, opt, alone, reference, "initialized where it lies now")
     mine.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
