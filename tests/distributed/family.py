@@ -17,9 +17,11 @@ from torch.distributed.tensor import DTensor
 import flatvars as fv
 from flatvars.memory.piece import Piece
 
+from . import steps
 from .launch import World, on
 from .matrices import SHAPES, Matrices, eighths
 from .shards import contents, full, give_exact, load, meshes, model_of
+from .steps import Net
 
 STEPS = 3
 
@@ -102,6 +104,23 @@ def check_the_family_of_ranges(world: World) -> None:
         assert int(opt.skipped) == 1
         if kind is normuon:
             assert all(torch.equal(p, q) for p, q in zip(net.parameters(), alone.parameters(), strict=True))
+
+
+@on(3)
+def check_adafactor_of_other_shapes(world: World) -> None:
+    """Of four axes in another memory order, of none, without elements; cut by borders within a row."""
+    net, alone = Net(), Net()
+    opt, reference = adafactor(fv.VarStore.from_module(net, mesh=world.mesh)), adafactor(fv.VarStore.from_module(alone))
+    for step in range(2):
+        absent = ((0, 1), (-1, 4)) if step else ()
+        steps.give(net, steps.gradients(world.rank, step, absent))
+        steps.give(alone, steps.mean(world, step, absent))
+        for one in (opt, reference):
+            one.step()
+            one.zero_grad()
+        # The means over no rows are NaN in one process.
+        reference.state[alone.p3]["col_var"].nan_to_num_()
+        assert_near(net, opt, alone, reference, f"step {step}")
 
 
 def check_the_family_of_shards(world: World) -> None:
