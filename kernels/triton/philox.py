@@ -7,8 +7,8 @@ First values are made of 64-bit words, of Philox4x64-10:
 which is the stream of `numpy.random.Philox(key=[seed, key]).random_raw()` from its first word on: NumPy raises its
 counter before it generates. Numbers are rounded by Philox4x32-7 (`stochastic.py`), which takes a third of the products
 for as many bits: processors multiply 32 bits at a time, the lanes of a vector as well as GPUs, and seven rounds are as
-many as BigCrush finds no fault with; ten are a margin. Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3
-(SC 2011).
+many as BigCrush finds no fault with; ten are a margin. Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2,
+3 (SC 2011).
 
 `tl.philox` computes the same rounds; they are written out here because its second key word is always 0 and the values
 of initialized models must not depend on a Triton version.
