@@ -58,11 +58,12 @@ class Looks:
         tensors: Held as long as this object is. Those of classes of their own may say what they like, and are not
             looked at.
         of_grad: Whether what lies in `.grad` of each is looked at.
+        are_grads: Whether they are gradients, of which dtype and length count too.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], of_grad: bool = False) -> None:
+    def __init__(self, tensors: Sequence[Tensor], of_grad: bool = False, are_grads: bool = False) -> None:
         self._tensors = list(tensors)
-        self._of_grad = of_grad
+        self._of_grad = 2 if are_grads else int(of_grad)
         plain = len(self._tensors) >= FEWEST and {Tensor, nn.Parameter}.issuperset(map(type, self._tensors))
         self._functions = _looks() if plain else None
         self._noted: npt.NDArray[np.int64] | None = None

@@ -63,11 +63,12 @@ class Looks(NamedTuple):
     """Functions of addresses, which hold the interpreter's lock.
 
     Attributes:
-        look: `(tensors, count, of_grad, rows, width, how)`: finds a row of `width` words for each of these tensors, or
-            of what lies in its `.grad`. `WRITE` writes all rows, `COMPARE` compares with what is there, and `RENEW`
-            compares all but addresses, and writes these. 0 where something is otherwise or cannot be told: of sparse
-            gradients, which have no address, of those that are read with the other sign, of tensors with more axes than
-            there is room for; some of the rows are written then. 2 where `RENEW` wrote another address, and else 1.
+        look: `(tensors, count, of_grad, rows, width, how)`: finds a row of `width` words for each of these tensors, of
+            what lies in its `.grad` if `of_grad` is 1, or of itself as of a gradient if it is 2. `WRITE` writes all
+            rows, `COMPARE` compares with what is there, and `RENEW` compares all but addresses, and writes these. 0
+            where something is otherwise or cannot be told: of sparse gradients, which have no address, of those that
+            are read with the other sign, of tensors with more axes than there is room for; some of the rows are written
+            then. 2 where `RENEW` wrote another address, and else 1.
         hold: `(tensors, count, others, addresses, versions, before)`: whether what lies in `.grad` of each of these
             tensors is the other one, which lies at its address; writes the versions of the others, int64, if there is
             an address to write them to. It is 2, not 1, where each is another version than `before`, if that is given.
@@ -160,13 +161,13 @@ def _look(dense: int, ahead: Any) -> Function:
     def describe_one(tensor: Any, of_grad: Any, row: Any, width: Any, answer: Any) -> Any:
         for i in range(axes):
             write_int(row, i, 0)
-        if of_grad != 0:
+        if of_grad == 1:
             tensor = ask_grad(grad(), read_int(tensor, 0))
             if read_int(tensor, 0) == undefined():
                 write_int(row, 1, absent)
                 return True
-            if not describe_kind(tensor, row, answer):
-                return False
+        if of_grad != 0 and not describe_kind(tensor, row, answer):
+            return False
         told = describe_place(tensor, row, width, answer)
         return told and (of_grad == 0 or not ask_whether(is_neg(), tensor))
 
@@ -220,7 +221,7 @@ def _looker_ahead(parts: Parts) -> Any:
             prefetch(read_int(tensor, storage))
             prefetch(read_int(tensor, version))
             prefetch(read_int(tensor, beside))
-        if of_grad != 0 and i + AHEAD < count:
+        if of_grad == 1 and i + AHEAD < count:
             kept = read_int(read_int(read_int(tensors, i + AHEAD), 0), beside)
             if kept != 0:
                 fetch_tensor(read_int(kept + to_grad, 0))
@@ -296,12 +297,12 @@ def _is_right(looks: Looks) -> bool:
     """Whether the samples are told as Python tells them."""
     tensors = samples()
     words = words_of(tensors)
-    for of_grad in (False, True):
+    for of_grad in (0, 1, 2):
         rows = np.zeros((len(tensors), NAMES + 2), dtype=np.int64)
         if looks.look(words.ctypes.data, len(words), of_grad, rows.ctypes.data, rows.shape[1], WRITE) != 1:
             return False
         for row, sample in zip(rows.tolist(), tensors, strict=True):
-            tensor = sample.grad if of_grad else sample
+            tensor = sample.grad if of_grad == 1 else sample
             if tensor is None:
                 expected = [0, ABSENT, 0, 0, 0, 0]
             else:
