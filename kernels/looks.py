@@ -72,7 +72,7 @@ class Looks:
 
             self._words = words_of(self._tensors)
             self._compare, self._renew, self._write = COMPARE, RENEW, WRITE
-            self._width = NAMES + min(max(map(Tensor.dim, self._tensors)), MOST_AXES)
+            self._width = NAMES + 2 * min(max(map(Tensor.dim, self._tensors)), MOST_AXES)
 
     def look(self) -> npt.NDArray[np.int64] | None:
         """A row each, or None where that cannot be told."""

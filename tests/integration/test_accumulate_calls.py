@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import flatvars as fv
 from flatvars.gradients import plans
@@ -246,3 +246,16 @@ def test_gradients_that_are_handed_over_are_not_held_or_looked_at_one_by_one(mon
     assert looked_at == 1
     with pytest.raises(fv.GradientError, match="shape"):
         store.accumulate([torch.ones(2, 2), *(torch.ones(v.shape) for v in store.trainable_variables()[1:])])
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1, 6), (6, 1)])
+def test_a_gradient_of_another_shape_that_lies_as_the_last_one_is_refused(shape: tuple[int, int]) -> None:
+    """Of as many elements, with the same strides."""
+    store = fv.VarStore.from_module(nn.ParameterList([nn.Parameter(torch.zeros(2, 3)) for _ in range(FEW)]))
+    grads: list[Tensor | None] = [torch.ones(2, 3) for _ in range(FEW)]
+    for _ in range(3):
+        store.accumulate(grads)
+        store.zero_grad()
+    grads[5] = torch.arange(40.0).as_strided(shape, (3, 1))
+    with pytest.raises(fv.GradientError, match="'5' has shape"):
+        store.accumulate(grads)
