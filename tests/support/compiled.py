@@ -189,7 +189,7 @@ class Code:
             return sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", self.assembly)))
         on_stack = self._resources["STACK"] + self._resources["LOCAL"]
         # Triton 3.7 assembles with an option against a fault of ptxas 13, by which registers are given out otherwise:
-        # the norm in blocks of 1,024 keeps one on the stack of sm_100, once a program. Held is what there is without it.
+        # the norm in blocks of 1,024 keeps one on the stack of sm_100, once a program. Without it, none is.
         return self._spilled_without_option() if on_stack and self.target.arch >= 100 else on_stack
 
     @property
