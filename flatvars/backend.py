@@ -26,7 +26,7 @@ from .kernels.formats import (
 )
 from .kernels.lang import HAS_TRITON, INTERPRETED
 from .kernels.launches import Compiler
-from .kernels.looks import Looks, are_same
+from .kernels.looks import FEWEST, Looks, are_same
 from .kernels.plan import Plan, Stage
 from .kernels.rules import (
     ADADELTA,
@@ -108,6 +108,7 @@ __all__ = [
     "CORRECTED",
     "EMPTY",
     "EXCHANGE",
+    "FEWEST",
     "GRAMS",
     "LAMB",
     "LARS",

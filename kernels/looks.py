@@ -58,11 +58,12 @@ class Looks:
         tensors: Held as long as this object is. Those of classes of their own may say what they like, and are not
             looked at.
         of_grad: Whether what lies in `.grad` of each is looked at.
+        are_grads: Whether they are gradients, of which dtype and length count too.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], of_grad: bool = False) -> None:
+    def __init__(self, tensors: Sequence[Tensor], of_grad: bool = False, are_grads: bool = False) -> None:
         self._tensors = list(tensors)
-        self._of_grad = of_grad
+        self._of_grad = 2 if are_grads else int(of_grad)
         plain = len(self._tensors) >= FEWEST and {Tensor, nn.Parameter}.issuperset(map(type, self._tensors))
         self._functions = _looks() if plain else None
         self._noted: npt.NDArray[np.int64] | None = None
@@ -71,7 +72,7 @@ class Looks:
 
             self._words = words_of(self._tensors)
             self._compare, self._renew, self._write = COMPARE, RENEW, WRITE
-            self._width = NAMES + min(max(map(Tensor.dim, self._tensors)), MOST_AXES)
+            self._width = NAMES + 2 * min(max(map(Tensor.dim, self._tensors)), MOST_AXES)
 
     def look(self) -> npt.NDArray[np.int64] | None:
         """A row each, or None where that cannot be told."""

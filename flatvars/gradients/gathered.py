@@ -122,15 +122,20 @@ class Gathered(Gradients):
         self.check_unsent("accumulate()")
         plans = checked(self.plans)
         # On a GPU, who drops a gradient must hold it in hand: its memory may belong to another stream.
-        told = plans.repeats.take() if grads is None and self.registry.device.type == "cpu" else None
+        on_cpu = self.registry.device.type == "cpu"
+        told = plans.repeats.take() if grads is None and on_cpu else None
         given: Sequence[Tensor | None] = plans.left if told is not None else self._given(plans, grads)
+        if grads is not None and on_cpu:
+            told = plans.repeats.take_given(given)
         # What no kernel can read is refused before anything is changed.
-        sources, touched, _held = (*told, None) if told else self._tell(plans, given, from_grad=grads is None)
+        sources, touched, held = (*told, given) if told else self._tell(plans, given, from_grad=grads is None)
+        if told is None and grads is not None and on_cpu and all(map(is_, held, given)):
+            plans.repeats.note_given(sources, touched, given)
         if not any(touched):
             return
         self._forget(self._spent.intersection(plans.ids))
         self._gather(plans, sources, touched, scale)
-        if told is not None:
+        if grads is None and told is not None:
             plans.clear(touched)
         elif grads is None:
             plans.drop(given)

@@ -218,6 +218,10 @@ class PlanSet:
         if zeroed:
             zeroed.difference_update(self.ids)
 
+    def forget_views(self) -> None:
+        """Spans moved: views are others, none of which the last step has used, and these would keep the old stream."""
+        self.views = self.pieces = self.receipt = None
+
     def past(self) -> list[int]:
         """Ids of the variables whose `.grad` belongs to a cycle that a step has ended."""
         receipt = self.receipt

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ..backend import Looks, Sources
+from ..backend import FEWEST, Looks, Sources
 
 _grad, _version, _address = attrgetter("grad"), attrgetter("_version"), Tensor.data_ptr
 
@@ -52,6 +52,7 @@ class Repeats:
         self._looks: Looks | None = None  # made at the first step, with all that it needs
         self._may_look = True
         self._told: tuple[list[Sources], list[bool], list[int]] | None = None
+        self._given: tuple[npt.NDArray[np.int64], list[Sources], list[bool], list[int]] | None = None
 
     def note(self, sources: list[Sources], touched: list[bool]) -> None:
         """Launches were told these, of the gradients in `.grad`."""
@@ -79,9 +80,35 @@ class Repeats:
         self._told = sources, self._told[1], self._uploads()
         return self._told[:2]
 
+    def note_given(self, sources: list[Sources], touched: list[bool], given: Sequence[Tensor | None]) -> None:
+        """Launches were told these, of gradients that somebody handed over; nothing of them is held."""
+        rows = None if any(part.plan.addresses.has_copies for part in self._parts) else _looked_at(given)
+        self._given = None if rows is None else (rows, sources, touched, self._uploads())
+
+    def take_given(self, given: Sequence[Tensor | None]) -> tuple[list[Sources], list[bool]] | None:
+        """The same as `take`, of gradients that are handed over."""
+        known, self._given = self._given, None
+        if known is None or known[3] != self._uploads():
+            return None
+        rows, (noted, sources, touched, _) = _looked_at(given), known
+        if rows is None or not np.array_equal(rows[:, 1:], noted[:, 1:]):
+            return None
+        addresses = rows[:, 0]
+        if not (np.array_equal(addresses, noted[:, 0]) and all(part.plan.addresses.repeats for part in self._parts)):
+            sources = [part.plan.addresses.moved(_picked(part, addresses)) for part in self._parts]
+        self._given = rows, sources, touched, self._uploads()
+        return sources, touched
+
     def _uploads(self) -> list[int]:
         """Counters that tell whether the tables were told something else since."""
         return [part.plan.addresses.uploads for part in self._parts]
+
+
+def _looked_at(given: Sequence[Tensor | None]) -> npt.NDArray[np.int64] | None:
+    """How gradients look, a row each; None where there are few, one is missing, or it cannot be told."""
+    if len(given) < FEWEST:
+        return None
+    return Looks(given, are_grads=True).look()  # type: ignore[arg-type]  # of None, it tells nothing
 
 
 def _picked(part: Any, items: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -191,6 +191,8 @@ class Views(Gradients):
     def after_carve(self) -> None:
         """All gradients lay in the stream, which has moved along where there is room still."""
         before, self._views = self._views, {}
+        for plans in self._stepped:
+            plans.forget_views()
         fresh = []
         for variable in self.registry.variables:
             old = before.get(variable.id)

@@ -451,7 +451,7 @@ class Carving:
     def write(self, variable: Variable, numbers: Tensor) -> None:
         """Replaces the numbers of a variable by a tensor's, [shape]."""
         if variable._span is None or not self.is_encoded(variable):
-            variable.param.copy_(numbers)
+            (variable.param if variable.whole is variable.param else variable.value).copy_(numbers)
             return
         self._streams.get(VALUES, variable.dtype).write(variable.span, numbers)
         torch.autograd.graph.increment_version([variable.param])

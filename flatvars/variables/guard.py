@@ -107,6 +107,7 @@ class AliasGuard:
 
         A buffer that was replaced is taken in again: its values are copied, and it lies in the store from now on.
         """
+        self._registry.follow_shards()
         in_place = self._in_place()
         if not in_place:
             self.check_memory()

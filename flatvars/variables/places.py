@@ -11,15 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from ..backend import are_same
+from ..backend import FEWEST, are_same
 
 ModuleRef = weakref.ref[nn.Module]
 
 Getter = Callable[[dict[str, Any]], tuple[Any, ...]]
 Item = TypeVar("Item")
-
-MANY = 64
-"""Tensors of which a list of all that stands beside them is worth making."""
 
 _children = operator.attrgetter("_modules")
 # The same calls; the one of 3.11 takes half the time.
@@ -121,7 +118,7 @@ class Watch:
         self._homes = [home for home, _ in homes.values()]
         self._attributes = [_getter(tensors) for _, tensors in homes.values()]
         self._tensors = [tensor for _, tensors in homes.values() for tensor in _doubled(list(tensors.values()))]
-        self._noted = self._content() if len(self._tensors) >= MANY else None
+        self._noted = self._content() if len(self._tensors) >= FEWEST else None
         # Weak, all of them: the dict of a module's children would keep them alive.
         there = [(ref, {n: c for n, c in names.items() if c is not None}) for ref, names in children.values()]
         there = [(ref, names) for ref, names in there if names]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..distributed.shards import divided_as, shard_as
+from ..distributed.shards import divided_as, local_of, shard_as
 from ..errors import FlatvarsError, SpecError
 from ..memory.layout import Span
 from ..memory.spec import VarSpec
@@ -214,8 +214,8 @@ class Variable:
 
     @property
     def value(self) -> Tensor:
-        """The values, [shape], detached; a view of the store's buffer."""
-        return self.param.detach()
+        """The values, [shape], detached; a view of the store's buffer, or this rank's shard, wherever it lies now."""
+        return self.param.detach() if self._whole is None else local_of(self._whole)
 
     @torch.no_grad()
     def set_value(self, value: Tensor) -> None:

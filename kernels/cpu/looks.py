@@ -32,8 +32,8 @@ from .layouts import HEAD, ITEMS, Parts, are_as_said, parts, samples, strided, u
 from .memory import address_of, caller, prefetch, read_int, read_int32, stack, write_int
 
 NAMES = 4
-"""Words of a row before the strides: address, number of axes; of a gradient, dtype as libtorch numbers it and number of
-elements, which a tensor that was looked at before keeps."""
+"""Words of a row before stride and length of each axis: address, number of axes; of a gradient, dtype as libtorch
+numbers it and number of elements, which a tensor that was looked at before keeps."""
 
 MOST_AXES = 60
 """That tensors may have; torch allows 64, and these functions are not asked of more."""
@@ -41,7 +41,7 @@ MOST_AXES = 60
 ABSENT = -1
 """In the place of the number of axes, where a parameter has no gradient."""
 
-_SHIM = tuple(f"aoti_torch_get_{what}" for what in ("layout", "data_ptr", "dtype", "numel", "dim", "strides"))
+_SHIM = tuple(f"aoti_torch_get_{what}" for what in ("layout", "data_ptr", "dtype", "numel", "dim", "strides", "sizes"))
 _GRAD, _UNDEFINED = "_ZNK3c1010TensorImpl4gradEv", "undefined"
 _BUMP, _IS_INFERENCE = (
     "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
@@ -63,11 +63,12 @@ class Looks(NamedTuple):
     """Functions of addresses, which hold the interpreter's lock.
 
     Attributes:
-        look: `(tensors, count, of_grad, rows, width, how)`: finds a row of `width` words for each of these tensors, or
-            of what lies in its `.grad`. `WRITE` writes all rows, `COMPARE` compares with what is there, and `RENEW`
-            compares all but addresses, and writes these. 0 where something is otherwise or cannot be told: of sparse
-            gradients, which have no address, of those that are read with the other sign, of tensors with more axes than
-            there is room for; some of the rows are written then. 2 where `RENEW` wrote another address, and else 1.
+        look: `(tensors, count, of_grad, rows, width, how)`: finds a row of `width` words for each of these tensors, of
+            what lies in its `.grad` if `of_grad` is 1, or of itself as of a gradient if it is 2. `WRITE` writes all
+            rows, `COMPARE` compares with what is there, and `RENEW` compares all but addresses, and writes these. 0
+            where something is otherwise or cannot be told: of sparse gradients, which have no address, of those that
+            are read with the other sign, of tensors with more axes than there is room for; some of the rows are written
+            then. 2 where `RENEW` wrote another address, and else 1.
         hold: `(tensors, count, others, addresses, versions, before)`: whether what lies in `.grad` of each of these
             tensors is the other one, which lies at its address; writes the versions of the others, int64, if there is
             an address to write them to. It is 2, not 1, where each is another version than `before`, if that is given.
@@ -124,10 +125,10 @@ def _known(name: str) -> str:
 
 
 def _look(dense: int, ahead: Any) -> Function:
-    layout, data_ptr, dtype, numel, dim, strides = (address_of(_known(name)) for name in _SHIM)
+    layout, data_ptr, dtype, numel, dim, strides, sizes = (address_of(_known(name)) for name in _SHIM)
     grad, is_neg, undefined = (address_of(_known(name)) for name in (_GRAD, _IS_NEG, _UNDEFINED))
     ask, ask_grad, room = caller([types.int64, types.int64], types.int32), caller([types.int64], types.int64), stack(8)
-    ask_whether, row_room = caller([types.int64], types.boolean), stack(8 * (NAMES + MOST_AXES))
+    ask_whether, row_room = caller([types.int64], types.boolean), stack(8 * (NAMES + 2 * MOST_AXES))
     axes, absent, write = NAMES, ABSENT, WRITE
 
     @compiled
@@ -138,12 +139,15 @@ def _look(dense: int, ahead: Any) -> Function:
         ask(dim(), tensor, answer)
         count = read_int(answer, 0)
         write_int(row, 1, count)
-        if count > width - axes:
+        if 2 * count > width - axes:
             return False
         ask(strides(), tensor, answer)
         stride = read_int(answer, 0)
+        ask(sizes(), tensor, answer)
+        size = read_int(answer, 0)
         for axis in range(count):
-            write_int(row, axes + axis, read_int(stride, axis))
+            write_int(row, axes + 2 * axis, read_int(stride, axis))
+            write_int(row, axes + 2 * axis + 1, read_int(size, axis))
         return True
 
     @compiled
@@ -160,19 +164,19 @@ def _look(dense: int, ahead: Any) -> Function:
     def describe_one(tensor: Any, of_grad: Any, row: Any, width: Any, answer: Any) -> Any:
         for i in range(axes):
             write_int(row, i, 0)
-        if of_grad != 0:
+        if of_grad == 1:
             tensor = ask_grad(grad(), read_int(tensor, 0))
             if read_int(tensor, 0) == undefined():
                 write_int(row, 1, absent)
                 return True
-            if not describe_kind(tensor, row, answer):
-                return False
+        if of_grad != 0 and not describe_kind(tensor, row, answer):
+            return False
         told = describe_place(tensor, row, width, answer)
         return told and (of_grad == 0 or not ask_whether(is_neg(), tensor))
 
     @compiled
     def differs(found: Any, known: Any, first: Any) -> Any:
-        for word in range(first, axes + max(0, read_int(found, 1))):
+        for word in range(first, axes + 2 * max(0, read_int(found, 1))):
             if read_int(found, word) != read_int(known, word):
                 return True
         return False
@@ -185,7 +189,7 @@ def _look(dense: int, ahead: Any) -> Function:
             if not describe_one(read_int(tensors, i), of_grad, found, width, answer):
                 return 0
             if how == write:
-                for word in range(axes + max(0, read_int(found, 1))):
+                for word in range(axes + 2 * max(0, read_int(found, 1))):
                     write_int(row, word, read_int(found, word))
             elif differs(found, row, how):
                 return 0
@@ -220,7 +224,7 @@ def _looker_ahead(parts: Parts) -> Any:
             prefetch(read_int(tensor, storage))
             prefetch(read_int(tensor, version))
             prefetch(read_int(tensor, beside))
-        if of_grad != 0 and i + AHEAD < count:
+        if of_grad == 1 and i + AHEAD < count:
             kept = read_int(read_int(read_int(tensors, i + AHEAD), 0), beside)
             if kept != 0:
                 fetch_tensor(read_int(kept + to_grad, 0))
@@ -296,18 +300,18 @@ def _is_right(looks: Looks) -> bool:
     """Whether the samples are told as Python tells them."""
     tensors = samples()
     words = words_of(tensors)
-    for of_grad in (False, True):
-        rows = np.zeros((len(tensors), NAMES + 2), dtype=np.int64)
+    for of_grad in (0, 1, 2):
+        rows = np.zeros((len(tensors), NAMES + 4), dtype=np.int64)
         if looks.look(words.ctypes.data, len(words), of_grad, rows.ctypes.data, rows.shape[1], WRITE) != 1:
             return False
         for row, sample in zip(rows.tolist(), tensors, strict=True):
-            tensor = sample.grad if of_grad else sample
+            tensor = sample.grad if of_grad == 1 else sample
             if tensor is None:
-                expected = [0, ABSENT, 0, 0, 0, 0]
+                expected = [0, ABSENT, 0, 0, 0, 0, 0, 0]
             else:
-                strides = (*tensor.stride(), 0, 0)[:2]
+                lengths = [number for pair in zip(tensor.stride(), tensor.shape, strict=True) for number in pair]
                 kind = [row[2], tensor.numel()] if of_grad else [0, 0]
-                expected = [tensor.data_ptr(), tensor.dim(), *kind, *strides]
+                expected = [tensor.data_ptr(), tensor.dim(), *kind, *[*lengths, 0, 0, 0, 0][:4]]
             if row != expected:
                 return False
     having = [sample for sample in tensors if sample.grad is not None]

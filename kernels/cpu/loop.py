@@ -78,7 +78,7 @@ class Loop:
         self.read_first, self.start_states = starter(rule, starts, dtype)
         self.load_units, self.store_units = movers(kinds, values, states, draws)
         halves = {*kinds, source} == {"bfloat16"} and dtype is np.float32
-        self.pairs = Pairs(elements) if halves and values and not (masked or terms or self.begins) else None
+        self.pairs = Pairs(elements) if halves and values and not (masked or terms) else None
 
     def over(self, work: Any, by_pairs: Any = None) -> Any:
         """Machine code of the updater.
@@ -86,8 +86,8 @@ class Loop:
         Args:
             work: `(first, last, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step,
                 is_new, begun, drawn, told)`: of the elements between.
-            by_pairs: `(pairs, gradients, unscale, clip, values, start, addresses, state_start, hyper, step, drawn)`: of
-                so many pairs, for which `work` is then not called; where there are `pairs`.
+            by_pairs: `(pairs, gradients, unscale, clip, values, start, addresses, state_start, hyper, step, is_new,
+                begun, drawn)`: of so many pairs, for which `work` is then not called; where there are `pairs`.
         """
         paired = by_pairs is not None
         by_units, in_rows, terms, dtype = self.by_units, self.in_rows, self.terms, self.dtype
@@ -136,7 +136,7 @@ class Loop:
                     done = count - count % 2
                     by_pairs(
                         done // 2, gradients, unscale, clip, values, start // 2, addresses, state_start // 2, hyper,
-                        step, drawn,
+                        step, is_new, first, drawn,
                     )  # fmt: skip
                 work(
                     done, count, gradients, unscale, clip, values, start, addresses, state_start, frozen, hyper, step,

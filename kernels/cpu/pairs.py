@@ -21,7 +21,7 @@ _HIGH = 0xFFFF0000
 
 
 class Pairs:
-    """Access to the streams of `elements`, of which each is bfloat16; masks and initial values are for those alone.
+    """Access to the streams of `elements`, of which each is bfloat16; masks are for those alone.
 
     Indices count pairs.
     """

@@ -1,4 +1,4 @@
-"""Philox4x64-10 and Philox4x32-10 for LLVM; `kernels/triton/philox.py` says what they generate."""
+"""Philox4x64-10 and Philox4x32-7 for LLVM; `kernels/triton/philox.py` says what they generate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUND_A, ROUND_B = 0xD2E7470EE14C6C93, 0xCA5A826395121157
 KEY_A, KEY_B = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
 SHORT_A, SHORT_B = 0xD2511F53, 0xCD9E8D57
 SHORT_KEY_A, SHORT_KEY_B = 0x9E3779B9, 0xBB67AE85
-ROUNDS = 10
+ROUNDS, SHORT_ROUNDS = 10, 7
 
 BLOCK = 32
 """Bytes of a block: four words."""
@@ -135,7 +135,7 @@ def _short_words(builder: Any, counter: list[Any], k0: Any, k1: Any) -> list[Any
     """
     mask, half = _number(k0.type, 0xFFFFFFFF), _number(k0.type, 32)
     c0, c1, c2, c3 = counter
-    for _ in range(ROUNDS):
+    for _ in range(SHORT_ROUNDS):
         a = builder.mul(builder.and_(c0, mask), _number(k0.type, SHORT_A))
         b = builder.mul(builder.and_(c2, mask), _number(k0.type, SHORT_B))
         c0, c1 = builder.xor(builder.xor(builder.lshr(b, half), c1), k0), b

@@ -106,12 +106,17 @@ def updater(
         state_start: Any,
         hyper: Any,
         step: Any,
+        is_new: Any,
+        first: Any,
         drawn: Any,
     ) -> None:
         wide_vectors()
         for i in range(pairs):
             g, other_g = load_gradients(gradients, i)
             p, state, other_p, other_state = load_pair(values, start + i, addresses, state_start + i)
+            if begins:
+                state = start_states(is_new, p, state, first)
+                other_state = start_states(is_new, other_p, other_state, first)
             p, state = function(p, g * unscale * clip, state, hyper, step)
             other_p, other_state = function(other_p, other_g * unscale * clip, other_state, hyper, step)
             store_pair(

@@ -1,6 +1,6 @@
 """Rounding to bfloat16 at random: up as often as the rest that is cut off is large, so that the mean is exact.
 
-    r <- 16 bits of Philox4x32-10(counter = (b, b >> 32, step, purpose), key = seed ^ name)      b = i // 8
+    r <- 16 bits of Philox4x32-7(counter = (b, b >> 32, step, purpose), key = seed ^ name)      b = i // 8
     x <- upper half of (bits of x + r)          i: position in the variable's memory
 
 `purpose` is 256 of values, and of states 512 and the place among those that the rule rounds. Of 64-bit numbers, the

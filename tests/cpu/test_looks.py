@@ -75,9 +75,10 @@ def test_rows_say_what_python_says() -> None:
         if param.grad is None:
             assert (rows[k, 1], k) == (compiled.ABSENT, 2)
         else:
-            address, axes, _, numel, *strides = rows[k].tolist()
+            address, axes, _, numel, *lengths = rows[k].tolist()
             assert (address, axes, numel) == (param.grad.data_ptr(), param.dim(), param.numel())
-            assert strides[:axes] == list(param.grad.stride())
+            assert lengths[: 2 * axes : 2] == list(param.grad.stride())
+            assert lengths[1 : 2 * axes : 2] == list(param.grad.shape)
 
 
 def test_versions_are_counted_as_python_counts() -> None:

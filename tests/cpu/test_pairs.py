@@ -54,7 +54,7 @@ def stepped(name, *, masks, shift, keys, at_random):
 @pytest.mark.parametrize(
     ("name", "keys", "at_random"),
     [("sgd", False, False), ("momentum", False, False), ("adamw", False, False), ("adamw", True, False)]
-    + [("amsgradw", True, True)],
+    + [("amsgradw", True, True), ("adagrad-all", True, False)],
 )
 def test_pairs_are_their_elements(name, keys, at_random, shift):
     """Masks of which all elements train are for the loop of one element at a time."""

@@ -65,6 +65,9 @@ def check_a_file_of_one_process_is_loaded_by_shards(world: World) -> None:
             opt = adamw(store)
             store.load(path, opt)
             assert_whole(mine, opt, alone, reference)
+            mine.to_empty(device="cpu")  # other memory, of buffers too
+            store.load(path, opt)
+            assert_whole(mine, opt, alone, reference)
         if formats is None:
             give_exact(mine, alone, 1)
             opt.step()

@@ -398,6 +398,13 @@ def check_shards_that_were_replaced_are_told(world: World) -> None:
     opt.step()
     reference.step()
     assert_whole(mine, opt, alone, reference, "to_empty")
+    mine.to_empty(device="cpu")
+    held = opt.store["2.weight"]
+    held.set_value(torch.ones_like(held.value))
+    assert bool((mine[2].weight.to_local() == 1.0).all())
+    for store in (opt.store, reference.store):
+        fv.init.apply_(store, RULES, seed=3)
+    assert_whole(mine, opt, alone, reference, "initialized where it lies now")
     mine.load_state_dict({name: value.clone() for name, value in state.items()}, assign=True)
     for call in (opt.step, opt.store.grad_norm, opt.store.accumulate):
         with pytest.raises(fv.AliasError, match=r"load_state_dict\(assign=True\)"):

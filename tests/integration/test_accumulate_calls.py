@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Callable, Sequence
 from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import flatvars as fv
 from flatvars.gradients import plans
@@ -175,3 +177,85 @@ def test_nan_and_infinity_stay_in_their_variable() -> None:
         assert not stream[span.offset : span.offset + span.numel].isfinite().any()
         stream[span.offset : span.offset + span.numel] = 0.0
         assert not stream.any()
+
+
+def other_tensors(grads: list[Tensor | None]) -> list[Tensor | None]:
+    return [None if grad is None else grad.clone() for grad in grads]
+
+
+def other_order(grads: list[Tensor | None]) -> list[Tensor | None]:
+    return [grads[0].t().contiguous().t(), *grads[1:]]  # type: ignore[union-attr]
+
+
+def other_dtype(grads: list[Tensor | None]) -> list[Tensor | None]:
+    return [grads[0], grads[1].double(), *grads[2:]]  # type: ignore[union-attr]
+
+
+def one_less(grads: list[Tensor | None]) -> list[Tensor | None]:
+    return [*grads[:3], None, *grads[4:]]
+
+
+def one_sparse(grads: list[Tensor | None]) -> list[Tensor | None]:
+    return [grads[0].to_sparse(), *grads[1:]]  # type: ignore[union-attr]
+
+
+def other_sign(grads: list[Tensor | None]) -> list[Tensor | None]:
+    return [torch._neg_view(grads[0]), *grads[1:]]  # type: ignore[arg-type]
+
+
+CHANGES = (other_tensors, other_order, other_dtype, one_less, one_sparse, other_sign)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_gradients_that_are_handed_over_may_change(
+    change: Callable[[list[Tensor | None]], list[Tensor | None]],
+) -> None:
+    """Those that look as the last ones did are not looked at one by one; any others are."""
+    store, twin = store_of(FEW), store_of(FEW)
+    for turn in range(5):
+        grads = set_grads(store)
+        for variable in store.trainable_variables():
+            variable.param.grad = None
+        given = change(grads) if turn in (2, 4) else grads
+        store.accumulate(given)
+        for variable, grad in zip(twin.trainable_variables(), given, strict=True):
+            if grad is not None:
+                variable.accumulate_grad(grad.to_dense().resolve_neg() if grad.is_sparse else grad.resolve_neg())
+    twin.accumulate()
+    for mine, theirs in zip(store.trainable_variables(), twin.trainable_variables(), strict=True):
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_gradients_that_are_handed_over_are_not_held_or_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, looked_at = store_of(FEW), 0
+    look = plans.PlanSet.in_memory_order
+
+    def counted(self: plans.PlanSet, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        nonlocal looked_at
+        looked_at += 1
+        return look(self, grads)
+
+    monkeypatch.setattr(plans.PlanSet, "in_memory_order", counted)
+    for _ in range(3):
+        grads = [torch.ones(v.shape) for v in store.trainable_variables()]
+        store.accumulate(grads)
+        references = [weakref.ref(grad) for grad in grads]
+        del grads
+        assert all(reference() is None for reference in references)
+    assert looked_at == 1
+    with pytest.raises(fv.GradientError, match="shape"):
+        store.accumulate([torch.ones(2, 2), *(torch.ones(v.shape) for v in store.trainable_variables()[1:])])
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1, 6), (6, 1)])
+def test_a_gradient_of_another_shape_that_lies_as_the_last_one_is_refused(shape: tuple[int, int]) -> None:
+    """Of as many elements, with the same strides."""
+    store = fv.VarStore.from_module(nn.ParameterList([nn.Parameter(torch.zeros(2, 3)) for _ in range(FEW)]))
+    grads: list[Tensor | None] = [torch.ones(2, 3) for _ in range(FEW)]
+    for _ in range(3):
+        store.accumulate(grads)
+        store.zero_grad()
+    grads[5] = torch.arange(40.0).as_strided(shape, (3, 1))
+    with pytest.raises(fv.GradientError, match="'5' has shape"):
+        store.accumulate(grads)

@@ -210,17 +210,19 @@ def test_copies_leave_behind_what_keeps_the_store(tmp_path: Path) -> None:
         torch.load(tmp_path / "module.pt", weights_only=True)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("averaged", [False, True], ids=["", "averaged"])
-def test_a_carve_gives_back_what_steps_used(averaged: bool) -> None:
+def test_a_carve_gives_back_what_steps_used(averaged: bool, mode: str) -> None:
     """At once, and not with the next step: there may be no room for both."""
     module = linear()
-    store = fv.VarStore.from_module(module)
+    store = fv.VarStore.from_module(module, grads=mode)
     opt = fv.optim.AdamW(store, lr=0.1, max_norm=1.0)
     if averaged:
         fv.EMA(opt, decay=0.9)
     for take in (opt.step, store.accumulate):
         backward(module)
         take()
+    opt.zero_grad()
     old = memory_of(store)
     store.add("more", torch.zeros(30))
     assert len(store.values) > 0  # carves

@@ -187,7 +187,10 @@ class Code:
         """Bytes of a thread's stack (on AMD: registers) that do not fit into registers."""
         if self.target.backend == "hip":
             return sum(map(int, re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", self.assembly)))
-        return self._resources["STACK"] + self._resources["LOCAL"]
+        on_stack = self._resources["STACK"] + self._resources["LOCAL"]
+        # Triton 3.7 assembles with an option against a fault of ptxas 13, by which registers are given out otherwise:
+        # the norm in blocks of 1,024 keeps one on the stack of sm_100, once a program. Without it, none is.
+        return self._spilled_without_option() if on_stack and self.target.arch >= 100 else on_stack
 
     @property
     def registers(self) -> int:
@@ -201,19 +204,13 @@ class Code:
 
     @cached_property
     def _resources(self) -> dict[str, int]:
-        """What a thread takes: registers, and bytes of stack.
-
-        As the machine code says, but for sm_100: there Triton 3.7 assembles with an option against a fault of ptxas 13
-        by which registers are given out otherwise, and what these tests hold is what kernels take without it.
-        """
-        if self.target.arch >= 100:
-            return self._assembled()
+        """What a thread takes, as the machine code says: registers, and bytes of stack."""
         listing = self._read(triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
         found = {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
         assert set(found) == {"REG", "STACK", "LOCAL"}, listing
         return found
 
-    def _assembled(self) -> dict[str, int]:
+    def _spilled_without_option(self) -> int:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "kernel.ptx"
             source.write_text(self.assembly)
@@ -222,10 +219,9 @@ class Code:
             tool = triton.knobs.nvidia.ptxas_blackwell.path
             command = [tool, "-v", "--fmad=false", "--gpu-name", name[1], str(source), "-o", f"{folder}/kernel.cubin"]
             said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        registers, spilled = re.search(r"Used (\d+) registers", said), re.findall(r"(\d+) bytes spill", said)
-        assert registers is not None
+        spilled = re.findall(r"(\d+) bytes spill", said)
         assert spilled
-        return {"REG": int(registers[1]), "STACK": sum(map(int, spilled)), "LOCAL": 0}
+        return sum(map(int, spilled))
 
     def _read(self, tool: str, option: str) -> str:
         with tempfile.TemporaryDirectory() as folder:

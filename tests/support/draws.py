@@ -8,10 +8,10 @@ VALUES, STATES = 0x100, 0x200
 
 
 def short_philox(counter, key):
-    """Philox4x32-10: four words of each counter, uint32 [n, 4] from [n, 4]; the key is 64 bits."""
+    """Philox4x32-7: four words of each counter, uint32 [n, 4] from [n, 4]; the key is 64 bits."""
     c0, c1, c2, c3 = np.array(counter, np.uint64).T & np.uint64(0xFFFFFFFF)
     k0, k1 = key & 0xFFFFFFFF, key >> 32
-    for _ in range(10):
+    for _ in range(7):
         a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
         c0, c1 = (b >> np.uint64(32)) ^ c1 ^ np.uint64(k0), b & np.uint64(0xFFFFFFFF)
         c2, c3 = (a >> np.uint64(32)) ^ c3 ^ np.uint64(k1), a & np.uint64(0xFFFFFFFF)
