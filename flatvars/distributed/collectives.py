@@ -18,7 +18,7 @@ def average_share(share: Tensor, whole: Tensor, group: Any) -> None:
     _reduce_scatter(share, whole, op=dist.ReduceOp.AVG, group=group)
 
 
-class Averaging:
+class Reduction:
     """An average that is under way.
 
     Args:

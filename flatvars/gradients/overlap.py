@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from ..distributed.buckets import Bucket
-from ..distributed.collectives import Averaging
+from ..distributed.collectives import Reduction
 from ..distributed.group import Group
 from ..errors import FlatvarsError, GradientError
 from ..variables.registry import Registry
 from ..variables.variable import Variable
 from .cuts import Cut, buckets_for, cut_for
+from .exchange import WAY_OUT, Exchange, Noted
 from .plans import PlanSet, checked
-from .runs import WAY_OUT, Noted, Run
 
 _requires_grad = attrgetter("requires_grad")
 
@@ -50,7 +50,7 @@ class Put(NamedTuple):
     left: Sequence[Tensor | None]
 
 
-class Source(Protocol):
+class ExchangedGradients(Protocol):
     """What is asked of the gradients of a registry."""
 
     @property
@@ -80,20 +80,20 @@ class Overlap:
         group: The ranks, with `bucket_bytes`.
     """
 
-    def __init__(self, gradients: Source, group: Group) -> None:
+    def __init__(self, gradients: ExchangedGradients, group: Group) -> None:
         # Weak: the gradients have this object, and buffers must go with the last handle.
         self._source = weakref.ref(gradients)
         self.group = group
         self._cut: Cut | None = None
         self._agreed: list[Bucket] = []  # which all ranks have, in reverse memory order
         self._order: list[int] | None = None  # of those, once it was learned
-        self._run: Run | None = None
+        self._run: Exchange | None = None
         self._hooks: dict[int, Any] = {}  # by position
         self._reached: list[bool] = []  # which variables autograd reaches, and what each bucket waits for then
         self._missing: list[int] = []
 
     @property
-    def _gradients(self) -> Source:
+    def _gradients(self) -> ExchangedGradients:
         gradients = self._source()
         assert gradients is not None
         return gradients
@@ -161,7 +161,7 @@ class Overlap:
         if run.error is not None:
             raise run.error
 
-    def _enter(self, scale: Tensor | None) -> Run:
+    def _enter(self, scale: Tensor | None) -> Exchange:
         last = self._run
         if last is not None and last.open:
             raise GradientError("last_backward() is open already: a step has one, around its last backward pass")
@@ -175,15 +175,15 @@ class Overlap:
         self._listen(run)
         return run
 
-    def _begin(self, scale: Tensor | None, cut: Cut) -> Run:
+    def _begin(self, scale: Tensor | None, cut: Cut) -> Exchange:
         device = self._gradients.registry.device
         count = len(cut.variables)
-        run = self._run = Run(cut, scale, torch.zeros(count, dtype=torch.float64, device=device))
+        run = self._run = Exchange(cut, scale, torch.zeros(count, dtype=torch.float64, device=device))
         run.missing = [0] * len(cut.buckets)
         run.arrived, run.touched = [False] * count, [False] * count
         return run
 
-    def _leave(self, run: Run) -> None:
+    def _leave(self, run: Exchange) -> None:
         """Starts what was not started, and waits for all: who looks at gradients next finds nothing under way."""
         run.open = False
         while run.next < len(run.cut.puts):
@@ -199,7 +199,7 @@ class Overlap:
 
     # One bucket -----------------------------------------------------------------------------------------------------
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: Exchange) -> None:
         """Starts the next bucket, whatever becomes of its gradients: all ranks wait for it."""
         n = run.next
         try:
@@ -217,9 +217,9 @@ class Overlap:
         piece = self._gradients.stream(bucket.region)[bucket.start : bucket.stop]
         if run.scale is not None:
             piece.mul_(1.0 / run.scale)
-        run.works.append(Averaging(piece, bucket.owner, self.group.process_group))
+        run.works.append(Reduction(piece, bucket.owner, self.group.process_group))
 
-    def _put(self, run: Run, n: int) -> None:
+    def _put(self, run: Exchange, n: int) -> None:
         plans, positions = run.cut.plans[n], run.cut.puts[n]
         if plans is None:
             return
@@ -252,7 +252,7 @@ class Overlap:
         if run.error is not None:
             raise run.error
 
-    def _listen(self, run: Run) -> None:
+    def _listen(self, run: Exchange) -> None:
         """Hooks on all variables that autograd reaches, and how many gradients each bucket waits for."""
         reached = list(map(_requires_grad, run.cut.params))
         if reached != self._reached:
@@ -272,7 +272,7 @@ class Overlap:
 
     # A step ---------------------------------------------------------------------------------------------------------
 
-    def complete(self, plans: PlanSet, grad_scale: Tensor | None, found_inf: Tensor | None) -> Run:
+    def complete(self, plans: PlanSet, grad_scale: Tensor | None, found_inf: Tensor | None) -> Exchange:
         """What a step of some plans uses; sends it now, if no block has.
 
         Raises:
@@ -321,7 +321,7 @@ class Overlap:
 
     # Their order ----------------------------------------------------------------------------------------------------
 
-    def _words(self, run: Run) -> list[int]:
+    def _words(self, run: Exchange) -> list[int]:
         """What this rank says of the order of buckets in the message of a step: sums over ranks go to `learn`."""
         if self._order is not None:
             return []

@@ -26,8 +26,8 @@ from ..distributed.squares import SharedSquares
 from ..distributed.values import gather_values
 from ..gradients.attached import gradients_of
 from ..gradients.cycle import Collected
+from ..gradients.exchange import Exchange
 from ..gradients.plans import Part, PlanSet
-from ..gradients.runs import Run
 from ..memory.streams import VALUES
 from ..variables.registry import Registry
 from ..variables.variable import Variable
@@ -193,7 +193,7 @@ class DividedStep:
         self._news: Tensor | None = None
         self._told: Mapping[str, str] = {}
         self._taken_in: set[Variable] = set()
-        self._run: Run | None = None
+        self._run: Exchange | None = None
         self._overlap = gradients.overlap
         self._arrived: torch.cuda.Event | None = None
 
@@ -217,7 +217,7 @@ class DividedStep:
             average_share(grads, stream, self.group.process_group)
 
     def exchange(
-        self, told: Mapping[str, str], flags: Tensor, norm: bool, found_inf: Tensor | None, run: Run | None = None
+        self, told: Mapping[str, str], flags: Tensor, norm: bool, found_inf: Tensor | None, run: Exchange | None = None
     ) -> None:
         """The all_reduce of a step.
 

@@ -32,11 +32,11 @@ from .beside import Beside, EntryOf
 from .directions import Directions
 from .factored import Member, factored_shapes
 
-Index = tuple[slice, ...]
+Slices = tuple[slice, ...]
 
 
 @dataclass(frozen=True)
-class Piece:
+class HeldPart:
     """A rectangular part of a variable that lies here.
 
     Attributes:
@@ -45,7 +45,7 @@ class Piece:
     """
 
     view: Tensor
-    index: Index
+    index: Slices
 
 
 class Kept(NamedTuple):
@@ -59,7 +59,7 @@ class Kept(NamedTuple):
 
     means: Mapping[str, Tensor]
     sums: Mapping[str, Tensor]
-    pieces: Sequence[Piece]
+    pieces: Sequence[HeldPart]
 
 
 class FactoredParts(Directions):
@@ -101,7 +101,7 @@ class FactoredParts(Directions):
         ]
         self.beside = [Beside(v, kept.means) for v, kept in zip(variables, self._all, strict=True)]
 
-    def _pieces(self, variable: Variable) -> list[Piece]:
+    def _pieces(self, variable: Variable) -> list[HeldPart]:
         """What lies here of a variable."""
         spec, offset, whole = variable.spec, variable.span.offset, variable.whole
         if self._registry.group is not None:
@@ -113,7 +113,7 @@ class FactoredParts(Directions):
                 at = offset + box.start - self.base
                 view = self.directions.as_strided(box.sizes, strides_of(box, spec.stride), at)
                 index = tuple(slice(o, o + n) for o, n in zip(box.offsets, box.sizes, strict=True))
-                found.append(Piece(view, index))
+                found.append(HeldPart(view, index))
             return found
         if not spec.numel:
             return []
@@ -122,7 +122,7 @@ class FactoredParts(Directions):
         found = []
         for runs in product(*map(_runs, indices)):
             here, there = tuple(run[0] for run in runs), tuple(run[1] for run in runs)
-            found.append(Piece(view[here], there))
+            found.append(HeldPart(view[here], there))
         return found
 
     def bind(self, touched: Sequence[bool], entry_of: EntryOf) -> None:
@@ -194,7 +194,7 @@ def _cut(flat: Tensor, start: int, shapes: Mapping[str, tuple[int, ...]]) -> dic
     return found
 
 
-def _add_squares(piece: Piece, sums: Mapping[str, Tensor]) -> None:
+def _add_squares(piece: HeldPart, sums: Mapping[str, Tensor]) -> None:
     squares = piece.view * piece.view
     if "variance" in sums:
         sums["variance"][piece.index] += squares
@@ -204,7 +204,7 @@ def _add_squares(piece: Piece, sums: Mapping[str, Tensor]) -> None:
     sums["col_var"][(*others, slice(None), columns)] += squares.sum(-2, keepdim=True, dtype=torch.float64)
 
 
-def _estimate(kept: Mapping[str, Tensor], index: Index, eps: float) -> Tensor:
+def _estimate(kept: Mapping[str, Tensor], index: Slices, eps: float) -> Tensor:
     """Of the squares, at these indices; memory of its own."""
     if "variance" in kept:
         return kept["variance"][index].clone()

@@ -241,9 +241,11 @@ def check_no_step_waits_for_what_it_uploads(world: World) -> None:
         store = fv.VarStore.from_module(net, mesh=world.mesh, grads=mode, bucket_cap_mb=cap)
         opt = make(store, max_norm=0.5)
         for step in range(2):
+            before = net.p1.detach().clone()
             give(net, gradients(world.rank, step))
             with no_waiting_upload() if step else nullcontext():  # the first one makes plans
                 opt.step()
+            assert not torch.equal(net.p1, before)
             opt.zero_grad()
 
 

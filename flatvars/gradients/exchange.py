@@ -10,14 +10,14 @@ from operator import attrgetter, is_, is_not
 import torch
 from torch import Tensor
 
-from ..distributed.collectives import Averaging
+from ..distributed.collectives import Reduction
 from ..variables.variable import Variable
 from .cuts import Cut
 
 WAY_OUT = "call zero_grad() of the store or the optimizer on every rank, and begin the step anew"
 
 
-exists = partial(is_not, None)
+_exists = partial(is_not, None)
 _grad, _version = attrgetter("grad"), attrgetter("_version")
 
 
@@ -39,7 +39,7 @@ class Noted:
     @classmethod
     def of(cls, places: list[int], params: list[Tensor], grads: Sequence[Tensor | None]) -> Noted:
         """As it is now."""
-        return cls(places, params, grads, list(map(_version, filter(exists, grads))))
+        return cls(places, params, grads, list(map(_version, filter(_exists, grads))))
 
     def rows(self) -> Iterator[tuple[int, Tensor | None, Tensor]]:
         return zip(self.places, self.grads, self.params, strict=True)
@@ -52,7 +52,7 @@ class Noted:
         """
         now = list(map(_grad, self.params))
         if all(map(is_, now, self.grads)):
-            versions = list(map(_version, filter(exists, now)))
+            versions = list(map(_version, filter(_exists, now)))
             if versions == self.versions or (after_check and versions == [version + 1 for version in self.versions]):
                 return None
         versions_of = iter(self.versions)
@@ -65,7 +65,7 @@ class Noted:
 
 
 @dataclass
-class Run:
+class Exchange:
     """One exchange.
 
     Attributes:
@@ -94,7 +94,7 @@ class Run:
     touched: list[bool] = field(default_factory=list)
     noted: list[Noted] = field(default_factory=list)
     words: list[int] = field(default_factory=list)
-    works: list[Averaging] = field(default_factory=list)
+    works: list[Reduction] = field(default_factory=list)
     fault: str | None = None
     error: Exception | None = None
     other_scale: Tensor | None = None
