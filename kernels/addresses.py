@@ -204,7 +204,7 @@ class AddressTable:
         Once a graph was captured, a replay may have put its own addresses into the table: what was seen is no proof.
         And a graph must bring its addresses itself, also those that are there while it is captured.
         """
-        return self.uploads > 0 and not self._captured and not (self.table.is_cuda and is_capturing(self.table))
+        return self.uploads > 0 and not self._captured and not is_capturing(self.table)
 
     def _readable(self, present: Sequence[Tensor], looks: Looks) -> bool:
         """What `all_in_memory_order` says, of gradients that were looked at already."""

@@ -47,7 +47,7 @@ def masked(pair: Pair) -> None:
 WRONG = {again: "a backward pass reached", **dict.fromkeys((changed, clipped, replaced, dropped), "was changed after")}
 
 
-def check_step_is_refused(pair: Pair, match: str) -> None:
+def assert_step_is_refused(pair: Pair, match: str) -> None:
     """On every rank: nothing is stepped, until gradients are zeroed; and steps are right then."""
     before = pair.store.values.clone()
     for _ in range(2):
@@ -69,7 +69,7 @@ def check_gradients_of_one_rank_that_are_others_by_then(world: World) -> None:
             pair.backward(gradients(world.rank, 0))
             if world.rank == 1:
                 wrong(pair)
-            check_step_is_refused(pair, f"nothing was stepped. rank 1: .*{match}")
+            assert_step_is_refused(pair, f"nothing was stepped. rank 1: .*{match}")
         pair.backward(gradients(world.rank, 0))
         masked(pair)
         with pytest.raises(fv.GradientError, match="frozen, masked or moved"):
@@ -88,7 +88,7 @@ def check_a_gradient_in_the_flat_buffer_that_is_dropped(world: World) -> None:
         pair.backward(gradients(world.rank, 1))
         if world.rank == 1:
             pair.store._gradients.zero(set_to_none, [pair.store["p1"]])
-        check_step_is_refused(pair, "rank 1: the gradient of 'p1' was changed after")
+        assert_step_is_refused(pair, "rank 1: the gradient of 'p1' was changed after")
 
 
 @on(2)
@@ -99,7 +99,7 @@ def check_variables_that_are_frozen_before_the_step(world: World) -> None:
         pair.backward(gradients(world.rank, 0))
         for store in pair.stores:
             store.freeze("p[15]", clear_grad=clear)
-        check_step_is_refused(pair, "was changed after" if clear else "frozen, masked or moved")
+        assert_step_is_refused(pair, "was changed after" if clear else "frozen, masked or moved")
 
 
 REFUSED: list[Callable[[Pair], Any]] = [
@@ -158,7 +158,7 @@ def check_blocks_that_raise_on_one_rank(world: World) -> None:
             else:
                 with pair.store.last_backward():
                     backward(pair.nets[0], gradients(0, 0))
-            check_step_is_refused(pair, "rank 1: the block of last_backward.. raised ArithmeticError: broken")
+            assert_step_is_refused(pair, "rank 1: the block of last_backward.. raised ArithmeticError: broken")
 
 
 INSIDE: dict[str, Callable[[Pair], Any]] = {
@@ -181,7 +181,7 @@ def check_what_does_not_belong_into_a_block(world: World) -> None:
     for match, wrong in INSIDE.items():
         with pytest.raises(fv.GradientError, match=match):
             in_a_block(pair, wrong)
-        check_step_is_refused(pair, match)
+        assert_step_is_refused(pair, match)
 
 
 @on(2)

@@ -29,7 +29,7 @@ __all__ = ["warm"]
 def events(module: nn.Module) -> Iterator[list[str]]:
     """What happens: buckets that are sent, and layers that the backward pass has left."""
     found: list[str] = []
-    held = overlap.Averaging
+    held = overlap.Reduction
 
     class Noting(held):  # type: ignore[valid-type, misc]
         def __init__(self, piece: Tensor, owner: int, group: Any) -> None:
@@ -39,11 +39,11 @@ def events(module: nn.Module) -> Iterator[list[str]]:
     hooks = [
         layer.register_full_backward_hook(lambda *_, k=k: found.append(f"layer {k}")) for k, layer in enumerate(module)
     ]
-    overlap.Averaging = Noting  # type: ignore[misc]
+    overlap.Reduction = Noting  # type: ignore[misc]
     try:
         yield found
     finally:
-        overlap.Averaging = held  # type: ignore[misc]
+        overlap.Reduction = held  # type: ignore[misc]
         for hook in hooks:
             hook.remove()
 
