@@ -11,6 +11,7 @@ import pytest
 
 from flatvars.kernels.cpu import team
 
+pytestmark = pytest.mark.process
 ROOT = Path(__file__).resolve().parents[2]
 
 # Two threads a launch, and a step of two million elements, which is worth them. NumPy makes the numbers: a forked child

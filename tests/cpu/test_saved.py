@@ -70,6 +70,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.process
 def test_a_second_process_compiles_nothing_and_steps_alike(tmp_path: Path) -> None:
     """Every kernel that a step of each kind of format needs: none of them has an address of its process in it."""
     program = """
