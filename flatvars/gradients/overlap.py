@@ -87,7 +87,7 @@ class Overlap:
         self._cut: Cut | None = None
         self._agreed: list[Bucket] = []  # which all ranks have, in reverse memory order
         self._order: list[int] | None = None  # of those, once it was learned
-        self._run: Exchange | None = None
+        self._exchange: Exchange | None = None
         self._hooks: dict[int, Any] = {}  # by position
         self._reached: list[bool] = []  # which variables autograd reaches, and what each bucket waits for then
         self._missing: list[int] = []
@@ -103,13 +103,13 @@ class Overlap:
     @property
     def is_sent(self) -> bool:
         """Whether gradients were sent that no step has used."""
-        return self._run is not None and self._run.next > 0
+        return self._exchange is not None and self._exchange.next > 0
 
     @property
     def touched(self) -> list[bool]:
         """Which variables may have a gradient, of what was sent."""
-        assert self._run is not None
-        return self._run.touched
+        assert self._exchange is not None
+        return self._exchange.touched
 
     def check_unsent(self, doing: str) -> None:
         """Raises GradientError where gradients were sent: they are averages by now, or on their way."""
@@ -121,48 +121,50 @@ class Overlap:
 
     def zeroed(self, ids: Collection[int]) -> None:
         """Gradients of these variables are dropped: so is what was sent, if they are all."""
-        run = self._run
-        if run is None or not run.next:
+        exchange = self._exchange
+        if exchange is None or not exchange.next:
             return
-        if run.open:
-            run.fault = f"gradients were zeroed inside of last_backward(), after some had been sent; {WAY_OUT}"
-            raise GradientError(run.fault)
-        if set(ids).issuperset(run.cut.ids):
-            self._run = None
+        if exchange.open:
+            exchange.fault = f"gradients were zeroed inside of last_backward(), after some had been sent; {WAY_OUT}"
+            raise GradientError(exchange.fault)
+        if set(ids).issuperset(exchange.cut.ids):
+            self._exchange = None
             return
-        for variable in run.cut.variables:
+        for variable in exchange.cut.variables:
             if variable.id in ids:
-                run.spoil(variable)
+                exchange.spoil(variable)
 
     def overwritten(self, variable: Variable) -> None:
         """What lies in `.grad` of a variable takes the place of what was sent, if it was."""
-        if self.is_sent and self._run is not None:
-            self._run.spoil(variable)
+        if self.is_sent and self._exchange is not None:
+            self._exchange.spoil(variable)
 
     def used(self) -> None:
         """A step has used what was sent; on a GPU, what the ranks say of it is read a step later."""
-        if self._run is not None:
-            self._run.noted.clear()  # gradients, which may be dropped now
-        self._run = None
+        if self._exchange is not None:
+            self._exchange.noted.clear()  # gradients, which may be dropped now
+        self._exchange = None
 
     # The block ------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def block(self, scale: Tensor | None) -> Iterator[None]:
         """See `VarStore.last_backward`."""
-        run = self._enter(scale)
+        exchange = self._enter(scale)
         try:
             yield
         except BaseException as error:
-            run.fault = run.fault or f"the block of last_backward() raised {type(error).__name__}: {error}; {WAY_OUT}"
-            self._leave(run)
+            exchange.fault = (
+                exchange.fault or f"the block of last_backward() raised {type(error).__name__}: {error}; {WAY_OUT}"
+            )
+            self._leave(exchange)
             raise
-        self._leave(run)
-        if run.error is not None:
-            raise run.error
+        self._leave(exchange)
+        if exchange.error is not None:
+            raise exchange.error
 
     def _enter(self, scale: Tensor | None) -> Exchange:
-        last = self._run
+        last = self._exchange
         if last is not None and last.open:
             raise GradientError("last_backward() is open already: a step has one, around its last backward pass")
         if last is not None and not last.is_gone():
@@ -170,94 +172,94 @@ class Overlap:
                 "gradients that last_backward() exchanged were not used: call step(), or zero_grad() to drop them, "
                 "before the next one"
             )
-        self._run = None
-        run = self._begin(scale, self._cut_for(checked(self._gradients.plans)))
-        self._listen(run)
-        return run
+        self._exchange = None
+        exchange = self._begin(scale, self._cut_for(checked(self._gradients.plans)))
+        self._listen(exchange)
+        return exchange
 
     def _begin(self, scale: Tensor | None, cut: Cut) -> Exchange:
         device = self._gradients.registry.device
         count = len(cut.variables)
-        run = self._run = Exchange(cut, scale, torch.zeros(count, dtype=torch.float64, device=device))
-        run.missing = [0] * len(cut.buckets)
-        run.arrived, run.touched = [False] * count, [False] * count
-        return run
+        exchange = self._exchange = Exchange(cut, scale, torch.zeros(count, dtype=torch.float64, device=device))
+        exchange.missing = [0] * len(cut.buckets)
+        exchange.arrived, exchange.touched = [False] * count, [False] * count
+        return exchange
 
-    def _leave(self, run: Exchange) -> None:
+    def _leave(self, exchange: Exchange) -> None:
         """Starts what was not started, and waits for all: who looks at gradients next finds nothing under way."""
-        run.open = False
-        while run.next < len(run.cut.puts):
-            self._start(run)
+        exchange.open = False
+        while exchange.next < len(exchange.cut.puts):
+            self._start(exchange)
         try:
-            for work in run.works:
+            for work in exchange.works:
                 work.wait()
         except RuntimeError as error:
-            if run.fault is None:
+            if exchange.fault is None:
                 raise
-            run.fault += f"; and other ranks could not be reached: {error}"  # what raised in the block is told
-        run.works.clear()
+            exchange.fault += f"; and other ranks could not be reached: {error}"  # what raised in the block is told
+        exchange.works.clear()
 
     # One bucket -----------------------------------------------------------------------------------------------------
 
-    def _start(self, run: Exchange) -> None:
+    def _start(self, exchange: Exchange) -> None:
         """Starts the next bucket, whatever becomes of its gradients: all ranks wait for it."""
-        n = run.next
+        n = exchange.next
         try:
             if n == 0:
                 self._gradients.before_put()
-            run.next += 1
-            self._put(run, n)
+            exchange.next += 1
+            self._put(exchange, n)
         except Exception as error:
-            run.next = n + 1
-            run.error = run.error or error
-            run.fault = run.fault or f"{error}; {WAY_OUT}"
-        if n == len(run.cut.buckets):
+            exchange.next = n + 1
+            exchange.error = exchange.error or error
+            exchange.fault = exchange.fault or f"{error}; {WAY_OUT}"
+        if n == len(exchange.cut.buckets):
             return
-        bucket = run.cut.buckets[n]
+        bucket = exchange.cut.buckets[n]
         piece = self._gradients.stream(bucket.region)[bucket.start : bucket.stop]
-        if run.scale is not None:
-            piece.mul_(1.0 / run.scale)
-        run.works.append(Reduction(piece, bucket.owner, self.group.process_group))
+        if exchange.scale is not None:
+            piece.mul_(1.0 / exchange.scale)
+        exchange.works.append(Reduction(piece, bucket.owner, self.group.process_group))
 
-    def _put(self, run: Exchange, n: int) -> None:
-        plans, positions = run.cut.plans[n], run.cut.puts[n]
+    def _put(self, exchange: Exchange, n: int) -> None:
+        plans, positions = exchange.cut.plans[n], exchange.cut.puts[n]
         if plans is None:
             return
         found = self._gradients.put(plans)
-        places = torch.tensor(positions, dtype=torch.int64).to(run.flags.device, non_blocking=True)
-        run.flags[places] = found.flags
+        places = torch.tensor(positions, dtype=torch.int64).to(exchange.flags.device, non_blocking=True)
+        exchange.flags[places] = found.flags
         for k, touched in zip(positions, found.touched, strict=True):
-            run.touched[k] = touched
-        run.noted.append(Noted.of(positions, plans.params, found.left))
+            exchange.touched[k] = touched
+        exchange.noted.append(Noted.of(positions, plans.params, found.left))
 
     def arrived(self, k: int) -> None:
         """The backward pass has reached a variable: its gradient is complete."""
-        run = self._run
-        if run is None:
+        exchange = self._exchange
+        if exchange is None:
             return
-        if not run.open or run.arrived[k]:
-            again = "twice inside of one last_backward()" if run.open else "after last_backward() had exchanged it"
-            run.fault = (
-                f"a backward pass reached {run.cut.variables[k].name!r} {again}: put only the last backward pass of a "
-                f"step into the block, and step before the next one; {WAY_OUT}"
+        if not exchange.open or exchange.arrived[k]:
+            again = "twice inside of one last_backward()" if exchange.open else "after last_backward() had exchanged it"
+            exchange.fault = (
+                f"a backward pass reached {exchange.cut.variables[k].name!r} {again}: put only the last backward pass "
+                f"of a step into the block, and step before the next one; {WAY_OUT}"
             )
-            raise GradientError(run.fault)
-        run.arrived[k] = True
-        for n in run.cut.within[k]:
-            run.missing[n] -= 1
-            if not run.missing[n]:
-                run.complete.append(n)
-        while run.next < len(run.missing) and not run.missing[run.next]:
-            self._start(run)
-        if run.error is not None:
-            raise run.error
+            raise GradientError(exchange.fault)
+        exchange.arrived[k] = True
+        for n in exchange.cut.within[k]:
+            exchange.missing[n] -= 1
+            if not exchange.missing[n]:
+                exchange.complete.append(n)
+        while exchange.next < len(exchange.missing) and not exchange.missing[exchange.next]:
+            self._start(exchange)
+        if exchange.error is not None:
+            raise exchange.error
 
-    def _listen(self, run: Exchange) -> None:
+    def _listen(self, exchange: Exchange) -> None:
         """Hooks on all variables that autograd reaches, and how many gradients each bucket waits for."""
-        reached = list(map(_requires_grad, run.cut.params))
+        reached = list(map(_requires_grad, exchange.cut.params))
         if reached != self._reached:
-            self._reached, self._missing = reached, self._missing_of(run.cut, reached)
-        run.missing = list(self._missing)
+            self._reached, self._missing = reached, self._missing_of(exchange.cut, reached)
+        exchange.missing = list(self._missing)
 
     def _missing_of(self, cut: Cut, reached: list[bool]) -> list[int]:
         """How many gradients each bucket waits for: what plain torch froze is sent with what lies in `.grad`."""
@@ -279,10 +281,10 @@ class Overlap:
             FlatvarsError: not all variables that train are in these plans.
             GradientError: the block has not ended.
         """
-        run = self._run
-        if run is not None and run.open:
+        exchange = self._exchange
+        if exchange is not None and exchange.open:
             raise GradientError("step() was called inside of last_backward(): leave the block first")
-        cut = self._cut_for(self._gradients.plans()) if run is None else run.cut
+        cut = self._cut_for(self._gradients.plans()) if exchange is None else exchange.cut
         is_same = cut.generation == plans.generation  # else it is a fault of what was sent
         if is_same and cut.ids != plans.ids:
             raise FlatvarsError(
@@ -290,16 +292,16 @@ class Overlap:
                 f"{len(plans.ids)} of {len(cut.ids)}: freeze the others, give all to one optimizer as "
                 "param groups, or leave bucket_cap_mb= out"
             )
-        if run is None:
-            run = self._begin(grad_scale, cut)
-            self._leave(run)
+        if exchange is None:
+            exchange = self._begin(grad_scale, cut)
+            self._leave(exchange)
         else:
-            run.check_scale(grad_scale, found_inf)
-            run.check_same(plans.generation, after_check=found_inf is not None)
+            exchange.check_scale(grad_scale, found_inf)
+            exchange.check_same(plans.generation, after_check=found_inf is not None)
             if not is_same:
-                run.flags = run.flags.new_zeros(len(plans.ids))
-        run.words = self._words(run)
-        return run
+                exchange.flags = exchange.flags.new_zeros(len(plans.ids))
+        exchange.words = self._words(exchange)
+        return exchange
 
     # Buckets --------------------------------------------------------------------------------------------------------
 
@@ -321,12 +323,12 @@ class Overlap:
 
     # Their order ----------------------------------------------------------------------------------------------------
 
-    def _words(self, run: Exchange) -> list[int]:
+    def _words(self, exchange: Exchange) -> list[int]:
         """What this rank says of the order of buckets in the message of a step: sums over ranks go to `learn`."""
         if self._order is not None:
             return []
-        found = run.found_order() if self.group.ranks.rank == 0 else None
-        return [1 + n for n in found] if found is not None else [0] * len(run.cut.buckets)
+        found = exchange.found_order() if self.group.ranks.rank == 0 else None
+        return [1 + n for n in found] if found is not None else [0] * len(exchange.cut.buckets)
 
     def learn(self, words: Sequence[float]) -> None:
         """From the next exchange on, buckets are sent in the first rank's order, if it has said one of them."""

@@ -109,21 +109,21 @@ def step_divided(optimizer: Stepped, plans: PlanSet, collected: Collected, stric
         GradientError: `strict`, and no rank has a gradient of some variable; or, on every rank, gradients of one were
             exchanged during a backward pass and are others now. Nothing was stepped then.
     """
-    registry, run = plans.registry, None
+    registry, exchange = plans.registry, None
     scaling = read_scaling(optimizer, registry.device, collected.gathered)
     wanted = optimizer.max_norm is not None or optimizer.skip_nonfinite
     gradients = gradients_of(registry)
     if gradients.overlap is not None:  # before all other messages, as the backward passes of other ranks may have sent
-        run = gradients.overlap.complete(plans, scaling["grad_scale"], scaling["found_inf"])
+        exchange = gradients.overlap.complete(plans, scaling["grad_scale"], scaling["found_inf"])
     step = divided_of(optimizer, plans)
     step.check_last()
     numbers = {**numbers_of(optimizer), **values_taken_in(registry.taken_in)}
-    if run is not None:
-        flags = run.flags
+    if exchange is not None:
+        flags = exchange.flags
     else:
         flags = plans.flags(collected.sources) if collected.unseen else plans.upload_flags(collected.touched)
         step.average(gradients.flat(plans, collected, scaling["grad_scale"]))
-    step.exchange(numbers, flags, wanted, scaling["found_inf"], run)
+    step.consult(numbers, flags, wanted, scaling["found_inf"], exchange)
     if registry.device.type == "cpu":
         step.check_last()
     if strict:
@@ -168,7 +168,7 @@ class DividedStep:
     Attributes:
         shares: One for each part of the plans.
         found_inf: float32 [], not 0 where nothing is to be stepped.
-        flags: float64 [variables]: on how many ranks each has a gradient, after `exchange`.
+        flags: float64 [variables]: on how many ranks each has a gradient, after `consult`.
     """
 
     def __init__(self, plans: PlanSet, group: Group) -> None:
@@ -193,7 +193,7 @@ class DividedStep:
         self._news: Tensor | None = None
         self._told: Mapping[str, str] = {}
         self._taken_in: set[Variable] = set()
-        self._run: Exchange | None = None
+        self._exchange: Exchange | None = None
         self._overlap = gradients.overlap
         self._arrived: torch.cuda.Event | None = None
 
@@ -216,8 +216,13 @@ class DividedStep:
             stream = streams[region]
             average_share(grads, stream, self.group.process_group)
 
-    def exchange(
-        self, told: Mapping[str, str], flags: Tensor, norm: bool, found_inf: Tensor | None, run: Exchange | None = None
+    def consult(
+        self,
+        told: Mapping[str, str],
+        flags: Tensor,
+        norm: bool,
+        found_inf: Tensor | None,
+        exchange: Exchange | None = None,
     ) -> None:
         """The all_reduce of a step.
 
@@ -226,9 +231,9 @@ class DividedStep:
             flags: float64 [variables]: not 0 where this rank has a gradient.
             norm: Whether the norm is wanted.
             found_inf: float32 []: not 0 where this rank's GradScaler found an infinity.
-            run: What became of gradients that were sent during a backward pass.
+            exchange: What became of gradients that were sent during a backward pass.
         """
-        words = [] if run is None else run.words
+        words = [] if exchange is None else exchange.words
         numbers = torch.zeros(self.numel + len(words), dtype=torch.float64, device=self.device)
         numbers[self.numel :].copy_(torch.tensor(words, dtype=torch.float64), non_blocking=True)
         self._told, self._taken_in = told, set(self.plans.registry.taken_in)
@@ -236,8 +241,8 @@ class DividedStep:
         numbers[:AGREEMENT].copy_(torch.tensor(header, dtype=torch.float64), non_blocking=True)
         if found_inf is not None:
             numbers[AGREEMENT] = found_inf
-        if run is not None:
-            numbers[AGREEMENT + 1] = run.faults()
+        if exchange is not None:
+            numbers[AGREEMENT + 1] = exchange.faults()
         begin = HEADER + len(flags)
         numbers[HEADER:begin] = flags
         places = []
@@ -260,7 +265,7 @@ class DividedStep:
         agreed = (sums[0] * sums[0] == world * sums[1]) & (sums[2] * sums[2] == world * sums[3])
         agreed &= numbers[AGREEMENT + 1] == 0.0
         self.found_inf = ((numbers[AGREEMENT] != 0.0) | ~agreed).to(torch.float32)
-        self._run = run
+        self._exchange = exchange
         self._note(torch.cat([agreed.to(torch.float64).reshape(1), numbers[self.numel :]]))
 
     def _note(self, news: Tensor) -> None:
@@ -286,10 +291,10 @@ class DividedStep:
             return
         if self._arrived is not None:
             self._arrived.synchronize()  # type: ignore[no-untyped-call]  # of one step ago
-        (agreed, *words), run = self._news.tolist(), self._run
-        self._news = self._run = None
+        (agreed, *words), exchange = self._news.tolist(), self._exchange
+        self._news = self._exchange = None
         if not agreed:
-            self.group.tell(None if run is None else run.told())
+            self.group.tell(None if exchange is None else exchange.told())
             self.group.explain("the numbers of their optimizers", self._told)
         self.plans.registry.taken_in -= self._taken_in
         if self._overlap is not None:

@@ -142,7 +142,7 @@ def check_gradients_that_were_stepped_can_go(world: World) -> None:
     """On a GPU, what is known of an exchange is kept for a step: its gradients are not."""
     pair = Pair(world)
     pair.backward(gradients(world.rank, 0))
-    kept = pair.store._gradients.overlap._run
+    kept = pair.store._gradients.overlap._exchange
     lying = weakref.ref(pair.nets[0].p1.grad)
     pair.step()
     assert kept.told() is None
