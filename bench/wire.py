@@ -65,7 +65,7 @@ class Cost:
 
 def agreement_bytes(model: Model, ranks: int) -> int:
     """Of the all_reduce of a step of flatvars: groups of units, borders between ranks, a flag for each variable."""
-    return 8 * (model.numel // (GRAIN * GROUP) + GROUP * (ranks - 1) + model.tensors + 6)
+    return 8 * (model.numel // (GRAIN * GROUP) + GROUP * (ranks - 1) + model.tensors + 8)
 
 
 def cost(way: str, model: Model, ranks: int, value: int) -> Cost:

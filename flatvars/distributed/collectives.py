@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -11,6 +14,32 @@ from torch import Tensor
 _RENAMED = hasattr(dist, "reduce_scatter_single")
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single" if _RENAMED else "reduce_scatter_tensor", None)
 _all_gather: Any = getattr(dist, "all_gather_single" if _RENAMED else "all_gather_into_tensor", None)
+
+Message = Callable[[], None]
+"""Sends zeros, of as many elements as something that was sent."""
+
+_noted: list[Message] | None = None  # where messages are noted; steps are taken by one thread
+
+
+@contextmanager
+def heard() -> Iterator[list[Message]]:
+    """Notes what is sent inside by this process's own calls of `add_up`, `gather_shares` and `exchange`."""
+    global _noted
+    outer, _noted = _noted, []
+    try:
+        yield _noted
+    finally:
+        _noted = outer
+
+
+def _note(send: Callable[..., None], tensors: tuple[Tensor, ...], *rest: Any) -> None:
+    if _noted is not None:
+        forms = [(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]  # not the memory
+
+        def again() -> None:
+            send(*(torch.zeros(shape, dtype=dtype, device=device) for shape, dtype, device in forms), *rest)
+
+        _noted.append(again)
 
 
 def average_share(share: Tensor, whole: Tensor, group: Any) -> None:
@@ -43,16 +72,19 @@ class Reduction:
 
 def gather_shares(whole: Tensor, share: Tensor, group: Any) -> None:
     """Fills whole, [numel], with the ranges of all ranks; share may be this rank's range of it."""
+    _note(gather_shares, (whole, share), group)
     _all_gather(whole, share, group=group)
 
 
 def add_up(numbers: Tensor, group: Any) -> None:
     """Sums over ranks, in place."""
+    _note(add_up, (numbers,), group)
     dist.all_reduce(numbers, op=dist.ReduceOp.SUM, group=group)
 
 
 def exchange(received: Tensor, sent: Tensor, received_sizes: list[int], sent_sizes: list[int], group: Any) -> None:
     """Sends every rank its stretch of `sent`, and writes what they send one behind the other; sizes are by rank."""
+    _note(exchange, (received, sent), received_sizes, sent_sizes, group)
     dist.all_to_all_single(received, sent, received_sizes, sent_sizes, group=group)
 
 

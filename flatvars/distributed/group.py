@@ -13,6 +13,7 @@ from ..errors import DisagreementError, GradientError
 from ..memory.ranks import Ranks
 from . import collectives
 
+SAME = "Build the same model and optimizer, with the same numbers, on every rank; nothing was changed"
 TOLD = 6  # differences that an error tells, of maybe thousands
 
 
@@ -24,6 +25,7 @@ class Group:
         process_group: Of the mesh.
         ranks: This process among them.
         bucket_bytes: The most that is averaged at once while a backward pass runs; None where all is, in the step.
+        has_stepped: Whether the ranks have agreed on what an optimizer steps, and where it lies.
     """
 
     def __init__(self, mesh: Any, bucket_bytes: int | None = None) -> None:
@@ -42,6 +44,7 @@ class Group:
         self.process_group = mesh.get_group()
         self.ranks = Ranks(mesh.get_local_rank(), mesh.size())
         self.bucket_bytes = bucket_bytes
+        self.has_stepped = False
 
     def check_same(self, about: str, facts: Mapping[str, str], device: torch.device) -> None:
         """Raises DisagreementError on every rank if facts differ on one: what must be the same, by name.
@@ -54,23 +57,33 @@ class Group:
         if len(set(numbers)) > 1:
             self.explain(about, facts)
 
-    def explain(self, about: str, facts: Mapping[str, str]) -> None:
-        """Raises DisagreementError, on every rank that calls it, with what differs."""
-        everyone = collectives.gather_objects(dict(facts), self.process_group, self.ranks.world)
+    def explain(self, about: str, facts: Mapping[str, str], advice: str = SAME, or_else: bool = True) -> None:
+        """Raises DisagreementError, on every rank that calls it, with what differs and what to do.
+
+        Args:
+            or_else: Whether it also raises where nothing differs.
+        """
+        everyone = self.gather(dict(facts))
         names = list(dict.fromkeys(name for one in everyone for name in one))
         lines = [line for name in names if (line := _difference(name, [one.get(name) for one in everyone]))]
         orders = {tuple(one) for one in everyone}
         if not lines and len(orders) > 1:
             lines = ["they come in another order"]
+        if not lines and not or_else:
+            return
         more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
         raise DisagreementError(
             f"the {self.ranks.world} ranks of this store differ in {about}: {'; '.join(lines[:TOLD]) or 'nothing'}"
-            f"{more}. Build the same model and optimizer, with the same numbers, on every rank; nothing was changed"
+            f"{more}. {advice}"
         )
+
+    def gather(self, value: Any) -> list[Any]:
+        """A picklable object of every rank; all ranks call it."""
+        return collectives.gather_objects(value, self.process_group, self.ranks.world)
 
     def tell(self, fault: str | None) -> None:
         """Raises GradientError on every rank, with what it says, if a rank has a fault; all ranks call it."""
-        everyone = collectives.gather_objects(fault, self.process_group, self.ranks.world)
+        everyone = self.gather(fault)
         told = [f"rank {rank}: {word}" for rank, word in enumerate(everyone) if word]
         if told:
             raise GradientError(f"nothing was stepped. {'; '.join(told[:TOLD])}")

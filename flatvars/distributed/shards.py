@@ -136,7 +136,12 @@ def indices_of(whole: Any) -> list[npt.NDArray[np.int64]]:
         if axis:  # of the first, FSDP2 over tensor parallelism has another way
             ways = [Shard(0) if p.is_shard(axis) else p for p in ways]
         if any(getattr(p, "dim", 0) for p in ways):
-            raise FlatvarsError(f"a tensor of shape {shape} is divided as {whole.placements}: no index of it is known")
+            raise FlatvarsError(
+                f"a tensor of shape {shape} is divided along its dimension {axis} in more than one way, as "
+                f"{whole.placements}, and which of its elements a rank has is only known of the first dimension. Let "
+                "fully_shard divide the first, as it does if shard_placement_fn= is left out or returns Shard(0) for "
+                f"this parameter, or let parallelize_module divide another one than {axis}; then make the store anew"
+            )
         numbers = torch.arange(length, device=mesh.device_type)
         indices.append(local_of(distribute_tensor(numbers, mesh, ways, src_data_rank=None)).cpu().numpy())
     return indices

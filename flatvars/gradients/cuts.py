@@ -26,6 +26,7 @@ class Cut:
         puts: Positions of the variables that are put when a bucket is started; last, of those that lie in none.
         plans: Over those; None where there are none.
         within: The buckets in which each variable lies.
+        is_void: Whether the buckets are of other variables, and none of these lies in any.
     """
 
     generation: int
@@ -37,6 +38,7 @@ class Cut:
     puts: list[list[int]]
     plans: list[PlanSet | None]
     within: list[list[int]]
+    is_void: bool = False
 
     def facts(self) -> dict[str, str]:
         """What must be the same on all ranks, in words."""
@@ -78,3 +80,12 @@ def cut_for(plans: PlanSet, found: Sequence[Bucket], order: list[int]) -> Cut:
         puts[some[0] if some else -1].append(k)
     made = [PlanSet(registry, [variables[k] for k in some]) if some else None for some in puts]
     return Cut(plans.generation, variables, plans.params, plans.ids, buckets, order, puts, made, within)
+
+
+def void_cut(generation: int, variables: Sequence[Variable], buckets: Sequence[Bucket]) -> Cut:
+    """Buckets of other variables, in the order in which they are sent: none of these lies in any."""
+    ids, params = [v.id for v in variables], [v.param for v in variables]
+    nowhere: list[list[int]] = [[] for _ in range(len(buckets) + 1)]
+    within: list[list[int]] = [[] for _ in variables]
+    order, plans = list(range(len(buckets))), [None] * len(nowhere)
+    return Cut(generation, list(variables), params, ids, list(buckets), order, nowhere, [*plans], within, is_void=True)

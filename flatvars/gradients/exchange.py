@@ -81,6 +81,8 @@ class Exchange:
         words: What the message of a step says of the order of buckets.
         fault: Why it cannot be stepped; None where it can.
         error: What putting a bucket raised first.
+        is_void: Whether nothing was put: the buckets that the ranks agreed on are not those of the variables that train
+            here now. Zeros are sent, as others wait for something; gradients stay where they are.
     """
 
     cut: Cut
@@ -98,6 +100,7 @@ class Exchange:
     fault: str | None = None
     error: Exception | None = None
     other_scale: Tensor | None = None
+    is_void: bool = False
 
     def found_order(self) -> list[int] | None:
         """The order in which the backward pass was through with buckets, as `Cut.order`; None where none was seen.

@@ -29,7 +29,7 @@ from ..distributed.group import Group
 from ..errors import FlatvarsError, GradientError
 from ..variables.registry import Registry
 from ..variables.variable import Variable
-from .cuts import Cut, buckets_for, cut_for
+from .cuts import Cut, buckets_for, cut_for, void_cut
 from .exchange import WAY_OUT, Exchange, Noted
 from .plans import PlanSet, checked
 
@@ -85,7 +85,7 @@ class Overlap:
         self._source = weakref.ref(gradients)
         self.group = group
         self._cut: Cut | None = None
-        self._agreed: list[Bucket] = []  # which all ranks have, in reverse memory order
+        self._agreed: list[Bucket] | None = None  # which all ranks have, in reverse memory order
         self._order: list[int] | None = None  # of those, once it was learned
         self._exchange: Exchange | None = None
         self._hooks: dict[int, Any] = {}  # by position
@@ -103,7 +103,7 @@ class Overlap:
     @property
     def is_sent(self) -> bool:
         """Whether gradients were sent that no step has used."""
-        return self._exchange is not None and self._exchange.next > 0
+        return self._exchange is not None and self._exchange.next > 0 and not self._exchange.is_void
 
     @property
     def touched(self) -> list[bool]:
@@ -181,6 +181,7 @@ class Overlap:
         device = self._gradients.registry.device
         count = len(cut.variables)
         exchange = self._exchange = Exchange(cut, scale, torch.zeros(count, dtype=torch.float64, device=device))
+        exchange.is_void = cut.is_void
         exchange.missing = [0] * len(cut.buckets)
         exchange.arrived, exchange.touched = [False] * count, [False] * count
         return exchange
@@ -205,7 +206,7 @@ class Overlap:
         """Starts the next bucket, whatever becomes of its gradients: all ranks wait for it."""
         n = exchange.next
         try:
-            if n == 0:
+            if n == 0 and not exchange.is_void:
                 self._gradients.before_put()
             exchange.next += 1
             self._put(exchange, n)
@@ -216,9 +217,13 @@ class Overlap:
         if n == len(exchange.cut.buckets):
             return
         bucket = exchange.cut.buckets[n]
-        piece = self._gradients.stream(bucket.region)[bucket.start : bucket.stop]
-        if exchange.scale is not None:
-            piece.mul_(1.0 / exchange.scale)
+        if exchange.is_void:
+            dtype, device = self._gradients.dtype_of(bucket.region), exchange.flags.device
+            piece = torch.zeros(bucket.stop - bucket.start, dtype=dtype, device=device)
+        else:
+            piece = self._gradients.stream(bucket.region)[bucket.start : bucket.stop]
+            if exchange.scale is not None:
+                piece.mul_(1.0 / exchange.scale)
         exchange.works.append(Reduction(piece, bucket.owner, self.group.process_group))
 
     def _put(self, exchange: Exchange, n: int) -> None:
@@ -303,23 +308,81 @@ class Overlap:
         exchange.words = self._words(exchange)
         return exchange
 
+    def agreed(self, exchange: Exchange, grad_scale: Tensor | None) -> Exchange:
+        """All ranks have agreed on what trains now, and so on its buckets.
+
+        Args:
+            exchange: What a step had before.
+
+        Returns:
+            What it uses: if zeros had been sent for gradients, these are sent now.
+        """
+        buckets = self._buckets_of(self._gradients.plans())
+        if buckets != self._agreed:
+            self.forget_cut()
+            self._agreed, self._order = buckets, None
+        if not exchange.is_void:
+            return exchange
+        exchange = self._begin(grad_scale, self._cut_for(self._gradients.plans()))
+        self._leave(exchange)
+        exchange.words = self._words(exchange)
+        return exchange
+
+    def give_up(self, reason: str) -> Exchange:
+        """What a rank sends that cannot step, so that the others do not wait for it; ends what is under way."""
+        exchange = self._exchange
+        if exchange is None:
+            exchange = self._begin(None, void_cut(-1, [], self._sent_order()))
+        if exchange.open or exchange.is_void:
+            exchange.fault = exchange.fault or f"{reason}; {WAY_OUT}"
+        self._leave(exchange)
+        exchange.words = self._words(exchange)
+        return exchange
+
+    def refused(self, void: int, world: int) -> None:
+        """Nothing was stepped.
+
+        Args:
+            void: How many ranks have sent zeros for gradients: averages that were made of them are none.
+        """
+        exchange = self._exchange
+        if exchange is None or not void:
+            return
+        if void == world:
+            self._exchange = None
+        else:
+            exchange.fault = exchange.fault or f"some ranks could not send their gradients; {WAY_OUT}"
+
     # Buckets --------------------------------------------------------------------------------------------------------
 
     def _cut_for(self, plans: PlanSet) -> Cut:
-        """The buckets of the variables that train now; where they are others than before, all ranks must agree."""
+        """The buckets of the variables that train now; those that all ranks agreed on, as long as they are others.
+
+        The first time, all ranks must agree, and call it. Later, a step finds out whether they do (`agreed`).
+        """
         if self._cut is not None and self._cut.generation == plans.generation:
             return self._cut
         self.forget_cut()
-        assert self.group.bucket_bytes is not None
-        buckets = buckets_for(plans, self._gradients.dtype_of, self.group.bucket_bytes)
-        is_new = self._agreed != buckets
-        order = list(range(len(buckets))) if is_new or self._order is None else self._order
-        made = cut_for(plans, buckets, order)
-        if is_new:
+        buckets = self._buckets_of(plans)
+        is_first, is_known = self._agreed is None, self._agreed == buckets
+        if not is_first and not is_known:
+            self._cut = void_cut(plans.generation, plans.variables, self._sent_order())
+            return self._cut
+        made = cut_for(plans, buckets, list(range(len(buckets))) if self._order is None else self._order)
+        if is_first:
             self.group.check_same("the buckets of their gradients", made.facts(), plans.registry.device)
-            self._agreed, self._order = buckets, None
+            self._agreed = buckets
         self._cut = made
         return made
+
+    def _buckets_of(self, plans: PlanSet) -> list[Bucket]:
+        assert self.group.bucket_bytes is not None
+        return buckets_for(plans, self._gradients.dtype_of, self.group.bucket_bytes)
+
+    def _sent_order(self) -> list[Bucket]:
+        """The buckets that all ranks agreed on, in the order in which they are sent."""
+        agreed = self._agreed or []
+        return agreed if self._order is None else [agreed[n] for n in self._order]
 
     # Their order ----------------------------------------------------------------------------------------------------
 
@@ -332,7 +395,7 @@ class Overlap:
 
     def learn(self, words: Sequence[float]) -> None:
         """From the next exchange on, buckets are sent in the first rank's order, if it has said one of them."""
-        if self._order is None and words and len(words) == len(self._agreed) and all(words):
+        if self._order is None and words and len(words) == len(self._agreed or []) and all(words):
             self._order = [int(word) - 1 for word in words]
             self.forget_cut()
 

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..gradients.plans import PlanSet
+from ..memory.streams import FROZEN_ELEMENTS
+from ..variables.registry import Registry
 from ..variables.variable import Variable
 
 DIGEST_BITS = 20
@@ -34,16 +37,37 @@ def numbers_of(optimizer: Numbered) -> dict[str, str]:
     return facts
 
 
-def members_of(optimizer: Numbered, groups: Sequence[Sequence[Any]]) -> dict[str, str]:
-    """Who is stepped, by name of the variable."""
+def members_of(optimizer: Numbered, groups: Sequence[Sequence[Variable]], plans: PlanSet) -> dict[str, str]:
+    """Who is stepped and how, by name of the variable; waits for the device, where elements are masked.
+
+    Ranks that say the same here send each other the same messages.
+
+    Args:
+        groups: The variables of each param group.
+        plans: Over those that train.
+    """
     facts = {"class": type(optimizer).__name__}
     facts |= {name: repr(getattr(optimizer, name)) for name in ("state_dtype", "state_format")}
+    rules = {plans.variables[k].id: f" by {part.kind.name}" for part in plans.parts if part.kind for k in part.order}
+    masks = masks_of(plans.registry, [variable for variables in groups for variable in variables])
     for number, variables in enumerate(groups):
         for variable in variables:
-            trains = "trained" if variable.trains else "frozen"
+            trains = f"trained{rules.get(variable.id, '')}" if variable.trains else "frozen"
+            mask = f", with a mask of checksum {masks[variable.id]}" if variable.id in masks else ""
             spec = variable.spec
-            facts[variable.name] = f"{spec.shape} {spec.dtype} in param group {number}, {trains}"
+            facts[variable.name] = f"{spec.shape} {spec.dtype} in param group {number}, {trains}{mask}"
     return facts
+
+
+def masks_of(registry: Registry, variables: Iterable[Variable]) -> dict[int, str]:
+    """What stands for the masks of variables that have one, by id."""
+    found = []
+    for variable in variables:
+        held = registry.streams.find(FROZEN_ELEMENTS, variable.dtype) if variable.spec.has_room else None
+        if held is not None:
+            found.append((variable.id, _sums(held.view(variable.span))))
+    sums = torch.stack([one for _, one in found]).tolist() if found else []
+    return {key: f"{low:x}-{high:x}" for (key, _), (low, high) in zip(found, sums, strict=True) if low}
 
 
 def values_taken_in(variables: Iterable[Variable]) -> dict[str, str]:

@@ -23,7 +23,6 @@ from ..variables.selectors import is_selector
 from .averaging import check_average
 from .checks import check_options
 from .copies import get_state, set_state
-from .divided import DividedStep
 from .entries import Entries
 from .formats import StateFormat, check_format, check_formats
 from .groups import as_groups, check_group_keys, find_registry, kept, resolved
@@ -31,6 +30,7 @@ from .homes import given_in
 from .membership import Membership, params_of
 from .record import FetchState, OptimizerRecord
 from .recording import capture_record, record_problems, restore_record
+from .shares import DividedStep
 from .showing import show
 from .state_dict import load_state_dict, state_dict
 from .states import States

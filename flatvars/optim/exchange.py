@@ -10,8 +10,8 @@ import torch
 from ..backend import CODE_OF, EMPTY, Rule, Sources, Stored
 from ..gradients.plans import Part, PlanSet, checked
 from ..memory.streams import Stream
-from .divided import DividedStep
 from .entries import Entries
+from .shares import DividedStep
 from .states import States, origin_of
 
 

@@ -192,8 +192,9 @@ def divide_(g: Tensor, kept: Mapping[str, Tensor], weight: Tensor, eps: float, m
         g.mul_(v.clamp(min=eps * eps).rsqrt_())
         return
     row, column = kept["row_var"], kept["col_var"]
-    _lerp_(row, torch.linalg.vector_norm(g, dim=-1, keepdim=True).square_().div_(g.shape[-1]), weight, moves)
-    _lerp_(column, torch.linalg.vector_norm(g, dim=-2, keepdim=True).square_().div_(g.shape[-2]), weight, moves)
+    for means, axis in ((row, -1), (column, -2)):
+        squares = torch.linalg.vector_norm(g, dim=axis, keepdim=True).square_()
+        _lerp_(means, squares.div_(max(g.shape[axis], 1)), weight, moves)  # of no elements it is 0, and not NaN
     estimate = (row / row.mean(dim=-2, keepdim=True).clamp_(min=eps)) * column
     g.mul_(estimate.clamp_(min=eps * eps).rsqrt_())
 

@@ -19,12 +19,13 @@ from ..memory.grad_mode import unwatched
 from ..memory.streams import Stream
 from ..variables.variable import Variable
 from .checks import check_complete
-from .divided import DividedStep, add_up_observed, add_up_sums, divided_of, step_divided
+from .divided import add_up_observed, add_up_sums, divided_of, step_divided, tell_all
 from .formats import StateFormat
 from .hooks import hooked
 from .membership import by_rows
 from .planning import Planning
 from .scaling import read_scaling
+from .shares import DividedStep
 from .states import origin_of
 from .stats import Observations, VariableStats
 
@@ -81,21 +82,29 @@ class Stepping(Planning):
             ForeignParameterError: a param group holds a Parameter that the store does not.
             GradientError: a gradient of a wrong shape or kind, or, if `strict`, none. Nothing is stepped then.
         """
-        self.refuse_swapped("no step is taken from them")
+        try:
+            self.refuse_swapped("no step is taken from them")
+        except Exception as error:
+            tell_all(self, error)
+            raise
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plans = checked(self._current_plans, stepping=True)
-        gradients = gradients_of(self.registry)
-        collected = gradients.to_step(plans)
-        touched = collected.touched
-        divided = self.states.is_divided
-        if strict and not divided and not all(hits := gradients.hits(plans, collected)):
-            names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
-            check_complete(names)
-        self.entries.settle(strict=True)
-        self._count()
+        try:
+            plans = checked(self._current_plans, stepping=True)
+            gradients = gradients_of(self.registry)
+            collected = gradients.to_step(plans)
+            touched = collected.touched
+            divided = self.states.is_divided
+            if strict and not divided and not all(hits := gradients.hits(plans, collected)):
+                names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
+                check_complete(names)
+            self.entries.settle(strict=True)
+            self._count()
+        except Exception as error:
+            tell_all(self, error)
+            raise
         self._calls += 1
         if divided:
             step_divided(self, plans, collected, strict)

@@ -322,10 +322,10 @@ class Carving:
         """
         layout = self._plan(specs)
         stays = layout == self._layout and device == self.device and all(to == origin for to, origin in source.items())
-        if self.group is not None and self._streams.divided and not stays:
+        if self.group is not None and (self.group.has_stepped or self._streams.divided) and not stays:
             raise FlatvarsError(
-                "optimizer state of this store is shared out over ranks, and laying the variables out anew would move "
-                "it from rank to rank: add, convert, move and unfreeze variables before the first step, or save with "
+                "ranks step this store together, and laying the variables out anew would move optimizer state from "
+                "rank to rank: add, convert, move and unfreeze variables before the first step, or save with "
                 "torch.distributed.checkpoint and load into a new store and optimizer"
             )
         if self.sharding is not None:

@@ -116,11 +116,43 @@ def check_values_that_differ_are_told(world: World) -> None:
             pair.net.p1.copy_(pair.alone.p1)
         assert torch.equal(pair.store.values, before), "nothing was stepped"
         pair.step()
-        if world.rank == 1:
+
+
+@on(2)
+def check_values_of_one_rank_alone(world: World) -> None:
+    """The same in other memory are the same; others are told until they are written over, wherever that is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fv.MovedWarning)
+        pair = Pair(world, 1)
+        if world.rank == 1:  # as who evaluates with other values there, and puts these back
             pair.net.p1.data = pair.net.p1.detach().clone()
-        give(pair.net, gradients(world.rank, 2))
-        with pytest.raises(fv.DisagreementError, match=r"values of p1.*nothing on rank 0"):
+        pair.step()
+        before = pair.store.values.clone()
+        if world.rank == 1:
+            pair.net.p1.data = pair.net.p1.detach() + 1.0
+        for _ in range(2):
+            pair.net.zero_grad()
+            pair.give()
+            with pytest.raises(fv.DisagreementError, match=r"values of p1.*rank 0.*rank 1.*replace values on every"):
+                pair.opt.step()
+        for module in (pair.net, pair.alone):
+            module.zero_grad()
+        if world.rank == 1:
+            with torch.no_grad():
+                pair.net.p1.copy_(pair.alone.p1)
+        assert torch.equal(pair.store.values, before), "nothing was stepped"
+        pair.step()
+        if world.rank == 1:  # and all follow one, by writing in place
+            pair.net.p1.data = pair.net.p1.detach() + 1.0
+        pair.give()
+        with pytest.raises(fv.DisagreementError, match="values of p1"):
             pair.opt.step()
+        for module in (pair.net, pair.alone) if world.rank == 0 else (pair.alone,):
+            with torch.no_grad():
+                module.p1.add_(1.0)
+        for module in (pair.net, pair.alone):
+            module.zero_grad()
+        pair.step()
 
 
 @on(2)

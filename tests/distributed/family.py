@@ -118,8 +118,6 @@ def check_adafactor_of_other_shapes(world: World) -> None:
         for one in (opt, reference):
             one.step()
             one.zero_grad()
-        # The means over no rows are NaN in one process.
-        reference.state[alone.p3]["col_var"].nan_to_num_()
         assert_near(net, opt, alone, reference, f"step {step}")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import flatvars as fv
@@ -440,6 +440,30 @@ def check_what_shards_cannot_do_is_refused(world: World) -> None:
     give_exact(mine, model_of(), 0)
     with pytest.raises(fv.SpecError, match="values= was given"):
         fv.VarStore.from_module(mine, values="split")
+
+
+@on(4)
+def check_columns_that_two_meshes_divide_are_refused_with_a_way_out(world: World) -> None:
+    """`fully_shard` that was told to divide the axis of tensor parallelism; and the same as it does by itself."""
+    both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+
+    def made(axis: int | None) -> nn.Sequential:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+        parallelize_module(model, both["tensor"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+        cut = model[1].weight
+        place = None if axis is None else lambda param: Shard(axis) if param is cut else None
+        return fully_shard(model, mesh=both["data"], shard_placement_fn=place)
+
+    with pytest.raises(fv.FlatvarsError, match=r"dimension 1 in more than one way.* or returns Shard\(0\)"):
+        fv.VarStore.from_module(made(1))
+    for axis in (None, 0):
+        mine = made(axis)
+        before = full(mine[1].weight).clone()
+        opt = adamw(fv.VarStore.from_module(mine))
+        mine(torch.ones(2, 8)).sum().backward()
+        opt.step()
+        assert not torch.equal(full(mine[1].weight), before)
 
 
 def check_first_values_of_shards_are_those_of_one_process(world: World) -> None:

@@ -20,6 +20,7 @@ CHECKS = (
     "overlap_when",
     "overlap_use",
     "events",
+    "alone",
     "checkpoints",
     "shards",
     "files",

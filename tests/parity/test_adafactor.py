@@ -283,3 +283,16 @@ def test_matrices_of_one_shape_are_one_batch(count: int) -> None:
 def test_numbers_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         fv.optim.Adafactor([nn.Parameter(torch.ones(2, 2))], **wrong)
+
+
+def test_means_over_nothing_are_zero() -> None:
+    """Of matrices without elements, for which torch.optim.Adafactor divides by zero."""
+    mine = Bag({"rows": (0, 3), "columns": (3, 0), "both": (2, 3)})
+    optimizer = fv.optim.Adafactor(fv.VarStore.from_module(mine), **OPTIONS)
+    for step in range(2):
+        give(step, mine)
+        optimizer.step()
+    states = kept(optimizer)
+    assert [tuple(states[0]["col_var"].shape), tuple(states[1]["row_var"].shape)] == [(1, 3), (3, 1)]
+    assert all(not state[name].any() for state, name in zip(states, ("col_var", "row_var"), strict=False))
+    assert states[2]["row_var"].all()

@@ -12,7 +12,7 @@ from flatvars.distributed.squares import SharedSquares
 from flatvars.memory.layout import plan_layout
 from flatvars.memory.ranks import Ranks
 from flatvars.memory.spec import VarSpec
-from flatvars.optim.divided import HEADER
+from flatvars.optim.ballot import HEADER
 
 ROOT = Path(__file__).parents[2]
 
