@@ -8,7 +8,6 @@ import torch
 
 from flatvars.init import name_key
 from flatvars.kernels.cpu.loop import Loop
-from flatvars.kernels.formats import Stored
 from tests.support.memory import in_poison
 from tests.support.rig import Rig
 from tests.support.rules import CASES
@@ -29,20 +28,8 @@ def stepped(name, *, masks, shift, keys, at_random):
         grads = rig.random_grads(half)
         grads[-1].view(-1)[: len(SPECIAL)] = torch.tensor(SPECIAL)
         lying = [in_poison(grad, shift) for grad in grads]
-        rig.plan.step_(
-            rig.plan.scattered(lying),
-            case.rule,
-            Stored(rig.values.stream, at_random=at_random),
-            [state.stream for state in rig.states],
-            [case.group],
-            steps=rig.steps,
-            norm=rig.norm,
-            max_norm=None,
-            skip=False,
-            skipped=rig.skipped,
-            own=rig.own,
-            keys=torch.from_numpy(KEYS.view(np.int64)) if keys else None,
-        )
+        drawn_by = torch.from_numpy(KEYS.view(np.int64)) if keys else None
+        rig.step(lying, [case.group], keys=drawn_by, at_random=at_random)
     rig.assert_clean()
     return [stream.stream for stream in (rig.values, *rig.states)]
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from flatvars.init import name_key
-from flatvars.kernels.formats import Stored
 from flatvars.kernels.lang import tl  # noqa: F401 - the interpreter looks for it here
 from flatvars.kernels.rules import OBSERVED, rule
 from tests.support.draws import STATES, VALUES, draws
@@ -61,19 +60,7 @@ def one_step(backend, device, *, masks=None, keys=True, dtype=torch.float32):
     for grad in grads:
         numbers = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 3.39e38, 1e-40], dtype=dtype)[: grad.numel()]
         grad.view(-1)[: len(numbers)] = numbers.to(device)
-    rig.plan.step_(
-        rig.plan.scattered(grads),
-        keeping,
-        rig.values.stream,
-        [state.stream for state in rig.states],
-        [{}],
-        steps=rig.steps,
-        norm=rig.norm,
-        max_norm=None,
-        skip=False,
-        skipped=rig.skipped,
-        keys=keys_of(device) if keys else None,
-    )
+    rig.step(grads, [{}], keys=keys_of(device) if keys else None)
     return rig, grads
 
 
@@ -121,11 +108,10 @@ def test_values_are_rounded_by_draws_of_their_own(backend, device):
     rig.steps.fill_(3.0)
     before = [span.clone() for span in rig.spans(rig.values.stream)]
     grads = [torch.randn(shape, device=device) for shape in SHAPES]
-    given = {"steps": rig.steps, "norm": rig.norm, "max_norm": None, "skip": False, "skipped": rig.skipped}
-    values, states = Stored(rig.values.stream, at_random=True), [rig.states[0].stream]
-    rig.plan.step_(rig.plan.scattered(grads), replacing, values, states, [{}], **given, keys=keys_of(device))
+    rig.step(grads, [{}], keys=keys_of(device), at_random=True)
     rig.assert_clean()
-    found = zip(KEYS, grads, masks, before, rig.spans(values.buffer), rig.spans(states[0]), strict=True)
+    values, states = rig.spans(rig.values.stream), rig.spans(rig.states[0].stream)
+    found = zip(KEYS, grads, masks, before, values, states, strict=True)
     for key, grad, mask, was, now, state in found:
         x, keep = grad.flatten().cpu().numpy(), mask.flatten()
         for purpose, span in ((VALUES, now), (STATES, state)):
@@ -138,19 +124,7 @@ def test_the_mean_is_exact(backend, device):
     """Of a number between two, 1.001, over 4,900 draws: the error of such a mean is 1.6e-5 on average."""
     rig, _ = one_step(backend, device)
     grads = [torch.full(shape, 1.001, device=device) for shape in SHAPES]
-    rig.plan.step_(
-        rig.plan.scattered(grads),
-        keeping,
-        rig.values.stream,
-        [state.stream for state in rig.states],
-        [{}],
-        steps=rig.steps,
-        norm=rig.norm,
-        max_norm=None,
-        skip=False,
-        skipped=rig.skipped,
-        keys=keys_of(device),
-    )
+    rig.step(grads, [{}], keys=keys_of(device))
     nearest, first = (rig.spans(state.stream)[-1].double() for state in rig.states[:2])
     assert set(first.tolist()) == {1.0, 1.0078125}
     assert abs(float(first.mean()) - 1.001) < 2e-4
@@ -170,21 +144,7 @@ def test_rules_store_the_same_bits_on_both(name, device):
         observed = torch.zeros((len(SHAPES), len(OBSERVED)), dtype=torch.float64) if at_random else None
         for keys in (keys_of(device), None):
             grads = rig.random_grads()
-            rig.plan.step_(
-                rig.plan.scattered(grads),
-                case.rule,
-                Stored(rig.values.stream, at_random=at_random),
-                [state.stream for state in rig.states],
-                [case.group],
-                steps=rig.steps,
-                norm=rig.norm,
-                max_norm=None,
-                skip=False,
-                skipped=rig.skipped,
-                own=rig.own,
-                keys=keys,
-                observed=observed,
-            )
+            rig.step(grads, [case.group], keys=keys, at_random=at_random, observed=observed)
             seen = [] if observed is None else [observed.clone()]
             found.append([stream.stream.clone() for stream in (rig.values, *rig.states)] + seen)
     (drawn, nearest), (drawn_cpu, nearest_cpu) = found[:2], found[2:]

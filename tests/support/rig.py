@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flatvars.backend import backend_for
+from flatvars.kernels.formats import Stored
 from flatvars.kernels.plan import Plan
 from flatvars.kernels.rules import Rule
 from flatvars.kernels.segments import Segments
@@ -125,8 +126,14 @@ class Rig:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         observed: Tensor | None = None,
+        keys: Tensor | None = None,
+        at_random: bool = False,
     ) -> None:
-        """One step from scattered gradients, with a norm launch where clipping or skipping needs one."""
+        """One step from scattered gradients, with a norm launch where clipping or skipping needs one.
+
+        Args:
+            keys: Of what is rounded at random; states, and values if they are so (`at_random`).
+        """
         assert self.rule is not None
         sources = self.plan.scattered(grads)
         if max_norm is not None or skip:
@@ -134,7 +141,7 @@ class Rig:
         self.plan.step_(
             sources,
             self.rule,
-            self.values.stream,
+            Stored(self.values.stream, at_random=True) if at_random else self.values.stream,
             [state.stream for state in self.states],
             groups,
             steps=self.steps,
@@ -146,6 +153,7 @@ class Rig:
             found_inf=found_inf,
             own=self.own,
             observed=observed,
+            keys=keys,
         )
 
     def accumulate(self, grads: Sequence[Tensor | None], scale: float = 1.0, *, add: bool = False) -> None:
