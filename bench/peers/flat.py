@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,9 +139,9 @@ def _norm(params: Params) -> Any:
 def _norms(params: Params) -> Any:
     store = fv.VarStore.from_module(nn.ParameterList(params))
 
-    def run() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        found = store.norms().values()
-        return [value for value, _ in found], [grad for _, grad in found if grad is not None]
+    def run() -> tuple[Tensor, Tensor]:
+        found = store.norms()
+        return found.value_norm, found.grad_norm
 
     return run
 
