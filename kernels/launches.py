@@ -157,7 +157,8 @@ class Launches(Protocol):
     ) -> None:
         """Takes the sums that the rule's step needs of every variable that has a source; `step` must run next.
 
-        Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either.
+        Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either, and is never
+        told to clear: `step` may read the gradients again.
         """
 
     def sums(self, rule: Rule) -> Tensor:

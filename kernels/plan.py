@@ -158,7 +158,7 @@ class Plan:
         )
         kept, held = as_stored(values), [as_stored(state) for state in states]
         if rule.statistics is not None and stage != "move":
-            self.launches.statistics(sources, rule, kept, held, inputs)
+            self.launches.statistics(sources, rule, kept, held, inputs._replace(clear=False))
         if stage != "measure":
             self.launches.step(sources, rule, kept, held, inputs)
 
