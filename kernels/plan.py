@@ -113,6 +113,7 @@ class Plan:
         keys: Tensor | None = None,
         unit: int = 0,
         observed: Tensor | None = None,
+        clear: bool = False,
         check: Check = anything,
         stage: Stage = "both",
     ) -> None:
@@ -133,6 +134,7 @@ class Plan:
                 that the rule says are rounded at random in bfloat16; without, to nearest.
             unit: Unit of the region at which the scales of states begin.
             observed: float64 [slots, sums] on the device: written with sums over every variable that is stepped.
+            clear: Write -0.0 over the gradients of viewed sources, in a step that is skipped, too.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
             stage: "measure" for the launch of the statistics alone, "move" for the step after it.
         """
@@ -152,10 +154,11 @@ class Plan:
             keys,
             unit,
             observed,
+            clear,
         )
         kept, held = as_stored(values), [as_stored(state) for state in states]
         if rule.statistics is not None and stage != "move":
-            self.launches.statistics(sources, rule, kept, held, inputs)
+            self.launches.statistics(sources, rule, kept, held, inputs._replace(clear=False))
         if stage != "measure":
             self.launches.step(sources, rule, kept, held, inputs)
 

@@ -28,6 +28,7 @@ from ..errors import FlatvarsError, UnknownNameError
 from ..gradients import freezing, norms
 from ..gradients.attached import ValueFormat, gradients_of, make_registry, masks_of
 from ..gradients.cycle import Gradients, Mode
+from ..gradients.norms import VariableNorms
 from ..memory.layout import Region
 from ..modules.adopt import adopt, adopt_buffers, registry_of, release_all, watch
 from ..modules.buffers import left_out
@@ -36,7 +37,7 @@ from ..modules.declare import Declarations, OnDuplicate
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
-from ..modules.shards import adopt_shards, fill_shards, has_shards, sharding_of
+from ..modules.shards import adopt_shards, fill_shards, has_shards, parameters_of, sharding_of
 from ..optim.scaling import scale_of
 from ..optim.stats import VariableStats
 from ..variables.carving import OnMoved
@@ -208,17 +209,18 @@ class VarStore:
             True
         """
         check_module(module)
-        if has_shards(module):
+        parameters = parameters_of(module)
+        if has_shards(parameters):
             given = {"mesh": mesh, "device": device, "dtype": dtype, "values": values, "bucket_cap_mb": bucket_cap_mb}
             sharding = sharding_of(module, {**given, "grads": None if grads == "gather" else grads})
             store = cls.__new__(cls)
-            registry = make_registry(device_of(module), "gather", seed, on_moved, sharding=sharding)
+            registry = make_registry(device_of(parameters), "gather", seed, on_moved, sharding=sharding)
             store._hold(registry, torch.float32, "suffix")
             adopt_shards(registry, module)
             if init is not None:
                 fill_shards(store, init)
             return store
-        device = device_of(module) if device is None else device
+        device = device_of(parameters) if device is None else device
         options: dict[str, Any] = {"grads": grads, "on_moved": on_moved, "mesh": mesh, "values": values}
         store = cls(device, dtype or torch.float32, seed, bucket_cap_mb=bucket_cap_mb, **options)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)
@@ -829,8 +831,14 @@ class VarStore:
         """Norm of all gradients as one vector, a device scalar; 0 if there are none. No synchronization."""
         return norms.norm(self._gradients, float(norm_type))
 
-    def norms(self, norm_type: Real = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Norms of every trainable variable: (of its value, of its gradient or None), device scalars, in one launch."""
+    def norms(self, norm_type: Real = 2.0) -> VariableNorms:
+        """Norms of every trainable variable in one launch; nothing waits for the device.
+
+        Returns:
+            A mapping from names to (norm of the value, norm of the gradient or None), device scalars, which are made
+            when they are read. `value_norm` and `grad_norm` are all of them, a tensor each: `norms.grad_norm.tolist()`
+            waits once for what a loop of `.item()` waits for at every variable.
+        """
         return norms.norms(self._gradients, float(norm_type))
 
     def clip_grad_norm_(

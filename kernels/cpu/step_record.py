@@ -16,16 +16,13 @@ from ..formats import Stored
 from ..launches import StepInputs, Tables
 from ..rules import Rule
 from .compile import DTYPES, compiled
-from .gradients import converter_of
+from .gradients import converter_of, eraser_of
 from .memory import read_byte, read_double, read_float, read_int, read_int32, write_float, write_int32
 from .prepared import Prepared, read_of
 from .record import RecordLayout, address_of, address_of_row, row_of
-from .threads import chunk_of, threads_for
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
-    "count",  # of tiles
-    "chunk",  # tiles that a thread takes at a time
     "variables",  # address of [variables, 3] int64: first tile, number of tiles, slot
     "variable_count",
     "sources",  # address of [variables, 2] int64: address (0: untouched) and dtype code
@@ -33,6 +30,7 @@ LAYOUT = RecordLayout(
     "updater",  # address of the function for the elements of a tile
     "converter",  # address of the function for gradients of other dtypes
     "as_they_are",  # whether the updater loads gradients of the dtype that they all have
+    "eraser",  # address of the function that makes -0.0 of gradients that were read; 0 where they stay
     "hyper",  # address of [groups, columns]
     "columns",
     "wide",  # whether `hyper` is float64, whatever the arithmetic is
@@ -173,6 +171,7 @@ def given(
         inputs.count_skips,
         list(map(_address, inputs.own)),
         inputs.unit,
+        inputs.clear,
     )
 
 
@@ -203,11 +202,9 @@ def prepared(
     low, prints = values.beside or (None, None)
     kept = np.empty((len(tables.segments), len(own)), dtype=np.float32) if own else None
     size = 2 * sum(buffer.element_size() for buffer in (values.buffer, *buffers)) + 4
-    threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
         count=tables.count,
-        chunk=chunk_of(tables.count, threads),
         variables=tables.variables.data_ptr(),
         variable_count=len(tables.segments),
         sources=sources.table.data_ptr(),
@@ -215,6 +212,7 @@ def prepared(
         updater=update.address,
         converter=converter_of(dtype) if sources.dtype is None else 0,
         as_they_are=sources.dtype is not None,
+        eraser=eraser_of(sources.dtype) if inputs.clear and sources.viewed and sources.dtype is not None else 0,
         hyper=inputs.hyper.data_ptr(),
         columns=inputs.hyper.shape[1],
         wide=rule.wide,
@@ -248,4 +246,4 @@ def prepared(
         unit_count=0 if scratch is None else scratch.units.shape[1],
         observed=address_of(inputs.observed),
     )
-    return Prepared(code, record, threads, addresses, own, scales, kept)
+    return Prepared(code, record, size * tables.numel, addresses, own, scales, kept)
