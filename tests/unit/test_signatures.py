@@ -28,10 +28,16 @@ def public() -> Iterator[tuple[str, Callable[..., Any], str]]:
                 yield name, item, item.__doc__ or ""
             elif inspect.isclass(item) and not issubclass(item, BaseException):
                 yield name, item.__init__, item.__doc__ or ""
-                for key, method in vars(item).items():
+                for key, method in members(item).items():
                     method = getattr(method, "__func__", method)
                     if inspect.isfunction(method) and not key.startswith("_"):
                         yield f"{name}.{key}", method, method.__doc__ or ""
+
+
+def members(item: type) -> dict[str, Any]:
+    """What a class has of its own, or of the classes that it is put together from."""
+    parts = [base for base in reversed(item.__mro__) if base.__module__.startswith("flatvars.store.")]
+    return {key: method for part in parts or [item] for key, method in vars(part).items()}
 
 
 def arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
