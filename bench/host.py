@@ -36,8 +36,9 @@ class Idle:
     def norms(self, *_: Any) -> None:
         """Takes no norm."""
 
-    def step(self, *_: Any) -> None:
-        """Steps nothing."""
+    def step(self, *_: Any) -> Callable[[Tensor], None]:
+        """Steps nothing, and so again."""
+        return lambda norm: None
 
     def written(self) -> Tensor:
         return torch.ones(len(self.tables.segments), dtype=torch.bool)

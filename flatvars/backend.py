@@ -24,8 +24,9 @@ from .kernels.formats import (
     is_rounded,
     state_format_of,
 )
+from .kernels.hyper import is_fixed_group
 from .kernels.lang import HAS_TRITON, INTERPRETED
-from .kernels.launches import Compiler
+from .kernels.launches import Again, Compiler
 from .kernels.looks import FEWEST, Looks, are_same
 from .kernels.plan import Plan, Stage
 from .kernels.rules import (

@@ -31,6 +31,15 @@ def _is_fixed(value: object) -> bool:
     return isinstance(value, _FIXED) or (isinstance(value, tuple) and all(map(_is_fixed, value)))
 
 
+# What rules read no number from.
+_NO_NUMBERS = ("params", "param_names")
+
+
+def is_fixed_group(group: Group) -> bool:
+    """Whether a group that holds the very same objects gives the same numbers: none of them can change in place."""
+    return all(name in _NO_NUMBERS or _is_fixed(value) for name, value in group.items())
+
+
 class _Row:
     """The numbers of a group, and what the group held when they were made of it.
 
@@ -43,7 +52,7 @@ class _Row:
             check(group)
         self.rule, self.limit = rule, limit
         self._keys, self._values = list(group), list(group.values())
-        self._fixed = all(key == "params" or _is_fixed(value) for key, value in group.items())
+        self._fixed = is_fixed_group(group)
         self.numbers: Numbers = (limit, *rule.row(group))
 
     def holds(self, rule: Rule, limit: float, group: Group) -> bool:
@@ -73,6 +82,9 @@ class HyperTable:
     """See above; float32 (float64) [groups, 1 + columns of the rule], max_norm first; float64 of rules with stages.
 
     The table stays where it is while its shape does, so that a captured graph reads what is uploaded later.
+
+    Attributes:
+        version: Grows when other numbers are written.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -81,6 +93,7 @@ class HyperTable:
         self._outgrown: list[Tensor] = []  # a graph may have been captured with it
         self._rows: list[_Row] = []
         self._uploaded: list[Numbers] = []
+        self.version = 0
 
     def upload(self, rule: Rule, groups: Sequence[Group], max_norm: float | None, check: Check = anything) -> Tensor:
         """The table, after what changed was copied over; `check` sees every group that may have changed, and raises.
@@ -106,6 +119,7 @@ class HyperTable:
         return table
 
     def _write(self, rows: list[Numbers], dtype: torch.dtype) -> Tensor:
+        self.version += 1
         shape = (len(rows), len(rows[0]))
         if self._table is None or self._table.shape != shape or self._table.dtype != dtype:
             self._outgrown += [] if self._table is None else [self._table]

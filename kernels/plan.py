@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from .addresses import AddressTable, Sources, is_capturing
 from .errors import check_order
 from .formats import Stored, as_stored
 from .hyper import Check, HyperTable, anything
-from .launches import Launches, NormSlot, StepInputs
+from .launches import Again, Launches, NormSlot, StepInputs
 from .rules import Rule
 
 Stage = Literal["both", "measure", "move"]
@@ -39,6 +40,7 @@ class Plan:
         self.out = NormSlot(norm, sums, slot)
         self.addresses = AddressTable(self.segments, self.device)
         self._hyper = HyperTable(self.segments.compute_dtype, self.device)
+        self._last_norm: tuple[tuple[Any, ...], Again] | None = None  # what its launch was given, beside the norm
 
     def companion(self) -> Plan:
         """Another plan of the same variables, by the same kernels and scratch, with addresses and numbers of its own.
@@ -78,7 +80,13 @@ class Plan:
     def norm_(self, sources: Sources, grad_scale: Tensor | None = None) -> None:
         """Writes the L2 norm of the gradients, divided by `grad_scale` if given, to `norm`. One launch."""
         self._note_capture()
-        self.launches.accumulate(sources, None, self.out, grad_scale=grad_scale)
+        norm = self.out.norm
+        given = sources.dtype, sources.viewed, norm.dtype, torch.get_num_threads()
+        if grad_scale is None and self._last_norm is not None and self._last_norm[0] == given:
+            self._last_norm[1](norm)
+            return
+        again = self.launches.accumulate(sources, None, self.out, grad_scale=grad_scale)
+        self._last_norm = (given, again) if grad_scale is None else None
 
     def accumulate_(self, grads: Sequence[Tensor | None] | Sources, stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`. One launch."""
@@ -115,7 +123,7 @@ class Plan:
         observed: Tensor | None = None,
         check: Check = anything,
         stage: Stage = "both",
-    ) -> None:
+    ) -> Again:
         """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
 
         Args:
@@ -135,6 +143,9 @@ class Plan:
             observed: float64 [slots, sums] on the device: written with sums over every variable that is stepped.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
             stage: "measure" for the launch of the statistics alone, "move" for the step after it.
+
+        Returns:
+            What makes these launches once more, as long as `hyper_version` is the same.
         """
         self._note_capture()
         inputs = StepInputs(
@@ -154,20 +165,33 @@ class Plan:
             observed,
         )
         kept, held = as_stored(values), [as_stored(state) for state in states]
+        launches: list[Callable[..., Again]] = []
         if rule.statistics is not None and stage != "move":
-            self.launches.statistics(sources, rule, kept, held, inputs)
+            launches.append(self.launches.statistics)
         if stage != "measure":
-            self.launches.step(sources, rule, kept, held, inputs)
+            launches.append(self.launches.step)
+        made = [launch(sources, rule, kept, held, inputs) for launch in launches]
+        return made[0] if len(made) == 1 and not self.addresses.table.is_cuda else partial(self._again, made)
+
+    def _again(self, made: Sequence[Again], norm: Tensor) -> None:
+        self._note_capture()
+        for again in made:
+            again(norm)
 
     def sums(self, rule: Rule, sources: Sources) -> Tensor:
         """What the statistics of a rule have found, float64 [variables, sums] on the device; 0 of what is untouched."""
         return torch.where(self.written(sources)[:, None], self.launches.sums(rule), 0.0)
 
     def _note_capture(self) -> None:
-        if is_capturing(self.addresses.table):
+        if self.device.type == "cuda" and is_capturing(self.addresses.table):
             _CAPTURED.add(self)
 
     # Numbers on the device ----------------------------------------------------------------------------------------
+
+    @property
+    def hyper_version(self) -> int:
+        """Grows when other numbers are uploaded."""
+        return self._hyper.version
 
     def upload_hyper(
         self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None, check: Check = anything

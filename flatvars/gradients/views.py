@@ -130,7 +130,7 @@ class Views(Gradients):
     def _note(self, plans: PlanSet) -> HeldViews:
         """Which views the plans have, and where they lie."""
         plans.views = HeldViews(plans.params, [self._views[key] for key in plans.ids])
-        plans.pieces = None
+        plans.pieces = plans.pointed = None
         plans.versions = None
         return plans.views
 

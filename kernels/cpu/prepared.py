@@ -49,21 +49,25 @@ class Launcher:
 
     def run(
         self, given: tuple[Any, ...], prepare: Callable[[], Prepared], moved: Sequence[tuple[int, int]] = ()
-    ) -> None:
+    ) -> Prepared:
         """Makes a launch.
 
         Args:
             given: All that its record is made of: addresses and numbers, none of them an object whose memory may move.
             prepare: Makes the record, of a launch that is not known.
             moved: Positions in the record of what is another in every launch, and the words to be there.
+
+        Returns:
+            The launch, which may be run again.
         """
         for known, prepared in self._known:
             if known == given:
                 prepared.run(moved)
-                return
+                return prepared
         prepared = prepare()
         self._known = [(given, prepared), *self._known[: KEPT - 1]]
         prepared.run(moved)
+        return prepared
 
 
 def read_of(tables: Tables, sources: Sources, written: Tensor | None) -> tuple[Any, ...]:
