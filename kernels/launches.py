@@ -166,9 +166,7 @@ class Launches(Protocol):
     def sums(self, rule: Rule) -> Tensor:
         """What the last `statistics` of this rule wrote, float64 [variables, sums] on the device."""
 
-    def step(
-        self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
-    ) -> Again:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> Again:
         """Updates values and states of all variables that have a source, and counts their steps.
 
         Of `sources.viewed`, those that the last norm found written.

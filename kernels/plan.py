@@ -32,6 +32,9 @@ class Plan:
         norm: float32 [] (float64) that every norm of this region's store or optimizer is written to.
         sums: float64 [regions] shared by the plans of one norm.
         slot: Position of this region among them; launches of one norm run in slot order.
+
+    Attributes:
+        hyper: The numbers of the param groups.
     """
 
     def __init__(self, launches: Launches, norm: Tensor, sums: Tensor, slot: int) -> None:
@@ -39,7 +42,7 @@ class Plan:
         self.segments, self.device = launches.tables.segments, launches.tables.device
         self.out = NormSlot(norm, sums, slot)
         self.addresses = AddressTable(self.segments, self.device)
-        self._hyper = HyperTable(self.segments.compute_dtype, self.device)
+        self.hyper = HyperTable(self.segments.compute_dtype, self.device)
         self._last_norm: tuple[tuple[Any, ...], Again] | None = None  # what its launch was given, beside the norm
 
     def companion(self) -> Plan:
@@ -145,7 +148,7 @@ class Plan:
             stage: "measure" for the launch of the statistics alone, "move" for the step after it.
 
         Returns:
-            What makes these launches once more, as long as `hyper_version` is the same.
+            What makes these launches once more, as long as the `version` of `hyper` is the same.
         """
         self._note_capture()
         inputs = StepInputs(
@@ -188,13 +191,8 @@ class Plan:
 
     # Numbers on the device ----------------------------------------------------------------------------------------
 
-    @property
-    def hyper_version(self) -> int:
-        """Grows when other numbers are uploaded."""
-        return self._hyper.version
-
     def upload_hyper(
         self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None, check: Check = anything
     ) -> Tensor:
         """The hyper-parameter table, [groups, 1 + columns of the rule], after what changed was copied over."""
-        return self._hyper.upload(rule, groups, max_norm, check)
+        return self.hyper.upload(rule, groups, max_norm, check)

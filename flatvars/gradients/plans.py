@@ -250,7 +250,9 @@ class PlanSet:
 
     def viewed(self, streams: Callable[[torch.dtype], Tensor], told: Sequence[bool]) -> list[Any]:
         known = self.pointed
-        if known is None or not all(part.plan.addresses.holds(each) for part, each in zip(self.parts, known, strict=True)):
+        if known is None or not all(
+            part.plan.addresses.holds(each) for part, each in zip(self.parts, known, strict=True)
+        ):
             self.pointed = [part.plan.viewed(streams(part.region), part.pick(told)) for part in self.parts]
             return self.pointed
         return known

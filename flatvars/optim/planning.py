@@ -22,7 +22,6 @@ from .membership import by_rows, explain_foreign
 from .states import States
 from .weak import CarveHook
 
-
 _requires_grad = attrgetter("requires_grad")
 
 

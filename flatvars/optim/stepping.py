@@ -13,7 +13,7 @@ from torch import Tensor
 from ..backend import Again, Rule, Sources, Stage
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
-from ..gradients.cycle import Collected
+from ..gradients.cycle import Collected, Gradients
 from ..gradients.plans import Part, PlanSet, checked
 from ..memory.grad_mode import unwatched
 from ..memory.streams import Stream
@@ -68,7 +68,8 @@ class Stepping(Planning):
             ForeignParameterError: a param group holds a Parameter that the store does not.
             GradientError: a gradient of a wrong shape or kind, or, if `strict`, none. Nothing is stepped then.
         """
-        self.refuse_swapped("no step is taken from them")
+        if self.swapped:
+            self.refuse_swapped("no step is taken from them")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -90,7 +91,7 @@ class Stepping(Planning):
             step_divided(self, plans, collected, strict)
             touched = [True] * len(plans.params)  # every rank has the values of all
         else:
-            self._launch(plans, collected)
+            self._launch(plans, collected, gradients)
         if self._change is not Change.NONE:
             self._changes.note(self.param_groups)
         self.entries.refresh()
@@ -118,8 +119,7 @@ class Stepping(Planning):
         self.states.resume(turned[True])
         self.states.pause(turned[False])
 
-    def _launch(self, plans: PlanSet, collected: Collected) -> None:
-        gradients = gradients_of(self.registry)
+    def _launch(self, plans: PlanSet, collected: Collected, gradients: Gradients) -> None:
         scaling = read_scaling(self, self.registry.device, collected.gathered)
         if self.registry.sharding is not None:
             scaling["found_inf"] = self.registry.sharding.found(scaling["found_inf"])
@@ -175,7 +175,7 @@ class Stepping(Planning):
         }
         made = self.step_part(plans, part, source, arguments, stage)
         if stage == "both" and made is not None:
-            lasting.note(made, self._switches(lasting, source, norm, scaling), part.plan.hyper_version)
+            lasting.note(made, self._switches(lasting, source, norm, scaling), part.plan.hyper.version)
 
     def _lasting(self, plans: PlanSet, part: Part, rule: Rule) -> Lasting:
         """What a launch of a part is given as long as its rule is the same and nothing moved."""
@@ -197,7 +197,7 @@ class Stepping(Planning):
         turned = self._change is Change.RATE
         if self._change is Change.ANY or lasting.version != self.states.version:
             return False
-        version = None if turned else part.plan.hyper_version
+        version = None if turned else part.plan.hyper.version
         again = lasting.again(self._switches(lasting, source, norm, scaling), version)
         if again is None:
             return False
@@ -212,7 +212,7 @@ class Stepping(Planning):
         """What a launch is given beside what lasts and the numbers of the groups: tensors by their addresses."""
         keys = self._keys_of(lasting) if lasting.draws else None
         observed = self.observed()[0] if self.stats_every else None
-        tensors = keys, observed, *scaling.values()
+        scale, found = scaling["grad_scale"], scaling["found_inf"]
         return (
             source.dtype,
             source.viewed,
@@ -221,7 +221,10 @@ class Stepping(Planning):
             self.max_norm,
             self.skip_nonfinite,
             self.average,
-            *[None if tensor is None else tensor.data_ptr() for tensor in tensors],
+            None if keys is None else keys.data_ptr(),
+            None if observed is None else observed.data_ptr(),
+            None if scale is None else scale.data_ptr(),
+            None if found is None else found.data_ptr(),
         )
 
     def _keys_of(self, lasting: Lasting) -> Tensor | None:
@@ -300,7 +303,7 @@ class Stepping(Planning):
         for param in self.membership.foreign:
             zero_foreign(param, set_to_none)
         plans = self._plans if self._planned == self.membership.version else None
-        gradients_of(self.registry).zero(set_to_none, self.members(), plans)
+        gradients_of(self.registry).zero(set_to_none, self.membership.members(), plans)
 
     @property
     def grad_norm(self) -> Tensor:

@@ -65,7 +65,9 @@ class CpuLaunches:
         """See `Launches.accumulate`."""
         written = self._written if sources.viewed else None
         launcher = self._norm if stream is None else self._gather
-        return accumulate.launch(launcher, self.tables, self._units, sources, stream, out, scale, add, grad_scale, written)
+        return accumulate.launch(
+            launcher, self.tables, self._units, sources, stream, out, scale, add, grad_scale, written
+        )
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """See `Launches.norms`."""
@@ -101,9 +103,7 @@ class CpuLaunches:
         measures = self._measures(len(rule.statistics.names))
         return statistics.launch(self._measure, self.tables, sources, rule, values, states, inputs, written, measures)
 
-    def step(
-        self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
-    ) -> Again:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> Again:
         """See `Launches.step`."""
         measures = None if rule.statistics is None else self._measures(len(rule.statistics.names))
         written = self._written if sources.viewed else None

@@ -261,9 +261,7 @@ class TritonLaunches:
             "BLOCK": self.tables.block,
         }
 
-    def step(
-        self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
-    ) -> Again:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> Again:
         """See `Launches.step`."""
         tables, norm = self.tables, inputs.norm
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
