@@ -25,6 +25,7 @@ class Lasting:
     Attributes:
         arguments: Of `Plan.step_`.
         draws: Whether values or states are rounded at random, unless that is turned off.
+        hyper_version: Of the numbers that the launch was given which was noted last.
     """
 
     def __init__(
@@ -38,27 +39,26 @@ class Lasting:
         self._tensors = [tensor for one in (values, *stored) for tensor in (one.buffer, *one.beside)]
         self._tensors += [counts["steps"], counts["skipped"], *counts["own"]]
         self._tensors += [] if values.places is None else [values.places]
-        self._made: tuple[Again, tuple[Any, ...], list[int], int] | None = None
+        self._again: Again | None = None
+        self._switches: tuple[Any, ...] = ()
+        self._addresses: list[int] = []
+        self.hyper_version = 0
 
     def note(self, again: Again, switches: tuple[Any, ...], hyper_version: int) -> None:
         """A launch was made.
 
         Args:
             again: What makes it once more.
-            switches: All that it was given beside this and the norm, to be compared.
-            hyper_version: Of the numbers of its groups.
+            switches: All that it was given beside this, the numbers of its groups and the norm, to be compared.
+            hyper_version: Of these numbers.
         """
-        self._made = again, switches, list(map(_address, self._tensors)), hyper_version
+        self._again, self._switches, self.hyper_version = again, switches, hyper_version
+        self._addresses = list(map(_address, self._tensors))
 
-    def again(self, switches: tuple[Any, ...], hyper_version: int | None) -> Again | None:
+    def again(self, switches: tuple[Any, ...], hyper_version: int) -> Again | None:
         """What makes the launch that was noted once more, if it was given the same, and all of that lies where it lay.
 
-        Args:
-            hyper_version: Of the numbers of its groups, where no newer ones are about to be uploaded.
+        For numbers that were turned since, `hyper_version` is to be set when they are uploaded.
         """
-        if self._made is None:
-            return None
-        again, known, addresses, version = self._made
-        if known != switches or list(map(_address, self._tensors)) != addresses:
-            return None
-        return again if hyper_version in (None, version) else None
+        same = hyper_version == self.hyper_version and switches == self._switches
+        return self._again if same and list(map(_address, self._tensors)) == self._addresses else None

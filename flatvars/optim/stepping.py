@@ -194,15 +194,15 @@ class Stepping(Planning):
 
         Learning rates may be others; they are uploaded.
         """
-        turned = self._change is Change.RATE
         if self._change is Change.ANY or lasting.version != self.states.version:
             return False
-        version = None if turned else part.plan.hyper.version
-        again = lasting.again(self._switches(lasting, source, norm, scaling), version)
+        hyper = part.plan.hyper
+        again = lasting.again(self._switches(lasting, source, norm, scaling), hyper.version)
         if again is None:
             return False
-        if turned:
-            part.plan.upload_hyper(lasting.rule, self.groups_of(part), self.max_norm, self.check_changed)
+        if self._change is Change.RATE:
+            hyper.turn(self.groups_of(part))
+            lasting.hyper_version = hyper.version
         again(norm)
         return True
 
