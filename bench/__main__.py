@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bench.cases.cell import Cell
+from bench.cases.cell import STEPPING, Cell
 from bench.harness.isolate import PeerProcess
 from bench.harness.machine import machine
 from bench.harness.record import Results, Row
@@ -56,7 +56,7 @@ def chosen_cells(options: argparse.Namespace) -> list[Cell]:
     for on in options.on or []:
         for case in options.case or ["tail"]:
             if not any(cell.case == case and cell.on == on for cell in found):
-                stepping = case in ("tail", "step", "save", "load", "train")
+                stepping = case in (*STEPPING, "save", "load")
                 found.append(Cell(case, on, "adamw" if stepping else ""))
     for cell in found:
         cell.workload  # noqa: B018  (an unknown name is an error now, not after minutes)

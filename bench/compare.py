@@ -18,6 +18,7 @@ import torch
 from bench.cases.cell import Cell
 from bench.harness.isolate import PeerProcess
 from bench.harness.machine import ROOT
+from bench.harness.pairs import ratio
 from bench.harness.record import Results, Row
 from bench.peers import PEERS
 from bench.plan import cells
@@ -34,8 +35,8 @@ class Change:
     """One peer on one cell, before and after.
 
     Attributes:
-        ratio: Time after over time before.
-        allowed: What it may be before it counts: noise, and the spreads of both medians.
+        ratio: Time after over time before: of medians, or the median over the rounds of one run.
+        allowed: What it may be before it counts: noise, and the spreads of both medians, or of the ratio.
     """
 
     case: str
@@ -53,17 +54,24 @@ class Change:
         return "faster" if self.ratio < 1.0 / self.allowed else ""
 
 
-def changes(before: Sequence[Row], after: Sequence[Row], noise: float = NOISE) -> list[Change]:
-    """Rows that both have, the worst first."""
+def changes(
+    before: Sequence[Row], after: Sequence[Row], noise: float = NOISE, *, in_turn: bool = False
+) -> list[Change]:
+    """Rows that both have, the worst first.
+
+    Args:
+        in_turn: Both are of one run, so that a round of one belongs to a round of the other.
+    """
     old = {(row.cell, row.peer): row for row in before}
     found = []
     for new in after:
         was = old.get((new.cell, new.peer))
         if was is None or was.wall_ms is None or new.wall_ms is None:
             continue
-        allowed = 1.0 + noise + (was.spread or 0.0) + (new.spread or 0.0)
-        ratio = new.wall_ms / was.wall_ms
-        found.append(Change(new.case, cell_text(new), new.peer, was.wall_ms, new.wall_ms, ratio, allowed))
+        times, spread = new.wall_ms / was.wall_ms, (was.spread or 0.0) + (new.spread or 0.0)
+        if in_turn and (paired := ratio(was.times, new.times)) is not None and paired.low and paired.high:
+            times, spread = paired.middle, (paired.high - paired.low) / paired.middle
+        found.append(Change(new.case, cell_text(new), new.peer, was.wall_ms, new.wall_ms, times, 1.0 + noise + spread))
     return sorted(found, key=lambda change: change.ratio / change.allowed, reverse=True)
 
 
@@ -111,13 +119,13 @@ def _tree(revision: str, folder: Path) -> str:
     return str(folder)
 
 
-def report(before: Sequence[Row], after: Sequence[Row], noise: float = NOISE) -> int:
+def report(before: Sequence[Row], after: Sequence[Row], noise: float = NOISE, *, in_turn: bool = False) -> int:
     """Prints the comparison.
 
     Returns:
         1 if a row of flatvars is slower or lost its number, else 0; a peer's own changes fail nobody.
     """
-    found, gone = changes(before, after, noise), lost_numbers(before, after)
+    found, gone = changes(before, after, noise, in_turn=in_turn), lost_numbers(before, after)
     lines = [
         [c.case, c.on, c.peer, number(c.before_ms), number(c.after_ms), f"{c.ratio:.2f}", f"{c.allowed:.2f}", c.verdict]
         for c in found
@@ -149,4 +157,4 @@ def command(arguments: Sequence[str]) -> int:
     else:
         todo = [cell for cell in cells(options.device, True) if not options.case or cell.case in options.case]
         before, after = measure_commits([options.a, options.b], todo, options.device)
-    return report(before, after, options.noise)
+    return report(before, after, options.noise, in_turn=not any(files))

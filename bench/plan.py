@@ -10,6 +10,7 @@ from bench.cases.cell import BEYOND, DTYPES, FAMILY, PRODUCTS, STATES, STORED, C
 CASES = {
     "tail": "norm, clip, AdamW, zero_grad: all between backward and the next forward",
     "step": "the optimizer's step alone, without clipping",
+    "cold": "the same behind 20 ms without work, as in a loop that waits for data: threads sleep",
     "accumulate": "gradients of a first micro-batch into float32 sums, and their norm",
     "accumulate-add": "gradients of a later micro-batch added to the sums, and their norm",
     "norm": "norm of all gradients as one vector",
@@ -27,6 +28,7 @@ GPU_SIZES = tuple(2**power for power in range(12, 31, 2))
 CPU_SIZES = tuple(2**power for power in range(12, 25, 4))
 FEW, MATRICES = "100x4096", "24x256x1024"
 SMALL = ("1000x1024", "1000x32", "10000x256")
+COLD = ("1x65536", "1000x1024")
 GPU_MODELS = ("gpt2-small", "resnet101", "llama3-8b-2layers", "lora-llama3-8b-8layers", "465-groups")
 CPU_MODELS = ("gpt2-2layers", "resnet101", "llama3-8b-width/16", "lora-llama3-8b-width/16", "465-groups")
 GPU_TRAINED = ("train-gpt-124M", "train-resnet101", "train-llama-1B")
@@ -90,6 +92,7 @@ def full_cells(device: str) -> list[Cell]:
     return [
         *(Cell("tail", on, "adamw") for on in dict.fromkeys([*SMALL, *counts, *sizes, *models])),
         *steps,
+        *(Cell("cold", on, "adamw") for on in COLD),
         *(Cell("accumulate", on) for on in dict.fromkeys([*sizes, *counts])),
         *(Cell(case, on) for case in ("accumulate-add", "norm") for on in few),
         *(Cell("norms", on) for on in counts),

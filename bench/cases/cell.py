@@ -123,6 +123,8 @@ BEYOND = {
     "adamw-ema": (3, 0),
     "adamw-stats": (2, 0.5),
 }
+# It matters to these where gradients lie.
+STEPPING = ("tail", "step", "cold", "train")
 # Of matrices, by products in bfloat16.
 PRODUCTS = ("muon", "normuon")
 
@@ -148,6 +150,11 @@ class Cell:
         return workload(self.on)
 
     @property
+    def is_stepping(self) -> bool:
+        """Whether it steps, so that it matters where gradients lie."""
+        return self.case in STEPPING
+
+    @property
     def text(self) -> str:
         return " ".join(part for part in (self.case, self.optimizer, self.on, self.format) if part)
 
@@ -169,6 +176,7 @@ class Cell:
             "accumulate": g + gathered,
             "accumulate-add": g + 2 * gathered,
             "step": 2 * p + g + 2 * s + before,
+            "cold": 2 * p + g + 2 * s + before,
             "tail": 2 * p + 2 * g + 2 * s + before,
             "init": p,
             "adopt": 2 * p,
@@ -218,6 +226,7 @@ class Contender:
         run: What is timed.
         check: The gate; run before anything is timed.
         prepare: Called before each run, outside of what is timed.
+        pause: Seconds without work before each run, behind `prepare`; without one a CPU's threads are awake.
         close: Called when all is measured.
         scaffold_bytes: Memory that only the benchmark needs, which counts as nobody's.
         keep: What has to stay alive.
@@ -227,5 +236,6 @@ class Contender:
     check: Callable[[], Checked]
     prepare: Callable[[], object] = nothing
     close: Callable[[], object] = nothing
+    pause: float = 0.0
     scaffold_bytes: int = 0
     keep: list[object] = field(default_factory=list)

@@ -15,6 +15,8 @@ from bench.cases.optimizing import give_grads
 # torch adds all squares of a tensor in float32 one after the other on a CPU; rows show the error that is behind.
 NORM_LIMIT = 5e-3
 Params = list[nn.Parameter]
+Norms = Tensor | Sequence[Tensor]
+"""Of all tensors, as a peer hands them out: one tensor, [tensors], or so many, []."""
 
 
 def _material(cell: Cell, device: str) -> tuple[Params, list[Tensor]]:
@@ -36,9 +38,7 @@ def norm(cell: Cell, device: str, make: Callable[[Params], Callable[[], Tensor]]
     return Contender(run, check, keep=[params])
 
 
-def norms(
-    cell: Cell, device: str, make: Callable[[Params], Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]]
-) -> Contender:
+def norms(cell: Cell, device: str, make: Callable[[Params], Callable[[], tuple[Norms, Norms]]]) -> Contender:
     """The norm of every value and of every gradient."""
     params, grads = _material(cell, device)
     run = make(params)

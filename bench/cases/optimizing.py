@@ -22,6 +22,8 @@ from bench.workloads import Workload
 
 MAX_NORM = 1.0
 STEPS = 3
+# What a loop pauses for that waits for data: threads sleep after less.
+COLD_SECONDS = 0.02
 # Mean error that products in bfloat16 explain.
 PRODUCTS_TOLERANCE = 2e-2
 # Error of three steps that values or state of this precision explain, in units of the largest change of a value.
@@ -183,11 +185,12 @@ def contender(cell: Cell, device: str, make: Callable[[Cell, list[nn.Parameter]]
         make: Builds the peer's optimizer over all parameters of the workload, frozen ones included.
     """
     form = FORMATS[cell.format]
-    params = parameters(cell.workload, device, form.param)
-    grads = gradients(cell.workload, device, form.param)
     if cell.optimizer in BEYOND and cell.workload.frozen:
         raise CannotRunError("its gate looks at whole tensors, all of them trained")
+    params = parameters(cell.workload, device, form.param)
     trainer = make(cell, params)
+    # Behind what may refuse.
+    grads = gradients(cell.workload, device, form.param)
 
     def prepare() -> None:
         trainer.give(grads)
@@ -195,7 +198,12 @@ def contender(cell: Cell, device: str, make: Callable[[Cell, list[nn.Parameter]]
     scaffold = sum(g.nbytes for g in grads) if trainer.scaffold else 0
     check = twin_gate if cell.optimizer in BEYOND else gate
     return Contender(
-        trainer.step, lambda: check(cell, trainer, grads), prepare, scaffold_bytes=scaffold, keep=[params, trainer]
+        trainer.step,
+        lambda: check(cell, trainer, grads),
+        prepare,
+        pause=COLD_SECONDS if cell.case == "cold" else 0.0,
+        scaffold_bytes=scaffold,
+        keep=[params, trainer],
     )
 
 

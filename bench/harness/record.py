@@ -6,9 +6,11 @@ import csv
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from bench.harness.pairs import ratio
 
 FORMAT = 2
 
@@ -19,10 +21,13 @@ class Row:
 
     Attributes:
         like: Formats of values and state; only rows alike in it are compared.
+        views: Whether gradients are views of one buffer, into which autograd adds; again like is compared with like.
         status: "ok", "skipped", "failed" or "red" (the gate).
         spread: Distance of the quartiles of `wall_ms` over it.
         of_copy: Share of the copy's bandwidth in the same rounds of the same run.
-        best_ratio, fused_ratio: Of flatvars: how much slower the fastest peer of like formats is, and torch's fused.
+        best_ratio, fused_ratio: Of flatvars: how much slower the fastest like peer is, and torch's fused, by rounds.
+        best_low, best_high, fused_low, fused_high: The quartiles of these; None where they share no two rounds.
+        times: `wall_ms` of each round, None where there was no turn; in the JSON alone.
     """
 
     case: str
@@ -35,6 +40,7 @@ class Row:
     peer: str
     version: str = ""
     like: str = ""
+    views: bool = False
     status: str = "ok"
     reason: str = ""
     wall_ms: float | None = None
@@ -53,8 +59,13 @@ class Row:
     norm_error: float | None = None
     note: str = ""
     best_ratio: float | None = None
+    best_low: float | None = None
+    best_high: float | None = None
     best_peer: str = ""
     fused_ratio: float | None = None
+    fused_low: float | None = None
+    fused_high: float | None = None
+    times: list[float | None] = field(default_factory=list)
 
     @property
     def cell(self) -> tuple[str, str, str, str]:
@@ -84,7 +95,8 @@ class Results:
         head = json.dumps({"format": FORMAT, "machine": self.machine, "host": host}, indent=1)
         path.write_text(f'{head[:-2]},\n "rows": [\n  {text}\n ]\n}}\n')
         with (folder / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+            columns = [f.name for f in fields(Row) if f.name != "times"]
+            writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
         return path
@@ -103,6 +115,8 @@ class Results:
 
 
 def _short(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_short(one) for one in value]
     if not isinstance(value, float):
         return value
     # JSON has no NaN; the reason of a red gate has the text.
@@ -110,18 +124,24 @@ def _short(value: Any) -> Any:
 
 
 def compare_peers(rows: Iterable[Row], ours: tuple[str, ...]) -> None:
-    """Fills in the ratios of our rows, against the peers of like formats in the same cell."""
+    """Fills in the ratios of our rows, against the like peers in the same cell.
+
+    The best peer is the one with the lowest ratio. Gradients that autograd leaves where it likes are compared with
+    such, and views of one buffer with views; torch's fused, which has no views, with either.
+    """
     cells: dict[tuple[str, str, str, str], list[Row]] = {}
     for row in rows:
         cells.setdefault(row.cell, []).append(row)
     for group in cells.values():
         for mine in group:
-            if mine.peer not in ours or mine.wall_ms is None:
+            if mine.peer not in ours:
                 continue
             others = [r for r in group if r.peer not in ours and r.peer != "copy" and r.like == mine.like]
-            timed = {r.peer: r.wall_ms for r in others if r.wall_ms is not None}
-            if timed:
-                mine.best_peer = min(timed, key=lambda peer: timed[peer])
-                mine.best_ratio = timed[mine.best_peer] / mine.wall_ms
-            if "torch fused" in timed:
-                mine.fused_ratio = timed["torch fused"] / mine.wall_ms
+            found = [(one, r) for r in others if (one := ratio(mine.times, r.times)) is not None]
+            like = [(one, r) for one, r in found if r.views == mine.views]
+            if like:
+                best, row = min(like, key=lambda pair: pair[0].middle)
+                mine.best_peer = row.peer
+                mine.best_ratio, mine.best_low, mine.best_high = astuple(best)
+            for fused in (one for one, r in found if r.peer == "torch fused"):
+                mine.fused_ratio, mine.fused_low, mine.fused_high = astuple(fused)

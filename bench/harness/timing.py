@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 # How long a GPU is kept busy, at most, while the host fills its queue.
 LONGEST_SLEEP_MS = 100.0
 CYCLES_PER_MS = 2_000_000
+# A team of threads that slept takes that long to be awake and each on a core of its own.
+AWAKE_MS = 2.0
 
 
 def synchronize(device: str) -> None:
@@ -34,9 +38,26 @@ class Round:
     device: float
 
 
-def measure_round(prepare: Callable[[], object], run: Callable[[], object], runs: int, device: str) -> Round:
-    """One turn of a contender: `runs` runs by each clock."""
-    wall = _wall(prepare, run, runs, device)
+def measure_round(
+    prepare: Callable[[], object], run: Callable[[], object], runs: int, device: str, pause: float = 0.0
+) -> Round:
+    """One turn of a contender: `runs` runs by each clock.
+
+    Args:
+        pause: Seconds without work before each run, so that threads sleep; else, on a CPU, they are awake.
+    """
+    awake = device == "cpu" and not pause
+
+    def begin() -> None:
+        prepare()
+        if pause:
+            time.sleep(pause)
+        elif awake:
+            wake()
+
+    if awake:
+        wake(AWAKE_MS)
+    wall = _wall(begin, run, runs, device)
     if device == "cpu":
         return Round(wall, wall, wall)
     host = _host(prepare, run, runs)
@@ -53,6 +74,20 @@ def _wall(prepare: Callable[[], object], run: Callable[[], object], runs: int, d
         synchronize(device)
         total += time.perf_counter() - start
     return total / runs * 1e3
+
+
+def wake(ms: float = 0.0) -> None:
+    """Leaves torch's threads awake, as a backward pass does: one operation on all of them, or as many as take `ms`."""
+    values, end = _for_all_threads(), time.perf_counter() + ms / 1e3
+    torch.add(values, 1.0, out=values)
+    while time.perf_counter() < end:
+        torch.add(values, 1.0, out=values)
+
+
+@functools.cache
+def _for_all_threads() -> Tensor:
+    # Twice what torch gives a thread at least, and no more: caches keep what they hold.
+    return torch.zeros(torch.get_num_threads() * 2**16)
 
 
 def _host(prepare: Callable[[], object], run: Callable[[], object], runs: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import time
 import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,17 +17,25 @@ from bench.harness.timing import Round, measure_round, synchronize
 from bench.peers import load
 from bench.peers.peer import Peer
 
-# After the gate, which has run the contender three times.
-WARM_UP = 1
+# After the gate, which has run the contender three times; one run will do where it is slow.
+WARM_UP = 3
+SLOW_MS = 50.0
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A cell that was set up and whose gate is green or red; nothing was timed yet but one run, to plan the others."""
+    """A cell that was set up and whose gate is green or red; few runs were timed yet, to plan the others.
+
+    Attributes:
+        run_ms: What a run takes, with the pause before it.
+        storage, views: What rows that are compared have in common.
+        state_bytes: Of one parameter's whole state, where it is not as the cell asks.
+    """
 
     checked: Checked
     run_ms: float
     storage: str
+    views: bool
     state_bytes: float | None
 
 
@@ -64,6 +71,8 @@ class Bench:
         if reason is not None:
             return Refused("skipped", reason)
         self.drop()
+        # What is alive now stays: modules. Every later collection would look at half a million of their objects.
+        gc.freeze()
         self.before = work.bytes_in_use(self.device)
         try:
             self.contender = self.peer.cases[cell.case](cell, self.device)
@@ -73,23 +82,21 @@ class Bench:
             return Refused("skipped", str(error))
         run_ms = self._warm_up() if checked.green else 0.0
         storage = self.peer.storage(cell)
-        return Ready(checked, run_ms, storage.text, storage.state_bytes)
+        views = self.peer.views and cell.is_stepping
+        return Ready(checked, run_ms, storage.text, views, storage.state_bytes)
 
     def _warm_up(self) -> float:
+        """Milliseconds of the fastest run."""
+        times: list[float] = []
+        while len(times) < WARM_UP and min(times, default=0.0) < SLOW_MS:
+            times.append(self.round(1).wall)
         assert self.contender is not None
-        elapsed = 0.0
-        for _ in range(WARM_UP):
-            self.contender.prepare()
-            synchronize(self.device)
-            start = time.perf_counter()
-            self.contender.run()
-            synchronize(self.device)
-            elapsed = time.perf_counter() - start
-        return elapsed * 1e3
+        return min(times) + self.contender.pause * 1e3
 
     def round(self, runs: int) -> Round:
         assert self.contender is not None
-        return measure_round(self.contender.prepare, self.contender.run, runs, self.device)
+        made = self.contender
+        return measure_round(made.prepare, made.run, runs, self.device, made.pause)
 
     def facts(self) -> Facts:
         """Memory first: the profiler takes some of its own."""

@@ -56,4 +56,5 @@ CONTIGUOUS = Peer(
     "contiguous_params",
     "one dtype and param group, no alignment; torch fused over one tensor; gradients are views: zeros, never None",
     {**optimizer_cases(trainer), "adopt": lambda cell, device: adopt(cell, device, _take)},
+    views=True,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 import flatvars as fv
 from bench.cases import checkpoint, gradients, init
 from bench.cases.adopt import adopt
-from bench.cases.cell import FORMATS, PRODUCTS, Cell, Contender
+from bench.cases.cell import FORMATS, PRODUCTS, CannotRunError, Cell, Contender
 from bench.cases.hyper import EMA_DECAY, HYPER, OUR_NAMES, TORCH_NAMES
 from bench.cases.optimizing import MAX_NORM, PRODUCTS_TOLERANCE, Trainer, give_grads, param_groups, twin_of
 from bench.peers.peer import Builder, Peer, optimizer_cases
+from bench.peers.torch_optim import NO_FUSED, SAME_DTYPE
 
 Params = list[nn.Parameter]
 TOLERANCES = dict.fromkeys(PRODUCTS, PRODUCTS_TOLERANCE)
@@ -138,9 +139,9 @@ def _norm(params: Params) -> Any:
 def _norms(params: Params) -> Any:
     store = fv.VarStore.from_module(nn.ParameterList(params))
 
-    def run() -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        found = store.norms().values()
-        return [value for value, _ in found], [grad for _, grad in found if grad is not None]
+    def run() -> tuple[Tensor, Tensor]:
+        found = store.norms()
+        return found.value_norm, found.grad_norm
 
     return run
 
@@ -184,6 +185,18 @@ def _cases() -> dict[str, Builder]:
     }
 
 
+def _views_cases() -> dict[str, Builder]:
+    """A step alone only beside a peer whose gradients are views too: every other row would be one that says nothing."""
+    cases = optimizer_cases(partial(trainer, "views"))
+
+    def step(cell: Cell, device: str) -> Contender:
+        if cell.format not in SAME_DTYPE or cell.optimizer not in TORCH_NAMES or cell.optimizer in NO_FUSED:
+            raise CannotRunError("no peer steps it with gradients that are views")
+        return cases["step"](cell, device)
+
+    return {**cases, "step": step}
+
+
 FLATVARS = Peer(
     "flatvars",
     "flatvars",
@@ -203,5 +216,6 @@ VIEWS = Peer(
     "flatvars",
     "flatvars",
     "as flatvars; autograd adds into one buffer, which is what backward pays for and not shown here",
-    {name: optimizer_cases(partial(trainer, "views"))[name] for name in ("tail", "train")},
+    _views_cases(),
+    views=True,
 )

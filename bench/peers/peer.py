@@ -46,6 +46,7 @@ class Peer:
         formats: Its memory formats and its accuracy, in a sentence: only like is compared with like.
         cases: How it does each case it has; raises `CannotRunError` for a cell it cannot do.
         storage: How it keeps a cell.
+        views: Its gradients are views of one buffer, into which autograd adds: that is paid for in the backward pass.
         gpu_only: It has no way to run elsewhere.
         most_tensors: It is not asked for longer lists, with `most_reason`.
         most_on_cpu: Nor for longer ones than this on a CPU, where it is a loop that takes seconds.
@@ -57,6 +58,7 @@ class Peer:
     formats: str
     cases: Mapping[str, Builder]
     storage: Callable[[Cell], Storage] = as_asked
+    views: bool = False
     gpu_only: bool = False
     most_tensors: int | None = None
     most_reason: str = ""
@@ -90,7 +92,12 @@ def optimizer_cases(make: Make) -> dict[str, Builder]:
     def stepping(cell: Cell, device: str) -> Contender:
         return contender(cell, device, make)
 
-    return {"step": stepping, "tail": stepping, "train": lambda cell, device: train(cell, device, make)}
+    return {
+        "step": stepping,
+        "cold": stepping,
+        "tail": stepping,
+        "train": lambda cell, device: train(cell, device, make),
+    }
 
 
 def need_formats(cell: Cell, names: tuple[str, ...], why: str) -> None:

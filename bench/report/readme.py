@@ -13,10 +13,11 @@ from pathlib import Path
 
 from bench.harness.record import Results, Row
 from bench.peers import OURS, PEERS, load
+from bench.plan import CASES
 from bench.plot import FIGURES, draw, figure_path
 from bench.report.formats import formats_part
 from bench.report.headline import headline
-from bench.report.summary import averages, cell_text, losses
+from bench.report.summary import HELD, LOST_COLUMNS, averages, cell_text, lost_lines, lost_text, quartiles
 from bench.report.table import aims, number
 from bench.report.trained import trained_part
 
@@ -25,9 +26,8 @@ PAGES = (BENCH / "README.md", BENCH.parent / "README.md")
 FOLDER = BENCH / "results"
 NAMES = {"cpu": "a CPU", "cuda": "a GPU"}
 NOT_YET = "Not measured yet. The command is `python -m bench --out bench/results`, then `python -m bench readme`."
-IN_FULL = "tail"
-"""The case whose rows the page shows; those of the others are in the CSV."""
-LOST_SHOWN = 12
+IN_FULL = ("tail", "cold")
+"""The cases whose rows the page shows; those of the others are in the CSV."""
 
 CHECKPOINT_COLUMNS = {
     "save": "save",
@@ -84,8 +84,10 @@ def device_part(path: Path | None, device: str) -> str:
     )
     aimed = markdown(("aim", "wanted", "measured", "reached"), aims(results.rows)) if device == "cuda" else ""
     figures = "\n".join(f"![{ALT[name]}](results/plots/{figure_path(path, name, 'svg').name})" for name in FIGURES)
-    parts = [aimed, "Ratios, above 1 where flatvars is faster:", averages_table(results.rows), lost_text(results.rows)]
-    parts += [f"**{IN_FULL}**, milliseconds:", case_table([row for row in results.rows if row.case == IN_FULL])]
+    parts = [aimed, "Ratios, above 1 where flatvars is faster:", averages_table(results.rows), lost_table(results.rows)]
+    for case in IN_FULL:
+        if rows := [row for row in results.rows if row.case == case]:
+            parts += [f"**{case}** ({CASES[case]}), milliseconds:", case_table(rows)]
     if results.host:
         parts += ["Microseconds of the parts of a step that walk the variables:", host_table(results.host)]
     return "\n\n".join(filter(None, [*parts, figures, head]))
@@ -101,30 +103,35 @@ def number_text(rows: Sequence[Row]) -> str:
 
 
 def averages_table(rows: Sequence[Row]) -> str:
-    lines = [[a.case, a.against, str(a.rows), f"{a.mean:.2f}x", f"{a.worst:.2f}x", a.worst_on] for a in averages(rows)]
-    return markdown(("case", "flatvars against", "rows", "geometric mean", "worst", "on"), lines)
+    lines = [
+        [a.case, a.ours, a.against, str(a.rows), f"{a.mean:.2f}x", f"{a.worst:.2f}x", a.worst_on]
+        for a in averages(rows)
+    ]
+    return markdown(("case", "ours", "against", "rows", "geometric mean", "worst", "on"), lines)
 
 
-def lost_text(rows: Sequence[Row]) -> str:
-    lost = losses(rows)
-    if not lost:
-        return "No row is lost to a peer of like formats."
-    lines = [[r.case, cell_text(r), r.best_peer, number(r.best_ratio, "{:.2f}x")] for r in lost[:LOST_SHOWN]]
-    ours = sum(row.peer == "flatvars" and row.best_ratio is not None for row in rows)
-    more = f"; the worst {LOST_SHOWN}" if len(lost) > LOST_SHOWN else ""
-    text = f"{len(lost)} of {ours} rows are lost to a peer of like formats{more}:"
-    return f"{text}\n\n{markdown(('case', 'on', 'to', 'ratio'), lines)}"
+def lost_table(rows: Sequence[Row]) -> str:
+    lines = lost_lines(rows)
+    return f"{lost_text(rows)}:\n\n{markdown(LOST_COLUMNS, lines)}" if lines else lost_text(rows)
 
 
 def case_table(rows: Sequence[Row]) -> str:
-    """One line a cell: ours, torch fused, the best peer of like formats."""
+    """One line a cell: ours, torch fused, and the best like peer of gradients as they come and of views."""
     lines = []
     for mine in (row for row in rows if row.peer == "flatvars"):
         peers = {row.peer: row for row in rows if row.cell == mine.cell}
-        fused, best = peers.get("torch fused"), peers.get(mine.best_peer)
         variants = [number(getattr(peers.get(peer), "wall_ms", None)) for peer in OURS]
         if mine.wall_ms is None:
             variants[0] = f"{mine.status}: {mine.reason}"
+        against = [
+            [
+                f"{ours.best_peer} {number(getattr(peers.get(ours.best_peer), 'wall_ms', None))}",
+                f"{number(ours.best_ratio, '{:.2f}x')} ({quartiles(ours.best_low, ours.best_high)})",
+            ]
+            if (ours := peers.get(held)) is not None and ours.best_peer
+            else ["-", "-"]
+            for held in HELD
+        ]
         lines.append(
             [
                 cell_text(mine),
@@ -132,14 +139,14 @@ def case_table(rows: Sequence[Row]) -> str:
                 number(mine.host_ms),
                 number(mine.launches, "{:,}"),
                 number(mine.of_copy, "{:.0%}"),
-                number(getattr(fused, "wall_ms", None)),
+                number(getattr(peers.get("torch fused"), "wall_ms", None)),
                 number(mine.fused_ratio, "{:.2f}x"),
-                f"{mine.best_peer} {number(getattr(best, 'wall_ms', None))}" if mine.best_peer else "-",
-                number(mine.best_ratio, "{:.2f}x"),
+                *(text for pair in against for text in pair),
                 mine.note or "-",
             ]
         )
-    columns = ("on", *OURS, "host", "launches", "of copy", "torch fused", "ratio", "best peer", "ratio", "note")
+    columns = ["on", *OURS, "host", "launches", "of copy", "torch fused", "ratio"]
+    columns += ["best peer", "ratio (quartiles)", "best peer of views", "ratio (quartiles)", "note"]
     # A column that no line has anything in says nothing.
     kept = [i for i in range(len(columns)) if i == 0 or any(line[i] != "-" for line in lines)]
     return markdown([columns[i] for i in kept], [[line[i] for i in kept] for line in lines])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bench.harness.record import Results, Row
 from bench.peers import OURS
-from bench.report.summary import TARGETS, averages, cell_text, losses
+from bench.report.summary import HELD, LOST_COLUMNS, TARGETS, averages, cell_text, lost_lines, lost_text, quartiles
 
 COLUMNS = (
     "peer",
@@ -64,18 +64,16 @@ def print_cell(rows: Sequence[Row]) -> None:
 def print_summary(results: Results) -> None:
     """The short tables, last: ratios with worst rows, losses, rows without a number, aims; then a line a cell."""
     means = [
-        [a.case, a.against, f"{a.rows}", f"{a.mean:.2f}x", f"{a.worst:.2f}x", a.worst_on]
+        [a.case, a.ours, a.against, f"{a.rows}", f"{a.mean:.2f}x", f"{a.worst:.2f}x", a.worst_on]
         for a in averages(results.rows)
     ]
     print_table(
         "Averages of ratios (above 1 flatvars is faster)",
-        ("case", "against", "rows", "geometric mean", "worst", "on"),
+        ("case", "ours", "against", "rows", "geometric mean", "worst", "on"),
         means,
     )
-    lost = [
-        [row.case, cell_text(row), row.best_peer, number(row.best_ratio, "{:.2f}x")] for row in losses(results.rows)
-    ]
-    print_table("Lost", ("case", "on", "to", "ratio"), lost or [["nothing", "", "", ""]])
+    lost = lost_lines(results.rows)
+    print_table(f"Lost: {lost_text(results.rows)}", LOST_COLUMNS, lost or [["nothing", *[""] * 6]])
     bad = [
         [r.case, cell_text(r), r.peer, f"{r.status}: {r.reason}"] for r in results.rows if r.status in ("red", "failed")
     ]
@@ -84,9 +82,9 @@ def print_summary(results: Results) -> None:
     if results.machine["device"] != "cpu":
         print_table("Aims", ("aim", "wanted", "measured", ""), aims(results.rows))
     print_table(
-        "flatvars (bytes are modelled; ratios above 1 are faster; best peer of like formats)",
-        ("case", "on", "x torch fused", "x best", "best peer", "wall ms", "host ms", "launches", "of copy"),
-        [_line(row) for row in results.rows if row.peer == "flatvars"],
+        "Ours (bytes are modelled; ratios above 1 are faster, medians of rounds; best of the like peers)",
+        ("case", "on", "ours", "x torch fused", "x best", "quartiles", "best peer", "wall ms", "launches", "of copy"),
+        [_line(row) for row in results.rows if row.peer in HELD and row.reason != "has no such operation"],
     )
     versions = {row.peer: row.version for row in results.rows if row.version}
     print("peers: " + ", ".join(f"{peer} {version}" for peer, version in versions.items()))
@@ -106,15 +104,16 @@ def aims(rows: Sequence[Row]) -> list[list[str]]:
 
 def _line(row: Row) -> list[str]:
     if row.wall_ms is None:
-        return [row.case, cell_text(row), f"{row.status}: {row.reason}", *[""] * 6]
+        return [row.case, cell_text(row), row.peer, f"{row.status}: {row.reason}", *[""] * 6]
     return [
         row.case,
         cell_text(row),
+        row.peer,
         number(row.fused_ratio, "{:.2f}x"),
         number(row.best_ratio, "{:.2f}x"),
+        quartiles(row.best_low, row.best_high),
         row.best_peer,
         number(row.wall_ms, "{:.4g}"),
-        number(row.host_ms, "{:.4g}"),
         number(row.launches, "{:,}"),
         number(row.of_copy, "{:.0%}"),
     ]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import ItemsView, Iterator, Mapping, ValuesView
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -14,6 +18,8 @@ from ..variables.variable import Variable
 from .cycle import Gradients
 from .masks import clear_masked
 from .plans import checked
+
+_requires_grad = attrgetter("requires_grad")
 
 
 @unwatched
@@ -42,14 +48,86 @@ def unmasked(gradients: Gradients, variable: Variable) -> Tensor | None:
     return grad.masked_fill(frozen.view(variable.span).view(torch.bool), 0.0)
 
 
+Pair = tuple[Tensor, Tensor | None]
+"""Norms of one variable: of its value, and of its gradient if it has one."""
+
+
+@dataclass(frozen=True, eq=False)
+class VariableNorms(Mapping[str, Pair]):
+    """Norms of variables: name to (of the value, of the gradient or None), tensors [].
+
+    All of them lie in two tensors; those of one variable are made when they are read. Nothing waits for the device
+    until a number is.
+
+    Attributes:
+        names: Of the variables, in creation order.
+        value_norm: Of each value, [variables].
+        grad_norm: Of each gradient, [variables]; 0 where there is none.
+        has_grad: Which variables have a gradient.
+
+    Example:
+        >>> norms = store.norms()
+        >>> norms["weight"]
+        (tensor(2.), None)
+        >>> dict(zip(norms.names, norms.value_norm.tolist()))  # all numbers at once: one wait for the device
+        {'weight': 2.0}
+    """
+
+    names: tuple[str, ...]
+    value_norm: Tensor
+    grad_norm: Tensor
+    has_grad: tuple[bool, ...]
+
+    def __getitem__(self, name: str) -> Pair:
+        if name not in self._rows:
+            raise KeyError(f"{name!r} is no variable that these norms are of")
+        row = self._rows[name]
+        return self.value_norm[row], self.grad_norm[row] if self.has_grad[row] else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def items(self) -> ItemsView[str, Pair]:
+        """Every name with its pair."""
+        return self._pairs.items()
+
+    def values(self) -> ValuesView[Pair]:
+        """Every pair."""
+        return self._pairs.values()
+
+    def __repr__(self) -> str:
+        return f"VariableNorms({len(self)} variables, {sum(self.has_grad)} with a gradient)"
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.names)}
+
+    @cached_property
+    def _pairs(self) -> dict[str, Pair]:
+        """All at once, for who reads all: half of the time of one after the other."""
+        rows = zip(self.names, self.value_norm.unbind(), self.grad_norm.unbind(), self.has_grad, strict=True)
+        return {name: (value, grad if there else None) for name, value, grad, there in rows}
+
+
 @unwatched
-def norms(gradients: Gradients, order: float = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
+def norms(gradients: Gradients, order: float = 2.0) -> VariableNorms:
     """See `VarStore.norms`."""
     plans = checked(gradients.plans)
     collected = gradients.collect(plans)
     values, grads = plans.variable_norms(collected.sources, order, values=True)
-    rows = zip(plans.variables, values.unbind(), grads.unbind(), gradients.hits(plans, collected), strict=True)
-    return {v.name: (value, grad if hit else None) for v, value, grad, hit in rows if v.requires_grad}
+    found = VariableNorms(plans.names, values, grads, tuple(gradients.hits(plans, collected)))
+    watched = list(map(_requires_grad, plans.wholes))
+    return found if all(watched) else _only(found, [row for row, is_on in enumerate(watched) if is_on])
+
+
+def _only(norms: VariableNorms, rows: list[int]) -> VariableNorms:
+    """Those of some of the variables."""
+    chosen = torch.tensor(rows, dtype=torch.int64).to(norms.value_norm.device, non_blocking=True)
+    names, there = tuple(norms.names[row] for row in rows), tuple(norms.has_grad[row] for row in rows)
+    return VariableNorms(names, norms.value_norm[chosen], norms.grad_norm[chosen], there)
 
 
 @unwatched

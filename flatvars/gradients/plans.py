@@ -152,6 +152,16 @@ class PlanSet:
         return [spec.shape for spec in specs], [spec.stride for spec in specs]
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of all variables; who renames one makes other plans."""
+        return tuple(v.name for v in self.variables)
+
+    @cached_property
+    def wholes(self) -> list[Tensor]:
+        """What modules hold of all variables; whoever shards one makes other plans."""
+        return [v.whole for v in self.variables]
+
+    @cached_property
     def empty(self) -> list[int]:
         """Positions of the variables without elements."""
         return [k for k, v in enumerate(self.variables) if not v.spec.numel]

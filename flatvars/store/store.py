@@ -28,6 +28,7 @@ from ..errors import FlatvarsError, UnknownNameError
 from ..gradients import freezing, norms
 from ..gradients.attached import ValueFormat, gradients_of, make_registry, masks_of
 from ..gradients.cycle import Gradients, Mode
+from ..gradients.norms import VariableNorms
 from ..memory.layout import Region
 from ..modules.adopt import adopt, adopt_buffers, registry_of, release_all, watch
 from ..modules.buffers import left_out
@@ -829,8 +830,14 @@ class VarStore:
         """Norm of all gradients as one vector, a device scalar; 0 if there are none. No synchronization."""
         return norms.norm(self._gradients, float(norm_type))
 
-    def norms(self, norm_type: Real = 2.0) -> dict[str, tuple[Tensor, Tensor | None]]:
-        """Norms of every trainable variable: (of its value, of its gradient or None), device scalars, in one launch."""
+    def norms(self, norm_type: Real = 2.0) -> VariableNorms:
+        """Norms of every trainable variable in one launch; nothing waits for the device.
+
+        Returns:
+            A mapping from names to (norm of the value, norm of the gradient or None), device scalars, which are made
+            when they are read. `value_norm` and `grad_norm` are all of them, a tensor each: `norms.grad_norm.tolist()`
+            waits once for what a loop of `.item()` waits for at every variable.
+        """
         return norms.norms(self._gradients, float(norm_type))
 
     def clip_grad_norm_(

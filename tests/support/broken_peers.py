@@ -17,7 +17,7 @@ from bench.peers.peer import Builder, Peer, optimizer_cases
 
 
 def _peer(name: str, build: Builder) -> Peer:
-    return Peer(name, "torch", "torch", "for tests", {"tail": build, "step": build})
+    return Peer(name, "torch", "torch", "for tests", {"tail": build, "step": build, "cold": build})
 
 
 def _optimizer(lr_factor: float, cell: Cell, params: list[nn.Parameter]) -> Trainer:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterator
 from unittest.mock import patch
 
 import pytest
 
 from bench.cases.cell import Cell, Checked
+from bench.harness import timing
 from bench.harness.isolate import PeerProcess
 from bench.harness.record import Row
+from bench.harness.timing import measure_round
 from bench.harness.worker import Bench
 from bench.run import Limits, Runner
 from tests.support import broken_peers
@@ -65,7 +68,8 @@ def test_a_right_peer_has_all_its_numbers():
     row = run_here("RIGHT")
     assert row.status == "ok"
     assert row.wall_ms > 0.0
-    assert row.rounds == 3
+    assert row.rounds == len(row.times) == 3
+    assert row.wall_ms == sorted(row.times)[1]
     assert row.launches > 0
     assert row.error < 1e-3
     assert row.bytes == 32 * 150
@@ -125,6 +129,28 @@ def test_cells_after_the_time_is_up_say_so():
     (row,) = Runner([InProcess("RIGHT")], "cpu", limits).run((CELL,), lambda done, cell, rows: None)
     assert row.status == "skipped"
     assert row.reason.startswith("not begun")
+
+
+def test_a_pause_is_before_a_run_and_not_timed():
+    cell = Cell("cold", "3x50", "adamw")
+    contender = broken_peers.RIGHT.cases["cold"](cell, "cpu")
+    seen: list[float] = []
+    timed = measure_round(lambda: seen.append(time.perf_counter()), contender.run, 2, "cpu", contender.pause)
+    assert contender.pause >= 0.02
+    assert seen[1] - seen[0] >= contender.pause
+    assert timed.wall < (time.perf_counter() - seen[0]) * 1e3 - 2 * contender.pause * 1e3
+    assert broken_peers.RIGHT.cases["step"](CELL, "cpu").pause == 0.0
+
+
+def test_threads_are_awake_before_each_run_but_behind_a_pause(monkeypatch):
+    order: list[str] = []
+    monkeypatch.setattr(timing, "wake", lambda ms=0.0: order.append(f"wake {ms:.0f}"))
+    steps = (lambda: order.append("prepare"), lambda: order.append("run"))
+    measure_round(*steps, 2, "cpu")
+    assert order == ["wake 2", "prepare", "wake 0", "run", "prepare", "wake 0", "run"]
+    order.clear()
+    measure_round(*steps, 1, "cpu", 1e-6)
+    assert order == ["prepare", "run"]
 
 
 def test_nan_is_within_no_limit():

@@ -39,6 +39,7 @@ def row(peer: str, ms: float | None, on: str = "10x100", **other: object) -> Row
     made = Row(
         "tail", "adamw", on, "float32", count * numel, count, 1, peer, "1.0", like="float32", wall_ms=ms, spread=0.01
     )
+    made.times = [] if ms is None else [ms, ms]
     made.gb_per_s, made.bytes_per_param, made.peak_bytes_per_param, made.host_ms = 5.0, 16.0, 20.0, ms
     return replace(made, **other)
 
@@ -72,7 +73,7 @@ def test_ratios_are_among_like_formats(results):
 
 def test_average_beside_worst_and_losses_shown(results):
     best, fused = averages(results.rows)
-    assert (best.rows, best.worst, best.worst_on) == (2, 0.5, "adamw 1x1024")
+    assert (best.ours, best.rows, best.worst, best.worst_on) == ("flatvars", 2, 0.5, "adamw 1x1024")
     assert best.mean == pytest.approx(1.0)
     assert fused.mean == pytest.approx((3.0 * 0.5) ** 0.5)
     assert [lost.on for lost in losses(results.rows)] == ["1x1024"]
@@ -84,6 +85,9 @@ def test_files_come_back_as_they_were(results, folder):
     lines = (folder / "2020-01-01-cpu.csv").read_text().splitlines()
     assert len(lines) == 1 + len(results.rows)
     assert lines[0].startswith("case,optimizer,on,format,elements")
+    # A round's time is in the JSON alone.
+    assert "times" not in lines[0]
+    assert all(line.count(",") == lines[0].count(",") for line in lines)
     path.write_text(json.dumps({"format": 1}))
     with pytest.raises(ValueError, match="format 1"):
         Results.load(path)
@@ -134,7 +138,8 @@ def test_the_page_shows_results_and_is_idempotent(folder):
     once = readme.page(text, folder)
     assert readme.page(once, folder) == once
     assert "old" not in once
-    for part in ("before", "between", "after", "3.00x", "optimi 4", "failed, its process ended", "not measured yet"):
+    shown = ("3.00x", "optimi 4", "2.00x (2.00 to 2.00)", "0.50 to 0.50", "failed, its process ended")
+    for part in ("before", "between", "after", *shown, "not measured yet"):
         assert part in once
     assert once.count("Not measured yet") == 1
 
@@ -234,6 +239,17 @@ def test_a_slowdown_is_flagged_and_noise_is_not(capsys):
     # A peer that became slower fails nobody.
     assert report(before[:2], after[:2]) == 0
     assert report(after, before) == 0
+
+
+def test_rounds_of_one_run_are_compared_in_pairs():
+    """The machine became slow behind the first turn: medians call the same code slower."""
+    before = [row("flatvars", 10.0, times=[10.0, 10.0, 10.0, 15.0, 15.0])]
+    after = [row("flatvars", 15.0, times=[10.0, 10.0, 15.0, 15.0, 15.0])]
+    assert [c.verdict for c in changes(before, after)] == ["SLOWER"]
+    (change,) = changes(before, after, in_turn=True)
+    assert (change.ratio, change.verdict) == (1.0, "")
+    slow = [row("flatvars", 16.0, times=[12.0, 12.0, 12.0, 18.0, 18.0])]
+    assert [c.verdict for c in changes(before, slow, in_turn=True)] == ["SLOWER"]
 
 
 def test_a_wide_spread_allows_more():
