@@ -41,12 +41,10 @@ from .memory import (
 from .prepared import Launcher, Prepared, read_of
 from .record import DONE, NEXT, RecordLayout, address_of, bits_of
 from .squares import Units, norm_writer, unit_squares, written_finder
-from .threads import chunk_of, threads_for, wait
+from .threads import wait
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
-    "count",  # of tiles
-    "chunk",  # tiles that a thread takes at a time
     "sources",  # address of [variables, 2] int64: address (0: none) and dtype code
     "converter",  # address of the function for gradients of other dtypes
     "stream",  # address of [numel] in/out, or 0
@@ -246,11 +244,9 @@ def _prepared(
     code = kernel(None if stream is None else name_of(stream.dtype), dtype)
     plain = sources.dtype == tables.compute_dtype and scale == 1.0 and not grad_scale and tables.frozen is None
     size = np.dtype(dtype).itemsize * (1 if stream is None else 3)
-    threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
         count=tables.count,
-        chunk=chunk_of(tables.count, threads),
         sources=sources.table.data_ptr(),
         converter=0 if plain else converter_of(dtype),
         stream=address_of(stream),
@@ -267,4 +263,4 @@ def _prepared(
         norm=out.norm.data_ptr(),
         norm_is_double=out.norm.dtype == torch.float64,
     )
-    return Prepared(code, record, threads)
+    return Prepared(code, record, size * tables.numel)

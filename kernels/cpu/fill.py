@@ -26,12 +26,10 @@ from .gradients import TILE
 from .memory import caller, element_store, fetch_add, read_double, read_float, read_int, stack, write_float
 from .philox import block_writer, complement, quarter_turn, unsigned, upper_bits, write_blocks
 from .record import DONE, NEXT, RecordLayout
-from .threads import POOL, callable_of, chunk_of, threads_for, wait
+from .threads import POOL, callable_of, wait
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [count, 4] int64: start, local, length, variable
-    "count",
-    "chunk",  # tiles that a thread takes at a time
     "variables",  # address of [variables, columns] int64: `fills.variable_rows`
     "columns",
     "axes",  # room for them in a row
@@ -189,15 +187,13 @@ def fill(stream: Tensor, fills: Sequence[Fill], seed: int) -> None:
     code = kernel(name_of(stream.dtype))
     tiles, variables, axes = fill_tables(fills, seed, TILE)
     random = any(each.draw.is_random for each in fills)
-    threads = threads_for(BYTES_A_VALUE * sum(each.count for each in fills))
     record = LAYOUT.fill(
         tiles=tiles.ctypes.data,
         count=len(tiles),
-        chunk=chunk_of(len(tiles), threads),
         variables=variables.ctypes.data,
         columns=variables.shape[1],
         axes=axes,
         stream=stream.data_ptr(),
         draw=drawer().address if random else 0,
     )
-    POOL.launch(callable_of(code), record, threads)
+    POOL.launch(callable_of(code), record, BYTES_A_VALUE * sum(each.count for each in fills))

@@ -29,12 +29,10 @@ from .gradients import TILE, converter_of, tile_source
 from .memory import element_load, element_store, fetch_add, read_double, read_int, stack, write_double, write_float
 from .record import DONE, NEXT, RecordLayout, address_of, bits_of
 from .sums import reduction
-from .threads import POOL, callable_of, chunk_of, threads_for, wait
+from .threads import POOL, callable_of, wait
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
-    "count",  # of tiles
-    "chunk",  # tiles that a thread takes at a time
     "variables",  # address of [variables, 3] int64: first tile, number of tiles, slot
     "variable_count",
     "sources",  # address of [variables, 2] int64: address (0: none) and dtype code; or 0
@@ -171,11 +169,9 @@ def launch(tables: Tables, values: Tensor | None, sources: Sources | None, order
         and tables.frozen is None
     )
     size = np.dtype(dtype).itemsize * ((values is not None) + (sources is not None))
-    threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
         count=tables.count,
-        chunk=chunk_of(tables.count, threads),
         variables=tables.variables.data_ptr(),
         variable_count=len(tables.segments),
         sources=0 if sources is None else sources.table.data_ptr(),
@@ -187,4 +183,4 @@ def launch(tables: Tables, values: Tensor | None, sources: Sources | None, order
         partials=partials.ctypes.data,
         out=out.data_ptr(),
     )
-    POOL.launch(callable_of(code), record, threads)
+    POOL.launch(callable_of(code), record, size * tables.numel)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..addresses import Sources
@@ -25,20 +24,20 @@ class Prepared:
 
     Args:
         code: Machine code of `(record, leader) -> finished`.
-        record: Every launch on several threads has a copy: one that wakes too late looks at its own.
+        size: Bytes that it moves, which decide how many threads share it.
         beside: What the record holds addresses of, and nobody else keeps.
     """
 
-    def __init__(self, code: Any, record: Words, threads: int, *beside: Any) -> None:
-        self._function, self._record, self._threads, self._beside = callable_of(code), record, threads, beside
+    def __init__(self, code: Any, record: Words, size: int, *beside: Any) -> None:
+        self._function, self._record, self._size, self._beside = callable_of(code), record, size, beside
 
     def run(self, moved: Sequence[tuple[int, int]] = ()) -> None:
         """See `Launcher.run`."""
-        record = self._record if self._threads == 1 else self._record.__class__.from_buffer_copy(self._record)
+        record = self._record
         for position, word in moved:
             record[position] = word
         record[NEXT] = record[DONE] = 0
-        POOL.launch(self._function, record, self._threads)
+        POOL.launch(self._function, record, self._size)
 
 
 class Launcher:
@@ -71,6 +70,6 @@ class Launcher:
 
 
 def read_of(tables: Tables, sources: Sources, written: Tensor | None) -> tuple[Any, ...]:
-    """The beginning of what a launch is given: where gradients are found, and how many threads there are."""
+    """The beginning of what a launch is given: where gradients are found."""
     frozen = None if tables.frozen is None else tables.frozen.data_ptr()
-    return torch.get_num_threads(), sources.table.data_ptr(), sources.dtype, written is None, frozen
+    return sources.table.data_ptr(), sources.dtype, written is None, frozen

@@ -25,6 +25,10 @@ NEXT, DONE = 0, 8
 FIRST = 16
 _COUNTERS = (0,) * FIRST
 
+# What all launches have: number of tiles, and how many of them a thread takes at a time, which each launch sets anew.
+COUNT, CHUNK = FIRST, FIRST + 1
+_SHARED = ("count", "chunk")
+
 
 def row_of(words: Sequence[int]) -> Words:
     """Words in a row, for as long as somebody holds it."""
@@ -32,15 +36,15 @@ def row_of(words: Sequence[int]) -> Words:
 
 
 class RecordLayout:
-    """Names of the words of one kind of launch."""
+    """Names of the words of one kind of launch, besides the count of its tiles and the chunk."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
-        self.positions = {name: FIRST + position for position, name in enumerate(names)}
+        self.positions = {name: FIRST + position for position, name in enumerate((*_SHARED, *names))}
 
-    def fill(self, **words: int) -> Words:
-        """A row for one launch; every name must be given: addresses, counts, flags."""
-        return row_of([*_COUNTERS, *map(words.__getitem__, self.names)])
+    def fill(self, *, count: int, **words: int) -> Words:
+        """A row for launches of `count` tiles; every name must be given: addresses, counts, flags."""
+        return row_of([*_COUNTERS, count, 0, *map(words.__getitem__, self.names)])
 
     def reader(self) -> Any:
         """`word(record, "name")` for compiled functions: an integer."""

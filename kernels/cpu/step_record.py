@@ -20,12 +20,9 @@ from .gradients import converter_of
 from .memory import read_byte, read_double, read_float, read_int, read_int32, write_float, write_int32
 from .prepared import Prepared, read_of
 from .record import RecordLayout, address_of, address_of_row, row_of
-from .threads import chunk_of, threads_for
 
 LAYOUT = RecordLayout(
     "tiles",  # address of [tiles, 5] int64
-    "count",  # of tiles
-    "chunk",  # tiles that a thread takes at a time
     "variables",  # address of [variables, 3] int64: first tile, number of tiles, slot
     "variable_count",
     "sources",  # address of [variables, 2] int64: address (0: untouched) and dtype code
@@ -203,11 +200,9 @@ def prepared(
     low, prints = values.beside or (None, None)
     kept = np.empty((len(tables.segments), len(own)), dtype=np.float32) if own else None
     size = 2 * sum(buffer.element_size() for buffer in (values.buffer, *buffers)) + 4
-    threads = threads_for(size * tables.numel)
     record = LAYOUT.fill(
         tiles=tables.tiles.data_ptr(),
         count=tables.count,
-        chunk=chunk_of(tables.count, threads),
         variables=tables.variables.data_ptr(),
         variable_count=len(tables.segments),
         sources=sources.table.data_ptr(),
@@ -248,4 +243,4 @@ def prepared(
         unit_count=0 if scratch is None else scratch.units.shape[1],
         observed=address_of(inputs.observed),
     )
-    return Prepared(code, record, threads, addresses, own, scales, kept)
+    return Prepared(code, record, size * tables.numel, addresses, own, scales, kept)

@@ -1,10 +1,10 @@
 """Threads: each launch is one function that several threads call at once, which share out its tiles.
 
-They are torch's where a launch wants all of them (`team.py`), else our own. Numba's `prange` is a trap for a library:
-on GNU OpenMP a forked child that enters a parallel region is terminated, and Numba's own scheduler aborts the process
-when two Python threads use it. With our own, the thread that launches never depends on another one: it takes tiles
-until none is left, and then waits for those that others have taken. A thread that wakes too late finds nothing to do,
-and looks at nothing but the counter.
+They are torch's where a launch wants all of them and they are awake (`team.py`), else our own: this is chosen anew at
+every launch. Numba's `prange` is a trap for a library: on GNU OpenMP a forked child that enters a parallel region is
+terminated, and Numba's own scheduler aborts the process when two Python threads use it. With our own, the thread that
+launches never depends on another one: it takes tiles until none is left, and then waits for those that others have
+taken. A thread that wakes too late finds nothing to do, and looks at nothing but the counter.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ import torch
 from . import team
 from .compile import compiled
 from .memory import fetch_add
-from .record import DONE, Words, address_of_row
+from .record import CHUNK, COUNT, DONE, Words, address_of_row
 
-# Bytes that are worth another thread: waking it takes as long as moving some 60 microseconds' worth of them.
-BYTES_A_THREAD = 1_500_000
-# The same of torch's threads, which are awake after a backward pass: the tail of 65,536 elements took 0.24 ms with two
-# of them, and 0.28 with one.
+# Bytes that are worth another thread, which has to wake: that takes as long as moving some megabyte, and on a virtual
+# machine a hundred (AdamW of 7 MB there: 1.0 to 1.2 ms with another thread, 0.9 to 1.0 alone).
+BYTES_A_THREAD = 4_000_000
+# The same of torch's threads while they are awake, as after a backward pass: the tail of 65,536 elements took 0.24 ms
+# with two of them, and 0.28 with one.
 BYTES_A_MEMBER = 600_000
 # How often a launch is cut for a thread: those that start late, or share their core, take fewer pieces.
 PIECES = 8
@@ -53,17 +54,27 @@ class Pool:
         self._threads = 0
         self._lock = threading.Lock()
 
-    def launch(self, function: Any, record: Words, threads: int) -> None:
-        """Calls `function(record, 1)` here and `function(record, 0)` on others, until all of its tiles are done."""
-        address = address_of_row(record)
-        if threads > 1 and team.launch(function, record, threads):
-            function(address, 1)
+    def launch(self, function: Any, record: Words, size: int) -> None:
+        """Calls `function(record, 1)` here and `function(record, 0)` on others, until all of its tiles are done.
+
+        Args:
+            function: As `callable_of` makes it.
+            record: Its chunk is set here.
+            size: Bytes that the launch moves.
+        """
+        threads, are_torchs = threads_for(size)
+        record[CHUNK] = chunk_of(record[COUNT], threads)
+        if are_torchs:
+            team.launch(function, record, threads)
+        elif threads > 1 and (helpers := self._helpers(threads - 1)):
+            self._share(function, record, helpers)
             return
-        helpers = self._helpers(threads - 1) if threads > 1 else 0
-        if not helpers:
-            function(address, 1)
-            return
-        task = Task(function, record, SimpleQueue())
+        function(address_of_row(record), 1)
+
+    def _share(self, function: Any, record: Words, helpers: int) -> None:
+        # One that wakes too late looks at this copy, not at what the next launch is told.
+        record = record.__class__.from_buffer_copy(record)
+        address, task = address_of_row(record), Task(function, record, SimpleQueue())
         for _ in range(helpers):
             self._tasks.put(task)
         interrupt: KeyboardInterrupt | None = None
@@ -102,12 +113,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=POOL.forget)
 
 
-def threads_for(size: int) -> int:
-    """How many threads a launch that moves `size` bytes is worth; torch's number at most."""
+def threads_for(size: int) -> tuple[int, bool]:
+    """How many threads a launch of `size` bytes is worth now, torch's number at most, and whether they are torch's."""
     most = torch.get_num_threads()
-    if size // BYTES_A_MEMBER >= most and team.is_there(most):
-        return most
-    return max(1, min(most, size // BYTES_A_THREAD))
+    if size // BYTES_A_MEMBER >= most > 1 and team.is_there(most) and team.is_worth(size):
+        return most, True
+    return max(1, min(most, size // BYTES_A_THREAD)), False
 
 
 @functools.cache

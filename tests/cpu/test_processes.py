@@ -45,7 +45,11 @@ def ours():
 # Where torch's own threads cannot be had: on macOS, say.
 OWN_THREADS = """
 from flatvars.kernels.cpu import team
-team.launch = lambda *_: False
+team.is_there = lambda threads: False
+"""
+AWAKE = """
+from flatvars.kernels.cpu import team
+team.is_awake = lambda: True
 """
 BORROWED = team._parallel() is not None
 
@@ -87,7 +91,8 @@ print(before, unused, "numba" in sys.modules, "flatvars.kernels.triton" in sys.m
 def test_a_forked_child_trains_as_its_parent() -> None:
     """Threads do not survive a fork: the child makes its own. So do DataLoader's workers, and Hogwild's."""
     out = run(
-        """
+        AWAKE
+        + """
 expected = train()
 print(len(ours()))
 made = prepare()
@@ -163,16 +168,49 @@ def test_torchs_threads_leave_the_bits_of_our_own() -> None:
     out = run("""
 from flatvars.kernels.cpu import team
 borrowed, launch = [], team.launch
-team.launch = lambda *given: borrowed.append(launch(*given)) or borrowed[-1]
-found = [train()]
-before = list(borrowed)
-torch.set_num_threads(4)  # what is worth four threads is more than this
+team.launch = lambda *given: borrowed.append(given[2]) or launch(*given)
+team.is_awake = lambda: True
+found, sizes = [], []
+for count in (2, 4, 3, 2):  # threads of a team end when it shrinks, and with them the clock that was asked
+    torch.set_num_threads(count)
+    found.append(train())
+    sizes.append(sorted(set(borrowed)))
+    borrowed.clear()
+team.is_awake = lambda: False
 found.append(train())
-team.launch = lambda *_: False
-found.append(train())
-print(set(before), len(set(found)), len(ours()) > 0)
+print(sizes, len(set(found)), len(ours()) > 0)
 """)
-    assert out == "{True} 1 True"
+    assert out == "[[2], [4], [3], [2]] 1 True"
+
+
+@pytest.mark.skipif(not BORROWED, reason="torch has no threads of GNU OpenMP here")
+def test_a_clock_of_a_thread_that_has_ended() -> None:
+    """The next launch takes the team as it finds it, and its clock is another one."""
+    out = run("""
+from flatvars.kernels.cpu import team
+from flatvars.kernels.cpu.record import row_of
+from flatvars.kernels.cpu.threads import callable_of
+from flatvars.kernels.cpu.compile import native
+from numba import types
+function = callable_of(native(lambda record, leader: 1, types.int64(types.int64, types.int64)))
+import time
+clocks = set()
+for count in (2, 8):  # of seven members, most are none of the two threads that stay
+    for _ in range(50):
+        torch.set_num_threads(count)
+        team.launch(function, row_of([0]), count)
+        clocks.add(team._mine.clock)
+team.launch(function, row_of([0]), 2)
+time.sleep(0.1)
+left = set()
+for clock in clocks:
+    team._mine.clock = clock
+    if team.is_awake() and team._mine.clock is None:
+        left.add(clock)
+team.launch(function, row_of([0]), 2)
+print(len(left) > 0, team._mine.clock not in left, team._mine.clock in clocks)
+""")
+    assert out == "True True True"
 
 
 def test_nothing_of_numbas_but_its_compiler_is_needed() -> None:

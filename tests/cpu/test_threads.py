@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 import flatvars as fv
-from flatvars.kernels.cpu import accumulate, fill, norms, step, step_record, threads
-from flatvars.kernels.cpu.record import DONE, FIRST, NEXT, address_of_row, row_of
+from flatvars.kernels.cpu import accumulate, step, team, threads
+from flatvars.kernels.cpu.record import CHUNK, COUNT, DONE, FIRST, NEXT, Words, address_of_row, row_of
 from flatvars.kernels.cpu.threads import Pool, callable_of
 from tests.support.rig import Rig
 from tests.support.rules import CASES
@@ -25,18 +25,21 @@ SHAPES = [(5000,), (31,), (2048,), (0,), (9000,)]
 
 
 @pytest.fixture
-def with_threads() -> Iterator[Callable[[int], None]]:
-    """Sets how many threads every launch takes, however small it is."""
-    patches = [patch.object(module, "threads_for") for module in (accumulate, fill, norms, step_record)]
-    mocks = [each.start() for each in patches]
+def with_threads() -> Iterator[Callable[..., None]]:
+    """Sets how many threads every launch takes, however small it is, and whether they are torch's."""
+    with patch.object(threads, "threads_for") as mock:
 
-    def choose(count: int) -> None:
-        for mock in mocks:
-            mock.return_value = count
+        def choose(count: int, are_torchs: bool = False) -> None:
+            mock.return_value = count, are_torchs
 
-    yield choose
-    for each in patches:
-        each.stop()
+        yield choose
+
+
+def a_record(tiles: int = 0) -> Words:
+    """Of a launch that reads nothing of it."""
+    record = row_of([0] * (FIRST + 2))
+    record[COUNT] = tiles
+    return record
 
 
 def everything() -> list[Tensor]:
@@ -58,16 +61,18 @@ def everything() -> list[Tensor]:
     return [*rig.snapshot(), norm, *made, store.values]
 
 
-def test_the_same_bits_for_any_number_of_threads(with_threads: Callable[[int], None]) -> None:
+def test_the_same_bits_for_any_number_of_threads(with_threads: Callable[..., None]) -> None:
     with_threads(1)
     expected = everything()
-    for count in (2, 3, 7):
-        with_threads(count)
+    most = torch.get_num_threads()
+    borrowed = [(most, True)] if most > 1 and team.is_there(most) else []
+    for chosen in ((2, False), (3, False), (7, False), *borrowed):
+        with_threads(*chosen)
         for actual, truth in zip(everything(), expected, strict=True):
             assert_same_bits(actual, truth)
 
 
-def test_two_python_threads_step_two_stores(with_threads: Callable[[int], None]) -> None:
+def test_two_python_threads_step_two_stores(with_threads: Callable[..., None]) -> None:
     with_threads(3)
     expected = everything()
     results: list[list[Tensor]] = []
@@ -102,25 +107,27 @@ def test_who_comes_too_late_looks_at_nothing(code: Callable[[], Any]) -> None:
     assert record[NEXT] > 9
 
 
-def test_no_thread_is_waited_for_that_took_nothing() -> None:
+def test_no_thread_is_waited_for_that_took_nothing(with_threads: Callable[..., None]) -> None:
     """The helpers of this pool sleep for ever: the launching thread does all of the work."""
     pool = Pool()
+    with_threads(3)
     with patch.object(threads, "_work", lambda tasks: threading.Event().wait(5.0)):
-        pool.launch(lambda address, leader: 1, row_of([0]), 3)
+        pool.launch(lambda address, leader: 1, a_record(), 1)
     assert pool._threads == 2
 
 
-def test_no_more_threads_can_be_started() -> None:
+def test_no_more_threads_can_be_started(with_threads: Callable[..., None]) -> None:
     """As while the interpreter shuts down: the launch runs on the thread that asks for it."""
     pool, calls = Pool(), []
+    with_threads(4)
     with patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
-        pool.launch(lambda address, leader: calls.append(leader) or 1, row_of([0]), 4)
+        pool.launch(lambda address, leader: calls.append(leader) or 1, a_record(), 1)
     assert calls == [1]
 
 
-def test_an_interrupt_waits_until_no_thread_writes_any_more() -> None:
+def test_an_interrupt_waits_until_no_thread_writes_any_more(with_threads: Callable[..., None]) -> None:
     pool, answers = Pool(), [0, 0, 1]
-    record = row_of([0])
+    with_threads(2)
 
     class Interrupted(SimpleQueue):  # type: ignore[type-arg]
         def get(self, block: bool = True, timeout: float | None = None) -> Any:
@@ -134,13 +141,50 @@ def test_an_interrupt_waits_until_no_thread_writes_any_more() -> None:
         patch.object(threads, "SimpleQueue", Interrupted),
         pytest.raises(KeyboardInterrupt),
     ):
-        pool.launch(launch, record, 2)
+        pool.launch(launch, a_record(), 1)
     assert answers == []
+
+
+def test_a_late_thread_looks_at_the_record_of_its_own_launch(with_threads: Callable[..., None]) -> None:
+    """The next launch may be told other addresses by then, and other counters."""
+    pool, record, seen = Pool(), a_record(), []
+    with_threads(2)
+    with patch.object(pool, "_helpers", return_value=1):
+        pool.launch(lambda address, leader: seen.append(address) or 1, record, 1)
+    task = pool._tasks.get()
+    assert task.record is not record
+    assert seen == [address_of_row(task.record)]
+
+
+def test_the_chunk_follows_the_threads_of_each_launch(with_threads: Callable[..., None]) -> None:
+    record = a_record(160)
+    found = []
+    for count in (1, 2, 1):
+        with_threads(count)
+        with patch.object(Pool, "_helpers", return_value=0):
+            Pool().launch(lambda address, leader: 1, record, 1)
+        found.append(record[CHUNK])
+    assert found == [160, 10, 160]
 
 
 @pytest.mark.parametrize(
     ("size", "torch_threads", "expected"), [(0, 8, 1), (10**5, 8, 1), (10**7, 2, 2), (10**9, 8, 8), (10**9, 1, 1)]
 )
 def test_the_number_of_threads_follows_the_work(size: int, torch_threads: int, expected: int) -> None:
-    with patch("torch.get_num_threads", return_value=torch_threads):
-        assert threads.threads_for(size) == expected
+    with (
+        patch("torch.get_num_threads", return_value=torch_threads),
+        patch.object(team, "is_there", return_value=False),
+    ):
+        assert threads.threads_for(size) == (expected, False)
+
+
+@pytest.mark.parametrize(
+    ("size", "worth", "expected"), [(10**6, True, False), (10**7, True, True), (10**7, False, False)]
+)
+def test_torchs_threads_are_for_what_is_worth_all_of_them(size: int, worth: bool, expected: bool) -> None:
+    with (
+        patch("torch.get_num_threads", return_value=2),
+        patch.object(team, "is_there", return_value=True),
+        patch.object(team, "is_worth", return_value=worth),
+    ):
+        assert threads.threads_for(size)[1] is expected

@@ -104,7 +104,7 @@ def test_dtype(initializer: Initializer, dtype: torch.dtype) -> None:
 def test_threads(initializer: Initializer, inference: bool) -> None:
     expected = lay_out(initializer, list(SHAPES))
     """Which thread makes which tile is no part of a value."""
-    with patch("flatvars.kernels.cpu.fill.threads_for", return_value=3), torch.inference_mode(inference):
+    with patch("flatvars.kernels.cpu.threads.threads_for", return_value=(3, False)), torch.inference_mode(inference):
         assert_same(lay_out(initializer, list(SHAPES)), expected)
 
 
