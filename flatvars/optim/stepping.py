@@ -217,7 +217,6 @@ class Stepping(Planning):
             source.dtype,
             source.viewed,
             norm.dtype,
-            torch.get_num_threads(),
             self.max_norm,
             self.skip_nonfinite,
             self.average,

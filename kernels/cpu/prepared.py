@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..launches import Tables
-from .record import DONE, NEXT, Words
-from .threads import POOL, callable_of
+from .record import CHUNK, COUNT, DONE, NEXT, Words, address_of_row
+from .threads import POOL, SHARED_FROM, callable_of
 
 KEPT = 2
 """Launches of one plan that are kept: one of its own, and one of a companion's."""
@@ -30,6 +30,8 @@ class Prepared:
 
     def __init__(self, code: Any, record: Words, size: int, *beside: Any) -> None:
         self._function, self._record, self._size, self._beside = callable_of(code), record, size, beside
+        self._address = address_of_row(record)
+        record[CHUNK] = record[COUNT]
 
     def run(self, moved: Sequence[tuple[int, int]] = ()) -> None:
         """See `Launcher.run`."""
@@ -37,7 +39,10 @@ class Prepared:
         for position, word in moved:
             record[position] = word
         record[NEXT] = record[DONE] = 0
-        POOL.launch(self._function, record, self._size)
+        if self._size < SHARED_FROM:
+            self._function(self._address, 1)
+        else:
+            POOL.launch(self._function, record, self._size)
 
 
 class Launcher:
