@@ -93,6 +93,9 @@ class StepInputs(NamedTuple):
         keys: int64 [1 + slots]: seed, then the key of each variable's name, for the states that the rule rounds at
             random; None rounds all to nearest.
         unit: Unit of the region at which the buffers of state streams begin that have an item for each unit.
+        clear: Whether the gradients of viewed sources are written -0.0 once they were read, as if nobody had written
+            them; those of a step that is skipped, too. What lies behind a variable in its last line of 128 bytes, which
+            is no other's, may be written with it.
     """
 
     hyper: Tensor
@@ -109,6 +112,7 @@ class StepInputs(NamedTuple):
     keys: Tensor | None = None
     unit: int = 0
     observed: Tensor | None = None
+    clear: bool = False
 
 
 Again = Callable[[Tensor], object]
@@ -160,7 +164,8 @@ class Launches(Protocol):
     ) -> Again:
         """Takes the sums that the rule's step needs of every variable that has a source; `step` must run next.
 
-        Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either.
+        Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either, and is never
+        told to clear: `step` may read the gradients again.
         """
 
     def sums(self, rule: Rule) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -124,6 +124,7 @@ class Plan:
         keys: Tensor | None = None,
         unit: int = 0,
         observed: Tensor | None = None,
+        clear: bool = False,
         check: Check = anything,
         stage: Stage = "both",
     ) -> Again:
@@ -144,6 +145,7 @@ class Plan:
                 that the rule says are rounded at random in bfloat16; without, to nearest.
             unit: Unit of the region at which the scales of states begin.
             observed: float64 [slots, sums] on the device: written with sums over every variable that is stepped.
+            clear: Write -0.0 over the gradients of viewed sources, in a step that is skipped, too.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
             stage: "measure" for the launch of the statistics alone, "move" for the step after it.
 
@@ -166,14 +168,14 @@ class Plan:
             keys,
             unit,
             observed,
+            clear,
         )
         kept, held = as_stored(values), [as_stored(state) for state in states]
-        launches: list[Callable[..., Again]] = []
+        made: list[Again] = []
         if rule.statistics is not None and stage != "move":
-            launches.append(self.launches.statistics)
+            made.append(self.launches.statistics(sources, rule, kept, held, inputs._replace(clear=False)))
         if stage != "measure":
-            launches.append(self.launches.step)
-        made = [launch(sources, rule, kept, held, inputs) for launch in launches]
+            made.append(self.launches.step(sources, rule, kept, held, inputs))
         return made[0] if len(made) == 1 and not self.addresses.table.is_cuda else partial(self._again, made)
 
     def _again(self, made: Sequence[Again], norm: Tensor) -> None:

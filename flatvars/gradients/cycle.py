@@ -247,6 +247,17 @@ class Gradients(ABC):
             plans: An optimizer's, that cover no other variables; it saves a turn for each.
         """
 
+    def clears(self, plans: PlanSet, variables: Sequence[Variable]) -> bool:
+        """Whether the launches of a step of these plans can do what `zero` does for some variables, as they go.
+
+        They are then told so, and `cleared` follows the step.
+        """
+        return False
+
+    def cleared(self, plans: PlanSet) -> None:
+        """The launches of a step of these plans have cleared the gradients: all is as after `zero` from now on."""
+        raise NotImplementedError
+
     def norm_for(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> Tensor:
         """The norm of these gradients: what the last accumulate left, if it still holds, else one launch a region."""
         if collected.norm is not None and grad_scale is None:

@@ -350,10 +350,26 @@ class Views(Gradients):
         if plans.generation != self.registry.generation:  # the store followed a conversion, and carved
             self.zero(True, variables)
             return
+        for piece in self._pieces(plans):
+            piece.fill_(UNWRITTEN)
+        self._note_zeroed(plans, views)
+
+    def _pieces(self, plans: PlanSet) -> list[Tensor]:
+        """What the variables cover of the streams."""
         if plans.pieces is None:
             plans.pieces = [self.stream(dtype)[start:stop] for dtype, start, stop in plans.stretches]
-        for piece in plans.pieces:
-            piece.fill_(UNWRITTEN)
+        return plans.pieces
+
+    def clears(self, plans: PlanSet, variables: Sequence[Variable]) -> bool:
+        """Not where ranks exchange gradients: their launches read averages, and each has a range alone."""
+        return self.registry.group is None and plans.covers(variables)
+
+    def cleared(self, plans: PlanSet) -> None:
+        assert plans.views is not None
+        torch.autograd.graph.increment_version(self._pieces(plans))  # as `fill_` does
+        self._note_zeroed(plans, plans.views.views)
+
+    def _note_zeroed(self, plans: PlanSet, views: Sequence[Tensor]) -> None:
         plans.zeroed, plans.versions = True, plans.latest
         if plans.empty and plans.versions is not None:
             plans.versions = plans.versions.copy()  # the receipt of the last step has these

@@ -46,6 +46,8 @@ class Stepping(Planning):
     _changes: GroupChanges
     _change: Change  # of the param groups, since the step before the one that is under way
 
+    _clears = False  # whether the launches of the step that is under way clear gradients
+
     _step_supports_amp_scaling = True
 
     stochastic_rounding = True
@@ -56,12 +58,17 @@ class Stepping(Planning):
 
     @hooked
     @unwatched
-    def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False, zero_grad: bool = False) -> Any:
         """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.
+
+        `step(zero_grad=True)` leaves all as `step()` and `zero_grad()` do. In a store with `grads="views"` that is
+        faster: what a pass over all gradients would clear, the step clears while it has them in a cache.
 
         Args:
             closure: Computes the loss and its gradients; its value is returned.
             strict: Every trained variable must have a gradient.
+            zero_grad: Drop the gradients behind the step, those of a step that is skipped, too. Where it raises, they
+                stay.
 
         Raises:
             AliasError: a parameter no longer lies in the store, or its module holds another one.
@@ -87,6 +94,7 @@ class Stepping(Planning):
         if self._change is Change.ANY or self._counted[0] != self.membership.version:
             self._count()
         self._calls += 1
+        self._clears = zero_grad and not self.membership.foreign and gradients.clears(plans, self.members())
         if divided:
             step_divided(self, plans, collected, strict)
             touched = [True] * len(plans.params)  # every rank has the values of all
@@ -102,6 +110,10 @@ class Stepping(Planning):
             plans.counter.count()
         else:
             torch.autograd.graph.increment_version(list(compress(plans.params, touched)))
+        if self._clears:
+            gradients.cleared(plans)
+        elif zero_grad:
+            self.zero_grad()
         return loss
 
     def _count(self) -> None:
@@ -170,6 +182,7 @@ class Stepping(Planning):
             "skip": self.skip_nonfinite,
             "keys": self._keys_of(lasting),
             "observed": self.observed()[0],
+            "clear": self._clears,
             "check": self.check_changed,
             **scaling,
         }
@@ -220,6 +233,7 @@ class Stepping(Planning):
             self.max_norm,
             self.skip_nonfinite,
             self.average,
+            self._clears,
             None if keys is None else keys.data_ptr(),
             None if observed is None else observed.data_ptr(),
             None if scale is None else scale.data_ptr(),

@@ -315,6 +315,7 @@ class TritonLaunches:
             "COMPUTE": self._compute,
             "BLOCK": tables.block,
             "PLACED": _placed(values),
+            "CLEAR": inputs.clear and sources.viewed,
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped)
         changing += (*_buffers(values, held), units, *inputs.own, keys, *(() if observed is None else (observed,)))

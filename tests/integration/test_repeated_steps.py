@@ -208,6 +208,16 @@ def double_gradients(trained: Trained) -> None:
     trained.optimizer.zero_grad()
 
 
+def cleared_in_the_step(trained: Trained) -> None:
+    for zero_grad in (True, True, False, True):
+        for param in trained.params:
+            if param.grad is None:
+                param.grad = torch.ones_like(param)
+            else:
+                param.grad.add_(torch.ones_like(param))
+        trained.optimizer.step(zero_grad=zero_grad)
+
+
 def refused(trained: Trained) -> None:
     groups = trained.optimizer.param_groups
     before = groups[0]["betas"]
@@ -249,6 +259,7 @@ CHANGES: list[Callable[[Trained], None]] = [
     found_infinity,
     untouched,
     double_gradients,
+    cleared_in_the_step,
     refused,
 ]
 
