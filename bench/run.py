@@ -48,7 +48,7 @@ class Limits:
 
 
 FULL = Limits(rounds=11, set_up_seconds=120.0, peer_seconds=4.0, total_seconds=5400.0)
-FULL_CPU = Limits(rounds=15, set_up_seconds=50.0, peer_seconds=1.5, total_seconds=1200.0)
+FULL_CPU = Limits(rounds=17, set_up_seconds=50.0, peer_seconds=2.0, total_seconds=1200.0)
 QUICK = Limits(rounds=7, set_up_seconds=45.0, peer_seconds=1.5, total_seconds=440.0)
 QUICK_CPU = Limits(rounds=7, set_up_seconds=40.0, peer_seconds=0.4, total_seconds=270.0)
 GATE_SLACK_SECONDS = 60.0

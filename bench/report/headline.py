@@ -41,7 +41,8 @@ def headline(paths: Sequence[Path], trained: Path, base: Path) -> str:
         rows += _trained(trained / f"small-{facts['device']}.json")
         figure = figure_path(path, "tensors", "svg").relative_to(base)
         lines = ["| milliseconds | torch `fused=True` | flatvars | times as fast |", "| --- | --- | --- | --- |", *rows]
-        told = f"{who}; torch {facts['torch']}, {facts['date']}, `{facts['command']}`; medians of rounds in turn, ratios by rounds."
+        told = f"{who}; torch {facts['torch']}, {facts['date']}, `{facts['command']}`; medians of rounds in turn"
+        told += ", ratios by rounds."
         image = f"![time of norm, clip, AdamW and zero_grad against the number of tensors, by library]({figure})"
         parts += ["\n".join(lines), told, image]
     return "\n\n".join(parts) or "Not measured yet. The command is `python -m bench --out bench/results`."

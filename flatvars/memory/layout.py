@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 
@@ -16,12 +17,11 @@ from .batches import Batch, Block, find_batches, matrix_of
 from .ranks import GRAIN, Ranks
 from .spec import VarSpec
 
-ALIGNMENT = 128
+ALIGNMENT = Segments.LINE
 """Bytes. A cache line of a GPU's L2; TorchInductor and TMA need 16, and a span shares its line with no other."""
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """Where a variable lies: elements `offset` to `offset + numel` of the region of its dtype, padded to 16.
 
     Attributes:
@@ -206,8 +206,7 @@ def plan_layout(
     Returns:
         The layout. It depends on these alone.
     """
-    offsets: dict[int, int] = {}
-    units: dict[int, int] = {}
+    spans: dict[int, Span] = {}
     regions: list[Region] = []
     for dtype in dict.fromkeys(spec.dtype for spec in specs):
         members = [i for i, spec in enumerate(specs) if spec.dtype == dtype]
@@ -216,16 +215,17 @@ def plan_layout(
         cursor = 0
         trainable_numel = trainable_units = unit = 0
         for i in _physical_order(specs, members, side_by_side):
-            if not specs[i].has_room:
+            spec, numel = specs[i], specs[i].numel
+            if not spec.has_room:
                 cursor = max(cursor, trainable_numel)
-            offsets[i], units[i] = cursor, unit
-            cursor = round_up(cursor + specs[i].numel, step)
-            unit += -(-specs[i].numel // UNIT)
-            if specs[i].has_room:
+            spans[i] = Span(spec, cursor, unit)
+            cursor = round_up(cursor + numel, step)
+            unit += -(-numel // UNIT)
+            if spec.has_room:
                 trainable_numel, trainable_units = cursor if ranks is None else ranks.padded(cursor), unit
         cursor = max(cursor, trainable_numel)
         regions.append(Region(dtype, cursor, trainable_numel, trainable_units))
-    return Layout(tuple(Span(spec, offsets[i], units[i]) for i, spec in enumerate(specs)), tuple(regions), ranks)
+    return Layout(tuple(spans[i] for i in range(len(specs))), tuple(regions), ranks)
 
 
 def _physical_order(specs: Sequence[VarSpec], members: Sequence[int], side_by_side: Collection[int]) -> list[int]:
@@ -237,5 +237,5 @@ def _physical_order(specs: Sequence[VarSpec], members: Sequence[int], side_by_si
     kinds = {kind: n for n, kind in enumerate(dict.fromkeys((specs[i].shape, specs[i].stride) for i in chosen))}
     chosen.sort(key=lambda i: kinds[specs[i].shape, specs[i].stride])
     first = set(chosen)
-    others = (i for i in members if i not in first)
+    others = [i for i in members if i not in first] if first else members
     return chosen + sorted(others, key=lambda i: (not specs[i].has_room, specs[i].cuts_units))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -20,6 +21,7 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+@lru_cache(maxsize=4096)  # a model has thousands of tensors, and few shapes
 def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     """Whether the elements fill one run of memory without gaps or overlaps, in any order of the axes."""
     if 0 in shape:
@@ -41,7 +43,7 @@ def is_dense(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
     return True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class VarSpec:
     """A named tensor to be carved out of a store.
 
@@ -65,23 +67,34 @@ class VarSpec:
     has_room: bool = True
     cuts_units: bool = False
 
-    def __post_init__(self) -> None:
-        if "" in self.name.split("."):
-            raise SpecError(f"variable name {self.name!r} has an empty part; use a dotted path such as 'layer1.weight'")
-        if min(self.shape, default=0) < 0:
-            raise SpecError(f"variable {self.name!r} has a negative length in shape {self.shape}")
-        if not self.stride:
-            object.__setattr__(self, "stride", contiguous_stride(self.shape))
-        if len(self.stride) != len(self.shape) or not is_dense(self.shape, self.stride):
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        stride: tuple[int, ...] = (),
+        has_room: bool = True,
+        cuts_units: bool = False,
+    ) -> None:
+        if ".." in f".{name}.":
+            raise SpecError(f"variable name {name!r} has an empty part; use a dotted path such as 'layer1.weight'")
+        if shape and min(shape) < 0:
+            raise SpecError(f"variable {name!r} has a negative length in shape {shape}")
+        stride = stride or contiguous_stride(shape)
+        if len(stride) != len(shape) or not is_dense(shape, stride):
             raise SpecError(
-                f"variable {self.name!r} has strides {self.stride} for shape {self.shape}, which are not dense; "
+                f"variable {name!r} has strides {stride} for shape {shape}, which are not dense; "
                 "give the strides of a contiguous or permuted (for example channels-last) tensor"
             )
-        if self.has_room and not self.dtype.is_floating_point:
+        if has_room and not dtype.is_floating_point:
             raise SpecError(
-                f"variable {self.name!r} has dtype {self.dtype} and cannot be trained; "
+                f"variable {name!r} has dtype {dtype} and cannot be trained; "
                 "only floating dtypes have gradients: add it with trainable=False"
             )
+        # All at once: a frozen dataclass sets them one by one, which takes as long as all that is checked here.
+        self.__dict__.update(
+            name=name, shape=shape, dtype=dtype, stride=stride, has_room=has_room, cuts_units=cuts_units
+        )
 
     @property
     def numel(self) -> int:

@@ -48,19 +48,16 @@ def adopt(
     specs = [make_spec(entry, dtype) for entry in found]
     check_memory(found, former)
     check_private(found)
-    on_meta = [entry for entry in found if entry.tensor.is_meta]
-    initialize = plan_values(registry, module, list(zip(found, specs, strict=True)), prefix, init)
+    on_meta = [(entry, spec) for entry, spec in zip(found, specs, strict=True) if entry.tensor.is_meta]
+    initialize = plan_values(registry, module, on_meta, prefix, init)
     registry.check_names([name for entry in everything for name in entry.names])
     check_ranks(registry, specs)
     if former is not None:
         release_all(former, "the module of this store was adopted anew, by another one; use that, and its optimizers")
-    for entry in on_meta:
+    for entry, _ in on_meta:
         if weakref.getweakrefcount(entry.tensor):
             leave_meta(entry, registry.device)
-    names = [entry.names for entry in found]
-    registry.extend(specs, [entry.tensor for entry in found], names)
-    for entry in found:
-        registry.by_name[entry.names[0]].places = entry.places
+    _enter(registry, found, specs)
     late = await_lazy(registry, everything, dtype)
     places = [*(place for entry in found for place in entry.places), *(place for one in late for place in one.places)]
     keep_for(registry, [module, *(place.owner() for place in places)])
@@ -70,6 +67,13 @@ def adopt(
         with torch.no_grad():
             initialize()
     share_values(registry, specs)
+
+
+def _enter(registry: Registry, found: list[Found], specs: list[VarSpec]) -> None:
+    """Makes variables of a module's tensors, which know their places."""
+    added = registry.extend(specs, [entry.tensor for entry in found], [entry.names for entry in found])
+    for variable, entry in zip(added, found, strict=True):
+        variable.places = entry.places
 
 
 def check_ranks(registry: Registry, specs: list[VarSpec]) -> None:
@@ -104,10 +108,7 @@ def adopt_buffers(registry: Registry, module: nn.Module, prefix: str) -> list[st
     for entry in found:
         if entry.tensor.is_meta:
             raise SpecError(f"buffer {entry.names[0]!r} is on the meta device and has no values; give it memory first")
-    names = [entry.names for entry in found]
-    registry.extend(specs, [entry.tensor for entry in found], names)
-    for entry in found:
-        registry.by_name[entry.names[0]].places = entry.places
+    _enter(registry, found, specs)
     keep_for(registry, [module, *(place.owner() for entry in found for place in entry.places)])
     if module not in registry.adopted:
         registry.adopted[module] = Adopted(prefix, True)

@@ -37,6 +37,8 @@ def takable(found: list[Found], former: Registry | None = None) -> list[Found]:
     Args:
         former: A store that gives up what it holds of these.
     """
+    if all(entry.is_parameter for entry in found):
+        return found
     devices = {entry.tensor.device for entry in found if entry.is_parameter and not entry.tensor.is_meta}
     shared = _sharing([entry.tensor for entry in found if not entry.is_parameter], former)
     return [

@@ -20,15 +20,14 @@ Init = Callable[[nn.Module], object] | Rules
 
 
 def plan_values(
-    registry: Registry, module: nn.Module, found: Sequence[tuple[Found, VarSpec]], prefix: str, init: Init | None
+    registry: Registry, module: nn.Module, needing: Sequence[tuple[Found, VarSpec]], prefix: str, init: Init | None
 ) -> Callable[[], object]:
     """How tensors that come from the meta device get values; refused before anything is carved if there is no way.
 
     Args:
-        found: What the registry will take, with specs.
+        needing: Tensors of the module that lie on meta and will be variables, with their specs.
         init: As for `VarStore.from_module`.
     """
-    needing = [(entry, spec) for entry, spec in found if entry.tensor.is_meta]
     if isinstance(init, Mapping):
         return plan_rules(registry, module, needing, prefix, init)
     return plan_reset(module, [entry for entry, _ in needing], init)

@@ -7,7 +7,7 @@ modules, param groups and state dicts go on to hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,13 +24,18 @@ from .meta import Init
 from .tensors import Found, check_free, check_memory, find_tensors
 
 
-def has_shards(module: nn.Module) -> bool:
-    """Whether a parameter is a DTensor. What a forward pass of FSDP2 left whole is divided again first."""
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """A module's parameters; what a forward pass of FSDP2 left whole is divided again first."""
     for each in module.modules():
         if hasattr(each, "reshard") and hasattr(each, "unshard"):  # an FSDPModule, whose import takes a second
             reshard: Any = each.reshard
             reshard()
-    return any(map(is_divided, module.parameters()))
+    return list(module.parameters())
+
+
+def has_shards(parameters: Sequence[nn.Parameter]) -> bool:
+    """Whether one of them is a DTensor."""
+    return any(map(is_divided, dict(zip(map(type, parameters), parameters, strict=True)).values()))
 
 
 def sharding_of(module: nn.Module, options: dict[str, Any]) -> Sharding:
@@ -71,7 +76,7 @@ def adopt_shards(registry: Registry, module: nn.Module) -> None:
         if entry.tensor is not variable.param:
             variable.whole, variable.shard_places = entry.tensor, entry.places
             variable.first = first_of(entry.tensor)
-            registry.claims.add(variable)
+            registry.claims.add([variable])
         else:
             variable.places = entry.places
     registry.adopted[module] = Adopted("", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -66,45 +67,54 @@ def make_spec(found: Found, dtype: torch.dtype | None) -> VarSpec:
         SpecError: a lazy, sparse, quantized, complex or subclassed tensor.
     """
     tensor, name = found.tensor, found.names[0]
-    is_plain = type(tensor) in PLAIN
-    if not is_plain and is_lazy(tensor):
+    if type(tensor) not in PLAIN:
+        _check_class(tensor, name)
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise SpecError(f"{name!r} is {tensor.layout} and quantized={tensor.is_quantized}; only dense tensors are held")
+    kind, shape, stride = tensor.dtype, tuple(tensor.shape), tensor.stride()
+    if kind.is_complex:
+        raise SpecError(f"{name!r} is {kind}; hold torch.view_as_real of it as a parameter instead")
+    if not is_dense(shape, stride):
+        # An expanded or sliced tensor does not fill its memory: it becomes row-major, with the same values.
+        stride = contiguous_stride(shape)
+    kind = dtype if dtype is not None and kind.is_floating_point else kind
+    return VarSpec(name, shape, kind, stride, found.is_parameter and tensor.requires_grad)
+
+
+def _check_class(tensor: Tensor, name: str) -> None:
+    """Raises SpecError for a tensor that is more, or less, than what it seems to hold."""
+    if is_lazy(tensor):
         raise SpecError(
             f"{name!r} is a lazy parameter without a shape yet; adopt its module, whose lazy ones are taken in after a "
             "forward pass, or run one first"
         )
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        raise SpecError(f"{name!r} is {tensor.layout} and quantized={tensor.is_quantized}; only dense tensors are held")
-    if tensor.is_complex():
-        raise SpecError(f"{name!r} is {tensor.dtype}; hold torch.view_as_real of it as a parameter instead")
-    if not is_plain and is_divided(tensor):
+    if is_divided(tensor):
         raise SpecError(
             f"{name!r} is a DTensor, of which this rank has a shard: adopt the whole module into a store of its own, "
             "VarStore.from_module(module), and make optimizers of that"
         )
-    if not is_plain and type(tensor.data) is not Tensor:
+    if type(tensor.data) is not Tensor:
         raise SpecError(
             f"{name!r} holds a {type(tensor.data).__name__}, a tensor subclass with its own memory; adopt plain tensors"
         )
-    shape, stride = tuple(tensor.shape), tensor.stride()
-    # An expanded or sliced tensor does not fill its memory: it becomes row-major, with the same values.
-    stride = stride if tensor.is_contiguous() or is_dense(shape, stride) else contiguous_stride(shape)
-    kind = tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else dtype
-    return VarSpec(name, shape, kind, stride, has_room=tensor.requires_grad and found.is_parameter)
 
 
 def check_private(found: Iterable[Found]) -> None:
     """Raises SpecError for a tensor whose memory other processes share: in the store, they would lose sight of it."""
     for entry in found:
         tensor = entry.tensor
-        if not tensor.is_cpu or tensor.layout != torch.strided or (type(tensor) not in PLAIN and is_lazy(tensor)):
-            continue
-        if tensor.numel() and is_shared(tensor):
+        if tensor.is_cpu and has_storage(tensor) and is_shared(tensor) and tensor.numel():
             raise SpecError(
                 f"{entry.names[0]!r} lies in memory that other processes may share (module.share_memory(), or a module "
                 "that was sent to this process), and its place in a store would be a copy that they do not see. To "
                 "train one copy in all processes, adopt the module where it is made, call store.share_memory_(), and "
                 "step what was sent with torch.optim; to train another one here, adopt copy.deepcopy(module)"
             )
+
+
+def has_storage(tensor: Tensor) -> bool:
+    """Whether a tensor lies in a storage that it tells."""
+    return tensor.layout == torch.strided and (type(tensor) in PLAIN or not (is_lazy(tensor) or is_divided(tensor)))
 
 
 def check_free(found: list[Found], former: Registry | None = None) -> None:
@@ -130,15 +140,16 @@ def check_memory(found: list[Found], former: Registry | None = None) -> None:
         former: A store that gives up all it holds.
     """
     check_free(found, former)
-    ranges: list[tuple[int, int, int, str]] = []
-    for entry in found:
-        tensor = entry.tensor
-        if tensor.layout != torch.strided or (type(tensor) not in PLAIN and (is_lazy(tensor) or is_divided(tensor))):
-            continue
-        if tensor.numel() and not tensor.is_meta:
-            ranges.append((*byte_range(tensor), tensor.untyped_storage().data_ptr(), entry.names[0]))
-    ranges.sort()
-    for (_, stop, storage, name), (first, _, other_storage, other) in itertools.pairwise(ranges):
+    tensors = [entry.tensor for entry in found]
+    storages = [tensor.untyped_storage().data_ptr() if has_storage(tensor) else 0 for tensor in tensors]
+    # Nearly every tensor has a storage of its own; of what has none, or no memory in it, the address is 0.
+    met = {storage for storage, count in Counter(storages).items() if count > 1 and storage}
+    ranges = sorted(
+        (storage, *byte_range(entry.tensor), entry.names[0])
+        for storage, entry in zip(storages, found, strict=True)
+        if storage in met and entry.tensor.numel()
+    )
+    for (storage, _, stop, name), (other_storage, first, _, other) in itertools.pairwise(ranges):
         if first < stop and storage == other_storage:
             raise SpecError(
                 f"{name!r} and {other!r} share memory but are different objects, so they would come apart in the "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -30,13 +32,13 @@ def concrete(device: torch.device | str | None) -> torch.device:
     return device
 
 
-def device_of(module: nn.Module) -> torch.device:
+def device_of(parameters: Iterable[nn.Parameter]) -> torch.device:
     """The one device of a module's parameters; the CPU for those on meta.
 
     Raises:
         FlatvarsError: there are several.
     """
-    devices = {p.device for p in module.parameters() if not p.is_meta}
+    devices = {parameter.device for parameter in parameters} - {torch.device("meta")}
     if len(devices) > 1:
         raise FlatvarsError(
             f"the module lies on several devices ({sorted(map(str, devices))}); pass device=, or one store each"

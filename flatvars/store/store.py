@@ -37,7 +37,7 @@ from ..modules.declare import Declarations, OnDuplicate
 from ..modules.meta import Init
 from ..modules.path import Path, Real
 from ..modules.rebind import rebind, restore_aliases
-from ..modules.shards import adopt_shards, fill_shards, has_shards, sharding_of
+from ..modules.shards import adopt_shards, fill_shards, has_shards, parameters_of, sharding_of
 from ..optim.scaling import scale_of
 from ..optim.stats import VariableStats
 from ..variables.carving import OnMoved
@@ -209,17 +209,18 @@ class VarStore:
             True
         """
         check_module(module)
-        if has_shards(module):
+        parameters = parameters_of(module)
+        if has_shards(parameters):
             given = {"mesh": mesh, "device": device, "dtype": dtype, "values": values, "bucket_cap_mb": bucket_cap_mb}
             sharding = sharding_of(module, {**given, "grads": None if grads == "gather" else grads})
             store = cls.__new__(cls)
-            registry = make_registry(device_of(module), "gather", seed, on_moved, sharding=sharding)
+            registry = make_registry(device_of(parameters), "gather", seed, on_moved, sharding=sharding)
             store._hold(registry, torch.float32, "suffix")
             adopt_shards(registry, module)
             if init is not None:
                 fill_shards(store, init)
             return store
-        device = device_of(module) if device is None else device
+        device = device_of(parameters) if device is None else device
         options: dict[str, Any] = {"grads": grads, "on_moved": on_moved, "mesh": mesh, "values": values}
         store = cls(device, dtype or torch.float32, seed, bucket_cap_mb=bucket_cap_mb, **options)
         store.add_module(module, dtype=dtype, buffers=buffers, init=init)

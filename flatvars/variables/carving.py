@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -26,8 +27,8 @@ from .variable import GradientAccess, Variable, byte_range, described, overlaps
 OnMoved = Literal["follow", "error"]
 """What is done about memory that left the streams."""
 
-MOVED_AT_ONCE = 1 << 23
-"""Bytes of tensors that are copied before the memory of any is given back."""
+MOVED_AT_ONCE = 1 << 16
+"""Elements of a stretch: tensors that begin in one are copied before the memory of any is given back."""
 
 FOLLOW: OnMoved = "follow"
 ERROR: OnMoved = "error"
@@ -209,7 +210,8 @@ class Carving:
         Raises:
             AliasError: a tensor that no store can hold; nothing has changed then.
         """
-        changed = [v for v in self.variables[old:] if not v.param.is_meta and described(v.param) != v.declared]
+        waiting = [v for v in self.variables[old:] if v.declared is not None]
+        changed = [v for v in waiting if not v.param.is_meta and described(v.param) != v.declared]
         for variable in changed:
             if reason := why_unheld(variable.param):
                 raise AliasError(describe_stray(variable, reason))
@@ -276,7 +278,7 @@ class Carving:
         self.variables[:] = variables
         for index, variable in enumerate(self.variables):
             variable.index = index
-            self.claims.add(variable)
+        self.claims.add(self.variables)
         self._carved = len(self.variables)
         self._carve([v.spec for v in self.variables], self.device, source, self.variables, announced=True)
         self._notify()
@@ -302,8 +304,8 @@ class Carving:
 
     def _plan(self, specs: Sequence[VarSpec]) -> Layout:
         """The layout of specs of the first variables."""
-        pairs = zip(specs, self.variables, strict=False)
-        beside = {i for i, (_, v) in enumerate(pairs) if v.id in self._side_by_side}
+        known = self.variables[: len(specs)] if self._side_by_side else ()
+        beside = {i for i, v in enumerate(known) if v.id in self._side_by_side}
         return plan_layout(specs, side_by_side=beside, ranks=None if self.group is None else self.group.ranks)
 
     def _carve(
@@ -363,31 +365,28 @@ class Carving:
             self._streams.put((v._span, v.param.detach()) for v in self.variables if v._span is not None)
 
     def _move_all_in(self, variables: Sequence[Variable]) -> None:
-        """Moves each into its span, many with one copy; but no more at once than is small beside a model."""
-        some: list[Variable] = []
-        size = 0
-        for variable in variables:
-            param = variable.param
-            plain = self.sharding is None and param.shape == variable.spec.shape and not param.is_meta
-            if not plain or (self.value_format is not None and self.is_encoded(variable)):
-                self.move_in(variable, param)
-                continue
-            some.append(variable)
-            size += param.nbytes
-            if size >= MOVED_AT_ONCE:
-                self._move_some_in(some)
-                some, size = [], 0
-        self._move_some_in(some)
+        """Moves each into its span: those of a stretch with one copy, while caches hold what they consist of."""
+        for stretch, some in groupby(variables, self._stretch):
+            if stretch is None:
+                for variable in some:
+                    self.move_in(variable, variable.param)
+            else:
+                self._move_some_in(stretch[0], list(some))
 
-    def _move_some_in(self, variables: Sequence[Variable]) -> None:
-        by_region: dict[torch.dtype, list[Variable]] = {}
-        for variable in variables:
-            by_region.setdefault(variable.dtype, []).append(variable)
-        for region, some in by_region.items():
-            views = self._streams.get(VALUES, region).own_pieces(v.span for v in some)
-            torch._foreach_copy_(views, [v.param for v in some])
-            for variable, view in zip(some, views, strict=True):
-                bind(variable, view)
+    def _stretch(self, variable: Variable) -> tuple[torch.dtype, int] | None:
+        """Of which region, and which one there; None for a variable that is not simply copied."""
+        param, spec, span = variable.param, variable.spec, variable._span
+        assert span is not None
+        plain = self.sharding is None and not param.is_meta and param.shape == spec.shape
+        if not plain or (self.value_format is not None and self.is_encoded(variable)):
+            return None
+        return spec.dtype, span.offset // MOVED_AT_ONCE
+
+    def _move_some_in(self, region: torch.dtype, variables: Sequence[Variable]) -> None:
+        views = self._streams.get(VALUES, region).own_pieces(v.span for v in variables)
+        torch._foreach_copy_(views, [v.param for v in variables])
+        for variable, view in zip(variables, views, strict=True):
+            bind(variable, view)
 
     def move_in(self, variable: Variable, param: Tensor) -> None:
         """Copies a tensor's values into the variable's span, and makes it the variable's; its memory is released."""
@@ -400,7 +399,7 @@ class Carving:
             else:
                 view.copy_(param.detach())
         variable.param = param
-        self.claims.add(variable)
+        self.claims.add([variable])
         bind(variable, view)
 
     def _notify(self) -> None:
@@ -465,7 +464,7 @@ class Carving:
         """Makes a tensor that stands where the variable's did its own; it is bound by the next carve."""
         variable.param = param
         variable.places = [place.renewed() for place in variable.places]
-        self.claims.add(variable)
+        self.claims.add([variable])
 
     def take_back(self, moved: Mapping[Variable, Tensor], buffers: Mapping[Variable, Tensor]) -> None:
         """See `following.take_back`; warns when it is done for the first time.
@@ -491,8 +490,9 @@ class Carving:
         """Whether a tensor is the variable's span."""
         return is_bound(param, self.view(VALUES, variable))
 
-    def note_memory(self, variable: Variable) -> None:
-        """Notes where a variable lies that is declared only."""
+    def await_carve(self, variable: Variable) -> None:
+        """Notes of a variable that is declared only what its tensor is, and where it lies."""
+        variable.declared = described(variable.param)
         if not variable.param.is_meta and variable.spec.numel:
             self._storages.setdefault(variable.param.untyped_storage().data_ptr(), []).append(variable)
 

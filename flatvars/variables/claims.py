@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -27,15 +27,15 @@ class Claims:
 
     def __init__(self, owner: Owner) -> None:
         self._owner = weakref.ref(owner)
-        self._ids: list[int] = []
+        self._ids: set[int] = set()
         weakref.finalize(owner, _forget, self._ids)
 
-    def add(self, variable: Variable) -> None:
-        """Notes that the variable's tensor, and that of which it is a shard, belong to the owner."""
-        for tensor in (variable.param,) if variable.whole is variable.param else (variable.param, variable.whole):
-            if _claims.get(id(tensor)) != (self._owner, variable.index):
-                _claims[id(tensor)] = self._owner, variable.index
-                self._ids.append(id(tensor))
+    def add(self, variables: Sequence[Variable]) -> None:
+        """Notes that the variables' tensors, and those of which they are shards, belong to the owner."""
+        held = {id(v.param): (self._owner, v.index) for v in variables}
+        held.update((id(v.whole), (self._owner, v.index)) for v in variables if v.is_shard)
+        _claims.update(held)
+        self._ids.update(held)
 
 
 def is_any_owned(tensors: Iterable[Tensor]) -> bool:
@@ -53,7 +53,7 @@ def owner_of(tensor: Tensor) -> tuple[Owner, Variable] | None:
     return (owner, variable) if variable.param is tensor or variable.whole is tensor else None
 
 
-def _forget(ids: list[int]) -> None:
+def _forget(ids: set[int]) -> None:
     """Forgets tensors of an owner that is gone, unless another one claims an object of the same identity by now."""
     for key in ids:
         reference, _ = _claims.get(key, (None, 0))

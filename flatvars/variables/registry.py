@@ -79,6 +79,8 @@ class Registry(Carving):
     # Declaring --------------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
+        if self._carved == len(self.variables) and not self.late and self._retired is None:
+            return  # as nearly always
         if self.late and self._announcing is None:
             self.take_late()
         super().settle()
@@ -110,18 +112,17 @@ class Registry(Carving):
         with self.lock:
             self.check_usable()
             self.check_names(names)
-            return self._declare(spec, param, names, group)
+            (variable,) = self._enter([Variable(self._next_id, len(self.variables), spec, param, names, self, group)])
+            self.await_carve(variable)
+            return variable
 
-    def _declare(self, spec: VarSpec, param: Tensor, names: list[str], group: int = 0) -> Variable:
-        """The same of names that are free."""
-        variable = Variable(self._next_id, len(self.variables), spec, param, names, self, group)
-        self._next_id += 1
-        self.variables.append(variable)
-        for name in names:
-            self.by_name[name] = variable
-        self.claims.add(variable)
-        self.note_memory(variable)
-        return variable
+    def _enter(self, variables: list[Variable]) -> list[Variable]:
+        """Adds variables whose names are free; returns them."""
+        self._next_id += len(variables)
+        self.variables += variables
+        self.by_name.update({name: variable for variable in variables for name in variable.names})
+        self.claims.add(variables)
+        return variables
 
     def retract(self, count: int) -> None:
         """Forgets the variables declared behind the first `count`, none of which is carved yet."""
@@ -140,8 +141,15 @@ class Registry(Carving):
             self.check_usable()
             self.check_names([name for group in names for name in group])
             self.guard.check_memory()
-            added = [self._declare(*each) for each in zip(specs, params, names, strict=True)]
-            self.settle()
+            first, count = self._next_id, len(self.variables)
+            each = enumerate(zip(specs, params, names, strict=True))
+            added = self._enter([Variable(first + k, count + k, *one, self) for k, one in each])
+            try:
+                self.settle()
+            except BaseException:
+                if len(self._layout.spans) <= count:  # nothing was laid out
+                    self.retract(count)
+                raise
             return added
 
     def clone(self, variable: Variable, name: str | None) -> Variable:

@@ -74,6 +74,10 @@ class Home(Protocol):
         """Replaces the numbers of a variable."""
 
 
+Described = tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device]
+"""What of a tensor decides where it lies."""
+
+
 class View(NamedTuple):
     """A variable's value and gradient (None if it has none) in another shape; both share memory with the variable."""
 
@@ -98,12 +102,23 @@ class Variable:
         names: All names it goes by in its modules, the first is its own; more than one for tied weights.
         places: Where modules hold it.
         shard_places: Where modules hold the DTensor of which it is a shard, while FSDP2 has put no whole tensor there.
-        declared: What its tensor was when it was declared; what differs before the first carve, the user changed.
+        declared: What its tensor was when it was declared, for want of a carve: what differs by then, the user changed.
         is_leaf: Whether it is trained as a plain leaf tensor, which is no Parameter.
         is_numbered: Whether its name is but a number, for want of one; a module that is watched gives it its own.
         group: Param group of optimizers that are made from the store.
         initializer: Of `flatvars.init`, if one wrote its values; `store.reinit` runs it again.
     """
+
+    _whole: Tensor | None = None
+    first = 0
+    initializer: Any = None
+    is_leaf = False
+    is_numbered = False
+    declared: Described | None = None
+    # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
+    frozen = False
+    state_epoch = 0  # grows when the room for its gradient and state is given up
+    shard_places: Sequence[Place] = ()
 
     def __init__(
         self, id: int, index: int, spec: VarSpec, param: Tensor, names: list[str], registry: Home, group: int = 0
@@ -112,19 +127,9 @@ class Variable:
         self.index = index
         self.spec = spec
         self.param = param
-        self._whole: Tensor | None = None
-        self.first = 0
         self.names = names
         self.group = group
-        self.initializer: Any = None
-        self.is_leaf = False
-        self.is_numbered = False
-        self.declared = described(param)
-        # By the store. Plain requires_grad_(False) is not: what it leaves in `.grad` is stepped, as by torch.optim.
-        self.frozen = False
-        self.state_epoch = 0  # grows when the room for its gradient and state is given up
         self.places: list[Place] = []
-        self.shard_places: list[Place] = []
         self._span: Span | None = None
         # The memory that its Parameter was bound to last: gone unless somebody else looks at it as well.
         self.memory: weakref.ref[torch.UntypedStorage] | None = None
@@ -157,6 +162,11 @@ class Variable:
     @whole.setter
     def whole(self, tensor: Tensor) -> None:
         self._whole = tensor
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether it is this rank's shard of a DTensor."""
+        return self._whole is not None
 
     @property
     def whole_shape(self) -> tuple[int, ...]:
@@ -314,7 +324,7 @@ class Variable:
             )
 
 
-def described(tensor: Tensor) -> tuple[torch.dtype, torch.Size, tuple[int, ...], torch.device]:
+def described(tensor: Tensor) -> Described:
     """What of a tensor decides where it lies."""
     return tensor.dtype, tensor.shape, tensor.stride() if tensor.layout == torch.strided else (), tensor.device
 

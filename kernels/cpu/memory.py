@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from .formats import Format
 
-I8, I64 = ir.IntType(8), ir.IntType(64)
+I8, I16, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(64)
 
 
 def pointer(builder: Any, address: Any, type_: Any, index: Any = None) -> Any:
@@ -59,6 +59,7 @@ read_int32 = _reader(ir.IntType(32), types.int32)
 read_float = _reader(ir.FloatType(), types.float32)
 read_double = _reader(ir.DoubleType(), types.float64)
 write_byte = _writer(I8, types.uint8)
+write_int16 = _writer(I16, types.int16)
 write_int = _writer(I64, types.int64)
 write_int32 = _writer(ir.IntType(32), types.int32)
 write_float = _writer(ir.FloatType(), types.float32)

@@ -150,3 +150,24 @@ def test_the_forward_pass_before_growth_may_be_followed_by_its_backward_pass() -
     for loss in losses:
         loss.backward()
     assert torch.equal(module.weight.grad, plain.weight.grad)
+
+
+def test_a_module_that_could_not_be_carved_is_not_in_the_store() -> None:
+    """It stayed declared, so that its names were taken and every later look ran into the same refusal."""
+    store = fv.VarStore.from_module(nn.Linear(3, 2))
+    later = nn.Linear(2, 2)
+    before, refusing = later.weight.clone(), [True]
+
+    def refuse() -> None:
+        if refusing.pop():
+            raise fv.GradientError("not now")
+
+    store.registry.before_carve.append(refuse)
+    with pytest.raises(fv.GradientError, match="not now"):
+        store.add_module(later, "later")
+    assert list(store) == ["weight", "bias"]
+    assert torch.equal(later.weight, before)
+    refusing.append(False)
+    store.add_module(later, "later")
+    assert list(store) == ["weight", "bias", "later.weight", "later.bias"]
+    assert torch.equal(store["later.weight"].value, before)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Iterator
-from unittest.mock import patch
 
 import pytest
 
@@ -20,16 +17,6 @@ from tests.support import broken_peers
 
 CELL = Cell("tail", "3x50", "adamw")
 FEW = Limits(rounds=3, set_up_seconds=60.0, peer_seconds=5.0, total_seconds=300.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _processes() -> Iterator[None]:
-    """Peers' processes come from one that has imported everything; those of `test_bench_pages.py` start as usual."""
-    context = multiprocessing.get_context("forkserver")
-    # A torch optimizer imports dynamo, which takes three seconds.
-    context.set_forkserver_preload(["bench.harness.worker", "tests.support.broken_peers", "torch._dynamo"])
-    with patch("bench.harness.isolate.multiprocessing.get_context", return_value=context):
-        yield
 
 
 class InProcess:
