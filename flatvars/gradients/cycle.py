@@ -229,8 +229,9 @@ class Gradients(ABC):
     def _keep_receipt(self, plans: PlanSet, collected: Collected) -> None:
         pending = collected.pending
         there = [grad is not None for grad in pending] if collected.gathered else collected.touched
+        if plans.receipt is None:  # else they are among them
+            self._stepped.add(plans)
         plans.note(pending, there, self._zeroed)
-        self._stepped.add(plans)
 
     def _past(self) -> set[int]:
         """Variables whose `.grad` belongs to a cycle that a step has ended."""

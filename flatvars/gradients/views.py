@@ -130,7 +130,7 @@ class Views(Gradients):
     def _note(self, plans: PlanSet) -> HeldViews:
         """Which views the plans have, and where they lie."""
         plans.views = HeldViews(plans.params, [self._views[key] for key in plans.ids])
-        plans.pieces = None
+        plans.pieces = plans.pointed = None
         plans.versions = None
         return plans.views
 
@@ -281,7 +281,8 @@ class Views(Gradients):
         clear_masked(self.registry)
 
     def collect(self, plans: PlanSet) -> Collected:
-        self.check_unsent("a norm")
+        if self.overlap is not None:
+            self.check_unsent("a norm")
         views = self._settle_plans(plans, stepping=True)
         moved = self._moved(plans)
         return Collected(plans.viewed(self.stream, moved), moved, views.views, unseen=True)
@@ -346,7 +347,7 @@ class Views(Gradients):
     def _zero_plans(self, plans: PlanSet, variables: Sequence[Variable]) -> None:
         """The same without a turn for each variable but where `.grad` is no view."""
         views = self._settle_plans(plans).views
-        if not plans.covers(variables):  # the store followed a conversion, and carved
+        if plans.generation != self.registry.generation:  # the store followed a conversion, and carved
             self.zero(True, variables)
             return
         for piece in self._pieces(plans):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import StepInputs, Tables
+from ..launches import Again, StepInputs, Tables
 from ..rules import OBSERVED, Rule
 from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native
@@ -215,7 +215,7 @@ def launch(
     written: Tensor | None,
     measures: Measures | None,
     observed: Measures | None,
-) -> None:
+) -> Again:
     """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics.
 
     Args:
@@ -234,4 +234,5 @@ def launch(
         return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 
     moved = [(NORM, inputs.norm.data_ptr())]
-    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)
+    made = launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)
+    return lambda norm: made.run([(NORM, norm.data_ptr())])
