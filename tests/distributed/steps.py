@@ -376,7 +376,7 @@ def check_uploaded_numbers_reach_what_a_step_launches(world: World) -> None:
     opt.upload_hyperparameters()  # also before a first step
     give(net, gradients(world.rank, 0))
     opt.step()
-    tables = [share.part.plan._hyper._table for share in opt._divided.shares]
+    tables = [share.part.plan.hyper._table for share in opt._divided.shares]
     assert all(float(table[0, 1]) == pytest.approx(0.02) for table in tables)
     opt.param_groups[0]["lr"] = 0.25
     opt.upload_hyperparameters()
