@@ -16,12 +16,16 @@ import flatvars as fv
 from bench.cases.material import gradients, parameters
 from bench.workloads import workload
 from flatvars.gradients import plans
-from flatvars.kernels.launches import Tables
+from flatvars.kernels.launches import Again, Tables
 from flatvars.kernels.plan import Plan
 from flatvars.kernels.segments import Segments
 
 COUNTS = (10, 100, 1_000, 10_000)
 BLOCK = 1_024  # elements of a tile
+
+
+def nothing(norm: Tensor) -> None:
+    """A launch that is made once more."""
 
 
 class Idle:
@@ -30,14 +34,16 @@ class Idle:
     def __init__(self, tables: Tables) -> None:
         self.tables = tables
 
-    def accumulate(self, *_: Any, **__: Any) -> None:
-        """Gathers nothing."""
+    def accumulate(self, *_: Any, **__: Any) -> Again:
+        """Gathers nothing, and so again."""
+        return nothing
 
     def norms(self, *_: Any) -> None:
         """Takes no norm."""
 
-    def step(self, *_: Any) -> None:
-        """Steps nothing."""
+    def step(self, *_: Any) -> Again:
+        """Steps nothing, and so again."""
+        return nothing
 
     def written(self) -> Tensor:
         return torch.ones(len(self.tables.segments), dtype=torch.bool)
@@ -86,8 +92,7 @@ class Stepping:
         return [param.grad for param in self.params]
 
     def tail(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(zero_grad=True)
 
 
 def host_costs(count: int, rounds: int = 15) -> dict[str, float]:

@@ -10,7 +10,7 @@ from bench.cases.cell import BEYOND, DTYPES, FAMILY, PRODUCTS, STATES, STORED, C
 CASES = {
     "tail": "norm, clip, AdamW, zero_grad: all between backward and the next forward",
     "step": "the optimizer's step alone, without clipping",
-    "cold": "the same behind 20 ms without work, as in a loop that waits for data: threads sleep",
+    "cold": "the step alone, behind 20 ms without work as in a loop that waits for data: threads sleep",
     "accumulate": "gradients of a first micro-batch into float32 sums, and their norm",
     "accumulate-add": "gradients of a later micro-batch added to the sums, and their norm",
     "norm": "norm of all gradients as one vector",

@@ -24,8 +24,9 @@ from .kernels.formats import (
     is_rounded,
     state_format_of,
 )
+from .kernels.hyper import is_fixed_group
 from .kernels.lang import HAS_TRITON, INTERPRETED
-from .kernels.launches import Compiler
+from .kernels.launches import Again, Compiler
 from .kernels.looks import FEWEST, Looks, are_same
 from .kernels.plan import Plan, Stage
 from .kernels.rules import (
@@ -142,6 +143,7 @@ __all__ = [
     "UNIT",
     "UPDATES",
     "VALUE",
+    "Again",
     "Draw",
     "Fill",
     "Format",
@@ -162,6 +164,7 @@ __all__ = [
     "fill_",
     "fills",
     "in_memory_order",
+    "is_fixed_group",
     "is_rounded",
     "make_plan",
     "round_up",

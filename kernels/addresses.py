@@ -248,6 +248,10 @@ class AddressTable:
         self._viewed = None if 0 in numels else found
         return found
 
+    def holds(self, sources: Sources) -> bool:
+        """Whether the table still says what `viewed` returned, so that this may be launched with again."""
+        return sources is self._viewed and self.repeats
+
     def _point(self, touched: list[bool], addresses: list[int], dtypes: list[torch.dtype]) -> Sources:
         seen = addresses == self._addresses and touched == self._touched and dtypes == self._dtypes
         if seen and self.repeats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
@@ -93,6 +93,9 @@ class StepInputs(NamedTuple):
         keys: int64 [1 + slots]: seed, then the key of each variable's name, for the states that the rule rounds at
             random; None rounds all to nearest.
         unit: Unit of the region at which the buffers of state streams begin that have an item for each unit.
+        clear: Whether the gradients of viewed sources are written -0.0 once they were read, as if nobody had written
+            them; those of a step that is skipped, too. What lies behind a variable in its last line of 128 bytes, which
+            is no other's, may be written with it.
     """
 
     hyper: Tensor
@@ -109,6 +112,14 @@ class StepInputs(NamedTuple):
     keys: Tensor | None = None
     unit: int = 0
     observed: Tensor | None = None
+    clear: bool = False
+
+
+Again = Callable[[Tensor], object]
+"""Makes a launch once more, with all that it was given but for another tensor of the same dtype for the norm.
+
+For who knows that all other tensors lie where they lay, and that nothing else changed: nothing is looked at again.
+"""
 
 
 class Launches(Protocol):
@@ -127,7 +138,7 @@ class Launches(Protocol):
         scale: float = 1.0,
         add: bool = False,
         grad_scale: Tensor | None = None,
-    ) -> None:
+    ) -> Again:
         """Writes `scale` times the gradients into `stream`, or adds them, and the norm of what it then holds.
 
         With no stream, the norm of the gradients alone, divided by `grad_scale` if given; of `sources.viewed`, it also
@@ -150,16 +161,17 @@ class Launches(Protocol):
 
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
-    ) -> None:
+    ) -> Again:
         """Takes the sums that the rule's step needs of every variable that has a source; `step` must run next.
 
-        Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either.
+        Of a rule whose statistics move, it updates the states. It counts nothing, no skipped step either, and is never
+        told to clear: `step` may read the gradients again.
         """
 
     def sums(self, rule: Rule) -> Tensor:
         """What the last `statistics` of this rule wrote, float64 [variables, sums] on the device."""
 
-    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> Again:
         """Updates values and states of all variables that have a source, and counts their steps.
 
         Of `sources.viewed`, those that the last norm found written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from .addresses import AddressTable, Sources, is_capturing
 from .errors import check_order
 from .formats import Stored, as_stored
 from .hyper import Check, HyperTable, anything
-from .launches import Launches, NormSlot, StepInputs
+from .launches import Again, Launches, NormSlot, StepInputs
 from .rules import Rule
 
 Stage = Literal["both", "measure", "move"]
@@ -31,6 +32,9 @@ class Plan:
         norm: float32 [] (float64) that every norm of this region's store or optimizer is written to.
         sums: float64 [regions] shared by the plans of one norm.
         slot: Position of this region among them; launches of one norm run in slot order.
+
+    Attributes:
+        hyper: The numbers of the param groups.
     """
 
     def __init__(self, launches: Launches, norm: Tensor, sums: Tensor, slot: int) -> None:
@@ -38,7 +42,8 @@ class Plan:
         self.segments, self.device = launches.tables.segments, launches.tables.device
         self.out = NormSlot(norm, sums, slot)
         self.addresses = AddressTable(self.segments, self.device)
-        self._hyper = HyperTable(self.segments.compute_dtype, self.device)
+        self.hyper = HyperTable(self.segments.compute_dtype, self.device)
+        self._last_norm: tuple[tuple[Any, ...], Again] | None = None  # what its launch was given, beside the norm
 
     def companion(self) -> Plan:
         """Another plan of the same variables, by the same kernels and scratch, with addresses and numbers of its own.
@@ -78,7 +83,13 @@ class Plan:
     def norm_(self, sources: Sources, grad_scale: Tensor | None = None) -> None:
         """Writes the L2 norm of the gradients, divided by `grad_scale` if given, to `norm`. One launch."""
         self._note_capture()
-        self.launches.accumulate(sources, None, self.out, grad_scale=grad_scale)
+        norm = self.out.norm
+        given = sources.dtype, sources.viewed, norm.dtype
+        if grad_scale is None and self._last_norm is not None and self._last_norm[0] == given:
+            self._last_norm[1](norm)
+            return
+        again = self.launches.accumulate(sources, None, self.out, grad_scale=grad_scale)
+        self._last_norm = (given, again) if grad_scale is None else None
 
     def accumulate_(self, grads: Sequence[Tensor | None] | Sources, stream: Tensor, scale: float, add: bool) -> None:
         """Gathers into the flat stream and writes the norm of what it then holds to `norm`. One launch."""
@@ -113,9 +124,10 @@ class Plan:
         keys: Tensor | None = None,
         unit: int = 0,
         observed: Tensor | None = None,
+        clear: bool = False,
         check: Check = anything,
         stage: Stage = "both",
-    ) -> None:
+    ) -> Again:
         """Updates values and states of all variables that have a source. One launch; two of rules with statistics.
 
         Args:
@@ -133,8 +145,12 @@ class Plan:
                 that the rule says are rounded at random in bfloat16; without, to nearest.
             unit: Unit of the region at which the scales of states begin.
             observed: float64 [slots, sums] on the device: written with sums over every variable that is stepped.
+            clear: Write -0.0 over the gradients of viewed sources, in a step that is skipped, too.
             check: Called with every group that may have changed since the last launch; what it raises comes first.
             stage: "measure" for the launch of the statistics alone, "move" for the step after it.
+
+        Returns:
+            What makes these launches once more, as long as the `version` of `hyper` is the same.
         """
         self._note_capture()
         inputs = StepInputs(
@@ -152,19 +168,27 @@ class Plan:
             keys,
             unit,
             observed,
+            clear,
         )
         kept, held = as_stored(values), [as_stored(state) for state in states]
+        made: list[Again] = []
         if rule.statistics is not None and stage != "move":
-            self.launches.statistics(sources, rule, kept, held, inputs)
+            made.append(self.launches.statistics(sources, rule, kept, held, inputs._replace(clear=False)))
         if stage != "measure":
-            self.launches.step(sources, rule, kept, held, inputs)
+            made.append(self.launches.step(sources, rule, kept, held, inputs))
+        return made[0] if len(made) == 1 and not self.addresses.table.is_cuda else partial(self._again, made)
+
+    def _again(self, made: Sequence[Again], norm: Tensor) -> None:
+        self._note_capture()
+        for again in made:
+            again(norm)
 
     def sums(self, rule: Rule, sources: Sources) -> Tensor:
         """What the statistics of a rule have found, float64 [variables, sums] on the device; 0 of what is untouched."""
         return torch.where(self.written(sources)[:, None], self.launches.sums(rule), 0.0)
 
     def _note_capture(self) -> None:
-        if is_capturing(self.addresses.table):
+        if self.device.type == "cuda" and is_capturing(self.addresses.table):
             _CAPTURED.add(self)
 
     # Numbers on the device ----------------------------------------------------------------------------------------
@@ -173,4 +197,4 @@ class Plan:
         self, rule: Rule, groups: Sequence[Mapping[str, Any]], max_norm: float | None, check: Check = anything
     ) -> Tensor:
         """The hyper-parameter table, [groups, 1 + columns of the rule], after what changed was copied over."""
-        return self._hyper.upload(rule, groups, max_norm, check)
+        return self.hyper.upload(rule, groups, max_norm, check)

@@ -55,6 +55,9 @@ class Segments:
     # Spans start on multiples of this in every stream, and are zero up to the next multiple.
     LANES = 16
 
+    # Bytes that a span of values starts on a multiple of, and shares with no other.
+    LINE = 128
+
     def __post_init__(self) -> None:
         if not self.slots:
             object.__setattr__(self, "slots", tuple(range(len(self.starts))))

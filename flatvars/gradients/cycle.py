@@ -229,8 +229,9 @@ class Gradients(ABC):
     def _keep_receipt(self, plans: PlanSet, collected: Collected) -> None:
         pending = collected.pending
         there = [grad is not None for grad in pending] if collected.gathered else collected.touched
+        if plans.receipt is None:  # else they are among them
+            self._stepped.add(plans)
         plans.note(pending, there, self._zeroed)
-        self._stepped.add(plans)
 
     def _past(self) -> set[int]:
         """Variables whose `.grad` belongs to a cycle that a step has ended."""
@@ -245,6 +246,17 @@ class Gradients(ABC):
         Args:
             plans: An optimizer's, that cover no other variables; it saves a turn for each.
         """
+
+    def clears(self, plans: PlanSet, variables: Sequence[Variable]) -> bool:
+        """Whether the launches of a step of these plans can do what `zero` does for some variables, as they go.
+
+        They are then told so, and `cleared` follows the step.
+        """
+        return False
+
+    def cleared(self, plans: PlanSet) -> None:
+        """The launches of a step of these plans have cleared the gradients: all is as after `zero` from now on."""
+        raise NotImplementedError
 
     def norm_for(self, plans: PlanSet, collected: Collected, grad_scale: Tensor | None = None) -> Tensor:
         """The norm of these gradients: what the last accumulate left, if it still holds, else one launch a region."""

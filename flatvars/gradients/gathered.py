@@ -172,7 +172,8 @@ class Gathered(Gradients):
         self._note_norm(plans)
 
     def collect(self, plans: PlanSet) -> Collected:
-        self.check_unsent("a norm")
+        if self.overlap is not None:
+            self.check_unsent("a norm")
         simple = not self._open and not self._spent
         if simple and (told := plans.repeats.take()) is not None:
             return Collected(*told, plans.left)

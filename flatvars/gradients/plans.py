@@ -95,6 +95,7 @@ class PlanSet:
         # Where gradients are views: these, what they cover of the streams, versions when zeroed, and at the last look.
         self.views: HeldViews | None = None
         self.pieces: list[Tensor] | None = None
+        self.pointed: list[Any] | None = None  # what launches were told of these views
         self.versions: npt.NDArray[np.int64] | None = None
         self.latest: npt.NDArray[np.int64] | None = None
         regions = list(dict.fromkeys(v.dtype for v in self.variables)) or [torch.float32]
@@ -230,7 +231,7 @@ class PlanSet:
 
     def forget_views(self) -> None:
         """Spans moved: views are others, none of which the last step has used, and these would keep the old stream."""
-        self.views = self.pieces = self.receipt = None
+        self.views = self.pieces = self.pointed = self.receipt = None
 
     def past(self) -> list[int]:
         """Ids of the variables whose `.grad` belongs to a cycle that a step has ended."""
@@ -258,7 +259,13 @@ class PlanSet:
         return [part.plan.gathered(streams(part.region), part.pick(touched)) for part in self.parts]
 
     def viewed(self, streams: Callable[[torch.dtype], Tensor], told: Sequence[bool]) -> list[Any]:
-        return [part.plan.viewed(streams(part.region), part.pick(told)) for part in self.parts]
+        known = self.pointed
+        if known is None or not all(
+            part.plan.addresses.holds(each) for part, each in zip(self.parts, known, strict=True)
+        ):
+            self.pointed = [part.plan.viewed(streams(part.region), part.pick(told)) for part in self.parts]
+            return self.pointed
+        return known
 
     def written(self, sources: Sequence[Any]) -> list[bool]:
         """Which variables have a gradient, after the norm was launched. Synchronizes."""

@@ -39,7 +39,7 @@ class Receipt:
         self.ends = ends
         present = range(len(grads)) if all(touched) else list(compress(range(len(grads)), touched))
         places = present[:: -(-len(present) // WITNESSES) or 1]
-        tensors = grads.at(places) if isinstance(grads, Left) else list(map(grads.__getitem__, places))
+        tensors = grads.at(places) if grads.__class__ is Left else list(map(grads.__getitem__, places))
         there = [tensor is not None for tensor in tensors]
         self._places = list(compress(places, there))
         witnesses: list[Tensor] = list(compress(tensors, there))  # type: ignore[arg-type]

@@ -130,7 +130,7 @@ class Views(Gradients):
     def _note(self, plans: PlanSet) -> HeldViews:
         """Which views the plans have, and where they lie."""
         plans.views = HeldViews(plans.params, [self._views[key] for key in plans.ids])
-        plans.pieces = None
+        plans.pieces = plans.pointed = None
         plans.versions = None
         return plans.views
 
@@ -281,7 +281,8 @@ class Views(Gradients):
         clear_masked(self.registry)
 
     def collect(self, plans: PlanSet) -> Collected:
-        self.check_unsent("a norm")
+        if self.overlap is not None:
+            self.check_unsent("a norm")
         views = self._settle_plans(plans, stepping=True)
         moved = self._moved(plans)
         return Collected(plans.viewed(self.stream, moved), moved, views.views, unseen=True)
@@ -346,13 +347,29 @@ class Views(Gradients):
     def _zero_plans(self, plans: PlanSet, variables: Sequence[Variable]) -> None:
         """The same without a turn for each variable but where `.grad` is no view."""
         views = self._settle_plans(plans).views
-        if not plans.covers(variables):  # the store followed a conversion, and carved
+        if plans.generation != self.registry.generation:  # the store followed a conversion, and carved
             self.zero(True, variables)
             return
+        for piece in self._pieces(plans):
+            piece.fill_(UNWRITTEN)
+        self._note_zeroed(plans, views)
+
+    def _pieces(self, plans: PlanSet) -> list[Tensor]:
+        """What the variables cover of the streams."""
         if plans.pieces is None:
             plans.pieces = [self.stream(dtype)[start:stop] for dtype, start, stop in plans.stretches]
-        for piece in plans.pieces:
-            piece.fill_(UNWRITTEN)
+        return plans.pieces
+
+    def clears(self, plans: PlanSet, variables: Sequence[Variable]) -> bool:
+        """Not where ranks exchange gradients: their launches read averages, and each has a range alone."""
+        return self.registry.group is None and plans.covers(variables)
+
+    def cleared(self, plans: PlanSet) -> None:
+        assert plans.views is not None
+        torch.autograd.graph.increment_version(self._pieces(plans))  # as `fill_` does
+        self._note_zeroed(plans, plans.views.views)
+
+    def _note_zeroed(self, plans: PlanSet, views: Sequence[Tensor]) -> None:
         plans.zeroed, plans.versions = True, plans.latest
         if plans.empty and plans.versions is not None:
             plans.versions = plans.versions.copy()  # the receipt of the last step has these

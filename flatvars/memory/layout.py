@@ -17,7 +17,7 @@ from .batches import Batch, Block, find_batches, matrix_of
 from .ranks import GRAIN, Ranks
 from .spec import VarSpec
 
-ALIGNMENT = 128
+ALIGNMENT = Segments.LINE
 """Bytes. A cache line of a GPU's L2; TorchInductor and TMA need 16, and a span shares its line with no other."""
 
 

@@ -21,6 +21,7 @@ from ..gradients.plans import PlanSet
 from ..variables.registry import HasRegistry, Registry
 from ..variables.selectors import is_selector
 from .averaging import check_average
+from .changes import Change, GroupChanges
 from .checks import check_options
 from .copies import get_state, set_state
 from .divided import DividedStep
@@ -118,7 +119,8 @@ class Optimizer(Stepping):
         self._frozen: list[Tensor] = []
         self._last_rules: dict[int, Rule] = {}
         self._kinds: tuple[Rule, ...] = ()  # of the param groups, when plans were made
-        self._counted: Any = None  # what `_count` has looked at
+        self._counted: Any = (-1,)  # what `_count` has looked at
+        self._changes, self._change = GroupChanges(), Change.ANY
         self._counting: dict[int, bool] = {}  # whether steps of a variable counted, by id
         self._norm: Tensor | None = None
         self.observations = Observations()

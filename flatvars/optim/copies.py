@@ -16,6 +16,8 @@ from .recording import Recorded, hyper_of
 # What is made anew, and what torch.optim leaves behind as well: hooks, and a scheduler's wrapper of `step`.
 LEFT_OUT = {
     "_calls",
+    "_change",
+    "_changes",
     "_counted",
     "_counting",
     "_divided",

@@ -81,7 +81,7 @@ class Directions:
 
     def move(self, source: Sources, arguments: Mapping[str, Any], stage: Stage = "both") -> None:
         """The second launch; of a rule with statistics, that of those before it, or both."""
-        again = {"max_norm": None, "grad_scale": None, "skipped": self._skipped, "stage": stage}
+        again = {"max_norm": None, "grad_scale": None, "skipped": self._skipped, "clear": False, "stage": stage}
         self.apply.step_(self._sources(source), **{**arguments, **again})
 
     def _sources(self, source: Sources) -> Sources:

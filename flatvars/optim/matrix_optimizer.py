@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backend import ADAMW, AMSGRADW, MUON, MUON_APPLY, MUON_DIRECTION, Rule, Sources, Stage
+from ..backend import ADAMW, AMSGRADW, MUON, MUON_APPLY, MUON_DIRECTION, Again, Rule, Sources, Stage
 from ..distributed.owners import Owners
 from ..gradients.plans import Part, PlanSet
 from ..memory.streams import FROZEN_ELEMENTS, Stream
@@ -209,10 +209,9 @@ class MatrixOptimizer(Optimizer):
 
     def step_part(
         self, plans: PlanSet, part: Part, source: Sources, arguments: dict[str, Any], stage: Stage = "both"
-    ) -> None:
+    ) -> Again | None:
         if part.kind is not MUON:
-            super().step_part(plans, part, source, arguments, stage)
-            return
+            return super().step_part(plans, part, source, arguments, stage)
         step = self._step_of(plans, part)
         if step.moments is not None:
             step.moments.bind(source.touched, lambda variable: self.entries[variable.param])
@@ -226,6 +225,7 @@ class MatrixOptimizer(Optimizer):
             moves, written = moves_of(arguments), None if known else part.plan.written(source)
         step.orthogonalize(source.touched, self.moment_weight, moves, written)
         step.move(source, arguments)
+        return None
 
     def moment_weight(self, outputs: Outputs) -> float:
         """Of new squares in the second moments of outputs."""

@@ -70,6 +70,8 @@ class Membership:
         Raises:
             ValueError: a parameter stands in the groups twice.
         """
+        if self.is_followed(groups):
+            return []
         moved = self._generation != self.registry.generation
         if moved:
             for group in groups:
@@ -77,13 +79,17 @@ class Membership:
             self.renew(groups)
         if self._seen != self.registry._next_id:
             self._join(groups, add_group)
-        if not moved and self._is_known(groups) and all(map(is_lazy, self.lazy)):
+        if not moved and self.is_followed(groups):
             return []
         self._generation = self.registry.generation
         return self._resolve(groups)
 
-    def _is_known(self, groups: Groups) -> bool:
-        if len(groups) != len(self._known):
+    def is_followed(self, groups: Groups) -> bool:
+        """Whether nothing was edited, declared or replaced since the last time, and nothing lazy got a shape."""
+        registry = self.registry
+        if self._generation != registry.generation or self._seen != registry._next_id:
+            return False
+        if len(groups) != len(self._known) or (self.lazy and not all(map(is_lazy, self.lazy))):
             return False
         for group, known in zip(groups, self._known, strict=True):
             params = group["params"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,8 @@ from .kind import Kind
 from .membership import by_rows, explain_foreign
 from .states import States
 from .weak import CarveHook
+
+_requires_grad = attrgetter("requires_grad")
 
 
 class Planning(Kind, Conveniences):
@@ -69,7 +72,10 @@ class Planning(Kind, Conveniences):
     def follow(self) -> None:
         """Takes up what was edited in `param_groups`, and the variables that were declared, since the last time."""
         self.registry.settle()
-        self._follow()
+        if self._enrolled != self.membership.version or not self.membership.is_followed(self.param_groups):
+            self._follow()
+        elif self.entries.waits:
+            self.entries.adopt()
 
     def _follow(self) -> None:
         """The same without a carve."""
@@ -108,7 +114,7 @@ class Planning(Kind, Conveniences):
             self._take_in_foreign()
         plans = self._plans
         if plans is not None and plans.generation == self.registry.generation:
-            if not any(param.requires_grad for param in self._frozen):
+            if not any(map(_requires_grad, self._frozen)):
                 known = self._planned == self.membership.version and self._planned_for == self._plans_depend_on()
                 return plans if known else self._make_plans()
             follow_flags(self.registry)

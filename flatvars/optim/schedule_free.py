@@ -30,7 +30,7 @@ class ScheduleFree(Optimizer):
     needs_step = True
 
     @hooked
-    def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False, zero_grad: bool = False) -> Any:
         """As `Optimizer`'s.
 
         Raises:
@@ -41,7 +41,7 @@ class ScheduleFree(Optimizer):
                 "the values are the average that eval() made of them, from which no step is taken; call "
                 "optimizer.train() first. Nothing was stepped"
             )
-        return super().step(closure, strict=strict)
+        return super().step(closure, strict=strict, zero_grad=zero_grad)
 
     def eval(self) -> None:
         """Makes the values the average, if they are not."""

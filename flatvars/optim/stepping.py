@@ -5,44 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import compress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backend import Rule, Sources, Stage, is_rounded
+from ..backend import Again, Rule, Sources, Stage
 from ..errors import FlatvarsError
 from ..gradients.attached import gradients_of
-from ..gradients.cycle import Collected
+from ..gradients.cycle import Collected, Gradients
 from ..gradients.plans import Part, PlanSet, checked
 from ..memory.grad_mode import unwatched
 from ..memory.streams import Stream
 from ..variables.variable import Variable
+from .changes import Change, GroupChanges
 from .checks import check_complete
 from .divided import DividedStep, add_up_observed, add_up_sums, divided_of, step_divided
 from .formats import StateFormat
 from .hooks import hooked
+from .lasting import Lasting
 from .membership import by_rows
 from .planning import Planning
 from .scaling import read_scaling
-from .states import origin_of
 from .stats import Observations, VariableStats
-
-
-class Lasting(NamedTuple):
-    """What is the same in the launches of a part.
-
-    Attributes:
-        rule: Of these launches.
-        version: Of the states: when it grows, streams or counts have moved.
-        arguments: Of `Plan.step_`.
-        draws: Whether values or states are rounded at random, unless that is turned off.
-    """
-
-    rule: Rule
-    version: int
-    arguments: dict[str, Any]
-    draws: bool
 
 
 class Stepping(Planning):
@@ -58,6 +43,10 @@ class Stepping(Planning):
     _counted: Any
     _counting: dict[int, bool]
     _divided: DividedStep | None
+    _changes: GroupChanges
+    _change: Change  # of the param groups, since the step before the one that is under way
+
+    _clears = False  # whether the launches of the step that is under way clear gradients
 
     _step_supports_amp_scaling = True
 
@@ -69,19 +58,25 @@ class Stepping(Planning):
 
     @hooked
     @unwatched
-    def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, strict: bool = False, zero_grad: bool = False) -> Any:
         """One step of every variable that has a gradient: a norm launch if clipping or skipping needs it, and a step.
+
+        `step(zero_grad=True)` leaves all as `step()` and `zero_grad()` do. In a store with `grads="views"` that is
+        faster: what a pass over all gradients would clear, the step clears while it has them in a cache.
 
         Args:
             closure: Computes the loss and its gradients; its value is returned.
             strict: Every trained variable must have a gradient.
+            zero_grad: Drop the gradients behind the step, those of a step that is skipped, too. Where it raises, they
+                stay.
 
         Raises:
             AliasError: a parameter no longer lies in the store, or its module holds another one.
             ForeignParameterError: a param group holds a Parameter that the store does not.
             GradientError: a gradient of a wrong shape or kind, or, if `strict`, none. Nothing is stepped then.
         """
-        self.refuse_swapped("no step is taken from them")
+        if self.swapped:
+            self.refuse_swapped("no step is taken from them")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -95,13 +90,18 @@ class Stepping(Planning):
             names = [v.name for v, hit in zip(plans.variables, hits, strict=True) if not hit and v.requires_grad]
             check_complete(names)
         self.entries.settle(strict=True)
-        self._count()
+        self._change = self._changes.look(self.param_groups)
+        if self._change is Change.ANY or self._counted[0] != self.membership.version:
+            self._count()
         self._calls += 1
+        self._clears = zero_grad and not self.membership.foreign and gradients.clears(plans, self.members())
         if divided:
             step_divided(self, plans, collected, strict)
             touched = [True] * len(plans.params)  # every rank has the values of all
         else:
-            self._launch(plans, collected)
+            self._launch(plans, collected, gradients)
+        if self._change is not Change.NONE:
+            self._changes.note(self.param_groups)
         self.entries.refresh()
         gradients.spend(plans, collected)
         # Kernels write behind autograd's back: without this, a backward pass through values that a forward pass saved
@@ -110,6 +110,10 @@ class Stepping(Planning):
             plans.counter.count()
         else:
             torch.autograd.graph.increment_version(list(compress(plans.params, touched)))
+        if self._clears:
+            gradients.cleared(plans)
+        elif zero_grad:
+            self.zero_grad()
         return loss
 
     def _count(self) -> None:
@@ -127,8 +131,7 @@ class Stepping(Planning):
         self.states.resume(turned[True])
         self.states.pause(turned[False])
 
-    def _launch(self, plans: PlanSet, collected: Collected) -> None:
-        gradients = gradients_of(self.registry)
+    def _launch(self, plans: PlanSet, collected: Collected, gradients: Gradients) -> None:
         scaling = read_scaling(self, self.registry.device, collected.gathered)
         if self.registry.sharding is not None:
             scaling["found_inf"] = self.registry.sharding.found(scaling["found_inf"])
@@ -137,7 +140,8 @@ class Stepping(Planning):
             norm = gradients.norm_for(plans, collected, scaling["grad_scale"])
         if self.max_norm is not None or self.skip_nonfinite:
             self._norm = norm
-        self.observe(plans)
+        if self.stats_every:
+            self.observe(plans)
         self.launch_parts(plans, list(zip(plans.parts, collected.sources, strict=True)), norm, scaling)
 
     def launch_parts(
@@ -165,6 +169,9 @@ class Stepping(Planning):
         stage: Stage = "both",
     ) -> None:
         """The step of the variables of one region, and where there are several rules, of one rule."""
+        known: Lasting | None = plans.lasting.get(part.plan)
+        if stage == "both" and known is not None and self._launch_again(known, part, source, norm, scaling):
+            return
         rule = self.applied_rule(part)
         lasting = self._lasting(plans, part, rule)
         arguments = {
@@ -173,49 +180,90 @@ class Stepping(Planning):
             "norm": norm,
             "max_norm": self.max_norm,
             "skip": self.skip_nonfinite,
-            "keys": self.states.keys() if lasting.draws and self.stochastic_rounding else None,
+            "keys": self._keys_of(lasting),
             "observed": self.observed()[0],
+            "clear": self._clears,
             "check": self.check_changed,
             **scaling,
         }
-        self.step_part(plans, part, source, arguments, stage)
+        made = self.step_part(plans, part, source, arguments, stage)
+        if stage == "both" and made is not None:
+            lasting.note(made, self._switches(lasting, source, norm, scaling), part.plan.hyper.version)
 
     def _lasting(self, plans: PlanSet, part: Part, rule: Rule) -> Lasting:
         """What a launch of a part is given as long as its rule is the same and nothing moved."""
         known: Lasting | None = plans.lasting.get(part.plan)
         if known is not None and known.rule is rule and known.version == self.states.version:
             return known
-        values, states = plans.values(part), self.streams_of(part, rule)
-        arguments = {
-            "rule": rule,
-            "values": values,
-            "states": [held.stored for held in states],
-            "steps": self.states.steps,
-            **origin_of(states),
-            "skipped": self.states.skipped,
-            "own": self.states.scalars(rule.own),
-        }
-        few = [is_rounded(held.buffer.dtype, held.format) for held in states]
-        draws = values.at_random or max(rule.draws(few), default=-1) >= 0
-        found = plans.lasting[part.plan] = Lasting(rule, self.states.version, arguments, draws)
+        counts = {"steps": self.states.steps, "skipped": self.states.skipped, "own": self.states.scalars(rule.own)}
+        found = Lasting(rule, self.states.version, plans.values(part), self.streams_of(part, rule), counts)
+        plans.lasting[part.plan] = found
         return found
+
+    def _launch_again(
+        self, lasting: Lasting, part: Part, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    ) -> bool:
+        """Makes the last launch of a part once more, and returns whether it did: if it would be given the same now.
+
+        Learning rates may be others; they are uploaded.
+        """
+        if self._change is Change.ANY or lasting.version != self.states.version:
+            return False
+        hyper = part.plan.hyper
+        again = lasting.again(self._switches(lasting, source, norm, scaling), hyper.version)
+        if again is None:
+            return False
+        if self._change is Change.RATE:
+            hyper.turn(self.groups_of(part))
+            lasting.hyper_version = hyper.version
+        again(norm)
+        return True
+
+    def _switches(
+        self, lasting: Lasting, source: Sources, norm: Tensor, scaling: Mapping[str, Tensor | None]
+    ) -> tuple[Any, ...]:
+        """What a launch is given beside what lasts and the numbers of the groups: tensors by their addresses."""
+        keys = self._keys_of(lasting) if lasting.draws else None
+        observed = self.observed()[0] if self.stats_every else None
+        scale, found = scaling["grad_scale"], scaling["found_inf"]
+        return (
+            source.dtype,
+            source.viewed,
+            norm.dtype,
+            self.max_norm,
+            self.skip_nonfinite,
+            self.average,
+            self._clears,
+            None if keys is None else keys.data_ptr(),
+            None if observed is None else observed.data_ptr(),
+            None if scale is None else scale.data_ptr(),
+            None if found is None else found.data_ptr(),
+        )
+
+    def _keys_of(self, lasting: Lasting) -> Tensor | None:
+        """What random bits are drawn by, where there is something to round."""
+        return self.states.keys() if lasting.draws and self.stochastic_rounding else None
 
     def step_part(
         self, plans: PlanSet, part: Part, source: Sources, arguments: dict[str, Any], stage: Stage = "both"
-    ) -> None:
+    ) -> Again | None:
         """The launches of such a step; a class that needs more than a rule can say has others.
 
         Args:
             arguments: Of `Plan.step_`.
+
+        Returns:
+            What makes them once more, if these launches are all of the step.
         """
         rule = arguments["rule"]
         if rule.statistics is None or stage == "move" or not self.states.is_partial:
-            part.plan.step_(source, **arguments, stage=stage)
-            return
+            made: Again = part.plan.step_(source, **arguments, stage=stage)
+            return made
         part.plan.step_(source, **arguments, stage="measure")
         add_up_sums(plans, part, rule)
         if stage == "both":
             part.plan.step_(source, **arguments, stage="move")
+        return None
 
     def applied_rule(self, part: Part) -> Rule:
         """That of the launch which moves the values of a part."""
@@ -268,7 +316,7 @@ class Stepping(Planning):
         for param in self.membership.foreign:
             zero_foreign(param, set_to_none)
         plans = self._plans if self._planned == self.membership.version else None
-        gradients_of(self.registry).zero(set_to_none, self.members(), plans)
+        gradients_of(self.registry).zero(set_to_none, self.membership.members(), plans)
 
     @property
     def grad_norm(self) -> Tensor:

@@ -147,6 +147,8 @@ class Watch:
                 return False
         except (KeyError, AttributeError):  # an attribute, a child or a parent is gone
             return False
+        if not self._absent:
+            return True
         parents = [(parent(), name) for parent, name in self._absent]
         return all(parent is not None and parent._modules.get(name) is None for parent, name in parents)
 

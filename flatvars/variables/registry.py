@@ -79,6 +79,8 @@ class Registry(Carving):
     # Declaring --------------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
+        if self._carved == len(self.variables) and not self.late and self._retired is None:
+            return  # as nearly always
         if self.late and self._announcing is None:
             self.take_late()
         super().settle()

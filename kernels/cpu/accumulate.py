@@ -23,7 +23,7 @@ from numba import types
 from torch import Tensor
 
 from ..addresses import Sources
-from ..launches import NormSlot, Tables
+from ..launches import Again, NormSlot, Tables
 from .compile import DTYPES, compiled, float_type, native, wide_vectors
 from .formats import FORMATS, name_of
 from .gradients import TILE, converter_of, tile_source
@@ -200,8 +200,10 @@ def launch(
     add: bool,
     grad_scale: Tensor | None,
     written: Tensor | None,
-) -> None:
-    """See `Launches.accumulate`; `written` is zeros, uint8 [variables], of viewed sources."""
+) -> Again:
+    """See `Launches.accumulate`; `written` is uint8 [variables], of viewed sources."""
+    if written is not None:
+        written.zero_()
     given = (
         *read_of(tables, sources, written),
         None if stream is None else (stream.data_ptr(), stream.dtype),
@@ -212,12 +214,19 @@ def launch(
         add,
         None if grad_scale is None else grad_scale.data_ptr(),
     )
-    launcher.run(
+    made = launcher.run(
         given,
         lambda: _prepared(tables, units, sources, stream, out, scale, add, address_of(grad_scale), written),
         # Whoever was handed the last norm keeps it: the next one is another tensor.
         [(NORM, out.norm.data_ptr())],
     )
+
+    def again(norm: Tensor) -> None:
+        if written is not None:
+            written.zero_()
+        made.run([(NORM, norm.data_ptr())])
+
+    return again
 
 
 def _prepared(

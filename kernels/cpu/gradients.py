@@ -1,4 +1,7 @@
-"""Gradients of a tile as numbers of the arithmetic: where they lie if they are such, else converted on the stack."""
+"""Gradients of a tile as numbers of the arithmetic: where they lie if they are such, else converted on the stack.
+
+And -0.0 in their place, once they were read: the tile is in the first-level cache then.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ import functools
 from typing import Any
 
 import numpy as np
+import torch
 from numba import types
 
 from ..addresses import Sources
 from ..launches import Tables
+from ..segments import Segments
 from .compile import compiled, float_type, native, wide_vectors
 from .formats import FORMATS, name_of
-from .memory import caller, element_load, element_store, read_byte
+from .memory import caller, element_load, element_store, read_byte, write_int, write_int16, write_int32
 
 # Elements of a tile, as in the fixed slots of norms.
 TILE = 2_048
@@ -96,3 +101,24 @@ def tile_source(dtype: type) -> Any:
         return scratch
 
     return source
+
+
+_WRITERS = {2: write_int16, 4: write_int32, 8: write_int}
+
+ERASER_ARGUMENTS = [types.int64, types.int64]
+
+
+@functools.cache
+def eraser_of(dtype: torch.dtype) -> int:
+    """Address of `(gradients, count)`, which writes -0.0 over a tile of gradients of a dtype, up to the end of a line.
+
+    A variable shares its last line with no other.
+    """
+    write, line, mark = _WRITERS[dtype.itemsize], Segments.LINE // dtype.itemsize, -(1 << (8 * dtype.itemsize - 1))
+
+    def erase(gradients: Any, count: Any) -> None:
+        wide_vectors()
+        for i in range((count + line - 1) // line * line):
+            write(gradients, i, mark)
+
+    return int(native(erase, types.void(*ERASER_ARGUMENTS)).address)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import NormSlot, StepInputs, Tables
+from ..launches import Again, NormSlot, StepInputs, Tables
 from ..rules import OBSERVED, Rule
 from ..segments import Segments
 from . import accumulate, norms, statistics, step
@@ -61,11 +61,13 @@ class CpuLaunches:
         scale: float = 1.0,
         add: bool = False,
         grad_scale: Tensor | None = None,
-    ) -> None:
+    ) -> Again:
         """See `Launches.accumulate`."""
-        written = self._written.zero_() if sources.viewed else None
+        written = self._written if sources.viewed else None
         launcher = self._norm if stream is None else self._gather
-        accumulate.launch(launcher, self.tables, self._units, sources, stream, out, scale, add, grad_scale, written)
+        return accumulate.launch(
+            launcher, self.tables, self._units, sources, stream, out, scale, add, grad_scale, written
+        )
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """See `Launches.norms`."""
@@ -94,16 +96,16 @@ class CpuLaunches:
 
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
-    ) -> None:
+    ) -> Again:
         """See `Launches.statistics`."""
         assert rule.statistics is not None
         written = self._written if sources.viewed else None
         measures = self._measures(len(rule.statistics.names))
-        statistics.launch(self._measure, self.tables, sources, rule, values, states, inputs, written, measures)
+        return statistics.launch(self._measure, self.tables, sources, rule, values, states, inputs, written, measures)
 
-    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> Again:
         """See `Launches.step`."""
         measures = None if rule.statistics is None else self._measures(len(rule.statistics.names))
         written = self._written if sources.viewed else None
         observed = None if inputs.observed is None else self._observed
-        step.launch(self._step, self.tables, sources, rule, values, states, inputs, written, measures, observed)
+        return step.launch(self._step, self.tables, sources, rule, values, states, inputs, written, measures, observed)

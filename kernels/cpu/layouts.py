@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -19,24 +20,51 @@ HEAD = 16
 ITEMS = 24
 """Bytes of a list before the address of its row of items."""
 
-WORDS = 12
-"""Of a `TensorImpl`, which has twenty: among them is the address of all that it consists of."""
+WORDS = 22
+"""Of a `TensorImpl`, that many are looked through for what is read of it."""
+
+INLINE = 5
+"""Axes whose lengths and strides lie in the `TensorImpl` itself: lengths behind their number, then strides."""
 
 
-class Parts(NamedTuple):
-    """Which words of a `TensorImpl` are addresses of its parts, to fetch them into the cache before they are needed.
+class Fields(NamedTuple):
+    """What is read of a dense tensor on a CPU, and where it is kept.
 
     Attributes:
-        storage: Its storage.
-        version: Its count of versions.
-        beside: What autograd keeps of it; 0 where it keeps nothing.
-        grad: Bytes from there to the word of its gradient.
+        storage: Word of a `TensorImpl`: the address of its storage.
+        beside: The address of what autograd keeps of it; 0 where it keeps nothing.
+        version: The address of its count of versions; 0 of tensors that inference mode made.
+        axes: Their number.
+        offset: Of its first element, in elements of its storage.
+        numel: Number of elements.
+        dtype: As libtorch numbers it, in the lower half of the word's lower half.
+        keys: The keys of torch's dispatcher, which say what kind of tensor it is.
+        grad: Bytes from what autograd keeps to the word of its gradient.
+        data: Word of a storage: the address of its first byte.
+        deleter: What frees it, by which those that wait to be copied until they are written to are known.
+        number: Bytes from a count of versions to the number, 32 bits.
+        plain: The keys of a dense tensor on a CPU, with nothing to do before it is read.
+        lazy: The deleter of those that wait to be copied.
     """
 
     storage: int
-    version: int
     beside: int
+    version: int
+    axes: int
+    offset: int
+    numel: int
+    dtype: int
+    keys: int
     grad: int
+    data: int
+    deleter: int
+    number: int
+    plain: int
+    lazy: int
+
+
+SIZES = {torch.float32: 4, torch.float64: 8, torch.bfloat16: 2, torch.float16: 2}
+"""Bytes of an element, of dtypes whose tensors are read in this way."""
 
 
 def samples() -> list[Tensor]:
@@ -90,26 +118,97 @@ def undefined(grad: int) -> int | None:
     return found[0] if found[0] == found[1] and found[2] == having.grad._cdata else None  # type: ignore[attr-defined]
 
 
-def parts(grad: int, version_counter: int) -> Parts | None:
-    """Which words these are, by what `grad` and `version_counter` tell of a sample; None where one is not found."""
+def fields(grad: int, version_counter: int, dtype: int) -> Fields | None:
+    """Which words these are, by what torch tells of samples; None where one is not found.
+
+    Args:
+        grad: Addresses of functions: of a tensor's gradient, its count of versions, its dtype.
+    """
     ask_grad = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(grad)
     ask_version = ctypes.PYFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(version_counter)
-    sample, bare = nn.Parameter(torch.zeros(1)), torch.zeros(1)
-    sample.grad = torch.ones(1)
-    words, fewer = ([word_at(t._cdata + 8 * k) for k in range(WORDS)] for t in (sample, bare))  # type: ignore[attr-defined]
-    place = ask_grad(sample._cdata)  # type: ignore[attr-defined]
-    storages = [k for k, word in enumerate(words) if word == sample.untyped_storage()._cdata]
-    besides = [k for k, word in enumerate(words) if 0 <= place - word < 128 and fewer[k] == 0]
-    version = ask_version(id(sample) + HEAD) - sample._cdata  # type: ignore[attr-defined]
-    if len(storages) != 1 or len(besides) != 1 or version % 8 or not 0 <= version < 8 * WORDS:
+    sample = nn.Parameter(torch.zeros(50_000).as_strided((17, 7, 11), (1009, 13, 3), 777))
+    sample.grad = torch.ones(17, 7, 11)
+    words, bare = _words(sample), _words(torch.zeros(1))
+    storage, place = sample.untyped_storage(), ask_grad(_impl(sample))
+    beside = _only(k for k in range(WORDS) if 0 <= place - words[k] < 128 and bare[k] == 0)
+    shape = [3, 17, 7, 11], [1009, 13, 3]
+    found = {
+        "storage": _only(k for k in range(WORDS) if words[k] == storage._cdata),
+        "beside": beside,
+        "version": _only([(ask_version(id(sample) + HEAD) - _impl(sample)) // 8]),
+        "axes": _only(k for k in range(WORDS) if (words[k : k + 4], words[k + 1 + INLINE : k + 4 + INLINE]) == shape),
+        "offset": _only(k for k in range(WORDS) if words[k] == 777),
+        "numel": _only(k for k in range(WORDS) if words[k] == sample.numel()),
+        "dtype": _where_dtypes_are(dtype),
+        "keys": _only(k for k in range(WORDS) if words[k] == torch._C._dispatch_keys(sample).raw_repr()),
+        "grad": None if beside is None else place - words[beside],
+        **_of_storages(),
+        "number": None,
+        "plain": torch._C._dispatch_keys(sample).raw_repr(),
+    }
+    if found["version"] is not None and 0 <= found["version"] < WORDS:
+        found["number"] = _where_versions_are(found["version"])
+    if any(position is None for position in found.values()):
         return None
-    return Parts(storages[0], version // 8, besides[0], place - words[besides[0]])
+    return Fields(**found)  # type: ignore[arg-type]
 
 
-def strided(layout: int) -> int:
-    """How libtorch numbers the layout of a dense tensor."""
+def _impl(tensor: Tensor) -> int:
+    address: int = tensor._cdata  # type: ignore[attr-defined]
+    return address
+
+
+def _words(tensor: Tensor) -> list[int]:
+    return [word_at(_impl(tensor) + 8 * k) for k in range(WORDS)]
+
+
+def _only(positions: Iterable[int]) -> int | None:
+    found = list(positions)
+    return found[0] if len(found) == 1 else None
+
+
+def _where_dtypes_are(dtype: int) -> int | None:
+    tensors = [torch.zeros(1, dtype=each) for each in SIZES]
+    rows = [(_words(tensor), number_of(dtype, tensor)) for tensor in tensors]
+    # Of the word's upper half some bits are nobody's.
+    return _only(k for k in range(WORDS) if all(words[k] & 0xFFFF == number for words, number in rows))
+
+
+def _where_versions_are(version: int) -> int | None:
+    tensors = [torch.zeros(1) for _ in range(2)]
+    for tensor, times in zip(tensors, (1234, 4321), strict=True):
+        for _ in range(times):
+            torch.autograd.graph.increment_version(tensor)
+    places = [word_at(_impl(tensor) + 8 * version) for tensor in tensors]
+    return _only(
+        at
+        for at in range(0, 24, 4)
+        if all(
+            ctypes.c_uint32.from_address(place + at).value == tensor._version
+            for place, tensor in zip(places, tensors, strict=True)
+        )
+    )
+
+
+def _of_storages() -> dict[str, int | None]:
+    """Of storages, five words are looked through; all have more."""
+    plain, origins = torch.ones(3), [torch.ones(3), torch.ones(5)]
+    places = list(map(Tensor.data_ptr, origins))  # asked for later, it would be that of a copy
+    try:
+        copies = [torch._lazy_clone(origin) for origin in origins]
+    except (AttributeError, RuntimeError):
+        return {"data": None}
+    free, *lazy = (
+        [word_at(each.untyped_storage()._cdata + 8 * k) for k in range(5)] for each in (plain, *origins, *copies)
+    )
+    data = _only(k for k in range(5) if [row[k] for row in lazy] == places + places and free[k] == plain.data_ptr())
+    deleter = _only(k for k in range(5) if len({row[k] for row in lazy}) == 1 and lazy[0][k] not in (free[k], 0))
+    return {"data": data, "deleter": deleter, "lazy": None if deleter is None else lazy[0][deleter]}
+
+
+def number_of(dtype: int, tensor: Tensor) -> int:
+    """How libtorch numbers the dtype of a tensor, or its layout, by the function at an address."""
     answer = ctypes.c_int32()
-    ask = ctypes.PYFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p)(layout)
-    plain = torch.zeros(1)
-    ask(id(plain) + HEAD, ctypes.addressof(answer))
+    ask = ctypes.PYFUNCTYPE(ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p)(dtype)
+    ask(id(tensor) + HEAD, ctypes.addressof(answer))
     return answer.value

@@ -1,13 +1,14 @@
-"""What tensors say of themselves, asked of libtorch for a thousand at once, without a turn of Python for each.
+"""What tensors say of themselves, for a thousand at once, without a turn of Python for each.
 
 A question to a tensor takes Python 40 to 100 ns, and five are needed to know where a gradient lies and how; here, all
-five take 15. `kernels/looks.py` says what is asked, and asks nothing where `load` finds a torch it does not know.
+five take 30 where tensors lie in the processor's caches, and 80 to 140 where they come from memory. `kernels/looks.py`
+says what is asked, and asks nothing where `load` finds a torch it does not know.
 
 What is relied on: behind its head, a Python tensor holds a word that is an `at::Tensor`, the address of its
-`TensorImpl` (`layouts.py`); the functions `aoti_torch_*` of libtorch, whose C interface torch promises to keep, take
-the address of such a word, and so do `at::native::_version`, `is_neg` and `is_inference`, and
-`torch::autograd::impl::bump_version`; `c10::TensorImpl::grad() const` returns one. `load` compares what it is told in
-this way with what Python says, first the word, then each answer.
+`TensorImpl`. Of that, and of what it names, a plain tensor's place, kind and version are read (`plain.py`) at words
+that `layouts.py` finds by what torch says of samples. Other tensors are described by the functions `aoti_torch_*` of
+libtorch, whose C interface torch promises to keep, and `at::native::is_neg`. `load` compares what it is told in this
+way with what Python says, first the words, then each answer.
 
 Nothing is asked by way of torch's dispatcher, which tells profilers and dispatch modes of every question as of an
 operator that ran: it takes longer to ask than to answer, and a step would be an operator for each variable.
@@ -28,8 +29,9 @@ from numba import types
 from torch import Tensor
 
 from .compile import compiled, native
-from .layouts import HEAD, ITEMS, Parts, are_as_said, parts, samples, strided, undefined
-from .memory import address_of, caller, prefetch, read_int, read_int32, stack, write_int
+from .layouts import HEAD, INLINE, ITEMS, SIZES, Fields, are_as_said, fields, number_of, samples, undefined
+from .memory import address_of, caller, fetch_add_int32, read_int, read_int32, stack, write_int
+from .plain import Ahead, Plain, gradient_of, plain_of
 
 NAMES = 4
 """Words of a row before stride and length of each axis: address, number of axes; of a gradient, dtype as libtorch
@@ -42,19 +44,11 @@ ABSENT = -1
 """In the place of the number of axes, where a parameter has no gradient."""
 
 _SHIM = tuple(f"aoti_torch_get_{what}" for what in ("layout", "data_ptr", "dtype", "numel", "dim", "strides", "sizes"))
-_GRAD, _UNDEFINED = "_ZNK3c1010TensorImpl4gradEv", "undefined"
-_BUMP, _IS_INFERENCE = (
-    "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE",
-    "_ZN2at6native12is_inferenceERKNS_6TensorE",
-)
-_COUNTER = "_ZN5torch8autograd4impl15version_counterERKN2at6TensorE"
-_VERSION, _IS_NEG = "_ZN2at6native8_versionERKNS_6TensorE", "_ZN2at6native6is_negERKNS_6TensorE"
+_GRAD, _COUNTER = "_ZNK3c1010TensorImpl4gradEv", "_ZN5torch8autograd4impl15version_counterERKN2at6TensorE"
+_IS_NEG, _UNDEFINED, _LAZY = "_ZN2at6native6is_negERKNS_6TensorE", "undefined", "lazy"
 
 COMPARE, RENEW, WRITE = 0, 1, 2
 """What to do with rows. The first two are the first word that is compared."""
-
-AHEAD = 4
-"""Tensors that are looked at while what the next ones consist of is on its way from memory."""
 
 Function = Callable[..., int]
 
@@ -89,16 +83,20 @@ def load() -> Looks | None:
     if libraries is None or not are_as_said():
         return None
     try:
-        layout, *_ = (_address(libraries[0], name) for name in (*_SHIM, _VERSION, _IS_NEG, _BUMP, _IS_INFERENCE))
+        layout, _, dtype, *_ = (_address(libraries[0], name) for name in (*_SHIM, _IS_NEG))
         grad, counter = _address(libraries[1], _GRAD), _address(libraries[0], _COUNTER)
     except AttributeError:
         return None
-    absent, found = undefined(grad), parts(grad, counter)
+    absent, found = undefined(grad), fields(grad, counter, dtype)
     if absent is None or found is None:
         return None
     llvm.add_symbol(_known(_UNDEFINED), absent)
-    ahead = _looker_ahead(found)
-    looks = Looks(_look(strided(layout), ahead), _hold(ahead), _count(ahead), _same())
+    llvm.add_symbol(_known(_LAZY), found.lazy)
+    sizes = sum(size << 4 * number_of(dtype, torch.zeros(0, dtype=each)) for each, size in SIZES.items())
+    found = found._replace(lazy=0)  # an address of this process alone: compiled code is kept for others
+    ahead, known = Ahead(found), plain_of(found, sizes, address_of(_known(_LAZY)))
+    dense = number_of(layout, torch.zeros(1))
+    looks = Looks(_look(dense, found, ahead, known), _hold(found, ahead, known), _count(found, ahead), _same())
     return looks if _is_right(looks) else None
 
 
@@ -124,15 +122,17 @@ def _known(name: str) -> str:
     return f"flatvars.{name}"
 
 
-def _look(dense: int, ahead: Any) -> Function:
+def _look(dense: int, fields: Fields, ahead: Ahead, known: Plain) -> Function:
     layout, data_ptr, dtype, numel, dim, strides, sizes = (address_of(_known(name)) for name in _SHIM)
-    grad, is_neg, undefined = (address_of(_known(name)) for name in (_GRAD, _IS_NEG, _UNDEFINED))
-    ask, ask_grad, room = caller([types.int64, types.int64], types.int32), caller([types.int64], types.int64), stack(8)
+    is_neg, gradient = address_of(_known(_IS_NEG)), gradient_of(fields, address_of(_known(_UNDEFINED)))
+    ask, room = caller([types.int64, types.int64], types.int32), stack(8)
     ask_whether, row_room = caller([types.int64], types.boolean), stack(8 * (NAMES + 2 * MOST_AXES))
-    axes, absent, write = NAMES, ABSENT, WRITE
+    axes, absent, write, inline = NAMES, ABSENT, WRITE, INLINE
+    objects, parts, left = ahead.objects, ahead.parts, ahead.left
 
     @compiled
-    def describe_place(tensor: Any, row: Any, width: Any, answer: Any) -> Any:
+    def tell(tensor: Any, row: Any, width: Any, answer: Any) -> Any:
+        """As libtorch tells it, of any tensor."""
         if ask(data_ptr(), tensor, answer) != 0:
             return False
         write_int(row, 0, read_int(answer, 0))
@@ -151,8 +151,8 @@ def _look(dense: int, ahead: Any) -> Function:
         return True
 
     @compiled
-    def describe_kind(tensor: Any, row: Any, answer: Any) -> Any:
-        if ask(layout(), tensor, answer) != 0 or read_int32(answer, 0) != dense:
+    def tell_kind(tensor: Any, row: Any, answer: Any) -> Any:
+        if ask(layout(), tensor, answer) != 0 or read_int32(answer, 0) != dense or ask_whether(is_neg(), tensor):
             return False
         ask(dtype(), tensor, answer)
         write_int(row, 2, read_int32(answer, 0))
@@ -161,18 +161,32 @@ def _look(dense: int, ahead: Any) -> Function:
         return True
 
     @compiled
-    def describe_one(tensor: Any, of_grad: Any, row: Any, width: Any, answer: Any) -> Any:
+    def read(tensor: Any, count: Any, of_grad: Any, row: Any) -> None:
+        """The same of a plain one, by its own address."""
+        write_int(row, 0, known.address(tensor))
+        write_int(row, 1, count)
+        if of_grad != 0:
+            write_int(row, 2, known.dtype(tensor))
+            write_int(row, 3, read_int(tensor, fields.numel))
+        for axis in range(count):
+            write_int(row, axes + 2 * axis, read_int(tensor, fields.axes + 1 + inline + axis))
+            write_int(row, axes + 2 * axis + 1, read_int(tensor, fields.axes + 1 + axis))
+
+    @compiled
+    def describe_one(word: Any, of_grad: Any, row: Any, width: Any, answer: Any) -> Any:
         for i in range(axes):
             write_int(row, i, 0)
         if of_grad == 1:
-            tensor = ask_grad(grad(), read_int(tensor, 0))
-            if read_int(tensor, 0) == undefined():
+            word = gradient(read_int(word, 0))
+            if word == 0:
                 write_int(row, 1, absent)
                 return True
-        if of_grad != 0 and not describe_kind(tensor, row, answer):
-            return False
-        told = describe_place(tensor, row, width, answer)
-        return told and (of_grad == 0 or not ask_whether(is_neg(), tensor))
+        tensor = read_int(word, 0)
+        count = read_int(tensor, fields.axes)
+        if known.is_plain(tensor) and 0 <= count <= inline and 2 * count <= width - axes:
+            read(tensor, count, of_grad, row)
+            return True
+        return (of_grad == 0 or tell_kind(word, row, answer)) and tell(word, row, width, answer)
 
     @compiled
     def differs(found: Any, known: Any, first: Any) -> Any:
@@ -184,7 +198,11 @@ def _look(dense: int, ahead: Any) -> Function:
     def look(tensors: Any, count: Any, of_grad: Any, rows: Any, width: Any, how: Any) -> Any:
         answer, found, result = room(), row_room(), 1
         for i in range(count):
-            ahead(tensors, i, count, of_grad)
+            if of_grad == 1:
+                left(tensors, i, count)
+            else:
+                objects(tensors, i, count)
+                parts(tensors, i, count)
             row = rows + 8 * width * i
             if not describe_one(read_int(tensors, i), of_grad, found, width, answer):
                 return 0
@@ -201,53 +219,37 @@ def _look(dense: int, ahead: Any) -> Function:
     return _function(look, 6)
 
 
-def _looker_ahead(parts: Parts) -> Any:
-    """`ahead(tensors, i, count, of_grad)`: asks memory for what the next tensors are, and in turn for what these name.
-
-    They lie all over memory, and so does all that each consists of; every one would be waited for.
-    """
-    storage, version, beside, to_grad = parts
+def _hold(fields: Fields, ahead: Ahead, known: Plain) -> Function:
+    data_ptr, gradient = address_of(_known(_SHIM[1])), gradient_of(fields, address_of(_known(_UNDEFINED)))
+    ask, room = caller([types.int64] * 2, types.int32), stack(8)
+    objects, parts, counters, grads = ahead.objects, ahead.parts, ahead.version, ahead.grad
 
     @compiled
-    def fetch_tensor(tensor: Any) -> None:
-        for line in range(3):
-            prefetch(tensor + 64 * line)
-
-    @compiled
-    def ahead(tensors: Any, i: Any, count: Any, of_grad: Any) -> None:
-        if i + 4 * AHEAD < count:
-            prefetch(read_int(tensors, i + 4 * AHEAD))
-        if i + 3 * AHEAD < count:
-            fetch_tensor(read_int(read_int(tensors, i + 3 * AHEAD), 0))
-        if i + 2 * AHEAD < count:
-            tensor = read_int(read_int(tensors, i + 2 * AHEAD), 0)
-            prefetch(read_int(tensor, storage))
-            prefetch(read_int(tensor, version))
-            prefetch(read_int(tensor, beside))
-        if of_grad == 1 and i + AHEAD < count:
-            kept = read_int(read_int(read_int(tensors, i + AHEAD), 0), beside)
-            if kept != 0:
-                fetch_tensor(read_int(kept + to_grad, 0))
-
-    return ahead
-
-
-def _hold(ahead: Any) -> Function:
-    grad, data_ptr, version = (address_of(_known(name)) for name in (_GRAD, _SHIM[1], _VERSION))
-    ask_word, ask, room = caller([types.int64], types.int64), caller([types.int64] * 2, types.int32), stack(8)
+    def address_of_other(word: Any, answer: Any) -> Any:
+        tensor = read_int(word, 0)
+        if known.is_plain(tensor):
+            return known.address(tensor)
+        return read_int(answer, 0) if ask(data_ptr(), word, answer) == 0 else -1
 
     def hold(tensors: Any, count: Any, others: Any, addresses: Any, versions: Any, before: Any) -> Any:
         answer, found = room(), 1 if before == 0 or versions == 0 else 2
         for i in range(count):
-            ahead(tensors, i, count, 0)
-            ahead(others, i, count, 0)
-            tensor, other = read_int(tensors, i), read_int(others, i)
-            if read_int(ask_word(grad(), read_int(tensor, 0)), 0) != read_int(other, 0):
+            objects(tensors, i, count)
+            grads(tensors, i, count)
+            objects(others, i, count)
+            parts(others, i, count)
+            if versions != 0:
+                counters(others, i, count)
+            grad, other = gradient(read_int(read_int(tensors, i), 0)), read_int(others, i)
+            if grad == 0 or read_int(grad, 0) != read_int(other, 0):
                 return 0
-            if ask(data_ptr(), other, answer) != 0 or read_int(answer, 0) != read_int(addresses, i):
+            if address_of_other(other, answer) != read_int(addresses, i):
                 return 0
             if versions != 0:
-                now = ask_word(version(), other)
+                counter = read_int(read_int(other, 0), fields.version)
+                if counter == 0:
+                    return 0
+                now = read_int32(counter + fields.number, 0)
                 write_int(versions, i, now)
                 if before != 0 and read_int(before, i) == now:
                     found = 1
@@ -256,15 +258,16 @@ def _hold(ahead: Any) -> Function:
     return _function(hold, 6)
 
 
-def _count(ahead: Any) -> Function:
-    bump, is_inference = address_of(_known(_BUMP)), address_of(_known(_IS_INFERENCE))
-    ask, ask_whether = caller([types.int64]), caller([types.int64], types.boolean)
+def _count(fields: Fields, ahead: Ahead) -> Function:
+    objects, counters = ahead.objects, ahead.version
 
     def count(tensors: Any, number: Any) -> Any:
         for i in range(number):
-            ahead(tensors, i, number, 0)
-            if not ask_whether(is_inference(), read_int(tensors, i)):
-                ask(bump(), read_int(tensors, i))
+            objects(tensors, i, number)
+            counters(tensors, i, number)
+            counter = read_int(read_int(read_int(tensors, i), 0), fields.version)
+            if counter != 0:  # inference mode makes tensors without one
+                fetch_add_int32(counter + fields.number, 1)
         return number
 
     return _function(count, 2)

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from .formats import Format
 
-I8, I64 = ir.IntType(8), ir.IntType(64)
+I8, I16, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(64)
 
 
 def pointer(builder: Any, address: Any, type_: Any, index: Any = None) -> Any:
@@ -59,6 +59,7 @@ read_int32 = _reader(ir.IntType(32), types.int32)
 read_float = _reader(ir.FloatType(), types.float32)
 read_double = _reader(ir.DoubleType(), types.float64)
 write_byte = _writer(I8, types.uint8)
+write_int16 = _writer(I16, types.int16)
 write_int = _writer(I64, types.int64)
 write_int32 = _writer(ir.IntType(32), types.int32)
 write_float = _writer(ir.FloatType(), types.float32)
@@ -79,17 +80,23 @@ def prefetch(typing: Any, address: Any) -> Any:
     return types.void(types.int64), generate
 
 
-@intrinsic
-def fetch_add(typing: Any, address: Any, amount: Any) -> Any:
-    """Adds to an int64 that other threads add to as well, and returns what it was; orders memory both ways."""
+def _adder(type_: Any, result: Any) -> Any:
+    """Adds to an integer that other threads add to as well, and returns what it was; orders memory both ways."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, amount = (
-            context.cast(builder, a, t, types.int64) for a, t in zip(arguments, signature.args, strict=True)
-        )
-        return builder.atomic_rmw("add", pointer(builder, address, I64), amount, "acq_rel")
+    @intrinsic
+    def add(typing: Any, address: Any, amount: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            address = context.cast(builder, arguments[0], signature.args[0], types.int64)
+            amount = context.cast(builder, arguments[1], signature.args[1], result)
+            return builder.atomic_rmw("add", pointer(builder, address, type_), amount, "acq_rel")
 
-    return types.int64(address, amount), generate
+        return result(address, amount), generate
+
+    return add
+
+
+fetch_add = _adder(I64, types.int64)
+fetch_add_int32 = _adder(ir.IntType(32), types.int32)
 
 
 def stack(size: int) -> Any:

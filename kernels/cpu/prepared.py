@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..launches import Tables
-from .record import DONE, NEXT, Words
-from .threads import POOL, callable_of
+from .record import CHUNK, COUNT, DONE, NEXT, Words, address_of_row
+from .threads import POOL, SHARED_FROM, callable_of
 
 KEPT = 2
 """Launches of one plan that are kept: one of its own, and one of a companion's."""
@@ -30,6 +30,8 @@ class Prepared:
 
     def __init__(self, code: Any, record: Words, size: int, *beside: Any) -> None:
         self._function, self._record, self._size, self._beside = callable_of(code), record, size, beside
+        self._address = address_of_row(record)
+        record[CHUNK] = record[COUNT]
 
     def run(self, moved: Sequence[tuple[int, int]] = ()) -> None:
         """See `Launcher.run`."""
@@ -37,7 +39,10 @@ class Prepared:
         for position, word in moved:
             record[position] = word
         record[NEXT] = record[DONE] = 0
-        POOL.launch(self._function, record, self._size)
+        if self._size < SHARED_FROM:
+            self._function(self._address, 1)
+        else:
+            POOL.launch(self._function, record, self._size)
 
 
 class Launcher:
@@ -48,21 +53,25 @@ class Launcher:
 
     def run(
         self, given: tuple[Any, ...], prepare: Callable[[], Prepared], moved: Sequence[tuple[int, int]] = ()
-    ) -> None:
+    ) -> Prepared:
         """Makes a launch.
 
         Args:
             given: All that its record is made of: addresses and numbers, none of them an object whose memory may move.
             prepare: Makes the record, of a launch that is not known.
             moved: Positions in the record of what is another in every launch, and the words to be there.
+
+        Returns:
+            The launch, which may be run again.
         """
         for known, prepared in self._known:
             if known == given:
                 prepared.run(moved)
-                return
+                return prepared
         prepared = prepare()
         self._known = [(given, prepared), *self._known[: KEPT - 1]]
         prepared.run(moved)
+        return prepared
 
 
 def read_of(tables: Tables, sources: Sources, written: Tensor | None) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import StepInputs, Tables
+from ..launches import Again, StepInputs, Tables
 from ..rules import Rule
 from .compile import DTYPES, compiled, twin, wide_vectors
 from .draws import stored_draws
@@ -138,7 +138,7 @@ def launch(
     inputs: StepInputs,
     written: Tensor | None,
     measures: Measures,
-) -> None:
+) -> Again:
     """See `Launches.statistics`; `written` is uint8 [variables], of viewed sources."""
 
     def prepare() -> Prepared:
@@ -151,4 +151,5 @@ def launch(
         return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, measures)
 
     moved = [(NORM, inputs.norm.data_ptr())]
-    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)
+    made = launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)
+    return lambda norm: made.run([(NORM, norm.data_ptr())])

@@ -5,13 +5,15 @@
     p, state <- RULE(p, g, state, hyper, step)   hyper: the group's numbers, and what its scalars are in float64
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
-where elements are masked. Gradients of one dtype are loaded as they are; of several, those of other dtypes than the
-arithmetic are converted tile by tile, in the first-level cache.
+where elements are masked, 4 B more where gradients are cleared: tile by tile, while they are in the first-level cache.
+Gradients of one dtype are loaded as they are; of several, those of other dtypes than the arithmetic are converted tile
+by tile, in the first-level cache.
 Numerics: float32 inside (float64 for float64 regions), every operation rounded on its own, in the order of the rule;
 stores round to nearest even, those of some states and values to bfloat16 at random (`triton/stochastic.py`): the bits
 of Triton's interpreter, for any number of threads.
 Aliasing: values, states and steps in place; padding is not touched. A variable whose source is 0 is untouched. With a
-skip, nothing changes but `skipped`. Where `frozen` is not 0, what was read is written back.
+skip, nothing changes but `skipped`, and gradients that are to be cleared. Where `frozen` is not 0, what was read is
+written back.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import StepInputs, Tables
+from ..launches import Again, StepInputs, Tables
 from ..rules import OBSERVED, Rule
 from ..segments import UNIT
 from .compile import DTYPES, compiled, float_type, native
 from .draws import stored_draws
-from .gradients import TILE, read_as, size_of, tile_source
+from .gradients import ERASER_ARGUMENTS, TILE, read_as, size_of, tile_source
 from .loop import updater_arguments
 from .memory import caller, fetch_add, read_double, read_float, read_int, read_int32, stack, write_double
 from .prepared import Launcher, Prepared
@@ -93,6 +95,7 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
         clip_coefficient(dtype),
         caller(updater_arguments(float_type(dtype))),
     )
+    erase = caller(ERASER_ARGUMENTS)
     read = read_double if dtype is np.float64 else read_float
     size, one = np.dtype(dtype).itemsize, dtype(1.0)
     room = stack(TILE * size)
@@ -109,7 +112,7 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
         sums, sum_count, firsts = word(record, "sums"), word(record, "sum_count"), word(record, "firsts")
         units, unit_count = word(record, "units"), word(record, "unit_count")
         places, value_size = word(record, "places"), word(record, "value_size")
-        wide = word(record, "wide") != 0
+        wide, eraser = word(record, "wide") != 0, word(record, "eraser")
         width, as_they_are = 8 if wide else size, word(record, "as_they_are") != 0
         unscale = one
         if grad_scale != 0:
@@ -163,13 +166,25 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
                 unit,
                 unit_base,
             )
+            if eraser != 0:
+                erase(eraser, address + local * size_of(code), length)
+
+    @compiled
+    def erase_between(record: Any, first: Any, last: Any) -> None:
+        sources, eraser = word(record, "sources"), word(record, "eraser")
+        for tile in range(first, last):
+            row = word(record, "tiles") + 40 * tile
+            variable = read_int(row, 3)
+            if not is_untouched(record, variable):
+                address, code = read_int(sources, 2 * variable), read_int(sources, 2 * variable + 1)
+                erase(eraser, address + read_int(row, 1) * size_of(code), read_int(row, 2))
 
     def run(record: Any, leader: Any) -> Any:
         # The first look is at the counter alone: who comes too late may find the rest gone.
         count, chunk, memory = word(record, "count"), word(record, "chunk"), room()
         first = fetch_add(record + 8 * NEXT, chunk)
         if first < count:
-            skipped = is_skipped(record)
+            skipped, erases = is_skipped(record), word(record, "eraser") != 0
             while first < count:
                 last = min(first + chunk, count)
                 if not skipped and measuring:
@@ -177,6 +192,8 @@ def kernel(dtype: type, finish: Any = count_step, measuring: bool = False) -> An
                 elif not skipped:
                     # From the end: the gradients that the norm, or the sums, read last are still in the cache.
                     tiles_between(record, count - last, count - first, memory)
+                elif erases:
+                    erase_between(record, first, last)
                 fetch_add(record + 8 * DONE, last - first)
                 first = fetch_add(record + 8 * NEXT, chunk)
         if leader == 0 or not wait(record, count):
@@ -198,7 +215,7 @@ def launch(
     written: Tensor | None,
     measures: Measures | None,
     observed: Measures | None,
-) -> None:
+) -> Again:
     """See `Launches.step`; `written` is uint8 [variables], of viewed sources, `measures` of rules with statistics.
 
     Args:
@@ -217,4 +234,5 @@ def launch(
         return prepared(code, update, tables, sources, rule, values, states, inputs, written, measures, observed)
 
     moved = [(NORM, inputs.norm.data_ptr())]
-    launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)
+    made = launcher.run(given(tables, sources, rule, values, states, inputs, written), prepare, moved)
+    return lambda norm: made.run([(NORM, norm.data_ptr())])

@@ -16,7 +16,7 @@ from ..formats import Stored
 from ..launches import StepInputs, Tables
 from ..rules import Rule
 from .compile import DTYPES, compiled
-from .gradients import converter_of
+from .gradients import converter_of, eraser_of
 from .memory import read_byte, read_double, read_float, read_int, read_int32, write_float, write_int32
 from .prepared import Prepared, read_of
 from .record import RecordLayout, address_of, address_of_row, row_of
@@ -30,6 +30,7 @@ LAYOUT = RecordLayout(
     "updater",  # address of the function for the elements of a tile
     "converter",  # address of the function for gradients of other dtypes
     "as_they_are",  # whether the updater loads gradients of the dtype that they all have
+    "eraser",  # address of the function that makes -0.0 of gradients that were read; 0 where they stay
     "hyper",  # address of [groups, columns]
     "columns",
     "wide",  # whether `hyper` is float64, whatever the arithmetic is
@@ -170,6 +171,7 @@ def given(
         inputs.count_skips,
         list(map(_address, inputs.own)),
         inputs.unit,
+        inputs.clear,
     )
 
 
@@ -210,6 +212,7 @@ def prepared(
         updater=update.address,
         converter=converter_of(dtype) if sources.dtype is None else 0,
         as_they_are=sources.dtype is not None,
+        eraser=eraser_of(sources.dtype) if inputs.clear and sources.viewed and sources.dtype is not None else 0,
         hyper=inputs.hyper.data_ptr(),
         columns=inputs.hyper.shape[1],
         wide=rule.wide,

@@ -29,6 +29,8 @@ BYTES_A_THREAD = 4_000_000
 # The same of torch's threads while they are awake, as after a backward pass: the tail of 65,536 elements took 0.24 ms
 # with two of them, and 0.28 with one.
 BYTES_A_MEMBER = 600_000
+SHARED_FROM = 2 * min(BYTES_A_THREAD, BYTES_A_MEMBER)
+"""Bytes from which on a launch may be worth more threads than one."""
 # How often a launch is cut for a thread: those that start late, or share their core, take fewer pieces.
 PIECES = 8
 # Looks at the counter before the launching thread sleeps, some 30 microseconds.

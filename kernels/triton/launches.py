@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..addresses import Sources
 from ..formats import Stored
-from ..launches import NormSlot, StepInputs, Tables, draws_of
+from ..launches import Again, NormSlot, StepInputs, Tables, draws_of
 from ..rules import OBSERVED, Rule, observe
 from ..segments import Segments, unit_counts, unit_table
 from .accumulate import accumulate_kernel
@@ -98,7 +99,7 @@ class TritonLaunches:
         scale: float = 1.0,
         add: bool = False,
         grad_scale: Tensor | None = None,
-    ) -> None:
+    ) -> Again:
         """See `Launches.accumulate`."""
         tables, viewed = self.tables, sources.viewed
         scale_of = out.norm if grad_scale is None else grad_scale
@@ -135,6 +136,9 @@ class TritonLaunches:
         changing = (sources.table, target, out.sums, out.norm, scale_of)
         with on(tables.device):
             self._handles.launch(accumulate_kernel, programs, args, constants, self._options, changing)
+        return lambda norm: self.accumulate(
+            sources, stream, replace(out, norm=norm), scale=scale, add=add, grad_scale=grad_scale
+        )
 
     def norms(self, values: Tensor | None, sources: Sources | None, order: float, out: Tensor) -> None:
         """See `Launches.norms`."""
@@ -194,7 +198,7 @@ class TritonLaunches:
 
     def statistics(
         self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs
-    ) -> None:
+    ) -> Again:
         """See `Launches.statistics`."""
         tables, norm = self.tables, inputs.norm
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
@@ -243,6 +247,7 @@ class TritonLaunches:
             programs = len(tables.tiles)
             width = max(inputs.base, inputs.unit)
             self._handles.launch(statistics_kernel, programs, args, constants, self._options, changing, width)
+        return lambda norm: self.statistics(sources, rule, values, states, inputs._replace(norm=norm))
 
     def _options_of(self, sources: Sources, inputs: StepInputs) -> dict[str, object]:
         return {
@@ -256,7 +261,7 @@ class TritonLaunches:
             "BLOCK": self.tables.block,
         }
 
-    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> None:
+    def step(self, sources: Sources, rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> Again:
         """See `Launches.step`."""
         tables, norm = self.tables, inputs.norm
         scale = norm if inputs.grad_scale is None else inputs.grad_scale
@@ -310,6 +315,7 @@ class TritonLaunches:
             "COMPUTE": self._compute,
             "BLOCK": tables.block,
             "PLACED": _placed(values),
+            "CLEAR": inputs.clear and sources.viewed,
         }
         changing = (sources.table, inputs.hyper, inputs.steps, norm, scale, found, inputs.skipped)
         changing += (*_buffers(values, held), units, *inputs.own, keys, *(() if observed is None else (observed,)))
@@ -317,6 +323,7 @@ class TritonLaunches:
             programs = len(tables.tiles)
             width = max(inputs.base, inputs.unit)
             self._handles.launch(step_kernel, programs, args, constants, self._options, changing, width)
+        return lambda norm: self.step(sources, rule, values, states, inputs._replace(norm=norm))
 
 
 def _stored(rule: Rule, values: Stored, states: Sequence[Stored], inputs: StepInputs) -> dict[str, object]:

@@ -5,15 +5,16 @@
     p, state <- RULE(p, g, state, hyper, step)   hyper: the group's numbers, and what SCALARS makes of them in float64
 
 Traffic: values and each state read and written once, the gradient read once: 28 B per float32 AdamW parameter, 1 B more
-where elements are masked. The tile table adds 40 B a tile of `BLOCK` elements. With OBSERVE, 8 sums of 4 B a unit of
-128 elements are written and read once more, 0.5 B an element.
+where elements are masked, 4 B more where gradients are cleared. The tile table adds 40 B a tile of `BLOCK` elements.
+With OBSERVE, 8 sums of 4 B a unit of 128 elements are written and read once more, 0.5 B an element.
 Numerics: float32 inside (float64 for float64 regions), IEEE division and root, no fp fusion; stores round to nearest
 even, those of the states in DRAWS, and of values with AT_RANDOM, to bfloat16 at random (`stochastic.py`).
 Aliasing: values, states and steps in place; padding is stored as zero whatever the rule makes of it. With PLACED, each
 variable's values lie at an address of their own, element by element, without padding. A variable whose
 source is 0 is untouched, and so is a VIEWED one that was not written: no byte of it is read or written, its count
 stays. With SKIP and a norm that is not finite, or with FOUND_INF and a `found_inf` that is not 0, nothing changes but
-`skipped`. Where `frozen` is not 0, what was read is written back, bit for bit and in full width.
+`skipped`. Where `frozen` is not 0, what was read is written back, bit for bit and in full width. With CLEAR, gradients
+become -0.0, whether there is a step or not: behind a barrier, so that every warp has read its own.
 
 The step count of a variable is read by all its programs and raised by the last of them to arrive, so a launch needs no
 second pass, and a count stays where it is for the life of the optimizer: a captured graph goes on counting there. So do
@@ -30,7 +31,16 @@ from .numbers import first_of, is_fresh, load_own, load_row, load_sums, narrowed
 from .split import joined, lower_bits, parted, store_split, upper_bits
 from .squares import store_units, unit_sums, variable_sum
 from .stored import UNIT, load_scales, load_states, numbers_of, store_states, to_store, unit_of, value_to_store
-from .tiles import VARIABLE_COLUMNS, load_frozen, load_source, padded_mask, source_address, tile_row, values_at
+from .tiles import (
+    VARIABLE_COLUMNS,
+    clear_source,
+    load_frozen,
+    load_source,
+    padded_mask,
+    source_address,
+    tile_row,
+    values_at,
+)
 
 
 @triton.jit
@@ -111,6 +121,7 @@ def step_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
     PLACED: tl.constexpr = None,
+    CLEAR: tl.constexpr = False,
 ):
     tile = tl.program_id(0).to(tl.int64)
     # Known when compiled: with neither, nothing is loaded.
@@ -118,6 +129,8 @@ def step_kernel(
         if is_skipped(norm_ptr, found_inf_ptr, SKIP, FOUND_INF):
             if COUNT_SKIPS and tile == 0:
                 tl.store(skipped_ptr, tl.load(skipped_ptr) + 1)
+            if CLEAR:
+                clear_source(tiles_ptr, sources_ptr, tile, tl.arange(0, BLOCK), SOURCE)
             return
     lane = tl.arange(0, BLOCK)
     start, local, length, variable, group = tile_row(tiles_ptr, tile)
@@ -223,6 +236,8 @@ def step_kernel(
             store_units(scratch_ptr + i * scratch_units.to(tl.int64), first, sums, length, BLOCK)
     # One thread arrives for all warps, so all must have read the count first: the last program raises it at once.
     tl.debug_barrier()
+    if CLEAR:
+        clear_source(tiles_ptr, sources_ptr, tile, lane, SOURCE)
     tiles = tl.load(variables_ptr + VARIABLE_COLUMNS * variable + 1)
     if tl.atomic_add(arrived_ptr + variable, 1, sem="acq_rel") == tiles - 1:
         tl.store(arrived_ptr + variable, 0)

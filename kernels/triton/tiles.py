@@ -10,10 +10,12 @@ import triton
 import triton.language as tl
 
 from ..lang import INTERPRETED
+from ..segments import Segments
 
 TILE_COLUMNS = tl.constexpr(5)
 VARIABLE_COLUMNS = tl.constexpr(3)
 SOURCE_COLUMNS = tl.constexpr(2)
+LINE_BITS = tl.constexpr(8 * Segments.LINE)
 # The interpreter truncates where hardware rounds float32 to bfloat16 to nearest even: round by bits there.
 ROUND_BITS = tl.constexpr(INTERPRETED)
 
@@ -95,6 +97,25 @@ def load_source_if_any(sources_ptr, variable, address, local, length, lane, SOUR
     if address != 0:
         tile = load_source(sources_ptr, variable, address, local, length, lane, SOURCE, COMPUTE)
     return tile
+
+
+@triton.jit
+def clear_source(tiles_ptr, sources_ptr, tile, lane, SOURCE: tl.constexpr):
+    """Writes -0.0 over a tile of a viewed gradient, up to the end of its last line, which is no other variable's.
+
+    By its bits: Triton makes 0.0 of a constant that is equal to it. The stream begins on a multiple of 16 bytes. Shifts
+    of the length keep accesses at their full width. Where the tile lies is read once more: to keep it through a step
+    would take registers.
+    """
+    _, local, length, variable, _ = tile_row(tiles_ptr, tile)
+    address = source_address(sources_ptr, variable)
+    bits: tl.constexpr = SOURCE.primitive_bitwidth
+    shift: tl.constexpr = 6 - bits // 32
+    tl.static_assert(bits << shift == LINE_BITS)
+    pointer = address.to(tl.pointer_type(tl.core.get_int_dtype(bits, True))) + local
+    mark = tl.full(lane.shape, -(1 << (bits - 1)), pointer.dtype.element_ty)
+    inside = lane < ((length + (1 << shift) - 1) >> shift) << shift
+    tl.store(tl.multiple_of(pointer, 16) + lane, mark, mask=inside)
 
 
 @triton.jit

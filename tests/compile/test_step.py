@@ -146,6 +146,26 @@ def test_views_cost_two_scalars(target):
     check_code(viewed, CASES["adamw"], torch.float32, torch.float32)
 
 
+@each_pair
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "amsgradw", "lamb"])
+def test_views_are_cleared_at_full_width(name, skip, target, dtype):
+    """A stream more that is stored, twice in the code where a step may be skipped; a few registers, and no spills."""
+    case = CASES[name]
+    options = {"source": dtype, "viewed": True, "skip": skip, "max_norm": None}
+    plain, cleared = (compile_for(target, step_launch(case, dtype, **options, clear=on)) for on in (False, True))
+    streams = [dtype] * (1 + case.rule.stored)
+    assert cleared.wide("st") == wide_accesses(target, *streams, *[dtype] * (1 + skip))
+    assert [width for width in cleared.widths["st"] if width != 16] == [
+        width for width in plain.widths["st"] if width != 16
+    ]
+    assert cleared.spilled == 0
+    if target is not GFX942:  # there, wide loads of scalars are among them
+        assert cleared.wide("ld") == plain.wide("ld")
+        assert cleared.registers <= plain.registers + 8
+        check_arithmetic(cleared, case)
+
+
 @pytest.mark.parametrize("target", [SM90, GFX942], ids=["sm90", "gfx942"])
 @pytest.mark.parametrize(
     ("values", "source", "states"),

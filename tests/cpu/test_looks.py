@@ -40,8 +40,9 @@ def test_they_work_with_this_torch() -> None:
         (layouts, "ITEMS", 32),
         (layouts, "WORDS", 2),
         (compiled, "_GRAD", "no_such_function"),
-        (compiled, "_VERSION", "_Z7missingv"),
-        (compiled, "_BUMP", "_Z7missingv"),
+        (layouts, "INLINE", 4),
+        (compiled, "_COUNTER", "_Z7missingv"),
+        (compiled, "_IS_NEG", "_Z7missingv"),
     ],
 )
 def test_a_torch_that_is_otherwise_is_not_asked(
@@ -79,6 +80,37 @@ def test_rows_say_what_python_says() -> None:
             assert (address, axes, numel) == (param.grad.data_ptr(), param.dim(), param.numel())
             assert lengths[: 2 * axes : 2] == list(param.grad.stride())
             assert lengths[1 : 2 * axes : 2] == list(param.grad.shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64])
+@pytest.mark.parametrize("shape", [(), (0, 4), (3, 2, 5), (1, 2, 3, 4, 5), (1, 2, 1, 2, 1, 2)])
+def test_rows_of_every_kind(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Also where libtorch is asked: of other dtypes, and of more axes than lie in a tensor itself."""
+    whole = torch.zeros(COUNT, 3, *shape, dtype=dtype)
+    grads = [each[1].transpose(0, -1) if shape else each[1] for each in whole]
+    rows = Looks(grads, are_grads=True).look()
+    assert rows is not None
+    for row, grad in zip(rows.tolist(), grads, strict=True):
+        assert (row[0], row[1], row[3]) == (grad.data_ptr(), grad.dim(), grad.numel())
+        assert row[4 : 4 + 2 * grad.dim() : 2] == list(grad.stride())
+        assert row[5 : 5 + 2 * grad.dim() : 2] == list(grad.shape)
+    assert len({row[2] for row in rows.tolist()}) == 1
+
+
+def test_where_things_lie_is_found_each_time() -> None:
+    """Some bytes of a tensor are nobody's, and hold what was in memory before."""
+    libraries = compiled._libraries()
+    assert libraries is not None
+    places = [
+        compiled._address(libraries[which], name)
+        for which, name in ((1, compiled._GRAD), (0, compiled._COUNTER), (0, compiled._SHIM[2]))
+    ]
+    kept, found = [], set()
+    for k in range(60):
+        kept = [*kept[k % 2 :: 2], torch.zeros(k + 1), torch.zeros(k + 1, 2, dtype=torch.bfloat16).T]
+        found.add(layouts.fields(*places))
+    assert len(found) == 1
+    assert None not in found
 
 
 def test_versions_are_counted_as_python_counts() -> None:
@@ -128,13 +160,21 @@ def turn(params: list[nn.Parameter]) -> None:
     params[5].grad = torch._neg_view(torch.ones(2, 3))
 
 
+def borrow(params: list[nn.Parameter]) -> None:
+    """Its memory is another one's as well, until one of them is written."""
+    BORROWED.append(torch._lazy_clone(params[5].grad))  # type: ignore[arg-type]
+
+
+BORROWED: list[Tensor] = []
+
+
 def swap(params: list[nn.Parameter]) -> None:
     other = nn.Parameter(torch.zeros(2, 3))
     other.grad = torch.ones(3, 2).T
     torch.utils.swap_tensors(params[5], other)  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("change", [move, drop, appear, transpose, narrow, shrink, thin, negate, turn, swap])
+@pytest.mark.parametrize("change", [move, drop, appear, transpose, narrow, shrink, thin, negate, turn, swap, borrow])
 def test_what_changed_is_seen(change: Callable[[list[nn.Parameter]], None]) -> None:
     params = parameters()
     seen = Looks(params, of_grad=True)
@@ -145,7 +185,7 @@ def test_what_changed_is_seen(change: Callable[[list[nn.Parameter]], None]) -> N
     assert len(before) == len(params)
     assert not seen.unchanged()
     found = seen.moved()
-    if change is move:
+    if change in (move, borrow):
         assert found is not None
         assert found[0]
         assert found[1][5] == params[5].grad.data_ptr()  # type: ignore[union-attr]
@@ -168,7 +208,7 @@ def test_few_tensors_and_those_of_other_classes_are_not_looked_at() -> None:
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["libtorch", "python"])
-@pytest.mark.parametrize("change", [move, drop, transpose, None])
+@pytest.mark.parametrize("change", [move, drop, transpose, borrow, None])
 def test_views_are_there_or_not(
     change: Callable[[list[nn.Parameter]], None] | None, asked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from tests.support import reference
 from tests.support.launches import count_launches
+from tests.support.memory import Guarded
 from tests.support.rig import Rig
 from tests.support.rules import CASES
 from tests.support.tolerances import assert_norm, assert_same_bits
@@ -176,3 +177,68 @@ def test_gathered_says_itself_what_was_written(rig):
     norm_and_written(rig)
     step(rig, rig.plan.gathered(rig.grads.stream, [True, False] + [True] * 5))
     assert rig.steps.tolist() == [1, 0, 1, 1, 1, 1, 1]
+
+
+def mark(dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(-0.0, dtype=dtype)
+
+
+@pytest.mark.parametrize("how", ["step", "not finite", "found_inf"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_step_clears_what_was_written(dtype, masked, how, device):
+    """To the end of its lines, which are nobody else's, masked or not, skipped or not; and steps as without."""
+    masks = [torch.arange(numel, device=device).view(shape) % 2 > 0 for shape in SHAPES for numel in [_numel(shape)]]
+    runs = []
+    for clear in (False, True):
+        torch.manual_seed(0)
+        rig = Rig(SHAPES, dtype, rule=CASE.rule, masks=masks if masked else None, device=device)
+        streams = Guarded(rig.numel, dtype, device)
+        stream = streams.stream
+        stream.fill_(-0.0)
+        for i in (1, 2, 5):
+            start, stop = rig.segments.starts[i], rig.segments.nexts[i]
+            stream[start:stop] = torch.randn(stop - start)  # behind the variable, too
+        if how == "not finite":
+            rig.spans(stream)[1][3] = torch.nan
+        sources = rig.plan.viewed(stream)
+        rig.plan.norm_(sources)
+        found = torch.tensor(float(how == "found_inf"), device=device)
+        step(rig, sources, skip=True, found_inf=found, grad_scale=torch.ones((), device=device), clear=clear)
+        streams.assert_intact()
+        assert bool((stream != 0).any()) is not clear
+        runs.append((rig, stream))
+    (plain, _), (cleared, stream) = runs
+    assert_same_bits(stream, mark(dtype).to(device).expand_as(stream))
+    assert cleared.steps.tolist() == ([0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0] if how == "step" else [0.0] * len(SHAPES))
+    for one, other in zip(cleared.snapshot(), plain.snapshot(), strict=True):
+        assert_same_bits(one, other)
+
+
+def _numel(shape):
+    return torch.Size(shape).numel()
+
+
+@pytest.mark.parametrize("name", ["stable-adamw", "lamb", "mars"])
+def test_statistics_clear_nothing_that_the_step_reads_again(name, device):
+    case, runs = CASES[name], []
+    for clear in (False, True):
+        torch.manual_seed(0)
+        rig = Rig(SHAPES, rule=case.rule, device=device)
+        rig.grads.stream.fill_(-0.0)
+        for span in rig.spans(rig.grads.stream):
+            span.copy_(torch.randn(span.shape))
+        sources, _ = norm_and_written(rig)
+        states = [state.stream for state in rig.states]
+        given = {"steps": rig.steps, "norm": rig.norm, "max_norm": None, "skip": False, "skipped": rig.skipped}
+        rig.plan.step_(sources, case.rule, rig.values.stream, states, [case.group], **given, own=rig.own, clear=clear)
+        runs.append(rig)
+    assert_same_bits(runs[1].grads.stream, torch.full_like(runs[1].grads.stream, -0.0))
+    for one, other in zip([runs[1].values, *runs[1].states], [runs[0].values, *runs[0].states], strict=True):
+        assert_same_bits(one.storage, other.storage)
+
+
+def test_only_views_are_cleared(rig):
+    rig.grads.stream.fill_(1.0)
+    step(rig, rig.plan.gathered(rig.grads.stream, [True] * len(SHAPES)), clear=True)
+    assert bool((rig.grads.stream == 1.0).all())

@@ -152,8 +152,8 @@ class Twins:
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
-    def step(self, lane: Lane, max_norm: float | None, skip: bool) -> None:
-        """One step of both; gradients are what they were before."""
+    def step(self, lane: Lane, max_norm: float | None, skip: bool, zero_grad: bool = False) -> None:
+        """One step of both; gradients are what they were before, or dropped by ours if `zero_grad`."""
         grads = self.cycle.collect(self.members(lane))
         norm = self.cycle.norm(grads)
         # torch's own operators do not agree on the larger of a number and NaN; and the sign of NaN, which is NaN to us,
@@ -161,7 +161,7 @@ class Twins:
         if lane.kind in ("amsgrad", "adamax", "lion") and not torch.isfinite(norm):
             skip = True
         lane.ours.max_norm, lane.ours.skip_nonfinite = max_norm, skip
-        lane.ours.step()
+        lane.ours.step(zero_grad=zero_grad)
         if max_norm is not None or skip:
             taken = lane.ours.grad_norm.double()
             torch.testing.assert_close(taken, norm, rtol=1e-5, atol=1e-12, equal_nan=True)

@@ -47,6 +47,7 @@ def step_launch(
     statistics: bool = False,
     observed: bool = False,
     placed: bool = False,
+    clear: bool = False,
 ) -> Captured:
     """A step from gradients of one dtype (`source`, the values' if not given), misaligned for `shift`, or `mixed`.
 
@@ -59,6 +60,7 @@ def step_launch(
         statistics: The launch before it, of a rule that has one.
         observed: It tells of its variables.
         placed: Values lie at an address for each variable.
+        clear: Gradients of views become -0.0.
     """
     rig = Rig(
         shapes,
@@ -69,7 +71,8 @@ def step_launch(
         fill=False,
         backend="triton",
     )
-    sources = rig.plan.viewed(rig.grads.stream) if viewed else rig.plan.scattered(_grads(rig, source, shift, mixed))
+    stream = rig.grads.stream if source is None else rig.grads.stream.to(source)
+    sources = rig.plan.viewed(stream) if viewed else rig.plan.scattered(_grads(rig, source, shift, mixed))
     states = [state.stream for state in rig.states]
     options: dict[str, Any] = {
         "steps": rig.steps,
@@ -78,6 +81,7 @@ def step_launch(
         "skip": skip,
         "skipped": rig.skipped,
         "own": rig.own,
+        "clear": clear,
     }
     if observed:
         options["observed"] = torch.zeros((len(shapes), len(OBSERVED)), dtype=torch.float64)

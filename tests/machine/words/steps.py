@@ -15,13 +15,16 @@ class StepWords(Words):
         self.twins.step(self.lane(number), max_norm, skip)
         self.after_step()
 
-    @rule(number=NUMBERS)
-    def step_and_zero(self, number: int) -> None:
+    @rule(number=NUMBERS, at_once=st.booleans(), skip=st.booleans())
+    def step_and_zero(self, number: int, at_once: bool, skip: bool) -> None:
         lane = self.lane(number)
-        self.twins.step(lane, None, False)
-        self.after_step()
-        lane.ours.zero_grad()
+        self.twins.step(lane, None, skip, zero_grad=at_once)
+        if not at_once:
+            self.after_step()
+            lane.ours.zero_grad()
         self.twins.cycle.zero(self.twins.members(lane))
+        if at_once:
+            self.after_step()
 
     @rule(number=NUMBERS, gamma=st.sampled_from([0.5, 1.5]))
     def step_with_a_scheduler(self, number: int, gamma: float) -> None:
