@@ -92,8 +92,7 @@ class Stepping:
         return [param.grad for param in self.params]
 
     def tail(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(zero_grad=True)
 
 
 def host_costs(count: int, rounds: int = 15) -> dict[str, float]:

@@ -81,9 +81,7 @@ def trainer(mode: str, cell: Cell, params: Params) -> Trainer:
     def finish() -> None:
         if mode == "accumulate":
             store.accumulate()
-        optimizer.step()
-        if cell.case == "tail":
-            optimizer.zero_grad()
+        optimizer.step(zero_grad=cell.case == "tail")
 
     def write_views(grads: list[Tensor]) -> None:
         # As autograd does: in place, which is what says that there is a gradient.

@@ -136,8 +136,7 @@ class FlatSide(Side):
             self.store.accumulate(scale=1 / (self.micro_batches * self.loss_scale))
 
     def update(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer.step(zero_grad=True)
 
     def state_dict(self) -> dict:
         """As of the other side; the numbers of split values are not in what the module shows of them."""

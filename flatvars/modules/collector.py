@@ -1,7 +1,6 @@
 """Python's collector of cycles, which counts new objects: thousands of tensors would start it again and again.
 
-What adoption makes is all to stay, so each of its turns finds nothing; they took a quarter of the time. The first one
-afterwards would look at all of it once more: it is put among the old objects, where such a turn would leave it.
+What adoption makes is all to stay, so each of its turns finds nothing; they took a quarter of the time.
 """
 
 from __future__ import annotations
@@ -19,8 +18,5 @@ def collecting_later() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # what somebody has frozen is to stay so
-            gc.freeze()
-            gc.unfreeze()
         if was_on:
             gc.enable()

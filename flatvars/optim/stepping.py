@@ -156,6 +156,9 @@ class Stepping(Planning):
         Args:
             pairs: The parts of the plans, or this rank's shares of them, each with its gradients.
         """
+        if self.several and len(pairs) > 1:  # a number that cannot be is refused before the launch of another rule
+            for part, _ in pairs:
+                self.upload_part(part)
         for part, source in pairs:
             self.launch_part(plans, part, source, norm, scaling)
 

@@ -32,7 +32,7 @@ from .record import Words, address_of_row, row_of
 
 # Nanoseconds after a launch in which they are awake for certain: two looks at a clock take three microseconds.
 JUST = 100_000
-# Nanoseconds between launches that follow each other closely: after less than half of these do they fall asleep.
+# Nanoseconds between launches that follow each other closely: awake ones stay so for some twice as long.
 CLOSE = 5_000_000
 # Bytes that are worth waking them, in one launch or in several that follow each other closely. There, AdamW's step of
 # 117 MB took 7.9 ms with those that sleep behind 60 ms of pause, and 4.4 behind 15, from where they wake sooner; 5.7

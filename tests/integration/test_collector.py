@@ -24,30 +24,6 @@ def test_adoption_does_not_collect_on_the_way() -> None:
     assert turns.count("start") <= 1
 
 
-def test_what_was_adopted_is_old_at_once() -> None:
-    """A turn of the collector among new objects looks at none of it."""
-    module = nn.ParameterList(nn.Parameter(torch.zeros(1)) for _ in range(2_000))
-    gc.unfreeze()
-    gc.collect()
-    gc.disable()
-    try:
-        store = fv.VarStore.from_module(module)
-        young = gc.get_objects(0) + gc.get_objects(1)
-    finally:
-        gc.enable()
-        gc.freeze()  # as it was before each test
-    held = {id(variable) for variable in store.variables().values()}
-    assert len(held) == 2_000
-    assert not held & set(map(id, young))
-
-
-def test_what_somebody_froze_stays_frozen() -> None:
-    count = gc.get_freeze_count()
-    assert count > 0, "conftest.py freezes what stood before the tests"
-    fv.VarStore.from_module(nn.Linear(2, 2))
-    assert gc.get_freeze_count() == count
-
-
 @pytest.mark.parametrize("on", [True, False])
 def test_the_collector_is_left_as_it_was(on: bool) -> None:
     found = []

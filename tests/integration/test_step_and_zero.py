@@ -267,16 +267,20 @@ def test_a_schedule_wraps_the_step(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("how", ["strict", "number"])
-def test_gradients_stay_where_a_step_raises(how: str, mode: str) -> None:
-    run = Run(True, mode)
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_gradients_and_values_stay_where_a_step_raises(name: str, how: str, mode: str) -> None:
+    """Those of another rule, too, whose launch would come before."""
+    run = Run(True, mode, name)
     run.backward(0)
     before = {name: p.grad.clone() for name, p in run.params() if p.grad is not None}
+    values = run.store.values.clone()
     if how == "number":
-        run.optimizer.param_groups[0]["betas"] = (1.5, 0.9)
+        run.optimizer.param_groups[-1]["betas"] = (1.5, 0.9)
     with pytest.raises((ValueError, fv.GradientError)):
         run.finish(strict=how == "strict")
     for name, grad in before.items():
         assert_same_bits(run.module.get_parameter(name).grad, grad)
+    assert_same_bits(run.store.values, values)
     assert run.store.gradient_names() == ["a", "c", "e", "d", "f"]
 
 
