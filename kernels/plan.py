@@ -84,7 +84,7 @@ class Plan:
         """Writes the L2 norm of the gradients, divided by `grad_scale` if given, to `norm`. One launch."""
         self._note_capture()
         norm = self.out.norm
-        given = sources.table.data_ptr(), sources.dtype, sources.viewed, norm.dtype  # tables of shards come and go
+        given = sources.table.data_ptr(), sources.dtype, sources.viewed, norm.dtype
         if grad_scale is None and self._last_norm is not None and self._last_norm[0] == given:
             self._last_norm[1](norm)
             return

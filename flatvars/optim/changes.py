@@ -28,10 +28,19 @@ class GroupChanges:
     """The entries of param groups as the last step found them; parameters are followed by the membership."""
 
     def __init__(self) -> None:
-        self._known: list[tuple[list[str], list[Any], int]] | None = None
+        self._known: list[tuple[list[str], list[Any], int | None]] | None = None
 
     def look(self, groups: Groups) -> Change:
-        """What changed since they were noted."""
+        """What changed since they were noted. If something did, that is forgotten: they are to be noted once more.
+
+        A step that is broken off may have uploaded some of the new numbers, and these may be set back before the next.
+        """
+        found = self._compared(groups)
+        if found is not Change.NONE:
+            self._known = None
+        return found
+
+    def _compared(self, groups: Groups) -> Change:
         known = self._known
         if known is None or len(known) != len(groups):
             return Change.ANY
@@ -41,6 +50,8 @@ class GroupChanges:
             if len(now) != len(values) or list(group) != names:
                 return Change.ANY
             if not all(map(is_, now, values)):
+                if rate is None:
+                    return Change.ANY
                 turned, now[rate] = now[rate], values[rate]
                 if type(turned) is not float or not isfinite(turned) or not all(map(is_, now, values)):
                     return Change.ANY
@@ -55,4 +66,4 @@ class GroupChanges:
         self._known = []
         for group in groups:
             names = list(group)
-            self._known.append((names, list(group.values()), names.index("lr") if "lr" in group else -1))
+            self._known.append((names, list(group.values()), names.index("lr") if "lr" in group else None))

@@ -239,6 +239,7 @@ class Stepping(Planning):
         observed = self.observed()[0] if self.stats_every else None
         scale, found = scaling["grad_scale"], scaling["found_inf"]
         return (
+            source.table.data_ptr(),
             source.dtype,
             source.viewed,
             norm.dtype,

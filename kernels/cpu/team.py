@@ -113,16 +113,18 @@ def launch(function: Any, record: Words, threads: int) -> None:
     address = ctypes.cast(function, ctypes.c_void_p).value
     task = row_of([address or 0, address_of_row(record), _own_name(), threading.get_ident(), 0])
     parallel(_member().address, address_of_row(task), threads, 0)
+    member = task[_MEMBER]
     try:
         # Asked for while that thread is there for certain: the C library looks into its memory.
-        _mine.clock = time.pthread_getcpuclockid(task[_MEMBER])
+        _mine.clock = time.pthread_getcpuclockid(member) if member else None
     except OSError:
         _mine.clock = None
     _mine.launched = time.perf_counter_ns()
 
 
 _MEMBER = 4
-"""The word of a task that becomes the name of a thread that took part, other than the one that launched."""
+"""The word of a task that becomes the name of a thread that took part, other than the one that launched; 0 if none did,
+as with OMP_DYNAMIC and OMP_THREAD_LIMIT."""
 
 
 @functools.cache

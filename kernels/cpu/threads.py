@@ -66,12 +66,14 @@ class Pool:
         """
         threads, are_torchs = threads_for(size)
         record[CHUNK] = chunk_of(record[COUNT], threads)
-        if are_torchs:
-            team.launch(function, record, threads)
-        elif threads > 1 and (helpers := self._helpers(threads - 1)):
+        if not are_torchs and threads > 1 and (helpers := self._helpers(threads - 1)):
             self._share(function, record, helpers)
             return
-        function(address_of_row(record), 1)
+        try:
+            if are_torchs:
+                team.launch(function, record, threads)
+        finally:  # an interrupt is raised behind the tiles: without the rest, values would have moved and no count
+            function(address_of_row(record), 1)
 
     def _share(self, function: Any, record: Words, helpers: int) -> None:
         # One that wakes too late looks at this copy, not at what the next launch is told.

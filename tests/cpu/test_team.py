@@ -143,3 +143,25 @@ def test_where_a_clock_cannot_be_had_the_team_is_taken_as_it_is() -> None:
         launch()
     assert team._mine.clock is None
     assert threads.threads_for(SMALL) == (2, True)
+
+
+def test_an_interrupt_behind_the_tiles_leaves_no_launch_unfinished() -> None:
+    pool, leaders = Pool(), []
+    with (
+        patch.object(threads, "threads_for", return_value=(2, True)),
+        patch.object(team, "launch", side_effect=KeyboardInterrupt),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        pool.launch(lambda address, leader: leaders.append(leader) or 1, record(), SMALL)
+    assert leaders == [1]
+
+
+def test_no_clock_is_asked_for_where_no_other_thread_took_part() -> None:
+    """As with OMP_DYNAMIC: of no thread, C libraries tell an error at best."""
+    with (
+        patch.object(team, "_parallel", lambda: lambda *arguments: None),
+        patch.object(time, "pthread_getcpuclockid") as asked,
+    ):
+        launch()
+    asked.assert_not_called()
+    assert team._mine.clock is None

@@ -325,6 +325,29 @@ def test_a_rate_that_is_no_number_is_refused_though_nothing_else_changed() -> No
     assert all(torch.equal(now, then) for now, then in zip(trained.numbers(), before, strict=True))
 
 
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_numbers_of_a_step_that_was_broken_off_are_not_used_when_they_are_set_back(name: str) -> None:
+    """The first of two launches has its new numbers by then, and the second has not."""
+
+    ours, twin = Trained("gather"), Trained("gather")
+    for trained in (ours, twin):
+        half = nn.Parameter(torch.ones(9, dtype=torch.float64))
+        trained.params.append(half)
+        trained.store.add("half", half)
+        trained.optimizer.param_groups[0]["params"].append(half)
+        trained.step()
+        group, launches = trained.optimizer.param_groups[0], [trained.optimizer.launch_part]
+        before, group[name] = group[name], 0.7
+        launch = patch.object(trained.optimizer, "launch_part", lambda *given, left=launches: left.pop()(*given))
+        with launch, pytest.raises(IndexError):  # at the second launch
+            trained.step(1)
+        group[name] = before
+    ours.step()
+    with never_again(twin.optimizer):
+        twin.step()
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(ours.numbers(), twin.numbers(), strict=True))
+
+
 def test_what_changed() -> None:
     groups: list[dict[str, Any]] = [{"params": [], "lr": 0.1, "betas": (0.9, 0.99)}, {"params": [], "lr": 0.2}]
     changes = GroupChanges()
@@ -340,13 +363,20 @@ def test_what_changed() -> None:
     changes.note(groups)
     groups[0]["lr"] = float("inf")
     assert changes.look(groups) is Change.ANY
+    changes.note([{**groups[0], "lr": 0.1}, groups[1]])
     groups[0]["lr"] = 1
     assert changes.look(groups) is Change.ANY  # of another kind
     changes.note(groups)
     groups.append({"params": []})
     assert changes.look(groups) is Change.ANY
     groups.pop()
+    assert changes.look(groups) is Change.ANY  # until they are noted
+    changes.note(groups)
     groups[0]["more"] = 1
+    assert changes.look(groups) is Change.ANY
+    groups = [{"params": [], "scale": 0.1}]  # of a rule that has no learning rate
+    changes.note(groups)
+    groups[0]["scale"] = 0.2
     assert changes.look(groups) is Change.ANY
     groups[0]["more"] = torch.ones(1)
     changes.note(groups)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,17 @@ def test_a_norm_of_many_equal_numbers_loses_nothing(device):
     rig = Rig([(40_000,)], device=device)
     grads = [torch.full((40_000,), 0.1, device=device)]
     assert_norm(norm_of(rig, grads), reference.norm_of(grads), torch.float32)
+
+
+def test_each_launch_reads_the_table_that_it_is_given(device):
+    """Shards whose units a border cuts have tables of their own in every step."""
+    rig, tables = Rig(SHAPES, device=device), []
+    for _ in range(2):
+        grads = rig.random_grads()
+        sources = rig.plan.scattered(grads)
+        tables.append((grads, sources.table.clone()))
+        rig.plan.norm_(replace(sources, table=tables[-1][1]))
+        assert_norm(rig.norm, reference.norm_of(grads), torch.float32)
 
 
 def test_launches_leave_the_counter_as_they_found_it(device):
