@@ -160,10 +160,7 @@ class HyperTable:
                 "param_groups changed since the last step, or no step was taken yet, while a CUDA graph is being "
                 "captured; call optimizer.upload_hyperparameters() before the capture and before each replay"
             )
-        if table.device.type != "cpu":
-            upload(table, torch.tensor(numbers, dtype=table.dtype))
-        else:
-            table.numpy()[:] = numbers  # in 1 us; by way of a tensor it takes 7
+        upload(table, torch.tensor(numbers, dtype=table.dtype))
         self._uploaded = numbers
 
 

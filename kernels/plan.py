@@ -188,7 +188,7 @@ class Plan:
         return torch.where(self.written(sources)[:, None], self.launches.sums(rule), 0.0)
 
     def _note_capture(self) -> None:
-        if self.device.type == "cuda" and is_capturing(self.addresses.table):
+        if is_capturing(self.addresses.table):
             _CAPTURED.add(self)
 
     # Numbers on the device ----------------------------------------------------------------------------------------

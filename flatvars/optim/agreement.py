@@ -49,7 +49,7 @@ def members_of(optimizer: Numbered, groups: Sequence[Sequence[Variable]], plans:
     facts = {"class": type(optimizer).__name__}
     facts |= {name: repr(getattr(optimizer, name)) for name in ("state_dtype", "state_format")}
     rules = {plans.variables[k].id: f" by {part.kind.name}" for part in plans.parts if part.kind for k in part.order}
-    masks = masks_of(plans.registry, [variable for variables in groups for variable in variables])
+    masks = checksums_of_masks(plans.registry, [variable for variables in groups for variable in variables])
     for number, variables in enumerate(groups):
         for variable in variables:
             trains = f"trained{rules.get(variable.id, '')}" if variable.trains else "frozen"
@@ -59,7 +59,7 @@ def members_of(optimizer: Numbered, groups: Sequence[Sequence[Variable]], plans:
     return facts
 
 
-def masks_of(registry: Registry, variables: Iterable[Variable]) -> dict[int, str]:
+def checksums_of_masks(registry: Registry, variables: Iterable[Variable]) -> dict[int, str]:
     """What stands for the masks of variables that have one, by id."""
     found = []
     for variable in variables:

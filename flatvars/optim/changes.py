@@ -13,8 +13,6 @@ from typing import Any
 
 from ..backend import is_fixed_group
 
-Groups = Sequence[Mapping[str, Any]]
-
 
 class Change(Enum):
     """Of param groups."""
@@ -30,7 +28,7 @@ class GroupChanges:
     def __init__(self) -> None:
         self._known: list[tuple[list[str], list[Any], int | None]] | None = None
 
-    def look(self, groups: Groups) -> Change:
+    def look(self, groups: Sequence[Mapping[str, Any]]) -> Change:
         """What changed since they were noted. If something did, that is forgotten: they are to be noted once more.
 
         A step that is broken off may have uploaded some of the new numbers, and these may be set back before the next.
@@ -40,7 +38,7 @@ class GroupChanges:
             self._known = None
         return found
 
-    def _compared(self, groups: Groups) -> Change:
+    def _compared(self, groups: Sequence[Mapping[str, Any]]) -> Change:
         known = self._known
         if known is None or len(known) != len(groups):
             return Change.ANY
@@ -58,7 +56,7 @@ class GroupChanges:
                 change = Change.RATE
         return change
 
-    def note(self, groups: Groups) -> None:
+    def note(self, groups: Sequence[Mapping[str, Any]]) -> None:
         """A step has used them as they are; what may change in place is not noted, and changed at every look."""
         if not all(map(is_fixed_group, groups)):
             self._known = None

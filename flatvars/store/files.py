@@ -15,10 +15,10 @@ from ..checkpoint.opening import PathOrStream, TorchKey
 from ..checkpoint.save import write
 from ..checkpoint.snapshot import restore, take
 from ..variables.selectors import Selector
-from .named import Named
+from .named import ByName
 
 
-class Files(Named):
+class FilingStore(ByName):
     """A part of `VarStore`."""
 
     def save(

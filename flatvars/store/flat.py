@@ -12,10 +12,10 @@ from ..variables.registry import HasRegistry
 from . import transfer
 from .given import registry_in
 from .looking import looked_at, only_region, region_of
-from .named import Named
+from .named import ByName
 
 
-class Flat(Named):
+class FlatStore(ByName):
     """A part of `VarStore`."""
 
     @property

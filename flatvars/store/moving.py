@@ -11,10 +11,10 @@ from ..modules.path import Path
 from ..modules.rebind import rebind, restore_aliases
 from .devices import concrete
 from .looking import check_layout
-from .named import Named
+from .named import ByName
 
 
-class Moving(Named):
+class MovingStore(ByName):
     """A part of `VarStore`."""
 
     def check_aliases(self) -> None:

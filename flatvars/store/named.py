@@ -15,7 +15,7 @@ from ..variables.selectors import Selector, explain_unknown
 from ..variables.variable import Variable
 
 
-class Named:
+class ByName:
     """A part of `VarStore`."""
 
     _registry: Registry

@@ -34,12 +34,12 @@ from ..variables.registry import Registry
 from ..variables.selectors import Selector
 from . import transfer
 from .devices import check_arguments, concrete, device_of
-from .files import Files
-from .flat import Flat
+from .files import FilingStore
+from .flat import FlatStore
 from .given import bytes_of_buckets, check_module, registry_in
 from .looking import summary, summary_of
-from .moving import Moving
-from .training import Training
+from .moving import MovingStore
+from .training import TrainingStore
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh  # which not every torch was built with
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _stores: weakref.WeakKeyDictionary[Registry, weakref.ref[VarStore]] = weakref.WeakKeyDictionary()
 
 
-class VarStore(Flat, Moving, Training, Files):
+class VarStore(FlatStore, MovingStore, TrainingStore, FilingStore):
     """Named variables in one contiguous buffer per dtype, with a parallel stream of gradients.
 
     Args:

@@ -15,10 +15,10 @@ from ..gradients.norms import VariableNorms
 from ..modules.path import Real
 from ..optim.scaling import scale_of
 from ..variables.selectors import Selector
-from .named import Named
+from .named import ByName
 
 
-class Training(Named):
+class TrainingStore(ByName):
     """A part of `VarStore`."""
 
     # Masks ------------------------------------------------------------------------------------------------------------
