@@ -70,8 +70,6 @@ class Membership:
         Raises:
             ValueError: a parameter stands in the groups twice.
         """
-        if self.is_followed(groups):
-            return []
         moved = self._generation != self.registry.generation
         if moved:
             for group in groups:
